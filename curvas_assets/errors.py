@@ -1,0 +1,64 @@
+"""The platform's one family of errors.
+
+Every error tells what was attempted, for which patient, model or object, what was found and what to do next, and
+whether trying again can help. Nothing here knows Dagster: `orchestration` turns `may_retry` into a retry policy.
+"""
+
+
+class CurvasError(Exception):
+    """An expected failure, told to the person who can mend it.
+
+    Args:
+        attempted: what was being done, e.g. "reading annotation_2.nii.gz".
+        subject: the patient, model, study or object it was done for.
+        found: what was there instead of what is needed, with values.
+        remedy: what to do next.
+        may_retry: whether the same call can succeed later without anybody changing anything.
+    """
+
+    def __init__(self, attempted: str, subject: str, found: str, remedy: str, *, may_retry: bool = False):
+        self.attempted = attempted
+        self.subject = subject
+        self.found = found
+        self.remedy = remedy
+        self.may_retry = may_retry
+        super().__init__(f"{subject}: {attempted} failed: {found}. {remedy}")
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.attempted, self.subject, self.found, self.remedy, self.may_retry)
+
+
+def _rebuild(kind: type[CurvasError], attempted: str, subject: str, found: str, remedy: str, may_retry: bool):
+    return kind(attempted, subject, found, remedy, may_retry=may_retry)
+
+
+class StudyError(CurvasError):
+    """The study's configuration is wrong."""
+
+
+class PatientError(CurvasError):
+    """A patient's scan or annotations cannot be used."""
+
+
+class StorageError(CurvasError):
+    """The object store refused, or cannot be reached."""
+
+
+class MissingArtefactError(StorageError):
+    """An artefact that should be stored is not there."""
+
+
+class CorruptArtefactError(StorageError):
+    """An artefact is there, but its bytes are not what its manifest promises."""
+
+
+class SegmentationError(CurvasError):
+    """nnU-Net could not prepare, train or predict."""
+
+
+class EnsembleError(CurvasError):
+    """The members of an ensemble are incomplete or do not fit together."""
+
+
+class ScoringError(CurvasError):
+    """A predictor cannot be scored against the annotations given."""
