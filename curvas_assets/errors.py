@@ -62,3 +62,11 @@ class EnsembleError(CurvasError):
 
 class ScoringError(CurvasError):
     """A predictor cannot be scored against the annotations given."""
+
+
+class StatisticsError(CurvasError):
+    """A table of scores cannot be reduced, compared or ranked."""
+
+
+class ReportError(CurvasError):
+    """A figure, table or report cannot be drawn from what was given."""

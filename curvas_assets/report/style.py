@@ -1,0 +1,149 @@
+"""How figures look: colours, families, orientation of slices, and pictures as bytes.
+
+Belongs here: what every figure shares. Does not belong here: any figure, any number of a study.
+Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart with every common colour blindness; what
+a colour tells is told a second time by a marker or a dash, so that a black-and-white print still reads.
+"""
+
+import io
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from curvas_assets.errors import ReportError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ImageFormat = Literal["png", "svg", "pdf"]
+Orientation: TypeAlias = str | npt.NDArray[np.floating[Any]]
+"""Directions of the array axes X, Y, Z: nibabel's codes (`LPS`, `RAS`, …) or the 4 × 4 RAS+ affine of the image."""
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+GREY = "#6E6E6E"
+
+FAMILIES = ("general", "annotator", "individual")
+"""Families in the order in which they are shown."""
+FAMILY_COLOURS = {"general": BLUE, "annotator": ORANGE, "individual": GREEN}
+FAMILY_MARKERS = {"general": "o", "annotator": "s", "individual": "^"}
+FAMILY_SYMBOLS = {"general": "circle", "annotator": "square", "individual": "triangle-up"}
+FAMILY_DASHES = {"general": "solid", "annotator": "dash", "individual": "dot"}
+
+ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE)
+ANNOTATOR_LINES = ("solid", "dashed", "dotted", "dashdot", (0, (5, 1)), (0, (1, 1)))
+ORGAN_COLOURS = (VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, BLACK)
+"""By label − 1."""
+DISSENSUS_COLOUR = YELLOW
+
+CT_WINDOW_HU = (-160.0, 240.0)
+"""Abdominal soft-tissue window: level 40 HU, width 400 HU."""
+_AXES = {"L": "LR", "R": "LR", "P": "PA", "A": "PA", "S": "SI", "I": "SI"}
+
+
+def colour_of(palette: tuple[Any, ...], index: int) -> Any:
+    """The palette's colour (or line) of an index; repeats after the last."""
+    return palette[index % len(palette)]
+
+
+def axis_codes(orientation: Orientation) -> str:
+    """Directions in which the array axes X, Y, Z run, as three letters such as `LPS`.
+
+    Raises:
+        ReportError: neither three letters, one of each of L/R, P/A and S/I, nor a 4 × 4 affine.
+    """
+    if isinstance(orientation, str):
+        codes = orientation.upper()
+    else:
+        affine = np.asarray(orientation, dtype=float)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ReportError(
+                "orienting a slice",
+                "the affine",
+                f"it has shape {affine.shape}",
+                "Give nibabel's 4 × 4 affine, or three letters such as LPS.",
+            )
+        from nibabel.orientations import aff2axcodes
+
+        codes = "".join(code or "?" for code in aff2axcodes(affine))
+    if sorted(_AXES.get(code, "?") for code in codes) != ["LR", "PA", "SI"]:
+        raise ReportError(
+            "orienting a slice",
+            repr(orientation),
+            "it does not name left–right, posterior–anterior and superior–inferior once each",
+            "Give three letters such as LPS or RAS, or the image's affine.",
+        )
+    return codes
+
+
+def radiological(slices: npt.NDArray[Any], orientation: Orientation) -> npt.NDArray[Any]:
+    """Axial slices as radiologists hang them: anterior on top, the patient's left on the viewer's right.
+
+    Args:
+        slices: (…, Y, X) in array order.
+        orientation: directions of the axes X, Y, Z, or the affine.
+
+    Returns:
+        A view with the same leading axes; rows run to posterior, columns to the patient's left.
+
+    Raises:
+        ReportError: the orientation is not readable, or Z is not the superior–inferior axis.
+    """
+    codes = axis_codes(orientation)
+    if codes[2] not in "SI":
+        raise ReportError(
+            "orienting a slice",
+            codes,
+            "the slices are not axial: Z does not run along superior–inferior",
+            "Reorient the image first.",
+        )
+    x, y = codes[0], codes[1]
+    if x in "PA":
+        slices = np.swapaxes(slices, -1, -2)
+        x, y = y, x
+    if x == "R":
+        slices = slices[..., ::-1]
+    if y == "A":
+        slices = slices[..., ::-1, :]
+    return slices
+
+
+def pixel_aspect(spacing_mm: tuple[float, ...], orientation: Orientation) -> float:
+    """Height over width of a displayed pixel, from the spacing (Z, Y, X) or (Y, X) in mm."""
+    if len(spacing_mm) < 2 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise ReportError(
+            "drawing a slice", "the spacing", repr(spacing_mm), "Give the voxel size along (Z, Y, X) or (Y, X), in mm."
+        )
+    y_mm, x_mm = float(spacing_mm[-2]), float(spacing_mm[-1])
+    return x_mm / y_mm if axis_codes(orientation)[0] in "PA" else y_mm / x_mm
+
+
+def new_figure(width_in: float, height_in: float) -> "Figure":
+    """An empty matplotlib figure outside pyplot, so that nothing global remembers it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def picture(figure: "Figure", image_format: ImageFormat = "png", *, dpi: int = 120) -> bytes:
+    """A matplotlib figure as PNG, SVG or PDF bytes, the same bytes for the same figure."""
+    import matplotlib
+
+    # Without these, SVG ids are random and PDF and SVG carry the date: equal reports would differ.
+    dateless = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "ModDate": None}}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "curvas-assets", "pdf.fonttype": 42, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=image_format, dpi=dpi, metadata=dateless[image_format])
+    return buffer.getvalue()
