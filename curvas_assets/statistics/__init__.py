@@ -1,0 +1,22 @@
+"""From scores to answers: means with their gaps, tests between families, the study's published table, ranks."""
+
+from curvas_assets.statistics.association import annotator_agreement, dice_against_entropy, paired_scores
+from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
+from curvas_assets.statistics.families import compare_all_families, compare_families
+from curvas_assets.statistics.published import PublishedScores, read_published_scores
+from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
+
+__all__ = [
+    "PublishedScores",
+    "annotator_agreement",
+    "best_predictors",
+    "compare_all_families",
+    "compare_families",
+    "dice_against_entropy",
+    "leaderboard",
+    "leaderboard_wide",
+    "paired_scores",
+    "read_published_scores",
+    "reduce_scores",
+    "summarise",
+]
