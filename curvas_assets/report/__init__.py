@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curvas_assets.report.document import Provenance, Report, ReportInputs, build_report
+    from curvas_assets.report.figures import Chart
+    from curvas_assets.report.pictures import OrganView, SliceView
     from curvas_assets.report.previews import (
         preview_scan,
         preview_softmax,
@@ -14,15 +17,40 @@ if TYPE_CHECKING:
         reliability_diagram,
         training_curve,
     )
+    from curvas_assets.report.tables import Table, table_of
 
 _HOMES = {
+    "Chart": "figures",
+    "OrganView": "pictures",
+    "Provenance": "document",
+    "Report": "document",
+    "ReportInputs": "document",
+    "SliceView": "pictures",
+    "Table": "tables",
+    "build_report": "document",
     "preview_scan": "previews",
     "preview_softmax": "previews",
     "preview_uncertainty": "previews",
     "reliability_diagram": "previews",
+    "table_of": "tables",
     "training_curve": "previews",
 }
-__all__ = ["preview_scan", "preview_softmax", "preview_uncertainty", "reliability_diagram", "training_curve"]
+__all__ = [
+    "Chart",
+    "OrganView",
+    "Provenance",
+    "Report",
+    "ReportInputs",
+    "SliceView",
+    "Table",
+    "build_report",
+    "preview_scan",
+    "preview_softmax",
+    "preview_uncertainty",
+    "reliability_diagram",
+    "table_of",
+    "training_curve",
+]
 
 
 def __getattr__(name: str) -> Any:

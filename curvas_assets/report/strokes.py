@@ -15,6 +15,7 @@ from curvas_assets.report.style import (
     ANNOTATOR_LINES,
     BLACK,
     CT_WINDOW_HU,
+    DISSENSUS_COLOUR,
     ORGAN_COLOURS,
     colour_of,
 )
@@ -40,6 +41,14 @@ def show_labels(axes: "Axes", labels: Slice, aspect: float, *, alpha: float = 0.
     colours = ListedColormap([colour_of(ORGAN_COLOURS, label) for label in range(highest)])
     shown = np.ma.masked_equal(labels, 0)
     axes.imshow(shown, cmap=colours, vmin=0.5, vmax=highest + 0.5, aspect=aspect, alpha=alpha, interpolation="nearest")
+
+
+def show_dissensus(axes: "Axes", apart: Slice, aspect: float) -> None:
+    """Where annotators disagree, highlighted."""
+    from matplotlib.colors import ListedColormap
+
+    shown = np.ma.masked_equal(apart.astype(int), 0)
+    axes.imshow(shown, cmap=ListedColormap([DISSENSUS_COLOUR]), aspect=aspect, alpha=0.55, interpolation="nearest")
 
 
 def show_map(
@@ -76,12 +85,18 @@ def outline(axes: "Axes", labels: Slice, annotator: int) -> None:
     axes.set_ylim(labels.shape[0] - 0.5, -0.5)
 
 
-def draw_reliability(axes: "Axes", pooled: "pd.DataFrame", colour: str) -> None:
+def draw_reliability(
+    axes: "Axes",
+    pooled: "pd.DataFrame",
+    colour: str,
+    *,
+    labels: tuple[str, str, str] = ("accuracy", "calibration gap", "perfect calibration"),
+) -> None:
     """Bars of accuracy, the gap to the confidence hatched, and the diagonal."""
     filled = pooled[pooled["count"] > 0]
     middle = (filled["lower"] + filled["upper"]) / 2
     width = filled["upper"] - filled["lower"]
-    axes.bar(middle, filled["accuracy"], width=width, color=colour, edgecolor="white", lw=0.3, label="accuracy")
+    axes.bar(middle, filled["accuracy"], width=width, color=colour, edgecolor="white", lw=0.3, label=labels[0])
     gap = filled["confidence"] - filled["accuracy"]
     axes.bar(
         middle,
@@ -92,9 +107,9 @@ def draw_reliability(axes: "Axes", pooled: "pd.DataFrame", colour: str) -> None:
         edgecolor=BLACK,
         hatch="////",
         lw=0.3,
-        label="calibration gap",
+        label=labels[1],
     )
-    axes.plot([0, 1], [0, 1], ls="--", lw=0.9, color=BLACK, label="perfect")
+    axes.plot([0, 1], [0, 1], ls="--", lw=0.9, color=BLACK, label=labels[2])
     total = float(filled["count"].sum())
     if total > 0:
         error = float((filled["count"] / total * gap.abs()).sum())

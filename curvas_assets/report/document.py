@@ -1,0 +1,903 @@
+"""The report: what is said in which order, as one offline HTML page and as Markdown.
+
+Belongs here: sections and their sentences' order, and what stands where an input is missing. Does not belong here: the
+sentences (`words`), drawing (`figures`, `pictures`), any test or average that `curvas_assets.statistics` can do. Time,
+commit and versions come in as values, so that equal inputs give equal bytes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import pandas as pd
+
+from curvas_assets.errors import ReportError
+from curvas_assets.report.figures import (
+    Chart,
+    dice_against_entropy_chart,
+    distribution_by_family,
+    reliability,
+    risk_coverage,
+    training_curves,
+)
+from curvas_assets.report.pictures import OrganView, SliceView, annotators_on_slice, organs_in_3d, uncertainty_on_slice
+from curvas_assets.report.style import FAMILIES, ImageFormat
+from curvas_assets.report.tables import MISSING, Table, cell, counted, number, p_value, table_of
+from curvas_assets.report.words import Words
+from curvas_assets.statistics import (
+    PublishedScores,
+    best_predictors,
+    compare_families,
+    leaderboard_wide,
+    paired_scores,
+    reduce_scores,
+    summarise,
+)
+from curvas_assets.study import Study
+
+UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
+ACCURACY = ("dice", "hd95", "hausdorff")
+FAILURE = ("aurc", "eaurc")
+HEADLINE = ("dice", "ece")
+FACETS: Mapping[str, str] = {"dice": "organ", "hd95": "annotator", "hausdorff": "annotator"}
+"""Panels of a distribution, where the table has more than one; AURC and E-AURC take organs, or else annotators."""
+HIGHER_IS_BETTER = frozenset(
+    ["dice", "dice_published", "dice_annotator", "nsd", "confidence", "ncc", "auroc", "auroc_error", "member_dice"]
+)
+LOWER_IS_BETTER = frozenset(
+    [
+        "hausdorff",
+        "hd95",
+        "assd",
+        "crps",
+        "crps_published",
+        "ece",
+        "ace",
+        "adaptive_ece",
+        "classwise_ece",
+        "ece_mean_response",
+        "brier",
+        "nll",
+        "ged",
+        "aurc",
+        "eaurc",
+        "augrc",
+    ]
+)
+DEFAULT_DIRECTIONS: Mapping[str, str] = {
+    **dict.fromkeys(HIGHER_IS_BETTER, "higher"),
+    **dict.fromkeys(LOWER_IS_BETTER, "lower"),
+}
+"""Only for what the given table of metrics does not name."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the report comes from; values, never looked up here.
+
+    Args:
+        generated_at: date and time, as shown.
+        git_commit: of the code.
+        packages: package → version.
+        data_versions: input (asset and partition) → version or checksum.
+    """
+
+    generated_at: str = ""
+    git_commit: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    data_versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a report is made of. What is optional and missing leaves a sentence in the report.
+
+    Args:
+        study: the study's configuration; its `report.language` is the report's.
+        scores: long scores of all patients: `patient`, `predictor`, `family`, `group`, `metric`, `organ`, `annotator`,
+            `value`, `unit`, `note`. May be empty.
+        provenance: clock, commit, versions.
+        metrics: the metric registry as a table: `metric`, `direction` (higher, lower or empty), `unit`, and for display
+            `family`, `range`, `definition`, `reference`.
+        cohort: one row per patient: `patient`, `set`, `group`, then whatever is known (`shape`, `spacing_mm`, `excluded`, …).
+        exclusions: ledger: `patient`, `predictor`, `metric`, `organ`, `annotator`, `reason`.
+        comparisons: from `compare_all_families`.
+        association: from `dice_against_entropy`.
+        agreement: from `annotator_agreement`.
+        leaderboard: from `leaderboard`.
+        published: from `read_published_scores`.
+        reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
+        risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
+        cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
+        curves: model → training curve (`epoch`, `train_loss`, `val_loss`, `pseudo_dice`, `ema_dice`, …).
+        slices: slices to show, with annotations and, of an ensemble, its maps.
+        organs: a label volume for the 3-D view.
+    """
+
+    study: Study
+    scores: pd.DataFrame
+    provenance: Provenance = field(default_factory=Provenance)
+    metrics: pd.DataFrame | None = None
+    cohort: pd.DataFrame | None = None
+    exclusions: pd.DataFrame | None = None
+    comparisons: pd.DataFrame | None = None
+    association: pd.DataFrame | None = None
+    agreement: pd.DataFrame | None = None
+    leaderboard: pd.DataFrame | None = None
+    published: PublishedScores | None = None
+    reliability: pd.DataFrame | None = None
+    risk_coverage: pd.DataFrame | None = None
+    cost: pd.DataFrame | None = None
+    curves: Mapping[str, pd.DataFrame] | None = None
+    slices: Sequence[SliceView] = ()
+    organs: OrganView | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report.
+
+    Args:
+        html: one self-contained page.
+        markdown: the same, with figures as links to `figures/<name>.png`.
+        attachments: relative path → bytes: each figure as `figures/<name>.png`, `.svg` and `.pdf`.
+        figures: names of the figures, in order.
+    """
+
+    html: str
+    markdown: str
+    attachments: Mapping[str, bytes]
+    figures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Block:
+    kind: Literal["heading", "text", "absent", "list", "table", "figure"]
+    text: str = ""
+    items: tuple[str, ...] = ()
+    table: Table | None = None
+    chart: Chart | None = None
+    caption: str = ""
+    folded: bool = False
+    html: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _Section:
+    anchor: str
+    title: str
+    blocks: tuple[_Block, ...]
+
+
+def build_report(inputs: ReportInputs, *, image_formats: Sequence[ImageFormat] = ("png", "svg", "pdf")) -> Report:
+    """Write the report.
+
+    Args:
+        inputs: everything it is made of.
+        image_formats: of the figures beside the page.
+
+    Returns:
+        The page, the Markdown and the figures as files. The same inputs give the same bytes.
+
+    Raises:
+        ReportError: a table lacks a column that it must have.
+    """
+    sections = _Writer(inputs).sections()
+    charts = [block.chart for section in sections for block in section.blocks if block.chart is not None]
+    names = [chart.name for chart in charts]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ReportError(
+            "writing the report",
+            inputs.study.name,
+            f"two figures are called {twice}",
+            "Give each patient's slice once.",
+        )
+    attachments = {
+        f"figures/{chart.name}.{image_format}": chart.image(image_format)
+        for chart in charts
+        for image_format in image_formats
+    }
+    words = Words(inputs.study.report.language)
+    return Report(_html(inputs, sections, words), _markdown(inputs, sections, words), attachments, tuple(names))
+
+
+class _Writer:
+    """Puts the sections together; one method each."""
+
+    def __init__(self, inputs: ReportInputs):
+        needed = ("patient", "predictor", "family", "metric", "value")
+        missing = [column for column in needed if column not in inputs.scores]
+        if missing:
+            raise ReportError(
+                "writing the report",
+                inputs.study.name,
+                f"the scores have no column {', '.join(missing)}",
+                f"Give the long table of scores with {list(needed)}.",
+            )
+        self.inputs = inputs
+        self.study = inputs.study
+        self.words = Words(inputs.study.report.language)
+        scores = inputs.scores.copy()
+        for column in ("organ", "annotator", "group", "unit"):
+            scores[column] = scores[column].astype("string").fillna("").astype(str) if column in scores else ""
+        scores["value"] = pd.to_numeric(scores["value"], errors="coerce").astype(float)
+        self.scores = scores
+        self.reduced = reduce_scores(scores)
+        self.directions = dict(DEFAULT_DIRECTIONS)
+        if inputs.metrics is not None and {"metric", "direction"} <= set(inputs.metrics.columns):
+            self.directions |= {
+                str(row.metric): str(row.direction or "")
+                for row in inputs.metrics.itertuples()  # type: ignore[attr-defined]
+            }
+        self.by_family = summarise(self.reduced, by=("family",)) if len(self.reduced) else pd.DataFrame()
+
+    def sections(self) -> tuple[_Section, ...]:
+        return tuple(
+            _Section(name, self.words(name), tuple(getattr(self, name)()))
+            for name in (
+                "question",
+                "data",
+                "protocol",
+                "results",
+                "statistics",
+                "comparison",
+                "maps",
+                "cost",
+                "metrics",
+                "reproducibility",
+            )
+        )
+
+    # Question ----------------------------------------------------------------------------------------------------------
+
+    def question(self) -> list[_Block]:
+        w = self.words
+        blocks = [
+            _text(
+                w("question_text", annotators=len(self.study.annotators), organs=", ".join(self.study.class_names[1:]))
+            ),
+            _text(w("families_text")),
+        ]
+        lines = [line for metric in HEADLINE if (line := self._headline(metric))]
+        if lines:
+            blocks += [_heading(w("answer_heading")), _Block("list", items=tuple(lines))]
+        return blocks
+
+    def _headline(self, metric: str) -> str:
+        """One sentence: the means of the three families and the paired test of the first against the last."""
+        w = self.words
+        if self.by_family.empty or metric not in set(self.by_family["metric"]):
+            return ""
+        means = self.by_family[self.by_family["metric"] == metric].set_index("family")["mean"]
+        values: dict[str, object] = {
+            family: self._number(float(means.get(family, float("nan")))) for family in FAMILIES
+        }
+        values |= {"metric": w.metric(metric), "direction": self._direction_words(metric)}
+        comparisons = self.inputs.comparisons
+        if comparisons is not None and len(comparisons):
+            row = comparisons[
+                (comparisons["metric"] == metric)
+                & (comparisons["first"] == "general")
+                & (comparisons["second"] == "individual")
+            ]
+            if len(row) and row["n_pairs"].iloc[0] > 0:
+                one = row.iloc[0]
+                return w(
+                    "answer_line",
+                    **values,
+                    difference=self._number(float(one["median_difference"])),
+                    interval=self._interval(one) or w("no_interval"),
+                    p=self._p(one["p_holm"]),
+                    n=int(one["n_pairs"]),
+                )
+        return w("answer_means", **values)
+
+    # Data --------------------------------------------------------------------------------------------------------------
+
+    def data(self) -> list[_Block]:
+        w, cohort = self.words, self.inputs.cohort
+        scored = self.scores["patient"].nunique()
+        predictors = self.scores["predictor"].nunique()
+        blocks: list[_Block] = []
+        if cohort is None or not len(cohort):
+            blocks += [_text(w("scored_text", scored=scored, predictors=predictors)), _absent(w("no_cohort"))]
+        else:
+            sets = (
+                ", ".join(
+                    f"{name} {count}" for name, count in cohort["set"].fillna(MISSING).value_counts(sort=False).items()
+                )
+                if "set" in cohort
+                else MISSING
+            )
+            blocks.append(
+                _text(w("cohort_text", patients=len(cohort), sets=sets, scored=scored, predictors=predictors))
+            )
+            columns = {str(column): w.column(str(column)) for column in cohort.columns}
+            blocks.append(self._table(cohort, columns, caption=w("cohort"), folded=len(cohort) > 12))
+        if self.study.exclusions:
+            excluded = pd.DataFrame(self.study.exclusions.items(), columns=["patient", "reason"])
+            blocks += [
+                _heading(w("excluded_patients")),
+                self._table(excluded, {"patient": w.column("patient"), "reason": w.column("reason")}),
+            ]
+        else:
+            blocks.append(_text(w("no_excluded_patients")))
+        if missing := self._missing_cells():
+            blocks.append(_text(w("missing_cells", missing=counted(missing))))
+        return blocks + self._ledger()
+
+    def _missing_cells(self) -> list[str]:
+        """Patients and predictors of the table that were never scored together."""
+        present = set(zip(self.scores["patient"], self.scores["predictor"], strict=True))
+        return [
+            f"{patient} × {predictor}"
+            for patient in self.scores["patient"].unique()
+            for predictor in self.scores["predictor"].unique()
+            if (patient, predictor) not in present
+        ]
+
+    def _ledger(self) -> list[_Block]:
+        w, ledger = self.words, self.inputs.exclusions
+        if ledger is None:
+            undefined = self.scores[self.scores["value"].isna()]
+            ledger = undefined.assign(reason=undefined.get("note", pd.Series("", index=undefined.index)))
+        blocks = [_heading(w("ledger"))]
+        if not len(ledger):
+            return [*blocks, _text(w("no_ledger"))]
+        keys = [column for column in ("reason", "metric", "organ", "annotator") if column in ledger]
+        filled = ledger.assign(**{key: ledger[key].astype("string").fillna("").astype(str) for key in keys})
+        grouped = (
+            filled.groupby(keys, sort=False)
+            .agg(
+                values=("patient", "size"),
+                patients=("patient", lambda names: counted(list(dict.fromkeys(map(str, names))))),
+            )
+            .reset_index()
+        )
+        columns = {key: w.column(key) for key in (*keys, "values", "patients")}
+        return [
+            *blocks,
+            _text(w("ledger_text", n=len(ledger))),
+            self._table(grouped, columns, caption=w("ledger"), folded=len(grouped) > 15),
+        ]
+
+    # Protocol ----------------------------------------------------------------------------------------------------------
+
+    def protocol(self) -> list[_Block]:
+        w, study = self.words, self.study
+        blocks = [
+            _text(
+                w(
+                    "protocol_text",
+                    models=len(study.models),
+                    annotators=len(study.annotators),
+                    seeds=len(study.seeds),
+                    folds=len(study.folds),
+                    ensembles=len(study.ensemble_ids),
+                    epochs=study.training.epochs,
+                    patience=study.training.patience,
+                )
+            )
+        ]
+        if "all" in study.folds:
+            share = study.training.held_out_fraction
+            blocks.append(
+                _text(w("held_out_text", share=f"{100 * share:.0f} %") if share > 0 else w("not_held_out_text"))
+            )
+        settings = pd.DataFrame(_settings(study), columns=["setting", "value"])
+        blocks.append(
+            self._table(
+                settings, {"setting": w("setting"), "value": w("value")}, caption=w("configuration"), folded=True
+            )
+        )
+        blocks.append(_heading(w("training")))
+        if self.inputs.curves:
+            blocks.append(_figure(training_curves(self.inputs.curves, w)))
+        else:
+            blocks.append(_absent(w("no_curves")))
+        return blocks
+
+    # Results -----------------------------------------------------------------------------------------------------------
+
+    def results(self) -> list[_Block]:
+        w = self.words
+        blocks = [_heading(w("uncertainty_heading"))]
+        for metric in UNCERTAINTY:
+            blocks += self._distribution(metric)
+        blocks.append(
+            _figure(reliability(self.inputs.reliability, w))
+            if self.inputs.reliability is not None and len(self.inputs.reliability)
+            else _absent(w("no_reliability"))
+        )
+        blocks.append(_heading(w("accuracy_heading")))
+        for metric in ACCURACY:
+            blocks += self._distribution(metric)
+        blocks.append(_heading(w("failure_heading")))
+        for metric in FAILURE:
+            blocks += self._distribution(metric)
+        blocks.append(
+            _figure(risk_coverage(self.inputs.risk_coverage, w))
+            if self.inputs.risk_coverage is not None and len(self.inputs.risk_coverage)
+            else _absent(w("no_risk"))
+        )
+        present = set(self.scores["metric"])
+        if {"dice", "predictive_entropy"} <= present:
+            pairs = paired_scores(self.reduced, "predictive_entropy", "dice")
+            unit = self._unit("predictive_entropy") or "nats"
+            blocks.append(_figure(dice_against_entropy_chart(pairs, w, entropy_unit=unit)))
+        else:
+            blocks.append(_absent(w("no_scatter")))
+        blocks += self._agreement()
+        if len(self.reduced):
+            blocks += self._means()
+        return blocks
+
+    def _distribution(self, metric: str) -> list[_Block]:
+        w = self.words
+        of_metric = self.scores[self.scores["metric"] == metric]
+        if of_metric.empty:
+            # CRPS, HD95 and the like are optional in a study; one sentence says that they are not there.
+            return [_absent(w("not_scored", metric=w.metric(metric)))]
+        if not of_metric["value"].notna().any():
+            return [_absent(w("all_nan", metric=w.metric(metric), n=len(of_metric)))]
+        table, facet = self._panels(metric)
+        chart = distribution_by_family(
+            table, metric, w, unit=self._unit(metric), direction=self.directions.get(metric, ""), facet=facet
+        )
+        return [_figure(chart)]
+
+    def _panels(self, metric: str) -> tuple[pd.DataFrame, str | None]:
+        """The scores to draw, one per patient, predictor and panel, and the column that names the panels."""
+        of_metric = self.scores[self.scores["metric"] == metric]
+        wanted = [FACETS[metric]] if metric in FACETS else (["organ", "annotator"] if metric in FAILURE else [])
+        for facet in wanted:
+            single = of_metric[~of_metric[facet].isin(["", "mean", "all"])]
+            if single[facet].nunique() > 1:
+                parts = [
+                    reduce_scores(part).assign(**{facet: name}) for name, part in single.groupby(facet, sort=False)
+                ]
+                return pd.concat(parts, ignore_index=True), facet
+        return self.reduced[self.reduced["metric"] == metric], None
+
+    def _agreement(self) -> list[_Block]:
+        w, agreement = self.words, self.inputs.agreement
+        blocks = [_heading(w("agreement_title"))]
+        if agreement is None or not len(agreement):
+            return [*blocks, _absent(w("no_agreement"))]
+        columns = {c: w.column(c) for c in ("metric", "organ", "n", "n_nan", "mean", "sd", "median")}
+        shown = agreement.assign(metric=[w.metric(str(m)) for m in agreement["metric"]])
+        return [*blocks, self._table(shown, columns, caption=w("agreement_caption"))]
+
+    def _means(self) -> list[_Block]:
+        """Means per predictor with the best in bold, and per family with spread."""
+        w = self.words
+        metrics = list(dict.fromkeys(self.reduced["metric"]))
+        predictors = list(dict.fromkeys(self.reduced["predictor"]))
+        marked = best_predictors(summarise(self.reduced), self.directions)
+        shown, strong = (pd.DataFrame(index=range(len(predictors))) for _ in range(2))
+        shown["predictor"] = predictors
+        for metric in metrics:
+            rows = marked[marked["metric"] == metric].set_index("predictor").reindex(predictors)
+            shown[metric] = [self._mean_text(row) for _, row in rows.iterrows()]
+            strong[metric] = rows["best"].astype("boolean").fillna(False).to_list()
+        headings = {"predictor": w.column("predictor")} | {m: self._titled(m) for m in metrics}
+        table = table_of(shown, headings, strong=strong)
+        table = dataclasses.replace(table, numeric=frozenset(range(1, len(headings))))
+        blocks = [
+            _heading(w("means_title")),
+            _Block("table", table=table, caption=w("means_caption"), folded=False),
+            _heading(w("families_title")),
+        ]
+        rows = self.by_family.copy()
+        rows["mean_sd"] = [
+            f"{self._number(m)} ± {self._number(s)}" for m, s in zip(rows["mean"], rows["sd"], strict=True)
+        ]
+        rows["quartiles"] = [
+            f"{self._number(m)} [{self._number(a)}; {self._number(b)}]"
+            for m, a, b in zip(rows["median"], rows["q1"], rows["q3"], strict=True)
+        ]
+        rows["family"] = [w.family(str(family)) for family in rows["family"]]
+        rows["metric"] = [self._titled(str(metric)) for metric in rows["metric"]]
+        columns = {c: w.column(c) for c in ("metric", "family", "n", "n_nan", "mean_sd", "quartiles")}
+        return [*blocks, self._table(rows, columns, caption=w("families_caption"), folded=len(rows) > 30)]
+
+    # Statistics --------------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> list[_Block]:
+        w, comparisons = self.words, self.inputs.comparisons
+        alpha = self._number(self.study.statistics.alpha)
+        blocks = [_text(w("statistics_text", alpha=alpha))]
+        if comparisons is None or not len(comparisons):
+            blocks.append(_absent(w("no_comparisons")))
+        else:
+            blocks += self._comparison_tables(comparisons)
+        association = self.inputs.association
+        if association is not None and len(association):
+            columns = {
+                c: w.column(c)
+                for c in (
+                    "family",
+                    "n",
+                    "n_nan",
+                    "pearson",
+                    "p_pearson",
+                    "spearman",
+                    "p_spearman",
+                    "mutual_information",
+                    "r2",
+                    "note",
+                )
+            }
+            shown = association.assign(family=[w.family(str(f)) for f in association["family"]])
+            formats = {"p_pearson": self._p, "p_spearman": self._p}
+            blocks += [
+                _heading(w("association_title")),
+                self._table(shown, columns, caption=w("association_caption"), formats=formats),
+            ]
+        return blocks
+
+    def _comparison_tables(self, comparisons: pd.DataFrame, *, folded: bool = False) -> list[_Block]:
+        w = self.words
+        shown = comparisons.reset_index(drop=True)
+        shown = shown.assign(
+            interval=[self._interval(row) or MISSING for _, row in shown.iterrows()],
+            pair=[
+                w("first_better", first=w.family(a), second=w.family(b))
+                for a, b in zip(shown["first"], shown["second"], strict=True)
+            ],
+            metric=[w.metric(str(metric)) for metric in shown["metric"]],
+        )
+        formats = dict.fromkeys(("p", "p_bonferroni", "p_wilcoxon", "p_holm"), self._p)
+        note = w("significant_note", alpha=self._number(self.study.statistics.alpha))
+        tables = []
+        for title, corrected, names in (
+            ("published_test", "p_bonferroni", "metric pair n_first n_second nan_first nan_second U p p_bonferroni"),
+            (
+                "paired_test",
+                "p_holm",
+                "metric pair n_pairs unpaired_patients wilcoxon p_wilcoxon p_holm rank_biserial median_difference interval note",
+            ),
+        ):
+            strong = pd.DataFrame({corrected: shown[corrected] < self.study.statistics.alpha})
+            columns = {c: w.column(c) for c in names.split()}
+            tables += [
+                _heading(w(title)),
+                self._table(shown, columns, caption=note, formats=formats, strong=strong, folded=folded),
+            ]
+        return tables
+
+    # Published study and challenge -------------------------------------------------------------------------------------
+
+    def comparison(self) -> list[_Block]:
+        w, board = self.words, self.inputs.leaderboard
+        blocks = [_heading(w("leaderboard_title"))]
+        if board is None or not len(board):
+            blocks.append(_absent(w("no_leaderboard")))
+        else:
+            blocks += self._leaderboard(board)
+        blocks.append(_heading(w("published_title")))
+        if self.inputs.published is None:
+            return [*blocks, _absent(w("no_published"))]
+        return blocks + self._published(self.inputs.published)
+
+    def _leaderboard(self, board: pd.DataFrame) -> list[_Block]:
+        w = self.words
+        wide = leaderboard_wide(board)
+        metrics = [str(m) for m in board["metric"].unique()]
+        shown = pd.DataFrame({"entry": [self._entry(k, e) for k, e in zip(wide["kind"], wide["entry"], strict=True)]})
+        for metric in metrics:
+            shown[metric] = [
+                self._ranked(value, rank) for value, rank in zip(wide[metric], wide[f"{metric}_rank"], strict=True)
+            ]
+        units = board.drop_duplicates("metric").set_index("metric")["unit"]
+        headings = {"entry": w.column("entry")} | {
+            m: w.column("overall") if m == "overall" else w.metric(m) + (f" ({units[m]})" if units[m] else "")
+            for m in metrics
+        }
+        ours = wide["kind"] == "this run"
+        table = table_of(shown, headings, strong=pd.DataFrame({"entry": ours}))
+        table = dataclasses.replace(table, numeric=frozenset(range(1, len(headings))))
+        about = board[(board["kind"] != "team") & (board["metric"] != "overall")].drop_duplicates(
+            ["metric", "kind", "comparability", "n_patients"]
+        )
+        about = about.assign(
+            metric=[w.metric(str(m)) for m in about["metric"]],
+            entry=[self._entry(k, e) for k, e in zip(about["kind"], about["entry"], strict=True)],
+        )
+        columns = ("metric", "entry", "definition", "region", "n_patients", "n_nan", "comparable", "comparability")
+        n = self.scores["patient"].nunique()
+        teams = board.loc[board["kind"] == "team", "comparability"]
+        return [
+            _text(w("leaderboard_text")),
+            _text(w("other_cohort", n=n)),
+            _Block("table", table=table, caption=str(teams.iloc[0]) if len(teams) else ""),
+            self._table(about, {c: w.column(c) for c in columns}, caption=w("comparability_title"), folded=True),
+        ]
+
+    def _entry(self, kind: str, entry: str) -> str:
+        if kind == "team":
+            return entry
+        return f"{self.words.column('this_run' if kind == 'this run' else 'published')}: {self.words.family(entry)}"
+
+    def _ranked(self, value: float, rank: Any) -> str:
+        if pd.isna(value):
+            return MISSING
+        return (
+            f"{self._number(float(value), digits=4)} ({int(rank)})" if not pd.isna(rank) else self._number(float(value))
+        )
+
+    def _published(self, published: PublishedScores) -> list[_Block]:
+        w = self.words
+        means = summarise(reduce_scores(published.scores), by=("family",))
+        notes = published.scores.loc[published.scores["value"].notna()].groupby("metric", sort=False)["note"].first()
+        rows = []
+        for _, row in means.iterrows():
+            ours = (
+                self.by_family[
+                    (self.by_family["metric"] == row["metric"]) & (self.by_family["family"] == row["family"])
+                ]
+                if len(self.by_family)
+                else self.by_family
+            )
+            rows.append(
+                {
+                    "metric": w.metric(str(row["metric"])),
+                    "family": w.family(str(row["family"])),
+                    "this_run": self._mean_text(ours.iloc[0]) if len(ours) else MISSING,
+                    "published": self._mean_text(row) + (f" {row['unit']}" if row["unit"] else ""),
+                    "n": int(row["n"]),
+                    "difference_note": notes.get(row["metric"], ""),
+                }
+            )
+        columns = {c: w.column(c) for c in ("metric", "family", "this_run", "published", "n", "difference_note")}
+        blocks = [self._table(pd.DataFrame(rows), columns, caption=w("published_caption"), folded=len(rows) > 30)]
+        tests = [
+            compare_families(
+                published.scores,
+                metric,
+                alternative,
+                bootstrap_samples=self.study.statistics.bootstrap_samples,
+                bootstrap_seed=self.study.statistics.bootstrap_seed,
+            )
+            for metric, alternative in (("dice", "greater"), ("ece", "less"))
+            if (published.scores["metric"] == metric).any()
+        ]
+        if tests:
+            blocks += [
+                _heading(w("published_statistics")),
+                *self._comparison_tables(pd.concat(tests, ignore_index=True), folded=True),
+            ]
+        if len(published.unusable):
+            reasons = (
+                published.unusable.groupby("reason", sort=False)
+                .agg(
+                    values=("reason", "size"),
+                    patients=("patient", lambda p: counted([x for x in dict.fromkeys(p) if x])),
+                )
+                .reset_index()
+            )
+            columns = {c: w.column(c) for c in ("reason", "values", "patients")}
+            blocks += [
+                _text(w("published_unusable", n=len(published.unusable))),
+                self._table(reasons, columns, folded=len(reasons) > 15, caption=w("ledger")),
+            ]
+        return blocks
+
+    # Maps --------------------------------------------------------------------------------------------------------------
+
+    def maps(self) -> list[_Block]:
+        w = self.words
+        blocks: list[_Block] = []
+        for view in self.inputs.slices:
+            if len(view.annotations):
+                blocks.append(_figure(annotators_on_slice(view, self.study.annotator_names, w)))
+            if view.has_maps:
+                blocks.append(_figure(uncertainty_on_slice(view, self.study.class_names, w)))
+        if self.inputs.organs is not None:
+            blocks.append(_figure(organs_in_3d(self.inputs.organs, self.study.class_names, w)))
+        return blocks or [_absent(w("no_maps"))]
+
+    # Cost, metrics, reproducibility ------------------------------------------------------------------------------------
+
+    def cost(self) -> list[_Block]:
+        w, cost = self.words, self.inputs.cost
+        if cost is None or not len(cost):
+            return [_absent(w("no_cost"))]
+        return [_text(w("cost_text")), self._table(cost, {str(c): w.column(str(c)) for c in cost.columns})]
+
+    def metrics(self) -> list[_Block]:
+        w, table = self.words, self.inputs.metrics
+        if table is None or not len(table):
+            return [_absent(w("no_metrics"))]
+        columns = {str(c): w.column(str(c)) for c in table.columns}
+        return [_text(w("metrics_text")), self._table(table, columns, caption=w("metrics"), folded=len(table) > 12)]
+
+    def reproducibility(self) -> list[_Block]:
+        w, provenance = self.words, self.inputs.provenance
+        blocks = [
+            _text(
+                w(
+                    "reproducibility_text",
+                    commit=provenance.git_commit or w("unknown"),
+                    date=provenance.generated_at or w("unknown"),
+                    fingerprint=self.study.fingerprint(),
+                )
+            )
+        ]
+        for title, absent, values, first, second in (
+            ("packages", "no_packages", provenance.packages, "package", "version"),
+            ("data_versions", "no_data_versions", provenance.data_versions, "artefact", "version"),
+        ):
+            if values:
+                frame = pd.DataFrame([(str(k), str(v)) for k, v in values.items()], columns=[first, second])
+                columns = {first: w.column(first), second: w.column(second)}
+                blocks.append(self._table(frame, columns, caption=w(title), folded=len(frame) > 20))
+            else:
+                blocks.append(_absent(w(absent)))
+        return blocks
+
+    # Small things ------------------------------------------------------------------------------------------------------
+
+    def _table(
+        self, frame: pd.DataFrame, columns: Mapping[str, str], *, caption: str = "", folded: bool = False, **more: Any
+    ) -> _Block:
+        return _Block(
+            "table", table=table_of(frame, columns, decimal=self.words.decimal, **more), caption=caption, folded=folded
+        )
+
+    def _number(self, value: float, *, digits: int = 3) -> str:
+        return number(float(value), digits=digits, decimal=self.words.decimal)
+
+    def _p(self, value: object) -> str:
+        return p_value(value, decimal=self.words.decimal)
+
+    def _interval(self, row: pd.Series) -> str:
+        if pd.isna(row["ci_low"]) or pd.isna(row["ci_high"]):
+            return ""
+        return self.words("interval", low=self._number(row["ci_low"]), high=self._number(row["ci_high"]))
+
+    def _unit(self, metric: str) -> str:
+        units = self.reduced.loc[self.reduced["metric"] == metric, "unit"]
+        return str(units.iloc[0]) if len(units) else ""
+
+    def _titled(self, metric: str) -> str:
+        unit = self._unit(metric)
+        return self.words.metric(metric) + (f" ({unit})" if unit else "")
+
+    def _mean_text(self, row: pd.Series) -> str:
+        """A mean, with what it left out in brackets."""
+        if "mean" not in row or pd.isna(row["n_nan"]):
+            return MISSING
+        out = [f"{int(row['n_nan'])} NaN"] if row["n_nan"] else []
+        out += [f"{int(row['n_infinite'])} ∞"] if row["n_infinite"] else []
+        return self._number(float(row["mean"])) + (f" ({', '.join(out)})" if out else "")
+
+    def _direction_words(self, metric: str) -> str:
+        direction = self.directions.get(metric, "")
+        return self.words(direction if direction in ("higher", "lower") else "neither")
+
+
+# Writing ---------------------------------------------------------------------------------------------------------------
+
+
+def _html(inputs: ReportInputs, sections: Sequence[_Section], words: Words) -> str:
+    drawn = False
+    shown = []
+    for section in sections:
+        blocks = []
+        for block in section.blocks:
+            if block.chart is not None:
+                drawn = True
+                blocks.append(
+                    dataclasses.replace(
+                        block, html=_div(block.chart), name=block.chart.name, caption=block.chart.caption
+                    )
+                )
+            elif block.table is not None:
+                caption = "" if block.folded else block.caption
+                blocks.append(dataclasses.replace(block, html=block.table.html(caption)))
+            else:
+                blocks.append(block)
+        shown.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return _template().render(
+        language=words.language,
+        title=inputs.study.title,
+        subtitle=words("generated", date=inputs.provenance.generated_at) if inputs.provenance.generated_at else "",
+        contents=words("contents"),
+        sections=shown,
+        plotly_js=_plotly_js() if drawn else "",
+    )
+
+
+def _markdown(inputs: ReportInputs, sections: Sequence[_Section], words: Words) -> str:
+    lines = [f"# {inputs.study.title}", ""]
+    if inputs.provenance.generated_at:
+        lines += [words("generated", date=inputs.provenance.generated_at), ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for block in section.blocks:
+            if block.kind == "heading":
+                lines += [f"### {block.text}", ""]
+            elif block.kind == "text":
+                lines += [block.text, ""]
+            elif block.kind == "absent":
+                lines += [f"*{block.text}*", ""]
+            elif block.kind == "list":
+                lines += [*(f"- {item}" for item in block.items), ""]
+            elif block.table is not None:
+                lines += [*([f"*{block.caption}*", ""] if block.caption else []), block.table.markdown(), ""]
+            elif block.chart is not None:
+                lines += [f"![{block.chart.title}](figures/{block.chart.name}.png)", "", f"*{block.chart.caption}*", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _div(chart: Chart) -> str:
+    """The interactive figure without plotly.js, under a fixed id so that equal reports are equal."""
+    return chart.interactive().to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{chart.name}",
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "toImageButtonOptions": {"format": "svg", "filename": chart.name},
+            "modeBarButtonsToRemove": ["select2d", "lasso2d", "sendDataToCloud"],
+        },
+    )
+
+
+@cache
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # A literal closing tag inside the script would end it; plotly has none today, and this keeps it so.
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    text = (resources.files("curvas_assets.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
+    )
+
+
+def _settings(study: Study) -> list[tuple[str, str]]:
+    """The whole configuration as dotted names and values."""
+    rows: list[tuple[str, str]] = []
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, one in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), one)
+        elif isinstance(value, list):
+            rows.append((prefix, ", ".join(one if isinstance(one, str) else json.dumps(one) for one in value)))
+        else:
+            rows.append((prefix, MISSING if value is None else cell(value)))
+
+    walk("", study.model_dump(mode="json"))
+    return rows
+
+
+def _text(text: str) -> _Block:
+    return _Block("text", text=text)
+
+
+def _absent(text: str) -> _Block:
+    return _Block("absent", text=text)
+
+
+def _heading(text: str) -> _Block:
+    return _Block("heading", text=text)
+
+
+def _figure(chart: Chart) -> _Block:
+    return _Block("figure", chart=chart)

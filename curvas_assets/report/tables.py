@@ -1,0 +1,171 @@
+"""Tables for reading: numbers as text, HTML and Markdown.
+
+Belongs here: formatting. Does not belong here: averages, tests, sentences. A `Table` is text already, so that HTML and
+Markdown show the same.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import pandas as pd
+
+MISSING = "–"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+Format = Callable[[object], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown.
+
+    Args:
+        header: one text per column.
+        rows: texts, as many per row as columns.
+        numeric: positions of the columns aligned right.
+        strong: (row, column) positions in bold.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    strong: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+    def html(self, caption: str = "") -> str:
+        """An HTML table; everything escaped."""
+        lines = ['<div class="table"><table>']
+        if caption:
+            lines.append(f"<caption>{escape(caption)}</caption>")
+        lines.append(
+            "<thead><tr>" + "".join(self._cell("th", j, text) for j, text in enumerate(self.header)) + "</tr></thead>"
+        )
+        lines.append("<tbody>")
+        for i, row in enumerate(self.rows):
+            cells = (self._cell("td", j, text, strong=(i, j) in self.strong) for j, text in enumerate(row))
+            lines.append("<tr>" + "".join(cells) + "</tr>")
+        lines.append("</tbody></table></div>")
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """A GitHub-flavoured Markdown table."""
+        lines = [
+            "| " + " | ".join(_plain(text) for text in self.header) + " |",
+            "| " + " | ".join("---:" if j in self.numeric else "---" for j in range(len(self.header))) + " |",
+        ]
+        for i, row in enumerate(self.rows):
+            cells = [
+                f"**{_plain(text)}**" if (i, j) in self.strong and text else _plain(text) for j, text in enumerate(row)
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def _cell(self, tag: str, column: int, text: str, *, strong: bool = False) -> str:
+        kind = ' class="n"' if column in self.numeric else ""
+        body = f"<strong>{escape(text)}</strong>" if strong else escape(text)
+        return f"<{tag}{kind}>{body}</{tag}>"
+
+
+def table_of(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    *,
+    formats: Mapping[str, Format] | None = None,
+    strong: pd.DataFrame | None = None,
+    decimal: str = ".",
+) -> Table:
+    """A DataFrame as a `Table`.
+
+    Args:
+        frame: the numbers.
+        columns: column of the frame → its heading, in the order shown; columns the frame lacks are left out.
+        formats: column → its own formatting; numbers otherwise get three significant digits, the rest is written as it is.
+        strong: booleans by the frame's index and (some of) its columns: what is bold.
+        decimal: `.` or `,`.
+    """
+    shown = [column for column in columns if column in frame]
+    own = formats or {}
+    numeric = frozenset(
+        j
+        for j, column in enumerate(shown)
+        if pd.api.types.is_numeric_dtype(frame[column]) and not pd.api.types.is_bool_dtype(frame[column])
+    )
+    write = {column: own.get(column, lambda value: cell(value, decimal=decimal)) for column in shown}
+    rows = tuple(
+        tuple(write[column](value) for column, value in zip(shown, values, strict=True))
+        for values in frame[shown].itertuples(index=False, name=None)
+    )
+    bold = frozenset(
+        (i, j)
+        for j, column in enumerate(shown)
+        if strong is not None and column in strong
+        for i, is_strong in enumerate(strong[column].reindex(frame.index).fillna(False).tolist())
+        if is_strong
+    )
+    return Table(tuple(columns[column] for column in shown), rows, numeric, bold)
+
+
+def cell(value: object, *, decimal: str = ".") -> str:
+    """Anything as text: numbers by `number`, what is missing as a dash."""
+    if isinstance(value, bool):
+        return "✓" if value else "✗"
+    if isinstance(value, int):
+        return str(value)
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, float):
+        return number(value, decimal=decimal)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return cell(value.item(), decimal=decimal)  # type: ignore[attr-defined]
+    if isinstance(value, list | tuple):
+        return " × ".join(cell(one, decimal=decimal) for one in value)
+    return " ".join(str(value).split())
+
+
+def number(value: float, *, digits: int = 3, decimal: str = ".") -> str:
+    """A number with so many significant digits; very small and large ones as a power of ten.
+
+    >>> number(0.89931), number(0.00283), number(0.000000785), number(50979.5), number(float("nan")), number(16640.0)
+    ('0.899', '0.00283', '7.85 × 10⁻⁷', '50979.5', '–', '16640')
+    """
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -3 or exponent >= 7:
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPTS)}"
+    elif exponent >= digits:
+        text = f"{value:.1f}".removesuffix(".0")
+    else:
+        text = f"{float(f'{value:.{digits}g}'):.{max(0, digits - 1 - exponent)}f}"
+    return text.replace("-", "−").replace(".", decimal)
+
+
+def p_value(value: object, *, decimal: str = ".") -> str:
+    """A p value: three significant digits, powers of ten below 0.001.
+
+    >>> p_value(0.2594), p_value(7.85e-7), p_value(1.0), p_value(0.0)
+    ('0.259', '7.85 × 10⁻⁷', '1.00', '< 10⁻³⁰⁰')
+    """
+    if not isinstance(value, float) or math.isnan(value):
+        return MISSING
+    if value < 1e-300:
+        return "< 10⁻³⁰⁰"
+    if value < 1e-3:
+        mantissa, power = f"{value:.2e}".split("e")
+        return f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace(".", decimal)
+    return number(value, decimal=decimal)
+
+
+def counted(values: Sequence[str]) -> str:
+    """Names joined with commas, the many cut short with their count."""
+    return ", ".join(values) if len(values) <= 12 else ", ".join(values[:10]) + f", … ({len(values)})"
+
+
+def _plain(text: str) -> str:
+    """Text that stays inside its Markdown cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("\n", " ")

@@ -1,0 +1,451 @@
+"""Every word of the report, in English and French, in one place.
+
+Belongs here: headings, sentences, labels, and how a language writes numbers' separators. Does not belong here: anything
+computed. A key is one thing said in each language; `{…}` are filled in by the caller.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from curvas_assets.errors import ReportError
+
+Language = Literal["en", "fr"]
+
+_TEXT: Mapping[str, tuple[str, str]] = {
+    # Sections
+    "contents": ("Contents", "Sommaire"),
+    "question": ("Question", "Question"),
+    "data": ("Data", "Données"),
+    "protocol": ("Protocol", "Protocole"),
+    "results": ("Results", "Résultats"),
+    "statistics": ("Statistics", "Statistiques"),
+    "comparison": ("Published study and challenge", "Étude publiée et challenge"),
+    "maps": ("Uncertainty maps", "Cartes d'incertitude"),
+    "cost": ("Cost", "Coût"),
+    "metrics": ("Metrics", "Métriques"),
+    "reproducibility": ("Reproducibility", "Reproductibilité"),
+    # Question
+    "question_text": (
+        "Do ensembles of segmentation networks reduce the uncertainty of CT segmentation without hurting accuracy, when "
+        "several experts ({annotators}) disagree on the reference? Organs: {organs}.",
+        "Les ensembles de réseaux de segmentation réduisent-ils l'incertitude de la segmentation de scanners sans nuire à la "
+        "précision, quand plusieurs experts ({annotators}) divergent sur la référence ? Organes : {organs}.",
+    ),
+    "families_text": (
+        "Three families of predictors are compared: the general ensemble (mean softmax of all models), the ensembles of one "
+        "annotator's models, and the individual models.",
+        "Trois familles de prédicteurs sont comparées : l'ensemble général (moyenne des softmax de tous les modèles), les "
+        "ensembles des modèles d'un annotateur, et les modèles individuels.",
+    ),
+    "answer_heading": ("In short", "En bref"),
+    "answer_line": (
+        "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} "
+        "({direction}). General against individual, paired: median difference {difference} {interval}, Holm p {p} ({n} patients).",
+        "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} "
+        "({direction}). Général contre individuels, apparié : différence médiane {difference} {interval}, p de Holm {p} ({n} patients).",
+    ),
+    "answer_means": (
+        "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} ({direction}).",
+        "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} ({direction}).",
+    ),
+    "interval": ("[95 % interval {low}; {high}]", "[intervalle à 95 % {low} ; {high}]"),
+    "no_interval": ("(no interval)", "(sans intervalle)"),
+    "higher": ("higher is better", "plus haut est meilleur"),
+    "lower": ("lower is better", "plus bas est meilleur"),
+    "neither": ("no better side", "sans sens préféré"),
+    # Data
+    "cohort_text": (
+        "{patients} patients in the cohort: {sets}. Scored here: {scored} patients × {predictors} predictors.",
+        "{patients} patients dans la cohorte : {sets}. Évalués ici : {scored} patients × {predictors} prédicteurs.",
+    ),
+    "scored_text": (
+        "Scored here: {scored} patients × {predictors} predictors.",
+        "Évalués ici : {scored} patients × {predictors} prédicteurs.",
+    ),
+    "no_cohort": ("No cohort table was given.", "Aucune table de cohorte n'a été fournie."),
+    "cohort": ("Cohort", "Cohorte"),
+    "excluded_patients": ("Patients excluded by the study", "Patients exclus par l'étude"),
+    "no_excluded_patients": ("The study excludes no patient.", "L'étude n'exclut aucun patient."),
+    "ledger": ("Exclusion ledger", "Registre des exclusions"),
+    "ledger_text": (
+        "{n} values are undefined or were left out; each average below leaves them out and says how many. Grouped by reason:",
+        "{n} valeurs sont indéfinies ou écartées ; chaque moyenne ci-dessous les laisse de côté et en dit le nombre. Par motif :",
+    ),
+    "no_ledger": (
+        "No value is undefined: nothing was left out.",
+        "Aucune valeur n'est indéfinie : rien n'a été écarté.",
+    ),
+    "missing_cells": (
+        "Not every predictor was scored on every patient; missing: {missing}.",
+        "Tous les prédicteurs n'ont pas été évalués sur tous les patients ; manquent : {missing}.",
+    ),
+    # Protocol
+    "protocol_text": (
+        "{models} models ({annotators} annotators × {seeds} seeds × {folds} folds) by nnU-Net; {ensembles} ensembles average their "
+        "members' softmax. At most {epochs} epochs, stopped after {patience} without a better EMA pseudo-Dice.",
+        "{models} modèles ({annotators} annotateurs × {seeds} graines × {folds} plis) par nnU-Net ; {ensembles} ensembles moyennent les "
+        "softmax de leurs membres. Au plus {epochs} époques, arrêt après {patience} sans meilleur pseudo-Dice EMA.",
+    ),
+    "held_out_text": (
+        "With fold “all”, early stopping looks at {share} of the training patients, held out.",
+        "Avec le pli « all », l'arrêt précoce regarde {share} des patients d'entraînement, mis de côté.",
+    ),
+    "not_held_out_text": (
+        "With fold “all”, early stopping looks at the training data itself: nothing is held out.",
+        "Avec le pli « all », l'arrêt précoce regarde les données d'entraînement elles-mêmes : rien n'est mis de côté.",
+    ),
+    "configuration": ("Configuration of the study", "Configuration de l'étude"),
+    "setting": ("setting", "réglage"),
+    "value": ("value", "valeur"),
+    "training": ("Training", "Entraînement"),
+    "no_curves": ("No training curves were given.", "Aucune courbe d'entraînement n'a été fournie."),
+    # Results
+    "means_title": ("Means per predictor", "Moyennes par prédicteur"),
+    "means_caption": (
+        "Mean over patients; the best of each metric in bold. In brackets, values left out (NaN) and infinite ones (∞), which "
+        "the mean leaves out too.",
+        "Moyenne sur les patients ; la meilleure de chaque métrique en gras. Entre parenthèses, les valeurs écartées (NaN) et "
+        "infinies (∞), que la moyenne laisse aussi de côté.",
+    ),
+    "families_title": ("Means per family", "Moyennes par famille"),
+    "families_caption": (
+        "Mean ± standard deviation and median [quartiles] over patients and predictors; n values defined.",
+        "Moyenne ± écart-type et médiane [quartiles] sur patients et prédicteurs ; n valeurs définies.",
+    ),
+    "uncertainty_heading": ("Uncertainty and calibration", "Incertitude et calibration"),
+    "accuracy_heading": ("Accuracy", "Précision"),
+    "failure_heading": ("Failure detection", "Détection d'erreurs"),
+    "distribution_title": ("{metric} by family", "{metric} par famille"),
+    "distribution_caption": (
+        "{metric} by family of predictors ({direction}). One point per patient and predictor{facets}; box: median and "
+        "quartiles; dashed: mean.{left_out}",
+        "{metric} par famille de prédicteurs ({direction}). Un point par patient et prédicteur{facets} ; boîte : médiane et "
+        "quartiles ; tirets : moyenne.{left_out}",
+    ),
+    "per_organ": (" and organ", " et organe"),
+    "per_annotator": (" and annotator", " et annotateur"),
+    "left_out": (
+        " Not drawn: {nan} undefined, {infinite} infinite.",
+        " Non tracés : {nan} indéfinis, {infinite} infinis.",
+    ),
+    "all_nan": (
+        "{metric}: no value is defined in this study ({n} scores, all NaN), so nothing is drawn.",
+        "{metric} : aucune valeur n'est définie dans cette étude ({n} scores, tous NaN), rien n'est tracé.",
+    ),
+    "not_scored": ("{metric} was not scored.", "{metric} n'a pas été évalué."),
+    "reliability_title": ("Reliability", "Fiabilité"),
+    "reliability_caption": (
+        "Accuracy against confidence of the top label, voxels of all patients and annotators pooled by family; hatched: the "
+        "calibration gap; dashed: perfect calibration. Below: share of voxels, logarithmic. The pooled ECE is not the mean of the "
+        "patients' ECE.",
+        "Exactitude selon la confiance de l'étiquette retenue, voxels de tous les patients et annotateurs réunis par famille ; hachures : "
+        "l'écart de calibration ; tirets : calibration parfaite. Dessous : part des voxels, logarithmique. L'ECE réuni n'est pas la "
+        "moyenne des ECE des patients.",
+    ),
+    "no_reliability": ("No reliability bins were given.", "Aucune table de fiabilité n'a été fournie."),
+    "risk_title": ("Risk and coverage", "Risque et couverture"),
+    "risk_caption": (
+        "Share of wrong voxels among those at least as confident as a threshold, against the share kept; mean over patients, "
+        "predictors and annotators; band: quartiles.",
+        "Part de voxels faux parmi ceux au moins aussi confiants qu'un seuil, selon la part gardée ; moyenne sur patients, "
+        "prédicteurs et annotateurs ; bande : quartiles.",
+    ),
+    "no_risk": ("No risk–coverage curves were given.", "Aucune courbe risque–couverture n'a été fournie."),
+    "scatter_title": ("Accuracy against uncertainty", "Précision selon l'incertitude"),
+    "scatter_caption": (
+        "Mean Dice against mean predictive entropy, one point per patient and predictor, with the least-squares line.",
+        "Dice moyen selon l'entropie prédictive moyenne, un point par patient et prédicteur, avec la droite des moindres carrés.",
+    ),
+    "no_scatter": (
+        "Dice and predictive entropy were not both scored, so they cannot be drawn against each other.",
+        "Dice et entropie prédictive n'ont pas tous deux été évalués ; leur relation n'est pas tracée.",
+    ),
+    "agreement_title": ("Agreement of the annotators", "Accord des annotateurs"),
+    "agreement_caption": (
+        "Over patients, each counted once.",
+        "Sur les patients, chacun compté une fois.",
+    ),
+    "no_agreement": ("Agreement of annotators was not scored.", "L'accord des annotateurs n'a pas été évalué."),
+    # Statistics
+    "statistics_text": (
+        "Two tests side by side. Published: one-sided Mann–Whitney U, asymptotic with continuity correction, Bonferroni over the "
+        "pairs; it treats a patient's values under several models as independent, although the same patients stand in every group. "
+        "Paired: per patient the mean within a family, one-sided Wilcoxon signed-rank, Holm over the pairs, rank-biserial effect size, "
+        "and the median difference with its bootstrap interval. The alternative is that the first family is better. Significant means "
+        "a corrected p below {alpha}, per metric: metrics are not corrected for each other.",
+        "Deux tests côte à côte. Publié : U de Mann–Whitney unilatéral, asymptotique avec correction de continuité, Bonferroni sur les "
+        "paires ; il prend pour indépendantes les valeurs d'un patient sous plusieurs modèles, alors que les mêmes patients sont dans chaque "
+        "groupe. Apparié : par patient la moyenne dans la famille, Wilcoxon signé unilatéral, Holm sur les paires, taille d'effet "
+        "bisériale de rang, et différence médiane avec son intervalle bootstrap. L'alternative : la première famille est meilleure. Significatif : "
+        "p corrigé sous {alpha}, par métrique, sans correction entre métriques.",
+    ),
+    "published_test": ("Published test (Mann–Whitney)", "Test publié (Mann–Whitney)"),
+    "paired_test": ("Paired test (Wilcoxon)", "Test apparié (Wilcoxon)"),
+    "significant_note": (
+        "Bold: corrected p below {alpha}. NaN: undefined values left out of each side.",
+        "En gras : p corrigé sous {alpha}. NaN : valeurs indéfinies écartées de chaque côté.",
+    ),
+    "no_comparisons": ("No comparison of families was given.", "Aucune comparaison de familles n'a été fournie."),
+    "association_title": ("Dice and entropy", "Dice et entropie"),
+    "association_caption": (
+        "R² of the least-squares line of Dice on entropy; mutual information by nearest neighbours.",
+        "R² de la droite des moindres carrés du Dice sur l'entropie ; information mutuelle par plus proches voisins.",
+    ),
+    # Comparison
+    "leaderboard_title": ("Among the challenge's teams", "Parmi les équipes du challenge"),
+    "leaderboard_text": (
+        "Each family's rank is one plus the number of teams strictly better; teams keep their own ranks. Overall: the mean of the ranks over "
+        "the metrics that may be compared.",
+        "Le rang d'une famille est un plus le nombre d'équipes strictement meilleures ; les équipes gardent leur rang. Global : la moyenne des "
+        "rangs sur les métriques comparables.",
+    ),
+    "comparability_title": ("What may be compared", "Ce qui est comparable"),
+    "other_cohort": (
+        "This run scored {n} patients; the challenge's table rests on 65. Ranks mean something only when these are the same patients.",
+        "Cette exécution a évalué {n} patients ; la table du challenge repose sur 65. Les rangs n'ont de sens que pour les mêmes patients.",
+    ),
+    "no_leaderboard": ("No leaderboard was given.", "Aucun classement n'a été fourni."),
+    "published_title": ("This run and the published study", "Cette exécution et l'étude publiée"),
+    "published_caption": (
+        "Mean per family. Same name is not always same definition: see the last column.",
+        "Moyenne par famille. Même nom ne veut pas toujours dire même définition : voir la dernière colonne.",
+    ),
+    "published_statistics": ("Tests on the published table", "Tests sur la table publiée"),
+    "published_unusable": (
+        "{n} things in the published table could not be used. By reason:",
+        "{n} éléments de la table publiée n'ont pu être utilisés. Par motif :",
+    ),
+    "no_published": (
+        "No published table of the study was given, so this run is not set beside it patient by patient.",
+        "Aucune table publiée de l'étude n'a été fournie ; cette exécution n'y est pas confrontée patient par patient.",
+    ),
+    # Maps
+    "contours_title": ("Annotators, {patient}", "Annotateurs, {patient}"),
+    "contours_caption": (
+        "{patient}, slice z = {z}: each annotator's contours on the CT (window {low} to {high} HU); yellow: voxels on which the annotators "
+        "disagree ({share} of the voxels any of them labelled). The patient's left is on the right.",
+        "{patient}, coupe z = {z} : contours de chaque annotateur sur le scanner (fenêtre {low} à {high} UH) ; en jaune : voxels sur lesquels "
+        "les annotateurs divergent ({share} des voxels étiquetés par l'un d'eux). La gauche du patient est à droite.",
+    ),
+    "dissensus": ("dissensus", "dissensus"),
+    "uncertainty_title": ("Uncertainty, {patient}", "Incertitude, {patient}"),
+    "uncertainty_caption": (
+        "{patient}, slice z = {z}, {predictor}: segmentation on the CT, predictive entropy (all uncertainty) and mutual information (its "
+        "epistemic part), nats.",
+        "{patient}, coupe z = {z}, {predictor} : segmentation sur le scanner, entropie prédictive (toute l'incertitude) et information mutuelle "
+        "(sa part épistémique), en nats.",
+    ),
+    "no_maps": (
+        "No slices were given, so no map is drawn.",
+        "Aucune coupe n'a été fournie ; aucune carte n'est tracée.",
+    ),
+    "view_title": ("Organs, {patient}", "Organes, {patient}"),
+    "view_caption": (
+        "{patient}, {source}: surfaces of the organs, millimetres; simplified for display.",
+        "{patient}, {source} : surfaces des organes, en millimètres ; simplifiées pour l'affichage.",
+    ),
+    "segmentation": ("segmentation", "segmentation"),
+    # Cost
+    "cost_text": (
+        "What was used, as recorded by each materialisation, beside the study's own figures where known.",
+        "Ce qui a été utilisé, enregistré à chaque matérialisation, à côté des chiffres de l'étude quand ils sont connus.",
+    ),
+    "no_cost": ("No cost was recorded.", "Aucun coût n'a été enregistré."),
+    # Metrics and reproducibility
+    "metrics_text": ("What each number means.", "Ce que veut dire chaque nombre."),
+    "no_metrics": ("No table of metrics was given.", "Aucune table de métriques n'a été fournie."),
+    "reproducibility_text": (
+        "Made from commit {commit} on {date}; study fingerprint {fingerprint}.",
+        "Produit à partir du commit {commit} le {date} ; empreinte de l'étude {fingerprint}.",
+    ),
+    "packages": ("Package versions", "Versions des paquets"),
+    "data_versions": ("Data versions of the inputs", "Versions des données d'entrée"),
+    "no_packages": ("No package versions were recorded.", "Aucune version de paquet n'a été enregistrée."),
+    "no_data_versions": ("No data versions were recorded.", "Aucune version de données n'a été enregistrée."),
+    "unknown": ("unknown", "inconnu"),
+    # Axes and legends
+    "family": ("family", "famille"),
+    "general": ("general ensemble", "ensemble général"),
+    "annotator": ("annotator ensembles", "ensembles par annotateur"),
+    "individual": ("individual models", "modèles individuels"),
+    "all": ("all", "toutes"),
+    "organ": ("organ", "organe"),
+    "annotator_n": ("annotator {name}", "annotateur {name}"),
+    "confidence_axis": ("confidence (probability)", "confiance (probabilité)"),
+    "accuracy_axis": ("accuracy (share of voxels)", "exactitude (part des voxels)"),
+    "share_axis": ("share of voxels", "part des voxels"),
+    "accuracy": ("accuracy", "exactitude"),
+    "gap": ("calibration gap", "écart de calibration"),
+    "perfect": ("perfect calibration", "calibration parfaite"),
+    "coverage_axis": ("coverage (share of voxels kept)", "couverture (part de voxels gardés)"),
+    "risk_axis": ("risk (share wrong)", "risque (part de faux)"),
+    "no_unit": ("no unit", "sans unité"),
+    "epoch": ("epoch", "époque"),
+    "loss_axis": ("training loss (no unit)", "perte d'entraînement (sans unité)"),
+    "dice_axis": ("EMA pseudo-Dice (no unit)", "pseudo-Dice EMA (sans unité)"),
+    "curves_title": ("Training curves", "Courbes d'entraînement"),
+    "curves_caption": (
+        "Training loss and moving average of the pseudo-Dice, one line per model.",
+        "Perte d'entraînement et moyenne mobile du pseudo-Dice, une ligne par modèle.",
+    ),
+    "first_better": ("{first} better than {second}", "{first} mieux que {second}"),
+    "files": ("Files", "Fichiers"),
+    "files_text": (
+        "Each figure is kept beside this page as PNG, SVG and PDF, each table of numbers as given to it.",
+        "Chaque figure est gardée à côté de cette page en PNG, SVG et PDF.",
+    ),
+    "generated": ("Generated {date}", "Produit le {date}"),
+    "left_right": ("left (mm)", "gauche (mm)"),
+    "posterior": ("posterior (mm)", "arrière (mm)"),
+    "superior": ("superior (mm)", "haut (mm)"),
+    "x_pixels": ("to the patient's left (mm)", "vers la gauche du patient (mm)"),
+    "y_pixels": ("to posterior (mm)", "vers l'arrière (mm)"),
+}
+
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "metric": ("metric", "métrique"),
+    "pair": ("first better than second", "premier mieux que second"),
+    "n_first": ("n first", "n premier"),
+    "n_second": ("n second", "n second"),
+    "nan_first": ("NaN first", "NaN premier"),
+    "nan_second": ("NaN second", "NaN second"),
+    "U": ("U", "U"),
+    "p": ("p", "p"),
+    "p_bonferroni": ("p Bonferroni", "p Bonferroni"),
+    "n_pairs": ("patients", "patients"),
+    "unpaired_patients": ("unpaired", "non appariés"),
+    "wilcoxon": ("W⁺", "W⁺"),
+    "p_wilcoxon": ("p", "p"),
+    "p_holm": ("p Holm", "p Holm"),
+    "rank_biserial": ("rank-biserial", "bisériale de rang"),
+    "median_difference": ("median difference", "différence médiane"),
+    "interval": ("95 % interval", "intervalle à 95 %"),
+    "note": ("note", "note"),
+    "predictor": ("predictor", "prédicteur"),
+    "family": ("family", "famille"),
+    "patient": ("patient", "patient"),
+    "set": ("set", "ensemble"),
+    "group": ("group", "groupe"),
+    "reason": ("reason", "motif"),
+    "values": ("values", "valeurs"),
+    "patients": ("patients", "patients"),
+    "entry": ("entry", "participant"),
+    "kind": ("kind", "type"),
+    "overall": ("overall (mean rank)", "global (rang moyen)"),
+    "definition": ("definition", "définition"),
+    "region": ("region", "région"),
+    "n_patients": ("patients", "patients"),
+    "n_nan": ("NaN", "NaN"),
+    "comparable": ("comparable", "comparable"),
+    "comparability": ("why", "pourquoi"),
+    "organ": ("organ", "organe"),
+    "n": ("n", "n"),
+    "mean": ("mean", "moyenne"),
+    "sd": ("sd", "écart-type"),
+    "median": ("median", "médiane"),
+    "quartiles": ("median [quartiles]", "médiane [quartiles]"),
+    "mean_sd": ("mean ± sd", "moyenne ± écart-type"),
+    "pearson": ("Pearson r", "r de Pearson"),
+    "p_pearson": ("p", "p"),
+    "spearman": ("Spearman ρ", "ρ de Spearman"),
+    "p_spearman": ("p", "p"),
+    "mutual_information": ("mutual information (nats)", "information mutuelle (nats)"),
+    "r2": ("R²", "R²"),
+    "this_run": ("this run", "cette exécution"),
+    "published": ("published", "publié"),
+    "difference_note": ("the study computed", "l'étude calculait"),
+    "package": ("package", "paquet"),
+    "version": ("version", "version"),
+    "artefact": ("artefact", "artefact"),
+    "stage": ("step", "étape"),
+    "step": ("step", "étape"),
+    "count": ("count", "nombre"),
+    "hours": ("hours", "heures"),
+    "hours_each": ("hours each", "heures par unité"),
+    "gb_down": ("GB down", "Go ↓"),
+    "gb_up": ("GB up", "Go ↑"),
+    "euros": ("€", "€"),
+    "label": ("name", "nom"),
+    "direction": ("better", "sens"),
+    "unit": ("unit", "unité"),
+    "range": ("range", "étendue"),
+    "reference": ("reference", "référence"),
+    "shape": ("shape (Z, Y, X)", "forme (Z, Y, X)"),
+    "spacing_mm": ("spacing (mm)", "espacement (mm)"),
+}
+
+_METRICS: Mapping[str, tuple[str, str]] = {
+    "dice": ("Dice", "Dice"),
+    "dice_published": ("Dice (challenge's code)", "Dice (code du challenge)"),
+    "dice_annotator": ("Dice per annotator", "Dice par annotateur"),
+    "hausdorff": ("Hausdorff distance", "distance de Hausdorff"),
+    "hd95": ("Hausdorff distance, 95th percentile", "distance de Hausdorff, 95e centile"),
+    "assd": ("Average symmetric surface distance", "distance surfacique symétrique moyenne"),
+    "nsd": ("Normalised surface Dice", "Dice surfacique normalisé"),
+    "crps": ("CRPS of the volume", "CRPS du volume"),
+    "crps_published": ("CRPS (challenge's cut)", "CRPS (coupure du challenge)"),
+    "ece": ("Expected calibration error", "erreur de calibration attendue (ECE)"),
+    "ace": ("Average calibration error", "erreur de calibration moyenne (ACE)"),
+    "adaptive_ece": ("Adaptive calibration error", "erreur de calibration adaptative"),
+    "classwise_ece": ("Classwise calibration error", "erreur de calibration par classe"),
+    "ece_mean_response": ("ECE against the mean response", "ECE contre la réponse moyenne"),
+    "brier": ("Brier score", "score de Brier"),
+    "nll": ("Negative log-likelihood", "log-vraisemblance négative"),
+    "confidence": ("Confidence", "confiance"),
+    "ncc": ("Correlation of disagreement and uncertainty", "corrélation désaccord–incertitude"),
+    "ncc_annotators": ("Correlation between annotators", "corrélation entre annotateurs"),
+    "ged": ("Generalised energy distance", "distance d'énergie généralisée"),
+    "auroc": ("AUROC", "AUROC"),
+    "auroc_error": ("AUROC of errors", "AUROC des erreurs"),
+    "aurc": ("AURC", "AURC"),
+    "eaurc": ("E-AURC", "E-AURC"),
+    "augrc": ("AUGRC", "AUGRC"),
+    "predictive_entropy": ("Predictive entropy", "entropie prédictive"),
+    "expected_entropy": ("Expected entropy", "entropie attendue"),
+    "mutual_information": ("Mutual information", "information mutuelle"),
+    "member_dice": ("Dice between members", "Dice entre membres"),
+}
+
+
+class Words:
+    """One language's words: `words("key", name=value)`, `words.metric("ece")`, `words.column("p_holm")`.
+
+    Args:
+        language: `en` or `fr`.
+
+    Raises:
+        ReportError: another language.
+    """
+
+    def __init__(self, language: str):
+        if language not in ("en", "fr"):
+            raise ReportError(
+                "writing the report", repr(language), "it is not a language of the report", "Use en or fr."
+            )
+        self.language: Language = language  # type: ignore[assignment]
+        self._side = ("en", "fr").index(language)
+        self.decimal = (".", ",")[self._side]
+
+    def __call__(self, key: str, **values: object) -> str:
+        text = _TEXT[key][self._side]
+        return text.format(**values) if values else text
+
+    def metric(self, metric: str) -> str:
+        """The metric's name in this language, starting in upper case; its own name if it has none here."""
+        name = _METRICS[metric][self._side] if metric in _METRICS else metric.replace("_", " ")
+        return name[:1].upper() + name[1:]
+
+    def column(self, column: str) -> str:
+        return _COLUMNS[column][self._side] if column in _COLUMNS else column.replace("_", " ")
+
+    def family(self, family: str) -> str:
+        return _TEXT[family][self._side] if family in ("general", "annotator", "individual", "all") else family
+
+
+def keys() -> Mapping[str, tuple[str, str]]:
+    """Everything that is said, in both languages (for the test that both say it)."""
+    return {
+        **_TEXT,
+        **{f"column:{k}": v for k, v in _COLUMNS.items()},
+        **{f"metric:{k}": v for k, v in _METRICS.items()},
+    }

@@ -1,0 +1,245 @@
+"""Studies made of random numbers for tests of the report: scores, bins, curves, slices of any size and shape."""
+
+import numpy as np
+import pandas as pd
+
+from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView
+from curvas_assets.statistics import (
+    annotator_agreement,
+    compare_all_families,
+    dice_against_entropy,
+    leaderboard,
+)
+from curvas_assets.study import Study
+
+ORGANS = ("pancreas", "kidney", "liver")
+GAIN = {"general": 1.0, "annotator": 0.6, "individual": 0.0}
+ALTERNATIVES = {
+    "dice": "greater",
+    "ece": "less",
+    "confidence": "greater",
+    "hd95": "less",
+    "aurc": "less",
+    "eaurc": "less",
+}
+
+
+def make_study(
+    *, annotators: int = 3, seeds: int = 3, organs: tuple[str, ...] = ORGANS, patients: int = 3, language: str = "en"
+) -> Study:
+    """A study of any number of annotators, seeds, organs and test patients."""
+    return Study.model_validate(
+        {
+            "name": "random",
+            "title": "Random study",
+            "annotators": [{"name": f"anno{a}", "file": f"annotation_{a}.nii.gz"} for a in range(1, annotators + 1)],
+            "organs": {organ: label for label, organ in enumerate(organs, start=1)},
+            "patients": {"prefix": "UKCHLL", "digits": 3},
+            "sets": {"train": ["900"], "test": [f"{p:03d}" for p in range(1, patients + 1)]},
+            "seeds": [112233, 445566, 778899, 1, 2][:seeds],
+            "report": {"language": language},
+            "statistics": {"bootstrap_samples": 999},
+        }
+    )
+
+
+def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
+    """Long scores as the platform keeps them: per organ, per annotator with their mean, and per patient."""
+    rng = np.random.default_rng(seed)
+    organs, annotators = study.class_names[1:], [str(a) for a in range(1, len(study.annotators) + 1)]
+    parts = []
+
+    def add(metric: str, organ: str, annotator: str, unit: str, values: np.ndarray) -> None:
+        parts.append(cells.assign(metric=metric, organ=organ, annotator=annotator, unit=unit, note="", value=values))
+
+    predictors = study.predictors
+    patients = study.sets["test"]
+    cells = pd.DataFrame(
+        [(patient, predictor, study.family(predictor), "A") for patient in patients for predictor in predictors],
+        columns=["patient", "predictor", "family", "group"],
+    )
+    hard = np.repeat(rng.gamma(2, 0.5, len(patients)), len(predictors))
+    gain = cells["family"].map(GAIN).to_numpy(float)
+
+    def noise(scale: float) -> np.ndarray:
+        return rng.normal(0, scale, len(cells))
+
+    for offset, organ in zip((0.12, 0.05, 0.02, 0.03), organs, strict=False):
+        dice = 1 - offset * (1 + 0.4 * hard) + 0.003 * gain + noise(0.01)
+        add("dice", organ, "", "", np.clip(dice, 0, 1))
+        add("dice_published", organ, "", "", np.clip(dice - 0.01, 0, 1))
+        add("confidence", organ, "", "", np.clip(0.97 - 0.01 * hard + noise(0.004), 0, 1))
+        add("crps", organ, "", "mm³", np.abs(15000 * hard - 2000 * gain + noise(2000)))
+        add("crps_published", organ, "", "mm³", np.abs(14000 * hard - 2000 * gain + noise(2000)))
+        add("agreement_dice", organ, "", "", np.clip(0.95 - offset * hard / 3, 0, 1))
+    for metric, unit, centre, scale in (
+        ("ece", "", 0.0035, 0.0004),
+        ("aurc", "", 0.0008, 0.0001),
+        ("eaurc", "", 0.0006, 0.0001),
+        ("hd95", "mm", 8.0, 1.0),
+    ):
+        each = [np.abs(centre * (0.7 + 0.4 * hard) - 0.6 * scale * gain + noise(scale)) for _ in annotators]
+        for annotator, values in zip(annotators, each, strict=True):
+            if metric == "hd95":
+                for organ in organs:
+                    add(metric, organ, annotator, unit, values * rng.uniform(0.8, 1.2))
+            else:
+                add(metric, "", annotator, unit, values)
+        if metric != "hd95":
+            add(metric, "", "mean", unit, np.mean(each, axis=0))
+    add("predictive_entropy", "", "", "nats", 0.01 + 0.004 * hard + 0.002 * gain + np.abs(noise(0.0005)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def make_bins(study: Study, *, bins: int = 50) -> pd.DataFrame:
+    """Reliability bins per patient and predictor."""
+    edges = np.linspace(0, 1, bins + 1)
+    middle = (edges[:-1] + edges[1:]) / 2
+    parts = []
+    for patient in study.sets["test"]:
+        for predictor in study.predictors:
+            gap = 0.12 - 0.08 * GAIN[study.family(predictor)]
+            count = np.where(middle > 0.25, 10 ** (2 + 4 * middle), 0).astype(int)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "patient": patient,
+                        "predictor": predictor,
+                        "family": study.family(predictor),
+                        "lower": edges[:-1],
+                        "upper": edges[1:],
+                        "count": count,
+                        "confidence": np.where(count > 0, middle, np.nan),
+                        "accuracy": np.where(
+                            count > 0, np.clip(middle - gap * (1 - middle) * 4 * middle, 0, 1), np.nan
+                        ),
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def make_curves(study: Study, *, points: int = 60, seed: int = 0) -> pd.DataFrame:
+    """Risk–coverage curves per patient and predictor."""
+    rng = np.random.default_rng(seed)
+    coverage = np.linspace(0.01, 1, points)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "patient": patient,
+                    "predictor": predictor,
+                    "family": study.family(predictor),
+                    "annotator": "1",
+                    "coverage": coverage,
+                    "risk": (0.01 - 0.003 * GAIN[study.family(predictor)]) * coverage**6 * rng.uniform(0.8, 1.2),
+                }
+            )
+            for patient in study.sets["test"]
+            for predictor in study.predictors
+        ],
+        ignore_index=True,
+    )
+
+
+def make_slice(study: Study, patient: str = "UKCHLL001", *, shape: tuple[int, int] = (96, 120)) -> SliceView:
+    """A slice with ellipses for organs, drawn a little differently by each annotator."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: shape[0], : shape[1]] / np.array(shape).reshape(2, 1, 1)
+    body = ((y - 0.5) / 0.42) ** 2 + ((x - 0.5) / 0.45) ** 2 < 1
+    image = np.where(body, 40 + rng.normal(0, 20, shape), -1000)
+    centres = ((0.42, 0.58), (0.62, 0.72), (0.4, 0.3), (0.7, 0.4))
+    radii = ((0.05, 0.1), (0.09, 0.06), (0.18, 0.17), (0.05, 0.05))
+    maps = []
+    for annotator in range(len(study.annotators)):
+        labels = np.zeros(shape, np.uint8)
+        for label, ((cy, cx), (ry, rx)) in enumerate(zip(centres, radii, strict=True), start=1):
+            if label < len(study.class_names):
+                grown = 1 + 0.06 * annotator
+                labels[((y - cy) / (ry * grown)) ** 2 + ((x - cx - 0.004 * annotator) / (rx * grown)) ** 2 < 1] = label
+        maps.append(labels)
+    stacked = np.stack(maps)
+    share = np.stack([(stacked == c).mean(axis=0) for c in range(len(study.class_names))])
+    share = 0.94 * share + 0.06 / len(study.class_names)
+    entropy = -(share * np.log(share)).sum(axis=0)
+    return SliceView(
+        patient=patient,
+        z=24,
+        image=image,
+        annotations=stacked,
+        spacing_mm=(5.0, 3.5, 3.5),
+        orientation="LPS",
+        predictor="ensemble_all",
+        segmentation=share.argmax(axis=0).astype(np.uint8),
+        predictive_entropy=entropy,
+        mutual_information=0.3 * entropy,
+    )
+
+
+def make_organs(study: Study, patient: str = "UKCHLL001") -> OrganView:
+    """Ellipsoids."""
+    z, y, x = np.mgrid[:40, :60, :70]
+    labels = np.zeros(z.shape, np.uint8)
+    for label, (centre, radius) in enumerate(
+        (((20, 28, 40), (4, 4, 12)), ((16, 42, 50), (9, 7, 6)), ((24, 26, 20), (12, 14, 14))), start=1
+    ):
+        if label < len(study.class_names):
+            inside = sum(((g - c) / r) ** 2 for g, c, r in zip((z, y, x), centre, radius, strict=True)) < 1
+            labels[inside] = label
+    return OrganView(patient, labels, (5.0, 3.5, 3.5), "annotator 1")
+
+
+def make_training(study: Study, *, epochs: int = 30) -> dict[str, pd.DataFrame]:
+    epoch = np.arange(epochs)
+    return {
+        str(model): pd.DataFrame(
+            {
+                "epoch": epoch,
+                "train_loss": 1 / (1 + epoch * (0.3 + 0.05 * index)),
+                "ema_dice": 1 - 1 / (1 + epoch * (0.3 + 0.05 * index)),
+            }
+        )
+        for index, model in enumerate(study.models)
+    }
+
+
+def make_inputs(study: Study, **changes: object) -> ReportInputs:
+    """Everything a report can hold, of random numbers; `changes` replace parts."""
+    scores = changes.pop("scores", None)
+    scores = make_scores(study) if scores is None else scores
+    assert isinstance(scores, pd.DataFrame)
+    cohort = pd.DataFrame(
+        {
+            "patient": ["UKCHLL900", *study.sets["test"]],
+            "set": ["train", *["test"] * len(study.sets["test"])],
+            "group": "A",
+            "shape": [(48, 96, 96)] * (1 + len(study.sets["test"])),
+            "spacing_mm": [(5.0, 3.5, 3.5)] * (1 + len(study.sets["test"])),
+        }
+    )
+    metrics = pd.DataFrame(
+        [("dice", "higher", "", "accuracy", "0 … 1"), ("ece", "lower", "", "calibration", "0 … 1")],
+        columns=["metric", "direction", "unit", "family", "range"],
+    )
+    cost = pd.DataFrame(
+        [("training", 9, 216.0, 54.0, 9.0, 112.6), ("prediction", 576, 576.0, 864.0, 2304.0, 365.8)],
+        columns=["step", "count", "hours", "gb_down", "gb_up", "euros"],
+    )
+    every: dict[str, object] = {
+        "provenance": Provenance(
+            "2026-01-02 03:04 UTC", "0123abc", {"numpy": "2.4", "scipy": "1.17"}, {"scores|UKCHLL001": "a1b2c3"}
+        ),
+        "metrics": metrics,
+        "cohort": cohort,
+        "comparisons": compare_all_families(scores, ALTERNATIVES, bootstrap_samples=999),  # type: ignore[arg-type]
+        "association": dice_against_entropy(scores),
+        "agreement": annotator_agreement(scores),
+        "leaderboard": leaderboard(scores, region="body"),
+        "reliability": make_bins(study),
+        "risk_coverage": make_curves(study),
+        "cost": cost,
+        "curves": make_training(study),
+        "slices": (make_slice(study),),
+        "organs": make_organs(study),
+    }
+    return ReportInputs(study=study, scores=scores, **(every | changes))  # type: ignore[arg-type]
