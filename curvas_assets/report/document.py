@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any, Literal
 
@@ -40,9 +40,25 @@ from curvas_assets.statistics import (
 from curvas_assets.study import Study
 
 UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
-ACCURACY = ("dice", "hd95", "hausdorff")
+ACCURACY = ("dice", "hd95")
 FAILURE = ("aurc", "eaurc")
 HEADLINE = ("dice", "ece")
+PRINTED: Mapping[str, tuple[float, int]] = {
+    "dice": (100, 2),
+    "confidence": (100, 2),
+    "ece": (1000, 2),
+    "crps": (1, 2),
+    "overall": (1, 2),
+}
+"""Column of the challenge's table → factor and decimals in which it prints it."""
+PRINTED_UNITS: Mapping[str, str] = {
+    "dice": "\u00a0(%)",
+    "confidence": "\u00a0(%)",
+    "ece": "\u00a0(×10⁻³)",
+    "crps": "\u00a0(cm³)",
+}
+WIDTH = 8
+"""Metrics side by side in a table of means."""
 FACETS: Mapping[str, str] = {"dice": "organ", "hd95": "annotator", "hausdorff": "annotator"}
 """Panels of a distribution, where the table has more than one; AURC and E-AURC take organs, or else annotators."""
 HIGHER_IS_BETTER = frozenset(
@@ -227,6 +243,11 @@ class _Writer:
         for column in ("organ", "annotator", "group", "unit"):
             scores[column] = scores[column].astype("string").fillna("").astype(str) if column in scores else ""
         scores["value"] = pd.to_numeric(scores["value"], errors="coerce").astype(float)
+        # Volumes are scored in mm³ and read in cm³ (DEFINITIONS).
+        self.scaled = frozenset(map(str, scores.loc[scores["unit"].isin(["mm³", "mm3"]), "metric"].unique()))
+        in_mm3 = scores["metric"].isin(self.scaled)
+        scores.loc[in_mm3, "value"] *= 1e-3
+        scores.loc[in_mm3, "unit"] = "cm³"
         self.scores = scores
         self.reduced = reduce_scores(scores)
         self.directions = dict(DEFAULT_DIRECTIONS)
@@ -235,7 +256,19 @@ class _Writer:
                 str(row.metric): str(row.direction or "")
                 for row in inputs.metrics.itertuples()  # type: ignore[attr-defined]
             }
+        self.comparisons = self._in_shown_units(inputs.comparisons)
         self.by_family = summarise(self.reduced, by=("family",)) if len(self.reduced) else pd.DataFrame()
+
+    def _in_shown_units(self, comparisons: pd.DataFrame | None) -> pd.DataFrame:
+        """Differences in the unit that the metric is shown in."""
+        if comparisons is None:
+            return pd.DataFrame()
+        shown = comparisons.copy()
+        in_mm3 = shown["metric"].isin(self.scaled) if len(shown) else pd.Series(dtype=bool)
+        for column in ("median_difference", "ci_low", "ci_high"):
+            if in_mm3.any():
+                shown.loc[in_mm3, column] *= 1e-3
+        return shown
 
     def sections(self) -> tuple[_Section, ...]:
         return tuple(
@@ -279,8 +312,8 @@ class _Writer:
             family: self._number(float(means.get(family, float("nan")))) for family in FAMILIES
         }
         values |= {"metric": w.metric(metric), "direction": self._direction_words(metric)}
-        comparisons = self.inputs.comparisons
-        if comparisons is not None and len(comparisons):
+        comparisons = self.comparisons
+        if len(comparisons):
             row = comparisons[
                 (comparisons["metric"] == metric)
                 & (comparisons["first"] == "general")
@@ -439,6 +472,7 @@ class _Writer:
         return blocks
 
     def _distribution(self, metric: str) -> list[_Block]:
+        """A metric's distribution: over all, and by organ or annotator where the study has several."""
         w = self.words
         of_metric = self.scores[self.scores["metric"] == metric]
         if of_metric.empty:
@@ -446,11 +480,20 @@ class _Writer:
             return [_absent(w("not_scored", metric=w.metric(metric)))]
         if not of_metric["value"].notna().any():
             return [_absent(w("all_nan", metric=w.metric(metric), n=len(of_metric)))]
-        table, facet = self._panels(metric)
-        chart = distribution_by_family(
-            table, metric, w, unit=self._unit(metric), direction=self.directions.get(metric, ""), facet=facet
+        draw = partial(
+            distribution_by_family,
+            metric=metric,
+            words=w,
+            unit=self._unit(metric),
+            direction=self.directions.get(metric, ""),
         )
-        return [_figure(chart)]
+        blocks = []
+        table, facet = self._panels(metric)
+        if facet is None or metric in HEADLINE:
+            blocks.append(_figure(draw(self.reduced)))
+        if facet is not None:
+            blocks.append(_figure(draw(table, facet=facet, order=self.study.class_names)))
+        return blocks
 
     def _panels(self, metric: str) -> tuple[pd.DataFrame, str | None]:
         """The scores to draw, one per patient, predictor and panel, and the column that names the panels."""
@@ -477,23 +520,21 @@ class _Writer:
     def _means(self) -> list[_Block]:
         """Means per predictor with the best in bold, and per family with spread."""
         w = self.words
-        metrics = list(dict.fromkeys(self.reduced["metric"]))
         predictors = list(dict.fromkeys(self.reduced["predictor"]))
         marked = best_predictors(summarise(self.reduced), self.directions)
-        shown, strong = (pd.DataFrame(index=range(len(predictors))) for _ in range(2))
-        shown["predictor"] = predictors
-        for metric in metrics:
-            rows = marked[marked["metric"] == metric].set_index("predictor").reindex(predictors)
-            shown[metric] = [self._mean_text(row) for _, row in rows.iterrows()]
-            strong[metric] = rows["best"].astype("boolean").fillna(False).to_list()
-        headings = {"predictor": w.column("predictor")} | {m: self._titled(m) for m in metrics}
-        table = table_of(shown, headings, strong=strong)
-        table = dataclasses.replace(table, numeric=frozenset(range(1, len(headings))))
-        blocks = [
-            _heading(w("means_title")),
-            _Block("table", table=table, caption=w("means_caption"), folded=False),
-            _heading(w("families_title")),
-        ]
+        blocks = [_heading(w("means_title")), _text(w("means_caption"))]
+        for name, metrics in self._metric_groups().items():
+            shown, strong = (pd.DataFrame(index=range(len(predictors))) for _ in range(2))
+            shown["predictor"] = predictors
+            for metric in metrics:
+                rows = marked[marked["metric"] == metric].set_index("predictor").reindex(predictors)
+                shown[metric] = [self._mean_text(row) for _, row in rows.iterrows()]
+                strong[metric] = rows["best"].astype("boolean").fillna(False).to_list()
+            headings = {"predictor": w.column("predictor")} | {m: self._titled(m) for m in metrics}
+            table = table_of(shown, headings, strong=strong)
+            table = dataclasses.replace(table, numeric=frozenset(range(1, len(headings))))
+            blocks.append(_Block("table", table=table, caption=name))
+        blocks.append(_heading(w("families_title")))
         rows = self.by_family.copy()
         rows["mean_sd"] = [
             f"{self._number(m)} ± {self._number(s)}" for m, s in zip(rows["mean"], rows["sd"], strict=True)
@@ -507,13 +548,31 @@ class _Writer:
         columns = {c: w.column(c) for c in ("metric", "family", "n", "n_nan", "mean_sd", "quartiles")}
         return [*blocks, self._table(rows, columns, caption=w("families_caption"), folded=len(rows) > 30)]
 
+    def _metric_groups(self) -> dict[str, list[str]]:
+        """The scored metrics by family of the registry, at most eight to a table."""
+        metrics = [m for m in dict.fromkeys(map(str, self.reduced["metric"])) if not m.startswith("agreement")]
+        registry = self.inputs.metrics
+        known = (
+            dict(zip(registry["metric"].astype(str), registry["family"].astype(str), strict=True))
+            if registry is not None and {"metric", "family"} <= set(registry.columns)
+            else {}
+        )
+        groups: dict[str, list[str]] = {}
+        for metric in metrics:
+            groups.setdefault(known.get(metric, self.words("other_metrics")), []).append(metric)
+        return {
+            name if start == 0 else f"{name} ({1 + start // WIDTH})": members[start : start + WIDTH]
+            for name, members in groups.items()
+            for start in range(0, len(members), WIDTH)
+        }
+
     # Statistics --------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> list[_Block]:
-        w, comparisons = self.words, self.inputs.comparisons
-        alpha = self._number(self.study.statistics.alpha)
+        w, comparisons = self.words, self.comparisons
+        alpha = self._alpha()
         blocks = [_text(w("statistics_text", alpha=alpha))]
-        if comparisons is None or not len(comparisons):
+        if not len(comparisons):
             blocks.append(_absent(w("no_comparisons")))
         else:
             blocks += self._comparison_tables(comparisons)
@@ -548,13 +607,13 @@ class _Writer:
         shown = shown.assign(
             interval=[self._interval(row) or MISSING for _, row in shown.iterrows()],
             pair=[
-                w("first_better", first=w.family(a), second=w.family(b))
+                w("versus", first=w(f"short_{a}"), second=w(f"short_{b}"))
                 for a, b in zip(shown["first"], shown["second"], strict=True)
             ],
             metric=[w.metric(str(metric)) for metric in shown["metric"]],
         )
         formats = dict.fromkeys(("p", "p_bonferroni", "p_wilcoxon", "p_holm"), self._p)
-        note = w("significant_note", alpha=self._number(self.study.statistics.alpha))
+        note = w("significant_note", alpha=self._alpha())
         tables = []
         for title, corrected, names in (
             ("published_test", "p_bonferroni", "metric pair n_first n_second nan_first nan_second U p p_bonferroni"),
@@ -590,14 +649,20 @@ class _Writer:
         w = self.words
         wide = leaderboard_wide(board)
         metrics = [str(m) for m in board["metric"].unique()]
+        first = board[board["kind"] == "this run"].drop_duplicates("metric").set_index("metric")
+        columns = board.drop_duplicates("metric").set_index("metric")["column"]
         shown = pd.DataFrame({"entry": [self._entry(k, e) for k, e in zip(wide["kind"], wide["entry"], strict=True)]})
         for metric in metrics:
             shown[metric] = [
-                self._ranked(value, rank) for value, rank in zip(wide[metric], wide[f"{metric}_rank"], strict=True)
+                self._ranked(columns[metric], value, rank)
+                for value, rank in zip(wide[metric], wide[f"{metric}_rank"], strict=True)
             ]
-        units = board.drop_duplicates("metric").set_index("metric")["unit"]
         headings = {"entry": w.column("entry")} | {
-            m: w.column("overall") if m == "overall" else w.metric(m) + (f" ({units[m]})" if units[m] else "")
+            m: w.column("overall")
+            if m == "overall"
+            else w.metric(m)
+            + PRINTED_UNITS[columns[m]]
+            + (" †" if m in first.index and not first.loc[m, "comparable"] else "")
             for m in metrics
         }
         ours = wide["kind"] == "this run"
@@ -610,27 +675,37 @@ class _Writer:
             metric=[w.metric(str(m)) for m in about["metric"]],
             entry=[self._entry(k, e) for k, e in zip(about["kind"], about["entry"], strict=True)],
         )
-        columns = ("metric", "entry", "definition", "region", "n_patients", "n_nan", "comparable", "comparability")
+        about_columns = (
+            "metric",
+            "entry",
+            "definition",
+            "region",
+            "n_patients",
+            "n_nan",
+            "comparable",
+            "comparability",
+        )
         n = self.scores["patient"].nunique()
         teams = board.loc[board["kind"] == "team", "comparability"]
         return [
             _text(w("leaderboard_text")),
             _text(w("other_cohort", n=n)),
             _Block("table", table=table, caption=str(teams.iloc[0]) if len(teams) else ""),
-            self._table(about, {c: w.column(c) for c in columns}, caption=w("comparability_title"), folded=True),
+            self._table(about, {c: w.column(c) for c in about_columns}, caption=w("comparability_title"), folded=True),
         ]
 
     def _entry(self, kind: str, entry: str) -> str:
         if kind == "team":
             return entry
-        return f"{self.words.column('this_run' if kind == 'this run' else 'published')}: {self.words.family(entry)}"
+        return f"{self.words.column('this_run' if kind == 'this run' else 'published')} – {self.words.family(entry)}"
 
-    def _ranked(self, value: float, rank: Any) -> str:
+    def _ranked(self, column: str, value: float, rank: Any) -> str:
+        """A value as the challenge prints it, its rank in brackets."""
         if pd.isna(value):
             return MISSING
-        return (
-            f"{self._number(float(value), digits=4)} ({int(rank)})" if not pd.isna(rank) else self._number(float(value))
-        )
+        scale, decimals = PRINTED[column]
+        text = f"{scale * value:.{decimals}f}".replace(".", self.words.decimal) if abs(value) < float("inf") else "∞"
+        return f"{text} ({int(rank)})" if not pd.isna(rank) else text
 
     def _published(self, published: PublishedScores) -> list[_Block]:
         w = self.words
@@ -754,6 +829,9 @@ class _Writer:
     def _number(self, value: float, *, digits: int = 3) -> str:
         return number(float(value), digits=digits, decimal=self.words.decimal)
 
+    def _alpha(self) -> str:
+        return f"{self.study.statistics.alpha:g}".replace(".", self.words.decimal)
+
     def _p(self, value: object) -> str:
         return p_value(value, decimal=self.words.decimal)
 
@@ -787,16 +865,20 @@ class _Writer:
 
 
 def _html(inputs: ReportInputs, sections: Sequence[_Section], words: Words) -> str:
-    drawn = False
+    numbered = 0
     shown = []
     for section in sections:
         blocks = []
         for block in section.blocks:
             if block.chart is not None:
-                drawn = True
+                numbered += 1
                 blocks.append(
                     dataclasses.replace(
-                        block, html=_div(block.chart), name=block.chart.name, caption=block.chart.caption
+                        block,
+                        html=_div(block.chart),
+                        name=block.chart.name,
+                        caption=block.chart.caption,
+                        text=words("figure_n", n=numbered, title=block.chart.title),
                     )
                 )
             elif block.table is not None:
@@ -811,7 +893,7 @@ def _html(inputs: ReportInputs, sections: Sequence[_Section], words: Words) -> s
         subtitle=words("generated", date=inputs.provenance.generated_at) if inputs.provenance.generated_at else "",
         contents=words("contents"),
         sections=shown,
-        plotly_js=_plotly_js() if drawn else "",
+        plotly_js=_plotly_js() if numbered else "",
     )
 
 

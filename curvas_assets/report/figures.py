@@ -4,7 +4,7 @@ Belongs here: charts of tables. Does not belong here: pictures of slices and sur
 scores beyond pooling what is drawn (`curvas_assets.statistics` does the rest).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,7 +102,14 @@ def pooled_reliability(bins: pd.DataFrame) -> pd.DataFrame:
 
 
 def distribution_by_family(
-    scores: pd.DataFrame, metric: str, words: Words, *, unit: str = "", direction: str = "", facet: str | None = None
+    scores: pd.DataFrame,
+    metric: str,
+    words: Words,
+    *,
+    unit: str = "",
+    direction: str = "",
+    facet: str | None = None,
+    order: Sequence[str] = (),
 ) -> Chart:
     """Violin, box and every point of a metric, by family, one panel per organ or annotator.
 
@@ -114,19 +121,22 @@ def distribution_by_family(
         unit: of the metric; empty for none.
         direction: `higher`, `lower`, or empty.
         facet: `organ`, `annotator`, or None for one panel.
+        order: panels in the order shown; others follow.
     """
     table = scores.loc[scores["metric"] == metric].copy()
     table["panel"] = table[facet].astype(str) if facet else ""
     left_out = {"nan": int(table["value"].isna().sum()), "infinite": int(np.isinf(table["value"]).sum())}
     drawn = table[np.isfinite(table["value"])]
     families = [family for family in FAMILIES if family in set(table["family"])]
-    panels = sorted(drawn["panel"].unique(), key=_natural) or [""]
+    places = {panel: place for place, panel in enumerate(order)}
+    panels = sorted(drawn["panel"].unique(), key=lambda panel: (places.get(panel, len(places)), _natural(panel))) or [
+        ""
+    ]
     titles = [_panel_title(facet, panel, words) for panel in panels]
     axis = axis_title(words.metric(metric), unit, words)
     caption = words(
         "distribution_caption",
-        metric=words.metric(metric),
-        direction=words(direction) if direction else words("neither"),
+        direction=words(direction if direction in ("higher", "lower") else "neither").capitalize(),
         facets=words(f"per_{facet}") if facet else "",
         left_out=words("left_out", **left_out) if any(left_out.values()) else "",
     )
@@ -144,7 +154,9 @@ def distribution_by_family(
                 figure.add_trace(
                     go.Violin(
                         y=part["value"].to_numpy(),
-                        x=np.full(len(part), words.family(family)),
+                        x=np.full(
+                            len(part), words.family(family).replace(" ", "<br>") if facet else words.family(family)
+                        ),
                         name=words.family(family),
                         legendgroup=family,
                         showlegend=False,
@@ -165,6 +177,7 @@ def distribution_by_family(
                     col=column,
                 )
         figure.update_yaxes(title_text=axis, col=1)
+        figure.update_xaxes(tickangle=0)
         figure.update_layout(height=460, violingap=0.15)
         return dressed(figure, words)
 
@@ -185,7 +198,8 @@ def distribution_by_family(
         return figure
 
     name = f"{metric}_by_family" + (f"_{facet}" if facet else "")
-    return Chart(name, words("distribution_title", metric=words.metric(metric)), caption, plotly, printed)
+    title = words("distribution_title", metric=words.metric(metric), facets=words(f"per_{facet}") if facet else "")
+    return Chart(name, title, caption, plotly, printed)
 
 
 def _draw_distribution(axes: "Axes", values: np.ndarray, at: int, family: str, scatter: np.random.Generator) -> None:
@@ -235,6 +249,8 @@ def reliability(bins: pd.DataFrame, words: Words) -> Chart:
     """
     pooled = pooled_reliability(bins)
     families = list(pooled["family"].unique()) or [""]
+    shares = pooled["count"] / pooled.groupby("family")["count"].transform("sum").where(lambda total: total > 0)
+    lowest = float(np.floor(np.log10(shares[shares > 0].min()))) if (shares > 0).any() else -1.0
 
     def plotly() -> "go.Figure":
         import plotly.graph_objects as go
@@ -310,7 +326,7 @@ def reliability(bins: pd.DataFrame, words: Words) -> Chart:
             figure.update_xaxes(title_text=words("confidence_axis"), row=2, col=column)
         figure.update_xaxes(range=[0, 1])
         figure.update_yaxes(range=[0, 1], row=1)
-        figure.update_yaxes(type="log", row=2, exponentformat="power", dtick=2)
+        figure.update_yaxes(type="log", row=2, exponentformat="power", range=[lowest, 0], nticks=4)
         figure.update_yaxes(title_text=words("accuracy_axis"), row=1, col=1)
         figure.update_yaxes(title_text=words("share_axis"), row=2, col=1)
         figure.update_layout(barmode="overlay", bargap=0, height=520, legend={"orientation": "h", "y": 1.14, "x": 0})

@@ -5,6 +5,8 @@ of tables (`figures`), choosing or reading the slices (the caller gives them).
 """
 
 import base64
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +136,7 @@ def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) ->
 
         figure = go.Figure()
         dx, dy = _pixel_mm(view)
-        _add_picture(figure, _windowed(image), dx, dy)
-        _add_picture(figure, _tinted(apart, DISSENSUS_COLOUR, 0.55), dx, dy)
+        _add_picture(figure, _tinted(_windowed(image), {DISSENSUS_COLOUR: apart}), dx, dy)
         for index, labels in enumerate(maps):
             x, y = _contours(labels)
             figure.add_trace(
@@ -209,12 +210,10 @@ def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) 
             cols=count, subplot_titles=[words("segmentation"), *(name for name, _ in maps)], horizontal_spacing=0.09
         )
         dx, dy = _pixel_mm(view)
-        _add_picture(figure, _windowed(image), dx, dy, col=1)
-        for label in range(1, len(class_names)):
-            inside = labels == label
-            if not inside.any():
-                continue
-            _add_picture(figure, _tinted(inside, colour_of(ORGAN_COLOURS, label - 1), 0.55), dx, dy, col=1)
+        present = [label for label in range(1, len(class_names)) if (labels == label).any()]
+        tints = {colour_of(ORGAN_COLOURS, label - 1): labels == label for label in present}
+        _add_picture(figure, _tinted(_windowed(image), tints), dx, dy)
+        for label in present:
             figure.add_trace(
                 go.Scatter(
                     x=[None],
@@ -228,7 +227,7 @@ def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) 
             )
         for column, (name, nats) in enumerate(maps, start=2):
             top = max(float(np.nanmax(nats, initial=0.0)), 1e-6)
-            left, right = figure.layout[f"xaxis{column}"].domain
+            right = figure.layout[f"xaxis{column}"].domain[1]
             _add_picture(figure, _coloured(nats, top), dx, dy, col=column)
             # The picture is pixels; an invisible point carries its colour bar.
             figure.add_trace(
@@ -250,7 +249,6 @@ def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) 
                 row=1,
                 col=column,
             )
-            del left
         _axes_of_slice(figure, image.shape, dx, dy, words, columns=count)
         figure.update_layout(height=430, legend={"orientation": "h", "y": -0.12})
         return dressed(figure, words)
@@ -310,7 +308,7 @@ def organs_in_3d(view: OrganView, class_names: list[str], words: Words, *, max_f
                 "xaxis_title": words("left_right"),
                 "yaxis_title": words("posterior"),
                 "zaxis_title": words("superior"),
-                "camera": {"eye": {"x": 0.3, "y": -1.9, "z": 0.35}},
+                "camera": {"eye": {"x": 0.35, "y": -2.2, "z": 0.4}},
             },
             height=560,
         )
@@ -406,10 +404,16 @@ def _windowed(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.clip((image - low) / (high - low) * 255, 0, 255).astype(np.uint8)
 
 
-def _tinted(inside: npt.NDArray[np.bool_], colour: str, alpha: float) -> npt.NDArray[np.uint8]:
-    pixels = np.zeros((*inside.shape, 4), np.uint8)
-    pixels[inside] = [*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), round(255 * alpha)]
-    return pixels
+def _tinted(
+    grey: npt.NDArray[np.uint8], tints: Mapping[str, npt.NDArray[np.bool_]], alpha: float = 0.55
+) -> npt.NDArray[np.uint8]:
+    """The CT with masks in colour, as one picture: plotly shows only the lowest of several in a layer."""
+    pixels = np.repeat(grey[..., None], 3, axis=-1).astype(float)
+    for colour, inside in tints.items():
+        pixels[inside] = (1 - alpha) * pixels[inside] + alpha * np.array(
+            [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        )
+    return pixels.round().astype(np.uint8)
 
 
 def _coloured(nats: npt.NDArray[Any], top: float) -> npt.NDArray[np.uint8]:
@@ -420,8 +424,6 @@ def _coloured(nats: npt.NDArray[Any], top: float) -> npt.NDArray[np.uint8]:
 
 def _add_picture(figure: "go.Figure", pixels: npt.NDArray[np.uint8], dx: float, dy: float, *, col: int = 1) -> None:
     """Pixels as a PNG inside the figure: a hundredth of the same slice as numbers."""
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ Markdown show the same.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,6 +13,8 @@ from html import escape
 import pandas as pd
 
 MISSING = "–"
+SHORT = 36
+"""Characters up to which a column's cells are kept on one line."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Format = Callable[[object], str]
 
@@ -61,7 +64,9 @@ class Table:
         return "\n".join(lines)
 
     def _cell(self, tag: str, column: int, text: str, *, strong: bool = False) -> str:
-        kind = ' class="n"' if column in self.numeric else ""
+        short = all(len(row[column]) <= SHORT for row in self.rows)
+        names = [name for name, holds in (("n", column in self.numeric), ("s", short and tag == "td")) if holds]
+        kind = f' class="{" ".join(names)}"' if names else ""
         body = f"<strong>{escape(text)}</strong>" if strong else escape(text)
         return f"<{tag}{kind}>{body}</{tag}>"
 
@@ -119,7 +124,7 @@ def cell(value: object, *, decimal: str = ".") -> str:
         return cell(value.item(), decimal=decimal)  # type: ignore[attr-defined]
     if isinstance(value, list | tuple):
         return " × ".join(cell(one, decimal=decimal) for one in value)
-    return " ".join(str(value).split())
+    return re.sub(r"[ \t\r\n]+", " ", str(value)).strip(" ")  # a non-breaking space stays
 
 
 def number(value: float, *, digits: int = 3, decimal: str = ".") -> str:

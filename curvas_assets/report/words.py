@@ -40,16 +40,16 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "answer_heading": ("In short", "En bref"),
     "answer_line": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} "
-        "({direction}). General against individual, paired: median difference {difference} {interval}, Holm p {p} ({n} patients).",
+        "({direction}). General against individual, paired: median difference {difference} (95 % interval {interval}), Holm p {p} ({n} patients).",
         "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} "
-        "({direction}). Général contre individuels, apparié : différence médiane {difference} {interval}, p de Holm {p} ({n} patients).",
+        "({direction}). Général contre individuels, apparié : différence médiane {difference} (intervalle à 95 % {interval}), p de Holm {p} ({n} patients).",
     ),
     "answer_means": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} ({direction}).",
         "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} ({direction}).",
     ),
-    "interval": ("[95 % interval {low}; {high}]", "[intervalle à 95 % {low} ; {high}]"),
-    "no_interval": ("(no interval)", "(sans intervalle)"),
+    "interval": ("[{low};\u00a0{high}]", "[{low}\u00a0;\u00a0{high}]"),
+    "no_interval": ("none", "aucun"),
     "higher": ("higher is better", "plus haut est meilleur"),
     "lower": ("lower is better", "plus bas est meilleur"),
     "neither": ("no better side", "sans sens préféré"),
@@ -115,12 +115,10 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "uncertainty_heading": ("Uncertainty and calibration", "Incertitude et calibration"),
     "accuracy_heading": ("Accuracy", "Précision"),
     "failure_heading": ("Failure detection", "Détection d'erreurs"),
-    "distribution_title": ("{metric} by family", "{metric} par famille"),
+    "distribution_title": ("{metric} by family{facets}", "{metric} par famille{facets}"),
     "distribution_caption": (
-        "{metric} by family of predictors ({direction}). One point per patient and predictor{facets}; box: median and "
-        "quartiles; dashed: mean.{left_out}",
-        "{metric} par famille de prédicteurs ({direction}). Un point par patient et prédicteur{facets} ; boîte : médiane et "
-        "quartiles ; tirets : moyenne.{left_out}",
+        "{direction}. One point per patient and predictor{facets}; box: median and quartiles; dashed: mean.{left_out}",
+        "{direction}. Un point par patient et prédicteur{facets} ; boîte : médiane et quartiles ; tirets : moyenne.{left_out}",
     ),
     "per_organ": (" and organ", " et organe"),
     "per_annotator": (" and annotator", " et annotateur"),
@@ -195,9 +193,9 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "leaderboard_title": ("Among the challenge's teams", "Parmi les équipes du challenge"),
     "leaderboard_text": (
         "Each family's rank is one plus the number of teams strictly better; teams keep their own ranks. Overall: the mean of the ranks over "
-        "the metrics that may be compared.",
+        "the metrics that may be compared; those marked † may not.",
         "Le rang d'une famille est un plus le nombre d'équipes strictement meilleures ; les équipes gardent leur rang. Global : la moyenne des "
-        "rangs sur les métriques comparables.",
+        "rangs sur les métriques comparables ; celles marquées † ne le sont pas.",
     ),
     "comparability_title": ("What may be compared", "Ce qui est comparable"),
     "other_cohort": (
@@ -222,17 +220,17 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     # Maps
     "contours_title": ("Annotators, {patient}", "Annotateurs, {patient}"),
     "contours_caption": (
-        "{patient}, slice z = {z}: each annotator's contours on the CT (window {low} to {high} HU); yellow: voxels on which the annotators "
+        "Slice z = {z}: each annotator's contours on the CT (window {low} to {high} HU); yellow: voxels on which the annotators "
         "disagree ({share} of the voxels any of them labelled). The patient's left is on the right.",
-        "{patient}, coupe z = {z} : contours de chaque annotateur sur le scanner (fenêtre {low} à {high} UH) ; en jaune : voxels sur lesquels "
+        "Coupe z = {z} : contours de chaque annotateur sur le scanner (fenêtre {low} à {high} UH) ; en jaune : voxels sur lesquels "
         "les annotateurs divergent ({share} des voxels étiquetés par l'un d'eux). La gauche du patient est à droite.",
     ),
     "dissensus": ("dissensus", "dissensus"),
     "uncertainty_title": ("Uncertainty, {patient}", "Incertitude, {patient}"),
     "uncertainty_caption": (
-        "{patient}, slice z = {z}, {predictor}: segmentation on the CT, predictive entropy (all uncertainty) and mutual information (its "
+        "Slice z = {z}, {predictor}: segmentation on the CT, predictive entropy (all uncertainty) and mutual information (its "
         "epistemic part), nats.",
-        "{patient}, coupe z = {z}, {predictor} : segmentation sur le scanner, entropie prédictive (toute l'incertitude) et information mutuelle "
+        "Coupe z = {z}, {predictor} : segmentation sur le scanner, entropie prédictive (toute l'incertitude) et information mutuelle "
         "(sa part épistémique), en nats.",
     ),
     "no_maps": (
@@ -241,8 +239,8 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     ),
     "view_title": ("Organs, {patient}", "Organes, {patient}"),
     "view_caption": (
-        "{patient}, {source}: surfaces of the organs, millimetres; simplified for display.",
-        "{patient}, {source} : surfaces des organes, en millimètres ; simplifiées pour l'affichage.",
+        "From {source}: surfaces of the organs, millimetres; simplified for display.",
+        "D'après {source} : surfaces des organes, en millimètres ; simplifiées pour l'affichage.",
     ),
     "segmentation": ("segmentation", "segmentation"),
     # Cost
@@ -288,12 +286,12 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "Training loss and moving average of the pseudo-Dice, one line per model.",
         "Perte d'entraînement et moyenne mobile du pseudo-Dice, une ligne par modèle.",
     ),
-    "first_better": ("{first} better than {second}", "{first} mieux que {second}"),
-    "files": ("Files", "Fichiers"),
-    "files_text": (
-        "Each figure is kept beside this page as PNG, SVG and PDF, each table of numbers as given to it.",
-        "Chaque figure est gardée à côté de cette page en PNG, SVG et PDF.",
-    ),
+    "versus": ("{first}\u00a0vs\u00a0{second}", "{first}\u00a0/\u00a0{second}"),
+    "short_general": ("general", "général"),
+    "short_annotator": ("annotator", "annotateur"),
+    "short_individual": ("individual", "individuel"),
+    "figure_n": ("Figure {n}. {title}.", "Figure {n}. {title}."),
+    "other_metrics": ("other", "autres"),
     "generated": ("Generated {date}", "Produit le {date}"),
     "left_right": ("left (mm)", "gauche (mm)"),
     "posterior": ("posterior (mm)", "arrière (mm)"),
@@ -304,7 +302,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
 
 _COLUMNS: Mapping[str, tuple[str, str]] = {
     "metric": ("metric", "métrique"),
-    "pair": ("first better than second", "premier mieux que second"),
+    "pair": ("first vs second", "premier / second"),
     "n_first": ("n first", "n premier"),
     "n_second": ("n second", "n second"),
     "nan_first": ("NaN first", "NaN premier"),
