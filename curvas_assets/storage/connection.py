@@ -1,0 +1,137 @@
+"""Connecting to an S3-compatible store: settings as deployments spell them, a client, and a first try of both.
+
+Pure of the process's environment: settings are read from a mapping that the caller gives.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from curvas_assets.errors import StorageError
+from curvas_assets.storage.objects import ObjectStore, S3Objects
+
+ENDPOINTS = ("S3_ENDPOINT", "AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Variables that may name the endpoint, the first that is set wins. None set: Amazon's own."""
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """Where the study's bucket is, how to get in, and its prefixes. Secrets do not show in its `repr`."""
+
+    bucket: str
+    endpoint: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    region: str = "us-east-1"
+    data_dir: str = "data"
+    artifacts_dir: str = "artifacts"
+    output_dir: str = "output"
+    metrics_dir: str = "metrics"
+    reports_dir: str = "reports"
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str]) -> "S3Settings":
+        """Settings from environment variables, of which empty ones count as absent.
+
+        Args:
+            variables: `S3_BUCKET`; `S3_ENDPOINT` (with or without scheme) or one of `ENDPOINTS`; `S3_DATA_DIR`,
+                `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`, `S3_REPORTS_DIR`; `AWS_ACCESS_KEY_ID`,
+                `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`.
+
+        Raises:
+            StorageError: no bucket is named, the endpoint is no address, or two prefixes are the same.
+        """
+        given = {name: value.strip() for name, value in variables.items() if value.strip()}
+        if "S3_BUCKET" not in given:
+            raise StorageError(
+                "connecting to S3", "S3_BUCKET", "no bucket is named", "Set S3_BUCKET, in the environment or in .env."
+            )
+        endpoint = next((given[name] for name in ENDPOINTS if name in given), None)
+        prefixes = {
+            name: given.get(f"S3_{name.upper()}", default).strip("/")
+            for name, default in (
+                ("data_dir", "data"),
+                ("artifacts_dir", "artifacts"),
+                ("output_dir", "output"),
+                ("metrics_dir", "metrics"),
+                ("reports_dir", "reports"),
+            )
+        }
+        if len(set(prefixes.values())) < len(prefixes) or not all(prefixes.values()):
+            raise StorageError(
+                "connecting to S3",
+                "the prefixes",
+                f"they are {prefixes}: one is empty, or two are the same",
+                "Give S3_DATA_DIR, S3_ARTIFACTS_DIR, S3_OUTPUT_DIR, S3_METRICS_DIR and S3_REPORTS_DIR different names.",
+            )
+        return cls(
+            bucket=given["S3_BUCKET"],
+            endpoint=_with_scheme(endpoint) if endpoint else None,
+            access_key=given.get("AWS_ACCESS_KEY_ID"),
+            secret_key=given.get("AWS_SECRET_ACCESS_KEY"),
+            session_token=given.get("AWS_SESSION_TOKEN"),
+            region=given.get("AWS_DEFAULT_REGION") or given.get("AWS_REGION") or "us-east-1",
+            **prefixes,
+        )
+
+
+def connect(settings: S3Settings) -> S3Objects:
+    """The store's objects. Nothing is sent yet: `check` tries endpoint, keys and bucket.
+
+    Buckets are addressed by path, which MinIO, Ceph and SeaweedFS need and Amazon accepts.
+    """
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret_key,
+        aws_session_token=settings.session_token,
+        config=Config(
+            s3={"addressing_style": "path"},
+            connect_timeout=5,
+            read_timeout=120,
+            retries={"max_attempts": 4, "mode": "standard"},
+            max_pool_connections=16,
+        ),
+    )
+    return S3Objects(client, settings.bucket)
+
+
+def check(store: ObjectStore) -> None:
+    """Try the store with one small request, before any work is lost.
+
+    Raises:
+        StorageError: it cannot be reached, refuses the key, or has no such bucket; one line, with what to do.
+    """
+    next(iter(store.list(".curvas-check/")), None)
+
+
+def _with_scheme(endpoint: str) -> str:
+    """An endpoint as a URL: https unless it says otherwise or is on this machine."""
+    bare = endpoint if "//" in endpoint else f"//{endpoint}"
+    parts = urlsplit(bare)
+    try:
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("", "http", "https"):
+        raise StorageError(
+            "connecting to S3", "S3_ENDPOINT", f"{endpoint!r} is no address", "Give host:port or https://host[:port]."
+        )
+    scheme = parts.scheme or ("http" if _is_loopback(host) else "https")
+    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

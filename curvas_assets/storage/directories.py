@@ -1,0 +1,141 @@
+"""A folder of files as one artefact: files first, a small manifest last.
+
+    <key>/manifest.json             names, sizes and SHA-256 of the files, and the version they stand under
+    <key>/<version>/<file>          the files, under their own names
+
+The version is a digest of the files, so a folder that is written again unchanged moves nothing. Readers go through the
+manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. Files of an older version are
+removed after the manifest has changed; a reader in the middle of them gets a MissingArtefactError and reads again.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from curvas_assets.errors import CorruptArtefactError
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.tables import parse_table, read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class StoredDirectory:
+    """What `write_directory` stored.
+
+    Args:
+        version: digest of names and contents.
+        size: bytes of all files.
+        files: how many there are.
+        unchanged: whether the same content stood there already.
+    """
+
+    version: str
+    size: int
+    files: int
+    unchanged: bool
+
+
+def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirectory:
+    """Store all files below a folder as one artefact, in place of what stood there.
+
+    Args:
+        store: where.
+        key: the artefact's key.
+        folder: its files, in any depth; empty folders are not kept.
+    """
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+    }
+    version = hashlib.sha256(repr(sorted((n, f["sha256"]) for n, f in files.items())).encode()).hexdigest()[:16]
+    size = sum(file["size"] for file in files.values())
+    before = _manifest(store, key) if exists(store, key) else None
+    if before is not None and before["version"] == version:
+        return StoredDirectory(version, size, len(files), unchanged=True)
+    for path in paths:
+        store.upload(f"{key}/{version}/{path.relative_to(folder).as_posix()}", path)
+    write_json(store, f"{key}/{MANIFEST}", {"version": version, "files": files})
+    sweep(store, key)
+    return StoredDirectory(version, size, len(files), unchanged=False)
+
+
+def read_directory(store: ObjectStore, key: str, folder: Path) -> Path:
+    """The files of an artefact below `folder`, each verified; files that are there already are not fetched again.
+
+    Raises:
+        MissingArtefactError: there is no such artefact.
+        CorruptArtefactError: a file is not what the manifest says.
+    """
+    manifest = _manifest(store, key)
+    for name, facts in manifest["files"].items():
+        target = Path(folder) / name
+        if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(f"{key}/{manifest['version']}/{name}", target)
+        _verify(f"{store.name}/{key}/{name}", sha256_of(target), facts["sha256"])
+    return Path(folder)
+
+
+def read_file(store: ObjectStore, key: str, name: str) -> bytes:
+    """One file of an artefact, verified.
+
+    Raises:
+        MissingArtefactError: there is no such artefact.
+        CorruptArtefactError: it has no such file, or the file is not what the manifest says.
+    """
+    manifest = _manifest(store, key)
+    if name not in manifest["files"]:
+        raise CorruptArtefactError(
+            f"reading {name}",
+            f"{store.name}/{key}",
+            f"it holds {', '.join(manifest['files']) or 'nothing'}",
+            "Materialise it again.",
+        )
+    content = store.get(f"{key}/{manifest['version']}/{name}")
+    _verify(f"{store.name}/{key}/{name}", hashlib.sha256(content).hexdigest(), manifest["files"][name]["sha256"])
+    return content
+
+
+def read_directory_table(store: ObjectStore, key: str, name: str) -> pd.DataFrame:
+    """One Parquet file of an artefact."""
+    return parse_table(read_file(store, key, name), f"{store.name}/{key}/{name}")
+
+
+def exists(store: ObjectStore, key: str) -> bool:
+    """Whether a whole artefact stands there."""
+    return store.head(f"{key}/{MANIFEST}") is not None
+
+
+def sweep(store: ObjectStore, key: str) -> int:
+    """Remove what the manifest does not name (older versions, remains of killed writers); how many bytes went."""
+    current = f"{key}/{_manifest(store, key)['version']}/"
+    old = [i for i in store.list(f"{key}/") if not i.key.startswith(current) and i.key != f"{key}/{MANIFEST}"]
+    store.delete([item.key for item in old])
+    return sum(item.size for item in old)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(store: ObjectStore, key: str) -> dict[str, Any]:
+    manifest = read_json(store, f"{key}/{MANIFEST}")
+    if not isinstance(manifest.get("version"), str) or not isinstance(manifest.get("files"), dict):
+        raise CorruptArtefactError(
+            "reading a manifest", f"{store.name}/{key}", f"it holds {sorted(manifest)}", "Materialise it again."
+        )
+    return manifest
+
+
+def _verify(subject: str, found: str, promised: str) -> None:
+    if found != promised:
+        raise CorruptArtefactError(
+            "reading a file", subject, f"its SHA-256 is {found[:12]}…, not {promised[:12]}…", "Materialise it again."
+        )

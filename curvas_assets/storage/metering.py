@@ -1,0 +1,51 @@
+"""An object store that counts what passes through it, for the cost ledger. Stores and decides nothing itself."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
+
+
+class MeteredObjects:
+    """Another store, with the bytes that went down (`bytes_down`) and up (`bytes_up`) since it was made."""
+
+    def __init__(self, objects: ObjectStore):
+        self.objects = objects
+        self.bytes_down = 0
+        self.bytes_up = 0
+
+    @property
+    def name(self) -> str:
+        return self.objects.name
+
+    def put(self, key: str, content: Bytes, *, only_if_absent: bool = False) -> bool:
+        done = self.objects.put(key, content, only_if_absent=only_if_absent)
+        self.bytes_up += memoryview(content).nbytes
+        return done
+
+    def upload(self, key: str, path: Path) -> None:
+        self.objects.upload(key, path)
+        self.bytes_up += Path(path).stat().st_size
+
+    def get(self, key: str) -> bytes:
+        content = self.objects.get(key)
+        self.bytes_down += len(content)
+        return content
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        content = self.objects.get_range(key, start, length)
+        self.bytes_down += len(content)
+        return content
+
+    def download(self, key: str, path: Path) -> None:
+        self.objects.download(key, path)
+        self.bytes_down += Path(path).stat().st_size
+
+    def head(self, key: str) -> ObjectInfo | None:
+        return self.objects.head(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self.objects.list(prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.objects.delete(keys)
