@@ -37,6 +37,7 @@ from curvas_assets.statistics import (
     reduce_scores,
     summarise,
 )
+from curvas_assets.statistics.directions import DIRECTIONS
 from curvas_assets.study import Study
 
 UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
@@ -61,34 +62,6 @@ WIDTH = 8
 """Metrics side by side in a table of means."""
 FACETS: Mapping[str, str] = {"dice": "organ", "hd95": "annotator", "hausdorff": "annotator"}
 """Panels of a distribution, where the table has more than one; AURC and E-AURC take organs, or else annotators."""
-HIGHER_IS_BETTER = frozenset(
-    ["dice", "dice_published", "dice_annotator", "nsd", "confidence", "ncc", "auroc", "auroc_error", "member_dice"]
-)
-LOWER_IS_BETTER = frozenset(
-    [
-        "hausdorff",
-        "hd95",
-        "assd",
-        "crps",
-        "crps_published",
-        "ece",
-        "ace",
-        "adaptive_ece",
-        "classwise_ece",
-        "ece_mean_response",
-        "brier",
-        "nll",
-        "ged",
-        "aurc",
-        "eaurc",
-        "augrc",
-    ]
-)
-DEFAULT_DIRECTIONS: Mapping[str, str] = {
-    **dict.fromkeys(HIGHER_IS_BETTER, "higher"),
-    **dict.fromkeys(LOWER_IS_BETTER, "lower"),
-}
-"""Only for what the given table of metrics does not name."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +223,7 @@ class _Writer:
         scores.loc[in_mm3, "unit"] = "cm³"
         self.scores = scores
         self.reduced = reduce_scores(scores)
-        self.directions = dict(DEFAULT_DIRECTIONS)
+        self.directions = dict(DIRECTIONS)
         if inputs.metrics is not None and {"metric", "direction"} <= set(inputs.metrics.columns):
             self.directions |= {
                 str(row.metric): str(row.direction or "")

@@ -37,15 +37,19 @@ class Table:
 
     def html(self, caption: str = "") -> str:
         """An HTML table; everything escaped."""
-        lines = ['<div class="table"><table>']
+        short = {j for j in range(len(self.header)) if all(len(row[j]) <= SHORT for row in self.rows)}
+        tall = " tall" if len(self.rows) > 40 else ""
+        lines = [f'<div class="table{tall}"><table>']
         if caption:
             lines.append(f"<caption>{escape(caption)}</caption>")
         lines.append(
-            "<thead><tr>" + "".join(self._cell("th", j, text) for j, text in enumerate(self.header)) + "</tr></thead>"
+            "<thead><tr>"
+            + "".join(self._cell("th", j, text, short) for j, text in enumerate(self.header))
+            + "</tr></thead>"
         )
         lines.append("<tbody>")
         for i, row in enumerate(self.rows):
-            cells = (self._cell("td", j, text, strong=(i, j) in self.strong) for j, text in enumerate(row))
+            cells = (self._cell("td", j, text, short, strong=(i, j) in self.strong) for j, text in enumerate(row))
             lines.append("<tr>" + "".join(cells) + "</tr>")
         lines.append("</tbody></table></div>")
         return "\n".join(lines)
@@ -63,9 +67,10 @@ class Table:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
-    def _cell(self, tag: str, column: int, text: str, *, strong: bool = False) -> str:
-        short = all(len(row[column]) <= SHORT for row in self.rows)
-        names = [name for name, holds in (("n", column in self.numeric), ("s", short and tag == "td")) if holds]
+    def _cell(self, tag: str, column: int, text: str, short: set[int], *, strong: bool = False) -> str:
+        names = [
+            name for name, holds in (("n", column in self.numeric), ("s", tag == "td" and column in short)) if holds
+        ]
         kind = f' class="{" ".join(names)}"' if names else ""
         body = f"<strong>{escape(text)}</strong>" if strong else escape(text)
         return f"<{tag}{kind}>{body}</{tag}>"

@@ -14,7 +14,9 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from curvas_assets.errors import StatisticsError
+from curvas_assets.statistics.directions import DIRECTIONS
 from curvas_assets.statistics.reduction import checked_scores, reduce_scores
+from curvas_assets.study import Statistics
 
 Alternative = Literal["greater", "less"]
 PAIRS = (("general", "annotator"), ("general", "individual"), ("annotator", "individual"))
@@ -43,6 +45,7 @@ COLUMNS = (
     "ci_high",
     "note",
 )
+STANDARD = Statistics()
 ROUNDING = 1e-12
 """Differences of family means smaller than this, relative to the means, are rounding: equal members stay equal."""
 
@@ -122,39 +125,42 @@ def compare_families(
 
 def compare_all_families(
     scores: pd.DataFrame,
-    alternatives: Mapping[str, Alternative],
+    statistics: Statistics = STANDARD,
     *,
-    bootstrap_samples: int = 9999,
-    bootstrap_seed: int = 20250515,
-    confidence_level: float = 0.95,
+    alternatives: Mapping[str, Alternative] | None = None,
 ) -> pd.DataFrame:
-    """`compare_families` for every metric of the table that has an alternative, one below the other.
+    """`compare_families` for every metric of the table that has a better side, one below the other.
 
     Args:
         scores: as for `compare_families`.
-        alternatives: metric → `greater` or `less`; metrics without one have no better side and are not tested.
-        bootstrap_samples: resamples of the patients.
-        bootstrap_seed: seed of the resampling, the same for each metric, so that a metric's row does not depend on
-            which others are in the table.
-        confidence_level: of the bootstrap intervals.
+        statistics: the study's settings of the bootstrap. Its seed is used anew for each metric, so that a metric's
+            rows do not depend on which others are in the table.
+        alternatives: metric → `greater` or `less`; taken from the metrics' directions when left out. Metrics without one
+            are not tested.
 
     Raises:
         StatisticsError: as for `compare_families`.
     """
     table = checked_scores(_table_of(scores), ("metric",))
+    sides = alternatives_of(DIRECTIONS) if alternatives is None else alternatives
     parts = [
         compare_families(
             part,
             str(metric),
-            alternatives[str(metric)],
-            bootstrap_samples=bootstrap_samples,
-            bootstrap_seed=bootstrap_seed,
-            confidence_level=confidence_level,
+            sides[str(metric)],
+            bootstrap_samples=statistics.bootstrap_samples,
+            bootstrap_seed=statistics.bootstrap_seed,
         )
         for metric, part in table.groupby("metric", sort=False)
-        if str(metric) in alternatives
+        if str(metric) in sides
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
+def alternatives_of(directions: Mapping[str, str]) -> dict[str, Alternative]:
+    """The alternative of each metric: that the first family is better."""
+    sides: Mapping[str, Alternative] = {"higher": "greater", "lower": "less"}
+    return {metric: sides[direction] for metric, direction in directions.items() if direction in sides}
 
 
 def corrected(p: pd.Series, method: Literal["bonferroni", "holm"]) -> np.ndarray:

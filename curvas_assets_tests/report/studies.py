@@ -14,14 +14,6 @@ from curvas_assets.study import Study
 
 ORGANS = ("pancreas", "kidney", "liver")
 GAIN = {"general": 1.0, "annotator": 0.6, "individual": 0.0}
-ALTERNATIVES = {
-    "dice": "greater",
-    "ece": "less",
-    "confidence": "greater",
-    "hd95": "less",
-    "aurc": "less",
-    "eaurc": "less",
-}
 
 
 def make_study(
@@ -231,7 +223,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         ),
         "metrics": metrics,
         "cohort": cohort,
-        "comparisons": compare_all_families(scores, ALTERNATIVES, bootstrap_samples=999),  # type: ignore[arg-type]
+        "comparisons": compare_all_families(scores, study.statistics),
         "association": dice_against_entropy(scores),
         "agreement": annotator_agreement(scores),
         "leaderboard": leaderboard(scores, region="body"),

@@ -18,7 +18,10 @@ from statsmodels.stats.multitest import multipletests
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics import compare_all_families, compare_families
+from curvas_assets.study import Statistics
 from curvas_assets_tests.statistics.tables import random_scores, with_u
+
+FEW = Statistics(bootstrap_samples=100)
 
 
 def values_of(scores: pd.DataFrame, family: str) -> np.ndarray:
@@ -204,10 +207,12 @@ def test_long_scores_are_averaged_over_organs_before_they_are_compared():
 
 def test_all_metrics_at_once_is_each_metric_alone():
     scores = random_scores(6, ("dice", "ece", "count"))
-    table = compare_all_families(scores, {"dice": "greater", "ece": "less"}, bootstrap_samples=100)
+    table = compare_all_families(scores, FEW, alternatives={"dice": "greater", "ece": "less"})
     assert list(table["metric"].unique()) == ["dice", "ece"]
     alone = compare_families(scores, "ece", "less", bootstrap_samples=100)
     pd.testing.assert_frame_equal(table[table["metric"] == "ece"].reset_index(drop=True), alone)
+    by_direction = compare_all_families(scores, FEW)
+    pd.testing.assert_frame_equal(by_direction, table)
 
 
 @settings(max_examples=20, deadline=None)
