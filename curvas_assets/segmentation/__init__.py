@@ -1,0 +1,21 @@
+"""The only door to nnU-Net: datasets, training, prediction.
+
+nnU-Net is used as it is on PyPI: subclassed where it offers hooks, never copied or patched. Importing this package loads
+neither torch nor nnunetv2; its functions do when they are called.
+"""
+
+from curvas_assets.segmentation.dataset import DatasetFacts, prepare_dataset
+from curvas_assets.segmentation.prediction import Prediction, Predictor, PreparedScan, estimate_memory
+from curvas_assets.segmentation.training import EpochReport, TrainingOutcome, train_model
+
+__all__ = [
+    "DatasetFacts",
+    "EpochReport",
+    "Prediction",
+    "Predictor",
+    "PreparedScan",
+    "TrainingOutcome",
+    "estimate_memory",
+    "prepare_dataset",
+    "train_model",
+]

@@ -1,0 +1,334 @@
+"""nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
+
+nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from curvas_assets.errors import SegmentationError
+from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
+from curvas_assets.study import Plans, Study
+
+SPLIT_SEED = 12345
+"""nnU-Net's own seed of its five folds."""
+ANISOTROPIC = 1.3
+"""Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What was prepared, for people and for the ledger."""
+
+    cases: int
+    shapes: list[list[int]]
+    spacing_mm: list[float]
+    patch_size: list[int]
+    batch_size: int
+    planner: str
+    configuration: str
+    intensity: dict[str, float]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prepare_dataset(
+    study: Study,
+    annotator: str,
+    scans: Mapping[str, tuple[Path, Path]],
+    folder: Path,
+    *,
+    all_annotations: Mapping[str, Sequence[Path]] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> DatasetFacts:
+    """Fingerprint, plan and preprocess the training patients as one annotator drew them.
+
+    Args:
+        study: plans and training settings.
+        annotator: whose label maps these are.
+        scans: patient → (image, annotation), NIfTI files of one geometry.
+        folder: receives `dataset.json`, `dataset_fingerprint.json`, `nnUNetPlans.json`, `splits_final.json` and the
+            preprocessed cases; a stock nnU-Net can use it as a folder of `nnUNet_preprocessed`.
+        all_annotations: patient → every annotator's file; needed for `plans.shared_intensity_statistics`.
+        on_progress: told (done, total, patient) after each case.
+
+    Raises:
+        SegmentationError: there is no patient, nnU-Net cannot read one, or its plans do not fit the study's settings.
+    """
+    if not scans:
+        raise SegmentationError(
+            "preparing the dataset", annotator, "no training patient", "Name patients in the study's training sets."
+        )
+    start = time.perf_counter()
+    name = dataset_name(annotator)
+    with tempfile.TemporaryDirectory(prefix="nnunet-", dir=Path(folder).parent) as scratch:
+        raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
+        with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
+            cases = _write_raw(study, scans, raw / name)
+            dataset = json.loads((raw / name / "dataset.json").read_text())
+            (preprocessed / name).mkdir(parents=True)
+            statistics = (
+                _write_unions(scans, all_annotations or {}, Path(scratch, "unions"), annotator)
+                if study.plans.shared_intensity_statistics
+                else {patient: label for patient, (_, label) in cases.items()}
+            )
+            fingerprint = _fingerprint(study, annotator, cases, statistics)
+            _write_json(preprocessed / name / "dataset_fingerprint.json", fingerprint)
+            plans = _plan(study.plans, name, annotator)
+            _write_json(preprocessed / name / f"{PLANS_NAME}.json", plans)
+            _preprocess(study, annotator, cases, plans, dataset, preprocessed / name, on_progress)
+            _write_json(preprocessed / name / "splits_final.json", _splits(sorted(cases)))
+            _write_json(preprocessed / name / "dataset.json", dataset)
+            shutil.copytree(preprocessed / name, folder, dirs_exist_ok=True)
+    configuration = plans["configurations"][study.plans.configuration]
+    return DatasetFacts(
+        cases=len(cases),
+        shapes=[list(map(int, shape)) for shape in fingerprint["shapes_after_crop"]],
+        spacing_mm=list(map(float, configuration["spacing"])),
+        patch_size=list(map(int, configuration["patch_size"])),
+        batch_size=int(configuration["batch_size"]),
+        planner=study.plans.planner,
+        configuration=study.plans.configuration,
+        intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def _write_raw(study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Path) -> dict[str, tuple[str, str]]:
+    """nnU-Net's raw layout: the images by link, the label maps as whole numbers with their image's geometry."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    cases: dict[str, tuple[str, str]] = {}
+    for patient, (image, annotation) in scans.items():
+        linked = folder / "imagesTr" / f"{patient}_0000.nii.gz"
+        linked.symlink_to(Path(image).resolve())
+        label = folder / "labelsTr" / f"{patient}.nii.gz"
+        reference = nib.load(image)
+        rounded = np.rint(np.asanyarray(nib.load(annotation).dataobj)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(rounded, reference.affine, header=_header(reference, rounded)), label)
+        cases[patient] = (str(linked), str(label))
+    _write_json(
+        folder / "dataset.json",
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {name: label for label, name in enumerate(study.class_names)},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+        },
+    )
+    return cases
+
+
+def _header(image: Any, labels: np.ndarray) -> Any:
+    header = image.header.copy()
+    header.set_data_dtype(labels.dtype)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return header
+
+
+def _write_unions(
+    scans: Mapping[str, tuple[Path, Path]], annotations: Mapping[str, Sequence[Path]], folder: Path, annotator: str
+) -> dict[str, str]:
+    """Where any annotator sees an organ, as label maps: the foreground of intensity statistics all datasets share."""
+    missing = sorted(set(scans) - set(annotations))
+    if missing:
+        raise SegmentationError(
+            "preparing the dataset",
+            annotator,
+            f"plans.shared_intensity_statistics needs every annotation, and those of {', '.join(missing)} are not given",
+            "Give all annotations, or switch the setting off.",
+        )
+    folder.mkdir()
+    unions: dict[str, str] = {}
+    for patient, (image, _) in scans.items():
+        reference = nib.load(image)
+        union = np.zeros(reference.shape, np.uint8)
+        for path in annotations[patient]:
+            union |= (np.rint(np.asanyarray(nib.load(path).dataobj)) > 0).astype(np.uint8)
+        unions[patient] = str(folder / f"{patient}.nii.gz")
+        nib.save(nib.Nifti1Image(union, reference.affine, header=_header(reference, union)), unions[patient])
+    return unions
+
+
+def _fingerprint(
+    study: Study, annotator: str, cases: Mapping[str, tuple[str, str]], statistics: Mapping[str, str]
+) -> dict[str, Any]:
+    """nnU-Net's dataset fingerprint, from its own analysis of each case."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    samples = int(study.plans.intensity_samples // len(cases))
+    analysed = []
+    for patient, (image, _) in cases.items():
+        try:
+            with quiet():
+                analysed.append(
+                    DatasetFingerprintExtractor.analyze_case([image], statistics[patient], SimpleITKIO, samples)
+                )
+        except Exception as error:
+            raise _unusable("analysing the scan", patient, error) from error
+    intensities = np.concatenate([case[2][0] for case in analysed])
+    if not intensities.size:
+        raise SegmentationError(
+            "preparing the dataset", annotator, "no voxel of any organ is annotated", "Check the annotations' labels."
+        )
+    low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5))
+    return {
+        "spacings": [list(map(float, case[1])) for case in analysed],
+        "shapes_after_crop": [list(map(int, case[0])) for case in analysed],
+        "foreground_intensity_properties_per_channel": {
+            "0": {
+                "mean": float(np.mean(intensities)),
+                "median": float(median),
+                "std": float(np.std(intensities)),
+                "min": float(np.min(intensities)),
+                "max": float(np.max(intensities)),
+                "percentile_99_5": float(high),
+                "percentile_00_5": float(low),
+            }
+        },
+        "median_relative_size_after_cropping": float(np.median([case[4] for case in analysed])),
+    }
+
+
+def _plan(settings: Plans, name: str, annotator: str) -> dict[str, Any]:
+    """nnU-Net's plans, with the study's overrides."""
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
+
+    planner_class = (
+        ExperimentPlanner
+        if settings.planner == "ExperimentPlanner"
+        else getattr(residual_encoder_unet_planners, settings.planner)
+    )
+    options: dict[str, Any] = {"plans_name": PLANS_NAME}
+    if settings.gpu_memory_gb is not None:
+        options["gpu_memory_target_in_gb"] = settings.gpu_memory_gb
+    if settings.spacing_mm is not None:
+        options["overwrite_target_spacing"] = [float(s) for s in settings.spacing_mm]
+    with quiet():
+        plans = planner_class(name, **options).plan_experiment()
+    plans = json.loads(json.dumps(plans, default=_json_number))
+    if settings.configuration not in plans["configurations"]:
+        raise SegmentationError(
+            "planning",
+            annotator,
+            f"nnU-Net planned {', '.join(plans['configurations'])} for these scans, not {settings.configuration}",
+            "Choose one of them as plans.configuration.",
+        )
+    _override(plans["configurations"][settings.configuration], settings, annotator)
+    return plans
+
+
+def _override(configuration: dict[str, Any], settings: Plans, annotator: str) -> None:
+    """The study's patch size, batch size and network in place of the planner's."""
+    if settings.patch_size is not None:
+        configuration["patch_size"] = list(settings.patch_size)
+    if settings.batch_size is not None:
+        configuration["batch_size"] = settings.batch_size
+    network = configuration["architecture"]["arch_kwargs"]
+    depth_key = "n_conv_per_stage" if "n_conv_per_stage" in network else "n_blocks_per_stage"
+    if settings.features_per_stage is not None:
+        stages = len(settings.features_per_stage)
+        network["n_stages"] = stages
+        network["features_per_stage"] = list(settings.features_per_stage)
+        network["strides"], network["kernel_sizes"] = _pyramid(
+            configuration["patch_size"], configuration["spacing"], stages
+        )
+        network[depth_key] = (network[depth_key] + [network[depth_key][-1]] * stages)[:stages]
+        decoder = network["n_conv_per_stage_decoder"] or [1]
+        network["n_conv_per_stage_decoder"] = (decoder + [decoder[-1]] * stages)[: stages - 1]
+    if settings.convolutions_per_stage is not None:
+        stages = network["n_stages"]
+        network[depth_key] = [settings.convolutions_per_stage] * stages
+        network["n_conv_per_stage_decoder"] = [settings.convolutions_per_stage] * (stages - 1)
+    total = np.prod(network["strides"], axis=0)
+    if any(size % stride for size, stride in zip(configuration["patch_size"], total, strict=True)):
+        raise SegmentationError(
+            "planning",
+            annotator,
+            f"plans.patch_size {configuration['patch_size']} is no multiple of the network's strides {total.tolist()}",
+            "Give a multiple of them, or leave patch_size to the planner.",
+        )
+
+
+def _pyramid(patch: Sequence[int], spacing_mm: Sequence[float], stages: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Strides and kernels of a U-Net: halve what stays whole and at least 3 wide; first no kernel along a coarse axis."""
+    size = list(patch)
+    strides = [[1] * len(size)]
+    for _ in range(stages - 1):
+        strides.append([2 if n % 2 == 0 and n >= 6 else 1 for n in size])
+        size = [n // stride for n, stride in zip(size, strides[-1], strict=True)]
+    first = [1 if length > ANISOTROPIC * min(spacing_mm) else 3 for length in spacing_mm]
+    return strides, [first] + [[3] * len(size) for _ in range(stages - 1)]
+
+
+def _preprocess(
+    study: Study,
+    annotator: str,
+    cases: Mapping[str, tuple[str, str]],
+    plans: dict[str, Any],
+    dataset: dict[str, Any],
+    folder: Path,
+    on_progress: Callable[[int, int, str], None] | None,
+) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    with quiet():
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(study.plans.configuration)
+        preprocessor = configuration.preprocessor_class(verbose=False)
+    target = folder / configuration.data_identifier
+    target.mkdir()
+    for done, (patient, (image, label)) in enumerate(cases.items(), 1):
+        try:
+            with quiet():
+                preprocessor.run_case_save(str(target / patient), [image], label, manager, configuration, dataset)
+        except Exception as error:
+            raise _unusable("preprocessing the scan", patient, error) from error
+        if on_progress is not None:
+            on_progress(done, len(cases), patient)
+
+
+def _splits(patients: list[str]) -> list[dict[str, list[str]]]:
+    """nnU-Net's cross-validation, with as many folds as there are patients when they are fewer than five."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    if len(patients) < 2:
+        return []
+    return [
+        {part: [str(p) for p in members] for part, members in split.items()}
+        for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(5, len(patients)))
+    ]
+
+
+def _unusable(attempt: str, patient: str, error: Exception) -> SegmentationError:
+    return SegmentationError(
+        attempt,
+        patient,
+        f"nnU-Net stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "If the scan is at fault, name the patient in the study's exclusions; else report it.",
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, default=_json_number))
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,345 @@
+"""Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
+
+nnU-Net's own preprocessing and sliding window are unchanged. Its export, which holds several whole volumes in float64, is
+replaced by the same resampling done slab by slab (linear; nearest across coarse slices), followed by softmax and the
+reversal of crop and transpose.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from curvas_assets.errors import SegmentationError
+from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
+from curvas_assets.segmentation.training import BEST
+from curvas_assets.study import Study
+
+if TYPE_CHECKING:
+    import torch
+
+SLAB = 16
+"""Slices produced together: the depth of the store's chunks."""
+MODELS_KEPT = 12
+"""Networks kept between patients; more are loaded again."""
+Slab = tuple[int, npt.NDArray[np.float32]]
+
+
+@dataclass
+class PreparedScan:
+    """One patient's scan, and what models with equal preprocessing share of it."""
+
+    image: Path
+    patient: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: npt.NDArray[np.float64]
+    preprocessed: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A softmax volume that is computed as it is read, once.
+
+    Args:
+        shape: (C, Z, Y, X) of the original scan.
+        spacing_mm: voxel size along (Z, Y, X).
+        affine: of the scan, as nibabel gives it.
+        device: `cuda …`, `mps` or `cpu`.
+        slabs: (z0, probabilities float32 (C, dz, Y, X)) from the first slice to the last.
+    """
+
+    shape: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: npt.NDArray[np.float64]
+    device: str
+    slabs: Iterator[Slab] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A network ready for nnU-Net's predictor."""
+
+    name: str
+    predictor: Any
+    plans: Any
+    configuration: Any
+    dataset: dict[str, Any]
+    sharing: str
+
+
+class Predictor:
+    """Applies models to patients, one after the other, keeping what they share.
+
+    Args:
+        study: prediction settings and class names.
+        memory_bytes: what may be used; None asks the machine.
+    """
+
+    def __init__(self, study: Study, *, memory_bytes: int | None = None):
+        self.study = study
+        self.memory_bytes = memory_bytes
+        self._models: OrderedDict[Path, _Model] = OrderedDict()
+
+    def open(self, image: Path, patient: str) -> PreparedScan:
+        """A patient's scan; nothing is decoded before the first model needs it."""
+        header = nib.load(image)
+        x, y, z = (int(n) for n in header.shape)
+        sx, sy, sz = (float(s) for s in nib.affines.voxel_sizes(header.affine))
+        return PreparedScan(Path(image), patient, (z, y, x), (sz, sy, sx), np.asarray(header.affine, np.float64))
+
+    def predict(self, scan: PreparedScan, model_folder: Path) -> Prediction:
+        """Predict a patient by one model.
+
+        Args:
+            scan: from `open`.
+            model_folder: as `train_model` filled it, or a stock nnU-Net model with one fold.
+
+        Raises:
+            SegmentationError: the model cannot be loaded, has other classes than the study, or memory will not or does
+                not suffice; names the setting to change.
+        """
+        model = self._load(Path(model_folder))
+        self._require_memory(scan, model)
+        try:
+            data, properties = self._preprocess(scan, model)
+            logits = self._logits(model, data)
+        except (MemoryError, RuntimeError) as error:
+            raise _out_of_memory(scan, model, error) or error from error
+        classes = len(self.study.class_names)
+        slabs = _export(logits, model.plans, model.configuration, properties, scan.shape)
+        return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), slabs)
+
+    def _load(self, folder: Path) -> _Model:
+        import torch
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        if folder in self._models:
+            self._models.move_to_end(folder)
+            return self._models[folder]
+        try:
+            (checkpoint_file,) = sorted(folder.glob(f"fold_*/{BEST}"))
+            plans_json = json.loads((folder / "plans.json").read_text())
+            dataset = json.loads((folder / "dataset.json").read_text())
+            checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SegmentationError(
+                "loading the model",
+                folder.name,
+                f"it lacks plans.json, dataset.json or exactly one fold_*/{BEST} ({type(error).__name__})",
+                "Materialise trained_model again.",
+            ) from error
+        classes = sorted(dataset["labels"], key=dataset["labels"].__getitem__)
+        if classes != self.study.class_names:
+            raise SegmentationError(
+                "loading the model",
+                folder.name,
+                f"its classes are {classes}, the study's {self.study.class_names}",
+                "Train it for this study.",
+            )
+        device = choose_device(self.study.prediction.device)
+        with nnunet_folders(), quiet():
+            plans = PlansManager(plans_json)
+            configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
+            network = nnUNetTrainer.build_network_architecture(
+                plans,
+                configuration,
+                determine_num_input_channels(plans, configuration, dataset),
+                plans.get_label_manager(dataset).num_segmentation_heads,
+                enable_deep_supervision=False,
+            )
+            network.load_state_dict(checkpoint["network_weights"])
+            predictor = nnUNetPredictor(
+                tile_step_size=self.study.prediction.tile_step,
+                use_gaussian=True,
+                use_mirroring=self.study.prediction.mirroring,
+                perform_everything_on_device=device.type == "cuda",
+                device=device,
+                allow_tqdm=False,
+            )
+            predictor.manual_initialization(
+                network,
+                plans,
+                configuration,
+                [checkpoint["network_weights"]],
+                dataset,
+                "nnUNetTrainer",
+                checkpoint["inference_allowed_mirroring_axes"],
+            )
+        sharing = json.dumps(
+            [
+                configuration.configuration["spacing"],
+                configuration.configuration["normalization_schemes"],
+                configuration.configuration["resampling_fn_data_kwargs"],
+                plans_json["foreground_intensity_properties_per_channel"],
+                plans_json["transpose_forward"],
+                plans_json["image_reader_writer"],
+            ],
+            sort_keys=True,
+        )
+        self._models[folder] = _Model(folder.name, predictor, plans, configuration, dataset, sharing)
+        while len(self._models) > MODELS_KEPT:
+            self._models.popitem(last=False)
+        return self._models[folder]
+
+    def _preprocess(self, scan: PreparedScan, model: _Model) -> tuple[Any, dict[str, Any]]:
+        """nnU-Net's preprocessing, once per patient and distinct setting."""
+        import torch
+
+        if model.sharing not in scan.preprocessed:
+            with nnunet_folders(), quiet():
+                preprocessor = model.configuration.preprocessor_class(verbose=False)
+                data, _, properties = preprocessor.run_case(
+                    [str(scan.image)], None, model.plans, model.configuration, model.dataset
+                )
+            scan.preprocessed[model.sharing] = (torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties)
+        return scan.preprocessed[model.sharing]
+
+    def _logits(self, model: _Model, data: Any) -> "torch.Tensor":
+        with pinned_threads(self.study.training.threads, model.predictor.device), nnunet_folders(), quiet():
+            return model.predictor.predict_logits_from_preprocessed_data(data)
+
+    def _require_memory(self, scan: PreparedScan, model: _Model) -> None:
+        needed = estimate_memory(
+            scan.shape, scan.spacing_mm, model.configuration.configuration["spacing"], len(self.study.class_names)
+        )
+        available = _available_memory() if self.memory_bytes is None else self.memory_bytes
+        if needed > available:
+            raise SegmentationError(
+                "predicting",
+                f"{scan.patient} by {model.name}",
+                f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.shape))} voxels, "
+                f"{available / 2**30:.1f} GiB are free",
+                "Give the step more memory, predict fewer patients side by side, or train with a coarser plans.spacing_mm.",
+            )
+
+    def _device_name(self) -> str:
+        import torch
+
+        device = choose_device(self.study.prediction.device)
+        return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def estimate_memory(
+    shape: Sequence[int], spacing_mm: Sequence[float], target_spacing_mm: Sequence[float], classes: int
+) -> int:
+    """Host memory that predicting one scan takes at most, bytes.
+
+    Counts the scan as nnU-Net reads and copies it (three float32 volumes), its resampled form while it is made (float64
+    and float32), the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
+    """
+    voxels = float(np.prod(shape, dtype=float))
+    target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
+    network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
+    slab_voxels = SLAB * float(np.prod(shape[1:], dtype=float))
+    preprocessing = 3 * 4 * voxels + (8 + 4 + 4) * network_voxels
+    window = 4 * network_voxels + 2 * (2 * classes + 2) * network_voxels
+    return int(max(preprocessing, window) + 6 * 4 * classes * slab_voxels)
+
+
+# Export --------------------------------------------------------------------------------------------------------------
+
+
+def _export(
+    logits: "torch.Tensor",
+    plans: Any,
+    configuration: Any,
+    properties: Mapping[str, Any],
+    shape: tuple[int, int, int],
+) -> Iterator[Slab]:
+    """Logits on the network's grid to probabilities on the scan's, slab by slab along the scan's Z.
+
+    The frame of the logits is the scan's with its axes permuted by `transpose_forward` and cropped to `bbox`.
+    """
+    import torch
+
+    forward = list(plans.transpose_forward)
+    box = [tuple(int(v) for v in span) for span in properties["bbox_used_for_cropping"]]
+    cropped = [int(n) for n in properties["shape_after_cropping_and_before_resampling"]]
+    modes = _resampling_modes(configuration, properties, forward)
+    slab_axis = forward.index(0)
+    start, stop = box[slab_axis]
+    classes = logits.shape[0]
+    back = [0, *(forward.index(axis) + 1 for axis in range(3))]
+    with torch.inference_mode():
+        for z0 in range(0, shape[0], SLAB):
+            z1 = min(z0 + SLAB, shape[0])
+            slab = np.zeros((classes, z1 - z0, *shape[1:]), np.float32)
+            slab[0] = 1
+            lo, hi = max(z0, start), min(z1, stop)
+            if lo < hi:
+                part = logits
+                order = [slab_axis, *(axis for axis in range(3) if axis != slab_axis)]
+                for axis in order:
+                    wanted = range(lo - start, hi - start) if axis == slab_axis else range(cropped[axis])
+                    part = _resample_axis(part, axis + 1, wanted, cropped[axis], modes[axis])
+                inside = torch.softmax(part.float(), 0).permute(back).numpy()
+                where = [slice(lo - z0, hi - z0), *(slice(*box[forward.index(axis)]) for axis in (1, 2))]
+                slab[:, where[0], where[1], where[2]] = inside
+            yield z0, slab
+
+
+def _resampling_modes(configuration: Any, properties: Mapping[str, Any], forward: Sequence[int]) -> list[str]:
+    """`linear` or `nearest` for each axis of the network's frame, as nnU-Net's export decides it."""
+    from nnunetv2.preprocessing.resampling.utils import determine_do_sep_z_and_axis
+
+    options = configuration.configuration["resampling_fn_probabilities_kwargs"]
+    name = configuration.configuration["resampling_fn_probabilities"]
+    if name != "resample_data_or_seg_to_shape" or options["order"] != 1 or options["order_z"] != 0:
+        raise SegmentationError(
+            "exporting the prediction",
+            "the model",
+            f"its plans resample probabilities by {name} with {options}",
+            "Use nnU-Net's default planner, whose linear resampling this export reproduces.",
+        )
+    original = [float(properties["spacing"][axis]) for axis in forward]
+    current = list(configuration.spacing)
+    if len(current) == 2:
+        current = [original[0], *current]
+    separate, axis = determine_do_sep_z_and_axis(options["force_separate_z"], current, original)
+    return ["nearest" if separate and i == axis else "linear" for i in range(3)]
+
+
+def _resample_axis(volume: "torch.Tensor", dim: int, wanted: range, size: int, mode: str) -> "torch.Tensor":
+    """Some positions of one axis resampled from its present length to `size`: voxel centres aligned, edges repeated."""
+    import torch
+
+    length = volume.shape[dim]
+    if length == size:
+        return volume.narrow(dim, wanted.start, len(wanted)).float()
+    position = (torch.arange(wanted.start, wanted.stop, dtype=torch.float64) + 0.5) * (length / size) - 0.5
+    position = position.clamp(0, length - 1)
+    if mode == "nearest":
+        return volume.index_select(dim, torch.floor(position + 0.5).long().clamp(max=length - 1)).float()
+    below = position.floor().long()
+    above = (below + 1).clamp(max=length - 1)
+    weight = (position - below).float().reshape([-1 if axis == dim else 1 for axis in range(volume.ndim)])
+    low = volume.index_select(dim, below).float()
+    return low + weight * (volume.index_select(dim, above).float() - low)
+
+
+def _available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _out_of_memory(scan: PreparedScan, model: _Model, error: BaseException) -> SegmentationError | None:
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    return SegmentationError(
+        "predicting",
+        f"{scan.patient} by {model.name}",
+        f"memory did not suffice ({type(error).__name__})",
+        "Give the step more memory (host or GPU), or set prediction.device: cpu for this patient.",
+    )

@@ -1,0 +1,295 @@
+"""nnU-Net's trainer with what the study added: seeds, a held-out part, early stopping, a checkpoint that resumes.
+
+Imported only by `training`, because it loads torch and nnunetv2. The class is instantiated directly; nnU-Net never looks
+it up by name, and what it publishes says `nnUNetTrainer`.
+"""
+
+import math
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+
+SETTINGS = "curvas_training"
+"""Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""
+HELD_OUT_SEED = 12345
+LATEST = "checkpoint_latest.pth"
+CPU = torch.device("cpu")
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class StudyTrainer(nnUNetTrainer):
+    """One model of a study. The arguments are nnU-Net's own, which it looks up by name."""
+
+    def __init__(self, plans: dict, configuration: str, fold: Any, dataset_json: dict, device: torch.device = CPU):
+        self.settings: dict[str, Any] = plans.pop(SETTINGS)
+        self.log_lines: list[str] = []
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = self.settings["learning_rate"]
+        self.num_epochs = self.settings["epochs"]
+        self.num_iterations_per_epoch = self.settings["iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = self.settings["validation_iterations_per_epoch"]
+        self.on_epoch: Callable[[dict[str, Any]], None] | None = None
+        self.on_checkpoint: Callable[[Path, int], None] | None = None
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.best_epoch = -1
+        self.held_out: list[str] = []
+
+    # Seeds -----------------------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        self._seed(-1)
+        super().initialize()
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        self._seed(self.current_epoch)
+        if self.settings["loader_workers"]:
+            self._restart_loaders(self.current_epoch)
+
+    def _seed(self, epoch: int) -> None:
+        """Every generator that nnU-Net draws from, from (seed, epoch): a resumed epoch draws what it would have."""
+        mixed = np.random.SeedSequence([self.settings["seed"], epoch + 1]).generate_state(3)
+        random.seed(int(mixed[0]))
+        np.random.seed(int(mixed[1]))  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
+        torch.manual_seed(int(mixed[2]))
+
+    # Data ------------------------------------------------------------------------------------------------------------
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """With fold `all`, a part of the patients is held out to decide when to stop; the report says which."""
+        if self.fold != "all":
+            train, validation = super().do_split()
+            self.held_out = sorted(map(str, validation))
+            return train, validation
+        everybody = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        count = round(self.settings["held_out_fraction"] * len(everybody))
+        if self.settings["held_out_fraction"] > 0 and len(everybody) > 2:
+            count = max(1, count)
+        if count == 0:
+            return everybody, everybody
+        order = np.random.RandomState(HELD_OUT_SEED).permutation(len(everybody))
+        self.held_out = sorted(everybody[i] for i in order[:count])
+        return [p for p in everybody if p not in self.held_out], self.held_out
+
+    def get_dataloaders(self):
+        """nnU-Net's loaders, in this process; workers of ours are seeded anew each epoch."""
+        before = os.environ.get("nnUNet_n_proc_DA")
+        os.environ["nnUNet_n_proc_DA"] = "0"
+        try:
+            train, validation = super().get_dataloaders()
+        finally:
+            os.environ["nnUNet_n_proc_DA"] = before or "1"
+        assert isinstance(train, SingleThreadedAugmenter)
+        self._sources = (train.data_loader, validation.data_loader)
+        return train, validation
+
+    def _restart_loaders(self, epoch: int) -> None:
+        self._finish_loaders()
+        workers = self.settings["loader_workers"]
+        seeds = np.random.SeedSequence([self.settings["seed"], epoch + 1, 1]).generate_state(2 * workers).tolist()
+        self.dataloader_train, self.dataloader_val = (
+            MultiThreadedAugmenter(source, None, workers, 2, seeds=part, pin_memory=self.device.type == "cuda")
+            for source, part in zip(self._sources, (seeds[:workers], seeds[workers:]), strict=True)
+        )
+
+    def _finish_loaders(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, MultiThreadedAugmenter):
+                loader._finish()
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any):
+        """nnU-Net's, without the blur's stop-watch, which would choose its algorithm by the load of the machine."""
+        transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        for transform in transforms.transforms:
+            inner = getattr(transform, "transform", transform)
+            if isinstance(inner, GaussianBlurTransform):
+                inner.benchmark = False
+        return transforms
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        rotation, dummy_2d, patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.settings["mirroring"]:
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch_size, mirror_axes
+
+    def configure_optimizers(self):
+        if self.settings["optimizer"] == "sgd":
+            return super().configure_optimizers()
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    # Epochs ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def ema_history(self) -> list[float]:
+        return [float(v) for v in self.logger.get_value("ema_fg_dice", step=None)]
+
+    @property
+    def epochs_without_gain(self) -> int:
+        """Epochs since the best EMA pseudo-Dice, from the history that every checkpoint carries."""
+        history = self.ema_history
+        return len(history) - 1 - int(np.argmax(history)) if history else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.current_epoch >= self.num_epochs or self.epochs_without_gain >= self.settings["patience"]
+
+    def run_training(self) -> None:
+        """nnU-Net's loop, ended by patience, and not entered again once it has ended."""
+        self.on_train_start()
+        while not self.finished:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            self.on_train_epoch_end(
+                [self.train_step(next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)]
+            )
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                self.on_validation_epoch_end(
+                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+                )
+            self.on_epoch_end()
+        self._finish_loaders()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """nnU-Net's, but an epoch whose patches held no organ at all counts 0 instead of turning the EMA into NaN."""
+        outputs = collate_outputs(val_outputs)
+        tp, fp, fn = (np.sum(outputs[name], 0).astype(float) for name in ("tp_hard", "fp_hard", "fn_hard"))
+        denominator = 2 * tp + fp + fn
+        dice = np.divide(2 * tp, denominator, out=np.full_like(tp, np.nan), where=denominator > 0)
+        mean = float(np.nanmean(dice)) if np.isfinite(dice).any() else 0.0
+        self.logger.log("mean_fg_dice", mean, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [float(d) for d in dice], self.current_epoch)
+        self.logger.log("val_losses", float(np.mean(outputs["loss"])), self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Remember the best weights, then write the checkpoint, so that it always holds both."""
+        epoch = self.current_epoch
+        self.logger.log("epoch_end_timestamps", time(), epoch)
+        loss = float(self.logger.get_value("train_losses", step=-1))
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"the training loss is {loss} in epoch {epoch}")
+        if self.epochs_without_gain == 0:
+            self._best_ema = self.ema_history[-1]
+            self.best_epoch = epoch
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self._module.state_dict().items()}
+        self.current_epoch += 1
+        if self.on_epoch is not None:
+            self.on_epoch(self.curve()[-1])
+        if self.current_epoch % self.settings["checkpoint_every"] == 0 or self.finished:
+            path = Path(self.output_folder, LATEST)
+            self.save_checkpoint(str(path))
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(path, epoch)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """One row per finished epoch."""
+        value = self.logger.get_value
+        names = {
+            "train_loss": "train_losses",
+            "val_loss": "val_losses",
+            "pseudo_dice": "mean_fg_dice",
+            "ema_dice": "ema_fg_dice",
+            "learning_rate": "lrs",
+        }
+        rows = [
+            {"epoch": epoch, **{ours: float(value(theirs, step=epoch)) for ours, theirs in names.items()}}
+            for epoch in range(len(self.ema_history))
+        ]
+        for epoch, row in enumerate(rows):
+            row["seconds"] = float(
+                value("epoch_end_timestamps", step=epoch) - value("epoch_start_timestamps", step=epoch)
+            )
+        return rows
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        """The network beneath torch.compile."""
+        return getattr(self.network, "_orig_mod", self.network)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Everything that a resumed training needs, in one file without a path in it, under its name once complete."""
+        state = {
+            "network_weights": self._module.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": _plain(self.logger.get_checkpoint()),
+            "best_weights": self.best_weights,
+            "best_epoch": self.best_epoch,
+            "best_ema": float(self._best_ema),
+            "current_epoch": self.current_epoch,
+            "identity": self.settings["identity"],
+        }
+        temporary = f"{filename}.part"
+        torch.save(state, temporary)
+        os.replace(temporary, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Go on from what `save_checkpoint` wrote, on any machine."""
+        if not self.was_initialized:
+            self.initialize()
+        state = filename_or_checkpoint
+        if not isinstance(state, dict):
+            state = torch.load(state, map_location=self.device, weights_only=True)
+        self._module.load_state_dict(state["network_weights"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        if self.grad_scaler is not None and state["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(state["grad_scaler_state"])
+        self.logger.load_checkpoint(state["logging"])
+        self.best_weights = {k: v.cpu() for k, v in state["best_weights"].items()}
+        self.best_epoch, self._best_ema = state["best_epoch"], state["best_ema"]
+        self.current_epoch = state["current_epoch"]
+
+    def published(self) -> dict[str, Any]:
+        """The best weights as a stock nnU-Net loads them: no optimizer, no path, no class of ours."""
+        return {
+            "network_weights": self.best_weights,
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": self.configuration_name, "fold": self.fold},
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "current_epoch": self.best_epoch + 1,
+            "_best_ema": float(self._best_ema),
+        }
+
+    # What nnU-Net writes beside ---------------------------------------------------------------------------------------
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Kept in memory; the caller reports progress and stores the curve."""
+        self.log_lines.append(" ".join(map(str, args)))
+
+    def plot_network_architecture(self) -> None:
+        """Not drawn."""
+
+    def _save_debug_information(self) -> None:
+        """Not written: it names the host."""
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as Python's own, so that checkpoints load without unpickling code."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,261 @@
+"""Training one model: from a preprocessed dataset to an artefact that a stock nnU-Net loads."""
+
+import hashlib
+import json
+import pickle
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from curvas_assets.errors import SegmentationError
+from curvas_assets.segmentation.runtime import (
+    PLANS_NAME,
+    choose_device,
+    dataset_name,
+    nnunet_folders,
+    pinned_threads,
+    quiet,
+)
+from curvas_assets.study import ModelId, Study
+
+if TYPE_CHECKING:
+    from curvas_assets.segmentation.trainer import StudyTrainer
+
+BEST = "checkpoint_best.pth"
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch; `epoch` counts from 0, `of` is the most there can be."""
+
+    epoch: int
+    of: int
+    train_loss: float
+    val_loss: float
+    pseudo_dice: float
+    ema_dice: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """How a training ended.
+
+    Args:
+        epochs: finished.
+        best_epoch: whose weights are published, from 0.
+        best_ema_dice: its exponential moving average of the pseudo-Dice.
+        stopped_because: in words, and on which patients that was decided.
+        resumed_at_epoch: where a checkpoint was taken up; None for a fresh start.
+        refused_checkpoint: why a checkpoint that was offered was not taken up; empty otherwise.
+        device: `cuda`, `mps` or `cpu`.
+        seconds: of this process, without what was done before a resume.
+        curve: per epoch: epoch, train_loss, val_loss, pseudo_dice, ema_dice, learning_rate, seconds.
+    """
+
+    epochs: int
+    best_epoch: int
+    best_ema_dice: float
+    stopped_because: str
+    resumed_at_epoch: int | None
+    refused_checkpoint: str
+    device: str
+    seconds: float
+    curve: pd.DataFrame
+
+
+def train_model(
+    study: Study,
+    model: ModelId,
+    dataset_folder: Path,
+    model_folder: Path,
+    *,
+    resume_from: Path | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+) -> TrainingOutcome:
+    """Train a model, or go on training it.
+
+    Args:
+        study: training settings.
+        model: annotator, seed and fold.
+        dataset_folder: as `prepare_dataset` filled it.
+        model_folder: receives `plans.json`, `dataset.json`, `dataset_fingerprint.json`, `training.json` and
+            `fold_<fold>/checkpoint_best.pth`, which a stock nnU-Net loads.
+        resume_from: a checkpoint that `on_checkpoint` was given, of this model with these settings and data; another one
+            is refused, and training starts over.
+        on_epoch: told after each epoch.
+        on_checkpoint: given the path of a whole checkpoint and its epoch; to be copied away before it returns.
+
+    Returns:
+        How it ended. On the CPU with the same number of threads the published weights depend on study, model and data
+        alone, not on how often it was killed and resumed.
+
+    Raises:
+        SegmentationError: the loss is no number, or memory does not suffice; says which setting to change.
+    """
+    from curvas_assets.segmentation.trainer import SETTINGS, NotFiniteError, StudyTrainer
+
+    start = time.perf_counter()
+    plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
+    dataset = _read_json(dataset_folder / "dataset.json")
+    device = choose_device(study.training.device)
+    settings = {
+        **study.training.model_dump(mode="json"),
+        "seed": model.seed,
+        "identity": _identity(study, model, dataset_folder),
+    }
+    with tempfile.TemporaryDirectory(prefix="training-", dir=Path(model_folder).parent) as scratch:
+        preprocessed = Path(scratch, "preprocessed")
+        preprocessed.mkdir()
+        (preprocessed / dataset_name(model.annotator)).symlink_to(Path(dataset_folder).resolve())
+        with (
+            nnunet_folders(preprocessed=preprocessed, results=Path(scratch, "results")),
+            pinned_threads(study.training.threads, device) as threads,
+            quiet(),
+        ):
+            trainer = StudyTrainer(
+                {**plans, SETTINGS: settings, "continue_training": False},
+                study.plans.configuration,
+                model.fold,
+                dataset,
+                device,
+            )
+            trainer.initialize()
+            resumed_at, refused = _resume(trainer, resume_from, settings["identity"])
+            if on_epoch is not None:
+                trainer.on_epoch = lambda row: on_epoch(EpochReport(of=trainer.num_epochs, **row))
+            trainer.on_checkpoint = on_checkpoint
+            try:
+                trainer.run_training()
+            except NotFiniteError as error:
+                raise SegmentationError(
+                    "training", str(model), str(error), "Lower training.learning_rate, or look for damaged scans."
+                ) from error
+            except (MemoryError, RuntimeError) as error:
+                raise _out_of_memory(model, error) or error from error
+            curve = pd.DataFrame(trainer.curve())
+            outcome = TrainingOutcome(
+                epochs=len(curve),
+                best_epoch=trainer.best_epoch,
+                best_ema_dice=float(trainer._best_ema),
+                stopped_because=_why_stopped(trainer),
+                resumed_at_epoch=resumed_at,
+                refused_checkpoint=refused,
+                device=_device_name(device),
+                seconds=round(time.perf_counter() - start, 3),
+                curve=curve,
+            )
+            _publish(trainer, dataset_folder, model_folder, plans, model, outcome, threads)
+    return outcome
+
+
+def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> tuple[int | None, str]:
+    """Take up a checkpoint if it is whole and of this very training; the epoch, and why not."""
+    import torch
+
+    if checkpoint is None:
+        return None, ""
+    try:
+        state = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        return None, f"the checkpoint cannot be read ({type(error).__name__})"
+    if not isinstance(state, dict) or state.get("identity") != identity:
+        return None, "the checkpoint is of another model, dataset or setting"
+    trainer.load_checkpoint(state)
+    return trainer.current_epoch, ""
+
+
+def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:
+    """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint and cases."""
+    digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}".encode())
+    for name in (f"{PLANS_NAME}.json", "dataset_fingerprint.json", "dataset.json"):
+        digest.update((dataset_folder / name).read_bytes())
+    digest.update(repr(sorted(p.name for p in dataset_folder.rglob("*.b2nd"))).encode())
+    return digest.hexdigest()
+
+
+def _why_stopped(trainer: "StudyTrainer") -> str:
+    where = (
+        f"held-out patients {', '.join(trainer.held_out)}"
+        if trainer.held_out
+        else "the training patients themselves (fold all, training.held_out_fraction 0)"
+    )
+    if trainer.epochs_without_gain >= trainer.settings["patience"]:
+        return f"no better EMA pseudo-Dice for {trainer.settings['patience']} epochs, measured on {where}"
+    return f"all {trainer.num_epochs} epochs done; pseudo-Dice measured on {where}"
+
+
+def _publish(
+    trainer: "StudyTrainer",
+    dataset_folder: Path,
+    model_folder: Path,
+    plans: dict[str, Any],
+    model: ModelId,
+    outcome: TrainingOutcome,
+    threads: int,
+) -> None:
+    import torch
+
+    fold = model_folder / f"fold_{model.fold}"
+    fold.mkdir(parents=True, exist_ok=True)
+    torch.save(trainer.published(), fold / BEST)
+    (model_folder / "plans.json").write_text(json.dumps(plans, indent=1))
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        shutil.copyfile(dataset_folder / name, model_folder / name)
+    record = {
+        "model": str(model),
+        "annotator": model.annotator,
+        "seed": model.seed,
+        "fold": model.fold,
+        "epochs": outcome.epochs,
+        "best_epoch": outcome.best_epoch,
+        "best_ema_dice": outcome.best_ema_dice,
+        "stopped_because": outcome.stopped_because,
+        "held_out": trainer.held_out,
+        "device": outcome.device,
+        "threads": threads,
+        "settings": {k: v for k, v in trainer.settings.items() if k != "identity"},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "nnunetv2", "numpy", "batchgeneratorsv2")},
+        },
+        "curve": outcome.curve.drop(columns="seconds").to_dict(orient="list"),
+    }
+    (model_folder / "training.json").write_text(json.dumps(record, indent=1))
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _out_of_memory(model: ModelId, error: BaseException) -> SegmentationError | None:
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    return SegmentationError(
+        "training",
+        str(model),
+        f"memory did not suffice ({type(error).__name__})",
+        "Lower plans.batch_size, plans.patch_size or plans.gpu_memory_gb, or use a larger device.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SegmentationError(
+            f"reading {path.name}", "the dataset", f"{type(error).__name__}", "Materialise preprocessed_dataset again."
+        ) from error
