@@ -290,7 +290,7 @@ def _export(
 
 def _resampling_modes(configuration: Any, properties: Mapping[str, Any], forward: Sequence[int]) -> list[str]:
     """`linear` or `nearest` for each axis of the network's frame, as nnU-Net's export decides it."""
-    from nnunetv2.preprocessing.resampling.utils import determine_do_sep_z_and_axis
+    from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 
     options = configuration.configuration["resampling_fn_probabilities_kwargs"]
     name = configuration.configuration["resampling_fn_probabilities"]
