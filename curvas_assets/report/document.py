@@ -26,7 +26,7 @@ from curvas_assets.report.figures import (
 )
 from curvas_assets.report.pictures import OrganView, SliceView, annotators_on_slice, organs_in_3d, uncertainty_on_slice
 from curvas_assets.report.style import FAMILIES, ImageFormat
-from curvas_assets.report.tables import MISSING, Table, cell, counted, number, p_value, table_of
+from curvas_assets.report.tables import MISSING, Table, cell, counted, number, p_value, statistic, table_of
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import (
     PublishedScores,
@@ -586,6 +586,7 @@ class _Writer:
             metric=[w.metric(str(metric)) for metric in shown["metric"]],
         )
         formats = dict.fromkeys(("p", "p_bonferroni", "p_wilcoxon", "p_holm"), self._p)
+        formats |= dict.fromkeys(("U", "wilcoxon"), partial(statistic, decimal=w.decimal))
         note = w("significant_note", alpha=self._alpha())
         tables = []
         for title, corrected, names in (

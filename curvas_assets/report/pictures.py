@@ -322,9 +322,10 @@ def organs_in_3d(view: OrganView, class_names: list[str], words: Words, *, max_f
         axes: Any = figure.add_subplot(projection="3d")
         light = LightSource(azdeg=300, altdeg=40)
         for (points, faces), colour in surfaces.values():
-            axes.plot_trisurf(
+            body = axes.plot_trisurf(
                 points[:, 0], points[:, 1], points[:, 2], triangles=faces, color=colour, lightsource=light, lw=0
             )
+            body.set_rasterized(True)  # ten thousand shaded triangles as vectors are 10 MB of SVG
         axes.set_xlabel(words("left_right"), fontsize=7)
         axes.set_ylabel(words("posterior"), fontsize=7)
         axes.set_zlabel(words("superior"), fontsize=7)

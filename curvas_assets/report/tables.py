@@ -144,7 +144,7 @@ def number(value: float, *, digits: int = 3, decimal: str = ".") -> str:
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded number: 0.09996 is 0.100
     if exponent < -3 or exponent >= 7:
         mantissa, power = f"{value:.{digits - 1}e}".split("e")
         text = f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPTS)}"
@@ -153,6 +153,17 @@ def number(value: float, *, digits: int = 3, decimal: str = ".") -> str:
     else:
         text = f"{float(f'{value:.{digits}g}'):.{max(0, digits - 1 - exponent)}f}"
     return text.replace("-", "−").replace(".", decimal)
+
+
+def statistic(value: object, *, decimal: str = ".") -> str:
+    """A rank sum: whole, or with its half.
+
+    >>> statistic(5701.0), statistic(50979.5), statistic(float("nan"))
+    ('5701', '50979.5', '–')
+    """
+    if not isinstance(value, float) or math.isnan(value):
+        return MISSING
+    return f"{value:.1f}".removesuffix(".0").replace(".", decimal)
 
 
 def p_value(value: object, *, decimal: str = ".") -> str:

@@ -1,0 +1,294 @@
+"""Claims proved here.
+
+- The page holds every section, figure and table, in English and in French, and asks nothing of the network.
+- Markdown says the same as the page; every figure it links to is attached as PNG, SVG and PDF.
+- It is sensible with 1 patient and with 65, 2 and 5 annotators, 1 seed, 1 organ, an absent organ, an all-undefined metric,
+  missing cells, and without any optional input: then a sentence stands where the input is missing.
+- Text from outside is escaped. Equal inputs give equal bytes.
+- Volumes are shown in cm³, in means and in differences alike.
+- Statistics and report of 65 patients × 13 predictors take less than a minute.
+"""
+
+import dataclasses
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from curvas_assets.errors import ReportError
+from curvas_assets.report import Provenance, ReportInputs, build_report
+from curvas_assets.statistics import leaderboard, read_published_scores
+from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
+from curvas_assets_tests.statistics.test_published import as_csv, wide_table
+
+SECTIONS = (
+    "question data protocol results statistics comparison maps cost metrics reproducibility".split()  # noqa: SIM905
+)
+
+
+def text_of(html: str) -> str:
+    """The page's words, without scripts."""
+    return re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(script|style).*?</\1>", " ", html))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return make_inputs(make_study())
+
+
+@pytest.fixture(scope="module")
+def report(inputs):
+    return build_report(inputs)
+
+
+def test_the_page_has_every_section_and_figure(report):
+    assert re.findall(r'<section id="(\w+)">', report.html) == SECTIONS
+    assert re.findall(r'<figure id="figure-([\w-]+)">', report.html) == list(report.figures)
+    assert len(report.figures) == 16
+    assert {"ece_by_family", "dice_by_family", "dice_by_family_organ", "hd95_by_family_annotator"} <= set(
+        report.figures
+    )
+    assert {"reliability", "risk_coverage", "dice_against_entropy", "training_curves"} <= set(report.figures)
+    assert {"annotators_UKCHLL001", "uncertainty_UKCHLL001", "organs_UKCHLL001"} <= set(report.figures)
+    assert {"aurc_by_family_annotator", "eaurc_by_family_annotator"} <= set(report.figures)
+
+
+def test_the_page_asks_nothing_of_the_network(report):
+    markup = re.sub(r"(?s)<script.*?</script>", "", report.html)
+    assert re.findall(r'(?:src|href)="([^"#]+)"', markup) == ["data:,"]
+    assert report.html.count("plotly.js v") == 1
+    assert "cdn." not in re.sub(r"(?s)<script>/\*\*.*?</script>", "", report.html)
+
+
+def test_every_figure_is_attached_in_three_formats(report):
+    assert set(report.attachments) == {f"figures/{n}.{f}" for n in report.figures for f in ("png", "svg", "pdf")}
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert all(data.startswith(starts[name.rsplit(".", 1)[1]]) for name, data in report.attachments.items())
+
+
+def test_markdown_says_the_same(report):
+    assert re.findall(r"!\[[^\]]+\]\(figures/([\w-]+)\.png\)", report.markdown) == list(report.figures)
+    assert report.markdown.count("\n## ") == len(SECTIONS)
+    words = text_of(report.html)
+    for line in ("0123abc", "numpy", "a1b2c3", "MedIG", "ensemble_anno2", "112233"):
+        assert line in report.markdown
+        assert line in words
+
+
+def test_the_answer_is_in_the_first_section(report, inputs):
+    row = inputs.comparisons[
+        (inputs.comparisons["metric"] == "ece") & (inputs.comparisons["second"] == "individual")
+    ].iloc[0]
+    first = report.markdown.split("## Data")[0]
+    assert "Expected calibration error: general ensemble" in first
+    assert f"({row['n_pairs']} patients)" in first
+    assert "Holm p" in first
+
+
+def test_tables_show_the_figures_given(report, inputs):
+    row = inputs.comparisons.iloc[0]
+    line = next(
+        line for line in report.markdown.splitlines() if line.startswith("| Dice | general\u00a0vs\u00a0annotator")
+    )
+    assert f"| {row['U']:.0f} |" in line
+    wide = inputs.leaderboard
+    assert "| MedIG | 94.57 (1) |" in report.markdown
+    assert "† " in report.markdown
+    assert wide is not None
+
+
+def test_the_best_of_each_metric_is_bold(report, inputs):
+    means = inputs.scores[inputs.scores["metric"] == "dice"].groupby("predictor")["value"].mean()
+    best = means.idxmax()
+    table = report.markdown.split("### Means per predictor")[1].split("### Means per family")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "**" in line.split("|")[2]]
+    assert rows[0].split("|")[1].strip() == str(best)
+
+
+def test_volumes_are_shown_in_cubic_centimetres(report, inputs):
+    mean = inputs.scores.loc[inputs.scores["metric"] == "crps", "value"].mean()
+    assert mean > 1000  # given in mm³
+    table = report.markdown.split("### Means per family")[1].split("\n## ")[0]
+    line = next(line for line in table.splitlines() if "CRPS of the volume (cm³) | individual models" in line)
+    shown = float(re.findall(r"\| ([\d.]+) ±", line)[0])
+    family = inputs.scores[(inputs.scores["metric"] == "crps") & (inputs.scores["family"] == "individual")][
+        "value"
+    ].mean()
+    assert shown == pytest.approx(family / 1000, rel=0.01)
+    row = inputs.comparisons[inputs.comparisons["metric"] == "crps"].iloc[1]
+    paired = report.markdown.split("### Paired test")[1]
+    line = next(
+        x for x in paired.splitlines() if x.startswith("| CRPS of the volume | general\u00a0vs\u00a0individual")
+    )
+    assert float(line.split("|")[9].strip().replace("−", "-")) == pytest.approx(
+        row["median_difference"] / 1000, rel=0.01
+    )
+
+
+def test_french_is_french(inputs):
+    french = build_report(dataclasses.replace(inputs, study=make_study(language="fr")), image_formats=())
+    assert '<html lang="fr">' in french.html
+    words = text_of(french.html)
+    assert all(word in words for word in ("Données", "Reproductibilité", "ensembles par annotateur", "Entropie"))
+    assert not any(word in words for word in ("Uncertainty", "annotator ensembles", "Means per"))
+    assert re.search(r"\d,\d{2}", french.markdown)
+    assert french.attachments == {}
+
+
+def test_equal_inputs_give_equal_bytes(inputs):
+    one, two = (build_report(inputs, image_formats=()) for _ in range(2))
+    assert one.html == two.html
+    assert one.markdown == two.markdown
+
+
+def test_without_optional_inputs_a_sentence_stands_where_something_is_missing():
+    study = make_study()
+    report = build_report(ReportInputs(study, make_scores(study)), image_formats=())
+    for sentence in (
+        "No cohort table was given.",
+        "No training curves were given.",
+        "No reliability bins were given.",
+        "No risk–coverage curves were given.",
+        "No comparison of families was given.",
+        "No leaderboard was given.",
+        "No published table of the study was given",
+        "No slices were given",
+        "No cost was recorded.",
+        "No table of metrics was given.",
+        "No package versions were recorded.",
+        "No data versions were recorded.",
+        "Agreement of annotators was not scored.",
+    ):
+        assert sentence in report.markdown
+        assert sentence in text_of(report.html)
+    assert "commit unknown" in report.markdown
+    assert "ece_by_family" in report.figures
+
+
+def test_without_any_score_there_is_still_a_report():
+    columns = ["patient", "predictor", "family", "group", "metric", "organ", "annotator", "value", "unit", "note"]
+    report = build_report(ReportInputs(make_study(), pd.DataFrame(columns=columns)))
+    assert report.figures == ()
+    assert "Dice was not scored." in report.markdown
+    assert "plotly.js v" not in report.html
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"patients": 1},
+        {"annotators": 2},
+        {"annotators": 5, "seeds": 2},
+        {"seeds": 1},
+        {"organs": ("liver",)},
+        {"annotators": 1, "seeds": 1, "patients": 1},
+    ],
+)
+def test_any_shape_of_study_makes_a_report(shape):
+    study = make_study(**shape)
+    smallest = min(len(study.annotators), len(study.sets["test"]), len(study.organs)) == 1
+    report = build_report(make_inputs(study, organs=None), image_formats=("png",) if smallest else ())
+    assert "ece_by_family" in report.figures
+    assert bool(report.attachments) == smallest
+    facets = {"hd95_by_family_annotator"} if len(study.annotators) > 1 else {"hd95_by_family"}
+    assert facets <= set(report.figures)
+    assert all(data.startswith(b"\x89PNG") for data in report.attachments.values())
+    assert f"{len(study.sets['test'])} patients × {len(study.predictors)} predictors" in report.markdown
+
+
+def test_an_absent_organ_and_an_all_undefined_metric_are_said():
+    study = make_study()
+    scores = make_scores(study)
+    absent = (scores["patient"] == "UKCHLL002") & (scores["organ"] == "pancreas") & (scores["metric"] == "dice")
+    scores.loc[absent, ["value", "note"]] = [np.nan, "pancreas: no consensus voxel"]
+    scores.loc[scores["metric"] == "hd95", ["value", "note"]] = [np.nan, "both empty"]
+    report = build_report(make_inputs(study, scores=scores), image_formats=())
+    assert "hd95_by_family_annotator" not in report.figures
+    assert "Hausdorff distance, 95th percentile: no value is defined in this study" in report.markdown
+    ledger = report.markdown.split("### Exclusion ledger")[1].split("\n## ")[0]
+    row = next(line for line in ledger.splitlines() if "no consensus voxel" in line)
+    assert [part.strip() for part in row.split("|")][2:7] == [
+        "dice",
+        "pancreas",
+        "–" if False else "",
+        "13",
+        "UKCHLL002",
+    ]
+    assert f"Not drawn: {int(absent.sum())} undefined" in report.markdown
+
+
+def test_predictors_that_were_not_scored_on_a_patient_are_named():
+    study = make_study()
+    scores = make_scores(study)
+    gone = (scores["patient"] == "UKCHLL003") & (scores["predictor"] == "ensemble_all")
+    report = build_report(make_inputs(study, scores=scores[~gone]), image_formats=())
+    assert "UKCHLL003 × ensemble_all" in report.markdown
+
+
+def test_infinite_distances_are_counted_beside_the_mean():
+    study = make_study()
+    scores = make_scores(study)
+    one = (scores["metric"] == "hd95") & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
+    scores.loc[one, "value"] = np.inf
+    report = build_report(make_inputs(study, scores=scores), image_formats=())
+    line = next(
+        x
+        for x in report.markdown.split("### Means per predictor")[1].splitlines()
+        if x.startswith("| ensemble_all") and "∞" in x
+    )
+    assert "(1 ∞)" in line
+
+
+def test_the_published_table_stands_beside_this_run():
+    wide = wide_table(6).iloc[1:]
+    published = read_published_scores(as_csv(wide))
+    report = build_report(make_inputs(make_study(), published=published), image_formats=())
+    part = report.markdown.split("### This run and the published study")[1].split("\n## ")[0]
+    assert "voxels, not cm³" in part
+    assert "this patient has no row of this individual predictor" in part
+    assert "### Tests on the published table" in part
+
+
+def test_text_from_outside_is_escaped():
+    study = make_study()
+    nasty = "<img src=x onerror=alert(1)>"
+    cohort = pd.DataFrame({"patient": ["UKCHLL001"], "set": ["test"], "remark": [nasty]})
+    report = build_report(
+        make_inputs(study, cohort=cohort, provenance=Provenance(nasty, nasty, {nasty: nasty}), slices=()),
+        image_formats=(),
+    )
+    assert "<img" not in re.sub(r"(?s)<script.*?</script>", "", report.html)
+    assert "&lt;img" in report.html
+
+
+def test_what_cannot_be_reported_is_refused(inputs):
+    with pytest.raises(ReportError, match="family"):
+        build_report(ReportInputs(make_study(), inputs.scores.drop(columns="family")))
+    view = make_slice(make_study())
+    with pytest.raises(ReportError, match="annotators_UKCHLL001"):
+        build_report(dataclasses.replace(inputs, slices=(view, view)))
+
+
+def test_the_inputs_are_not_changed(inputs):
+    before = inputs.scores.copy(), inputs.comparisons.copy()
+    build_report(inputs, image_formats=())
+    pd.testing.assert_frame_equal(inputs.scores, before[0])
+    pd.testing.assert_frame_equal(inputs.comparisons, before[1])
+
+
+def test_a_study_without_a_challenge_region_says_so(inputs):
+    board = leaderboard(inputs.scores, region="image")
+    report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=())
+    assert "not comparable" in report.markdown
+
+
+def test_statistics_and_report_of_the_whole_study_take_less_than_a_minute():
+    study = make_study(patients=65)
+    start = time.process_time()
+    inputs = make_inputs(study)
+    report = build_report(inputs, image_formats=("png",))
+    assert time.process_time() - start < 60
+    assert "65 patients × 13 predictors" in report.markdown
+    assert len(report.html) < 12e6

@@ -1,0 +1,248 @@
+"""Claims proved here.
+
+- Each figure is drawn for the screen and for print from the same data; print is PNG, SVG and PDF, byte for byte repeatable.
+- Every axis names its quantity and its unit.
+- Undefined and infinite values are not drawn but counted in the caption.
+- Pooling reliability bins and averaging risk–coverage curves is right by hand.
+- Dissensus, and surfaces in millimetres, are right by hand; surfaces keep their volume and stay below the triangles allowed.
+- The palette is told apart under simulated colour blindness.
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from curvas_assets.errors import ReportError
+from curvas_assets.report.figures import (
+    Chart,
+    dice_against_entropy_chart,
+    distribution_by_family,
+    pooled_reliability,
+    reliability,
+    risk_coverage,
+    risk_coverage_by_family,
+    training_curves,
+)
+from curvas_assets.report.pictures import (
+    SliceView,
+    annotators_on_slice,
+    dissensus,
+    organs_in_3d,
+    surface,
+    uncertainty_on_slice,
+)
+from curvas_assets.report.style import FAMILY_COLOURS
+from curvas_assets.report.words import Words
+from curvas_assets.statistics import paired_scores, reduce_scores
+from curvas_assets_tests.report.studies import (
+    make_bins,
+    make_curves,
+    make_organs,
+    make_scores,
+    make_slice,
+    make_study,
+    make_training,
+)
+
+STUDY = make_study(patients=3)
+SCORES = reduce_scores(make_scores(STUDY))
+EN = Words("en")
+
+
+def charts() -> dict[str, Chart]:
+    return {
+        "distribution": distribution_by_family(SCORES, "ece", EN, direction="lower"),
+        "faceted": distribution_by_family(make_scores(STUDY), "dice", EN, facet="organ", direction="higher"),
+        "reliability": reliability(make_bins(STUDY), EN),
+        "risk": risk_coverage(make_curves(STUDY), EN),
+        "scatter": dice_against_entropy_chart(paired_scores(SCORES, "predictive_entropy", "dice"), EN),
+        "training": training_curves(make_training(STUDY), EN),
+        "annotators": annotators_on_slice(make_slice(STUDY), STUDY.annotator_names, EN),
+        "uncertainty": uncertainty_on_slice(make_slice(STUDY), STUDY.class_names, EN),
+        "organs": organs_in_3d(make_organs(STUDY), STUDY.class_names, EN),
+    }
+
+
+@pytest.mark.parametrize("name", list(charts()))
+def test_each_figure_is_drawn_for_screen_and_print(name):
+    chart = charts()[name]
+    figure = chart.interactive()
+    assert len(figure.data) > 0
+    assert chart.image("png").startswith(b"\x89PNG")
+    assert b"<svg" in chart.image("svg")[:600]
+    assert chart.image("pdf").startswith(b"%PDF")
+    assert chart.title
+    assert chart.caption
+
+
+@pytest.mark.parametrize("image_format", ["png", "svg", "pdf"])
+def test_print_repeats_byte_for_byte(image_format):
+    assert charts()["faceted"].image(image_format) == charts()["faceted"].image(image_format)
+
+
+@pytest.mark.parametrize("name", ["distribution", "reliability", "risk", "scatter", "training", "annotators"])
+def test_every_value_axis_has_a_unit(name):
+    chart = charts()[name]
+    layout = chart.interactive().to_dict()["layout"]
+    titles = [axis.get("title", {}).get("text") for key, axis in layout.items() if key.startswith("yaxis")]
+    assert any(title for title in titles)
+    assert all("(" in title for title in titles if title)
+    printed = [axes.get_ylabel() for axes in chart.matplotlib().axes]
+    assert any("(" in label for label in printed) or name == "annotators"
+
+
+def test_the_unit_is_the_metrics_own():
+    figure = distribution_by_family(SCORES, "hd95", EN, unit="mm").interactive()
+    assert figure.layout.yaxis.title.text == "Hausdorff distance, 95th percentile (mm)"
+
+
+def test_what_cannot_be_drawn_is_counted():
+    table = SCORES[SCORES["metric"] == "hd95"].copy()
+    table.iloc[0, table.columns.get_loc("value")] = np.nan
+    table.iloc[[1, 2], table.columns.get_loc("value")] = np.inf
+    chart = distribution_by_family(table, "hd95", EN, unit="mm")
+    assert "1 undefined, 2 infinite" in chart.caption
+    assert sum(len(trace.y) for trace in chart.interactive().data) == len(table) - 3
+    assert chart.image().startswith(b"\x89PNG")
+    assert "Not drawn" not in distribution_by_family(SCORES, "hd95", EN).caption
+
+
+def test_each_point_says_whose_it_is():
+    trace = charts()["distribution"].interactive().data[0]
+    assert trace.name == "general ensemble"
+    assert list(trace.text) == [f"{p}<br>ensemble_all" for p in STUDY.sets["test"]]
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.1, 0.9]])
+def test_few_or_equal_values_have_no_density_but_are_drawn(values):
+    table = pd.DataFrame(
+        {
+            "patient": "p",
+            "predictor": [f"m{i}" for i in range(len(values))],
+            "family": "individual",
+            "metric": "dice",
+            "value": values,
+        }
+    )
+    chart = distribution_by_family(table, "dice", EN)
+    assert chart.image().startswith(b"\x89PNG")
+    assert len(chart.interactive().data) == 1
+
+
+def test_bins_are_pooled_by_their_voxels():
+    bins = pd.DataFrame(
+        {
+            "family": "general",
+            "lower": [0.0, 0.5, 0.5, 0.0],
+            "upper": [0.5, 1.0, 1.0, 0.5],
+            "count": [0, 1, 3, 0],
+            "accuracy": [np.nan, 1.0, 0.0, 7.0],
+            "confidence": [np.nan, 0.6, 1.0, 7.0],
+        }
+    )
+    pooled = pooled_reliability(bins)
+    assert pooled["count"].tolist() == [0, 4]
+    np.testing.assert_allclose(pooled["accuracy"], [np.nan, 0.25])
+    np.testing.assert_allclose(pooled["confidence"], [np.nan, 0.9])
+    assert pooled_reliability(bins.drop(columns="family"))["family"].unique().tolist() == [""]
+
+
+def test_families_stand_in_the_studys_order():
+    assert pooled_reliability(make_bins(STUDY))["family"].unique().tolist() == ["general", "annotator", "individual"]
+
+
+def test_risk_curves_are_averaged_at_common_coverages():
+    curves = pd.DataFrame(
+        {
+            "patient": ["a", "a", "b", "b"],
+            "family": "general",
+            "coverage": [0.0, 1.0, 1.0, 0.5],  # the second curve is flat below its first point, and unsorted
+            "risk": [0.0, 1.0, 0.6, 0.2],
+        }
+    )
+    means = risk_coverage_by_family(curves, points=5)
+    np.testing.assert_allclose(means["coverage"], [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(means["risk"], [0.1, (0.25 + 0.2) / 2, 0.35, (0.75 + 0.4) / 2, 0.8])
+    assert means["n"].unique().tolist() == [2]
+    with pytest.raises(ReportError, match="coverage"):
+        risk_coverage_by_family(curves.drop(columns="coverage"))
+
+
+def test_dissensus_is_where_not_all_agree():
+    maps = np.array([[[0, 1, 2]], [[0, 1, 1]], [[0, 1, 2]]])
+    assert dissensus(maps).tolist() == [[False, False, True]]
+    assert not dissensus(maps[:1]).any()
+
+
+def test_the_share_of_dissensus_is_told():
+    annotations = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]]])
+    view = SliceView("p", 0, np.zeros((1, 4)), annotations, (1, 1, 1))
+    assert "(67 % of the voxels" in annotators_on_slice(view, ["a", "b"], EN).caption
+    empty = SliceView("p", 0, np.zeros((1, 4)), np.zeros((2, 1, 4), int), (1, 1, 1))
+    assert "(0 % of the voxels" in annotators_on_slice(empty, ["a", "b"], EN).caption
+    assert annotators_on_slice(empty, ["a", "b"], EN).image().startswith(b"\x89PNG")
+
+
+def test_a_slice_without_maps_has_no_uncertainty_picture():
+    view = make_slice(STUDY)
+    bare = SliceView(view.patient, view.z, view.image, view.annotations, view.spacing_mm)
+    assert not bare.has_maps
+    with pytest.raises(ReportError, match="no segmentation or no entropy"):
+        uncertainty_on_slice(bare, STUDY.class_names, EN)
+    with pytest.raises(ReportError, match="shapes"):
+        SliceView("p", 0, view.image[:-1], view.annotations, view.spacing_mm)
+
+
+def enclosed_ml(points: np.ndarray, faces: np.ndarray) -> float:
+    """Volume enclosed by triangles, by the divergence theorem, in the cube of the points' unit."""
+    a, b, c = (points[faces[:, i]] for i in range(3))
+    return float(abs(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6))
+
+
+@pytest.mark.parametrize("max_faces", [2_000, 20_000])
+def test_a_surface_keeps_its_place_and_volume(max_faces):
+    z, y, x = np.mgrid[:40, :60, :60]
+    spacing = (3.0, 2.0, 1.5)
+    centre, radius = np.array([20, 30, 25]) * spacing, 30.0
+    mask = sum((g * s - c) ** 2 for g, s, c in zip((z, y, x), spacing, centre, strict=True)) < radius**2
+    points, faces = surface(mask, spacing, "LPS", max_faces=max_faces)
+    assert 100 < len(faces) <= max_faces
+    assert enclosed_ml(points, faces) == pytest.approx(mask.sum() * np.prod(spacing), rel=0.08)
+    np.testing.assert_allclose(points.mean(axis=0), centre[::-1], atol=1.5)  # (left, posterior, superior)
+
+
+def test_a_surface_is_mirrored_with_its_axes():
+    mask = np.zeros((6, 8, 10), bool)
+    mask[4, 1, 2] = True
+    spacing = (1.0, 1.0, 1.0)
+    left, posterior, superior = surface(mask, spacing, "LPS")[0].mean(axis=0)
+    assert (left, posterior, superior) == (pytest.approx(2), pytest.approx(1), pytest.approx(4))
+    mirrored = surface(mask, spacing, "RAI")[0].mean(axis=0)
+    np.testing.assert_allclose(mirrored, [10 - 2, 8 - 1, 6 - 4])
+
+
+def test_an_empty_organ_has_no_surface_and_an_empty_volume_is_drawn():
+    points, faces = surface(np.zeros((3, 3, 3), bool), (1, 1, 1))
+    assert (len(points), len(faces)) == (0, 0)
+
+
+def simulated(colour: str, matrix: list[list[float]]) -> np.ndarray:
+    """A colour as seen with a colour blindness (Machado et al. 2009, severity 1), in linear light."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return np.clip(np.array(matrix) @ linear, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],  # protan
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],  # deutan
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],  # tritan
+    ],
+)
+def test_families_are_told_apart_with_colour_blindness(matrix):
+    for one, two in itertools.combinations(FAMILY_COLOURS.values(), 2):
+        assert np.abs(simulated(one, matrix) - simulated(two, matrix)).max() > 0.1
