@@ -1,0 +1,102 @@
+"""Maps beside a volume (entropy, mutual information, labels) as NIfTI that any viewer opens, written slab by slab.
+
+Entropies are float32: half the size of float64, and viewers read it without a scale. The file grows in a scratch folder,
+a few slices at a time, and reaches the store as one object once it is whole.
+"""
+
+import gzip
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from curvas_assets.errors import StorageError
+from curvas_assets.storage.objects import ObjectStore
+
+GZIP_LEVEL = 1
+"""Uncertainty maps are noise where they are not zero: higher levels cost five times as long for a tenth of the size."""
+
+
+@dataclass(frozen=True)
+class MapFacts:
+    """What was written: bytes stored."""
+
+    size: int
+
+
+class MapWriter:
+    """Writes one map to a store; visible only when the block has ended well.
+
+    Args:
+        store: where.
+        key: of the map; ends in `.nii.gz`.
+        shape: (Z, Y, X).
+        kind: `entropy` (float32) or `labels` (uint8).
+        spacing_mm: voxel size along (Z, Y, X).
+        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
+        scratch: where the file grows; None takes the system's temporary folder.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        shape: Sequence[int],
+        *,
+        kind: Literal["entropy", "labels"],
+        spacing_mm: Sequence[float],
+        affine: npt.ArrayLike,
+        scratch: Path | None = None,
+    ):
+        self.store, self.key, self.shape = store, key, tuple(int(n) for n in shape)
+        self.dtype = np.dtype("<f4") if kind == "entropy" else np.dtype("u1")
+        header = nib.Nifti1Header()
+        header.set_data_dtype(self.dtype)
+        header.set_data_shape(self.shape[::-1])
+        header.set_sform(np.asarray(affine, float), code=1)
+        header.set_qform(np.asarray(affine, float), code=1, strip_shears=True)
+        header.set_zooms(tuple(spacing_mm)[::-1])
+        header.set_xyzt_units("mm")
+        header["magic"], header["vox_offset"] = b"n+1", 352
+        self._folder = tempfile.TemporaryDirectory(prefix="map-", dir=scratch)
+        self._path = Path(self._folder.name, "map.nii.gz")
+        self._file = gzip.open(self._path, "wb", compresslevel=GZIP_LEVEL)  # noqa: SIM115 - closed in __exit__
+        self._file.write(header.binaryblock + b"\0\0\0\0")
+        self._next_z = 0
+        self.facts: MapFacts
+
+    def __enter__(self) -> "MapWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        try:
+            if kind is None:
+                if self._next_z != self.shape[0]:
+                    raise StorageError(
+                        "writing a map",
+                        self.key,
+                        f"{self._next_z} of {self.shape[0]} slices were written",
+                        "Write every slice before the block ends.",
+                    )
+                self.facts = MapFacts(self._path.stat().st_size)
+                self.store.upload(self.key, self._path)
+        finally:
+            self._folder.cleanup()
+
+    def write(self, z0: int, slab: npt.NDArray[np.generic]) -> None:
+        """The next slices, (dz, Y, X): NIfTI's X-fastest order is C order of (Z, Y, X)."""
+        if z0 != self._next_z or slab.shape[1:] != self.shape[1:]:
+            raise StorageError(
+                "writing a map",
+                self.key,
+                f"a slab of shape {slab.shape} at slice {z0}; expected slice {self._next_z} of {self.shape}",
+                "Write slabs (dz, Y, X) from the first slice to the last.",
+            )
+        self._next_z += slab.shape[0]
+        self._file.write(np.ascontiguousarray(slab, self.dtype).data)

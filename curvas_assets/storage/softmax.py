@@ -1,0 +1,569 @@
+"""Softmax volumes: an open format (zarr v3) written and read slab by slab, on any object store.
+
+    <key>/zarr.json                     a group; its attributes name the current version: the marker, written last
+    <key>/<version>/zarr.json           the array: codes uint16 (foreground class, z, y, x), p = code / 65535
+    <key>/<version>/c/0/0/0/0           its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
+
+zarr-python reads it without this module. The background is what the foreground leaves of 1. Readers go through the group,
+so they see one whole version; a writer that is killed leaves nothing that a reader finds.
+"""
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
+
+FORMAT = "curvas-softmax-1"
+DEPTH = 16
+TILE = 256
+CHUNKS_PER_GET = 8
+"""Depths of chunks fetched by one request when a volume is read through."""
+SPOOL_BYTES = 256 << 20
+ABSENT = (1 << 64) - 1
+SCALE = 1 / 65535
+COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
+GROUP = "zarr.json"
+SHARD = "c/0/0/0/0"
+
+
+@dataclass(frozen=True)
+class SoftmaxFacts:
+    """What was written.
+
+    Args:
+        version: digest of the payload and its description.
+        size: bytes stored.
+        label_voxels: voxels of each class in the label map, background first.
+        soft_voxels: sum of each class's stored probability.
+        fullest_slice: the slice with most foreground.
+        seconds: from the first slab to the last byte acknowledged.
+    """
+
+    version: str
+    size: int
+    label_voxels: tuple[int, ...]
+    soft_voxels: tuple[float, ...]
+    fullest_slice: int
+    seconds: float
+
+
+class SoftmaxWriter:
+    """Writes one softmax volume to a store, slab by slab in z order; visible only when the block has ended well.
+
+    Args:
+        store: where.
+        key: of the volume; what stands there is replaced.
+        shape: (C, Z, Y, X), background included.
+        class_names: one per class, background first.
+        spacing_mm: voxel size along (Z, Y, X).
+        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
+        provenance: who made it, e.g. patient, predictor; goes into the attributes.
+        tail: see `encoding`; 0 is the strict mode.
+
+    Raises:
+        StorageError: slabs that do not fit the shape, or are not in order.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        shape: Sequence[int],
+        *,
+        class_names: Sequence[str],
+        spacing_mm: Sequence[float],
+        affine: npt.ArrayLike | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        tail: float = 1e-4,
+    ):
+        if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(class_names) != shape[0]:
+            raise StorageError(
+                "writing a softmax volume",
+                key,
+                f"shape {tuple(shape)} with classes {list(class_names)}",
+                "Give (classes, z, y, x) with at least one foreground class, and one name per class.",
+            )
+        self.store, self.key, self.tail = store, key, float(tail)
+        self.shape = tuple(int(n) for n in shape)
+        self.class_names = tuple(class_names)
+        self.spacing_mm = tuple(float(s) for s in spacing_mm)
+        self.affine = np.asarray(_default_affine(self.spacing_mm) if affine is None else affine, np.float64)
+        self.provenance = dict(provenance or {})
+        self.facts: SoftmaxFacts
+        self._grid = _Grid(self.shape)
+        self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
+        self._digest = hashlib.sha256()
+        self._index: list[tuple[int, int]] = []
+        self._pending: list[npt.NDArray[Any]] = []
+        self._pending_depth = self._next_z = 0
+        self._label_voxels = np.zeros(self.shape[0], np.int64)
+        self._soft = np.zeros(self.shape[0] - 1, np.int64)
+        self._fullest = (-1, 0)
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> "SoftmaxWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._payload.close()
+
+    def write(self, z0: int, slab: npt.NDArray[np.floating]) -> None:
+        """The next slices.
+
+        Args:
+            z0: of the slab's first slice; slabs follow one another without gap.
+            slab: probabilities (C, dz, Y, X), float16, float32 or float64, background first.
+        """
+        if z0 != self._next_z or slab.ndim != 4 or (slab.shape[0], *slab.shape[2:]) != (self.shape[0], *self.shape[2:]):
+            raise StorageError(
+                "writing a softmax volume",
+                self.key,
+                f"a slab of shape {slab.shape} at slice {z0}; expected slice {self._next_z} of {self.shape}",
+                "Write slabs (C, dz, Y, X) from the first slice to the last.",
+            )
+        if not np.isfinite(slab).all():
+            raise StorageError(
+                "writing a softmax volume", self.key, f"NaN or infinity in the slab at slice {z0}", "Look at the model."
+            )
+        self._next_z += slab.shape[1]
+        self._pending.append(slab)
+        self._pending_depth += slab.shape[1]
+        while self._pending_depth >= DEPTH:
+            self._encode(self._take(DEPTH))
+
+    def _take(self, depth: int) -> npt.NDArray[Any]:
+        whole = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=1)
+        self._pending = [whole[:, depth:]] if whole.shape[1] > depth else []
+        self._pending_depth = whole.shape[1] - min(depth, whole.shape[1])
+        return whole[:, :depth]
+
+    def _encode(self, slab: npt.NDArray[Any]) -> None:
+        from curvas_assets.storage.encoding import encode
+
+        z0 = self._next_z - self._pending_depth - slab.shape[1]
+        codes, labels = encode(slab, self.tail)
+        self._label_voxels += np.bincount(labels.ravel(), minlength=self.shape[0])
+        self._soft += codes.sum(axis=(1, 2, 3), dtype=np.int64)
+        foreground = np.count_nonzero(labels, axis=(1, 2))
+        if foreground.max() > self._fullest[0]:
+            self._fullest = (int(foreground.max()), z0 + int(foreground.argmax()))
+        with ThreadPoolExecutor(2) as pool:
+            for content in pool.map(self._grid.pack, self._grid.tiles(codes)):
+                if content is None:
+                    self._index.append((ABSENT, ABSENT))
+                    continue
+                self._index.append((self._payload.tell(), len(content)))
+                self._append(content)
+
+    def _append(self, content: bytes) -> None:
+        self._payload.write(content)
+        self._digest.update(content)
+
+    def _finish(self) -> None:
+        if self._pending_depth:
+            self._encode(self._take(self._pending_depth))
+        if self._next_z != self.shape[1]:
+            raise StorageError(
+                "writing a softmax volume",
+                self.key,
+                f"{self._next_z} of {self.shape[1]} slices were written",
+                "Write every slice before the block ends.",
+            )
+        index = np.array(self._index, "<u8").tobytes()
+        self._append(index + int(google_crc32c.value(index)).to_bytes(4, "little"))
+        size = self._payload.tell()
+        self._payload.seek(0)
+        content = self._payload.read()
+        array = _array_metadata(self, size, self._digest.hexdigest())
+        description = json.dumps(array, sort_keys=True).encode()
+        version = hashlib.sha256(description).hexdigest()[:16]
+        self.store.put(f"{self.key}/{version}/{SHARD}", content)
+        self.store.put(f"{self.key}/{version}/{GROUP}", description)
+        group = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {"format": FORMAT, "current": version, "fullest_slice": self._fullest[1]},
+        }
+        self.store.put(f"{self.key}/{GROUP}", json.dumps(group, indent=1).encode())
+        current = f"{self.key}/{version}/"
+        old = [
+            i.key
+            for i in self.store.list(f"{self.key}/")
+            if not i.key.startswith(current) and i.key != f"{self.key}/{GROUP}"
+        ]
+        self.store.delete(old)
+        voxels = int(np.prod(self.shape[1:], dtype=np.int64))
+        soft = self._soft * SCALE
+        self.facts = SoftmaxFacts(
+            version=version,
+            size=size + len(description),
+            label_voxels=tuple(int(n) for n in self._label_voxels),
+            soft_voxels=(float(voxels - soft.sum()), *(float(s) for s in soft)),
+            fullest_slice=self._fullest[1],
+            seconds=round(time.perf_counter() - self._start, 3),
+        )
+
+
+def open_softmax(store: ObjectStore, key: str, *, class_names: Sequence[str] | None = None) -> "SoftmaxVolume":
+    """A stored softmax volume; its voxels are fetched when they are asked for.
+
+    Args:
+        store: where.
+        key: of the volume.
+        class_names: what the caller takes the classes for; None takes the stored ones.
+
+    Raises:
+        MissingArtefactError: there is none.
+        CorruptArtefactError: its description does not fit its payload, or the classes are others.
+    """
+    subject = f"{store.name}/{key}"
+    try:
+        group = json.loads(store.get(f"{key}/{GROUP}"))
+        version = group["attributes"]["current"]
+        array = json.loads(store.get(f"{key}/{version}/{GROUP}"))
+        volume = SoftmaxVolume(store, key, version, array, group["attributes"].get("fullest_slice", 0))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _corrupt(subject, f"its description cannot be read ({type(error).__name__}: {error})") from error
+    info = store.head(f"{key}/{version}/{SHARD}")
+    if info is None:
+        raise MissingArtefactError("reading", subject, "its payload is gone", "Materialise it again.")
+    if info.size != volume.size:
+        raise _corrupt(subject, f"its payload has {info.size} bytes, its description says {volume.size}")
+    if class_names is not None and tuple(class_names) != volume.class_names:
+        raise _corrupt(subject, f"its classes are {list(volume.class_names)}, expected {list(class_names)}")
+    return volume
+
+
+class SoftmaxVolume:
+    """A handle on a stored volume: what it is, and any slab of it. Two threads may read from it.
+
+    Attributes:
+        shape: (C, Z, Y, X), background included.
+        class_names: background first.
+        spacing_mm: voxel size along (Z, Y, X).
+        affine: of the scan, as nibabel gives it.
+        provenance: as it was written.
+        fullest_slice: the slice with most foreground.
+        size: bytes of the payload.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, version: str, array: Mapping[str, Any], fullest_slice: int):
+        attributes = array["attributes"]
+        foreground, *spatial = array["shape"]
+        self.shape: tuple[int, ...] = (foreground + 1, *spatial)
+        self.class_names = tuple(attributes["class_names"])
+        if len(self.class_names) != self.shape[0] or attributes["format"] != FORMAT:
+            raise ValueError(f"format {attributes['format']} with classes {self.class_names}")
+        self.spacing_mm = tuple(attributes["spacing_mm"])
+        self.affine = np.asarray(attributes["affine"], np.float64)
+        self.provenance = dict(attributes["provenance"])
+        self.tail = float(attributes["encoder"]["tail"])
+        self.fullest_slice = int(fullest_slice)
+        self.size = int(attributes["payload_bytes"])
+        self.sha256 = str(attributes["payload_sha256"])
+        self.version = version
+        self._store, self._shard, self._subject = store, f"{key}/{version}/{SHARD}", f"{store.name}/{key}"
+        self._grid = _Grid(self.shape)
+        self._offsets: npt.NDArray[np.uint64] | None = None
+
+    def codes(self, z0: int, z1: int) -> npt.NDArray[np.uint16]:
+        """Foreground codes (C − 1, z1 − z0, Y, X); one request, for the chunks that hold these slices.
+
+        Raises:
+            CorruptArtefactError: a chunk is not what was written.
+        """
+        if not 0 <= z0 < z1 <= self.shape[1]:
+            raise ValueError(f"slices {z0} to {z1} of {self.shape[1]}")
+        first, last = z0 // DEPTH, -(-z1 // DEPTH)
+        out = np.zeros((self.shape[0] - 1, (last - first) * DEPTH, *self._grid.padded), np.uint16)
+        index = self._index()[first * self._grid.tiles_per_depth : last * self._grid.tiles_per_depth]
+        present = [int(i) for i in np.flatnonzero(index[:, 0] != ABSENT)]
+        if present:
+            start = int(index[present[0], 0])
+            length = int(index[present[-1]].sum()) - start
+            content = memoryview(self._store.get_range(self._shard, start, length))
+            if len(content) != length:
+                raise _corrupt(self._subject, f"its payload ends {length - len(content)} bytes early")
+
+            def place(i: int) -> None:
+                offset, size = int(index[i, 0]) - start, int(index[i, 1])
+                depth, row, column = self._grid.position(i)
+                tile = self._grid.unpack(content[offset : offset + size], self._subject)
+                height, width = tile.shape[2:]
+                out[:, depth : depth + DEPTH, row : row + height, column : column + width] = tile
+
+            if len(present) == 1:
+                place(present[0])
+            else:
+                with ThreadPoolExecutor(2) as pool:
+                    list(pool.map(place, present))
+        begin = z0 - first * DEPTH
+        return out[:, begin : begin + z1 - z0, : self.shape[2], : self.shape[3]]
+
+    def slab(self, z0: int, z1: int) -> npt.NDArray[np.float32]:
+        """Probabilities (C, z1 − z0, Y, X), background first; they sum to 1."""
+        from curvas_assets.storage.encoding import decode
+
+        return decode(self.codes(z0, z1))
+
+    def labels(self, z0: int, z1: int) -> npt.NDArray[np.uint8]:
+        """The label map (z1 − z0, Y, X)."""
+        from curvas_assets.storage.encoding import labels_of
+
+        return labels_of(self.codes(z0, z1))
+
+    def code_slabs(self, depth: int = DEPTH) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
+        """(z0, z1, codes) from the first slice to the last; the next request is on its way meanwhile."""
+        stride = max(depth, CHUNKS_PER_GET * DEPTH // depth * depth)
+        spans = [(z, min(z + stride, self.shape[1])) for z in range(0, self.shape[1], stride)]
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.codes, *spans[0])
+            for i, (start, stop) in enumerate(spans):
+                codes = coming.result()
+                if i + 1 < len(spans):
+                    coming = ahead.submit(self.codes, *spans[i + 1])
+                for z0 in range(start, stop, depth):
+                    z1 = min(z0 + depth, stop)
+                    yield z0, z1, codes[:, z0 - start : z1 - start]
+
+    def verify(self) -> None:
+        """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
+        found = hashlib.sha256(self._store.get(self._shard)).hexdigest()
+        if found != self.sha256:
+            raise _corrupt(self._subject, f"its SHA-256 is {found[:12]}…, not {self.sha256[:12]}…")
+
+    def _index(self) -> npt.NDArray[np.uint64]:
+        """(offset, size) of every chunk, from the end of the shard, read once."""
+        if self._offsets is None:
+            length = 16 * self._grid.chunks + 4
+            content = self._store.get_range(self._shard, self.size - length, length)
+            stored = int.from_bytes(content[-4:], "little")
+            if len(content) != length or int(google_crc32c.value(content[:-4])) != stored:
+                raise _corrupt(self._subject, "the index of its chunks is damaged")
+            self._offsets = np.frombuffer(content[:-4], "<u8").reshape(-1, 2)
+        return self._offsets
+
+
+# Single files --------------------------------------------------------------------------------------------------------
+
+
+def write_softmax(
+    file: str | Path | IO[bytes],
+    softmax: npt.NDArray[np.floating],
+    *,
+    class_names: Sequence[str] | None = None,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    affine: npt.ArrayLike | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    tail: float = 1e-4,
+) -> SoftmaxFacts:
+    """Write a softmax volume to one file: the zarr group in an uncompressed zip, which zarr-python reads.
+
+    Args:
+        file: path, or a binary file to write to.
+        softmax: probabilities (C, Z, Y, X), background first. The label map is kept exactly.
+        class_names: `background`, `class_1` … if they are not given.
+        spacing_mm: voxel size along (Z, Y, X).
+        affine: of the scan, as nibabel gives it.
+        provenance: goes into the attributes.
+        tail: see `encoding`; 0 is the strict mode.
+    """
+    names = class_names or ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with SoftmaxWriter(
+            _ZipObjects(archive),
+            "",
+            softmax.shape,
+            class_names=names,
+            spacing_mm=spacing_mm,
+            affine=affine,
+            provenance=provenance,
+            tail=tail,
+        ) as writer:
+            for z0 in range(0, softmax.shape[1], DEPTH):
+                writer.write(z0, softmax[:, z0 : z0 + DEPTH])
+        return writer.facts
+
+
+def read_softmax(file: str | Path | IO[bytes]) -> SoftmaxVolume:
+    """A handle on a volume that `write_softmax` wrote; the file must stay open, or at its path, while it is read.
+
+    Raises:
+        MissingArtefactError: there is no such file.
+        CorruptArtefactError: it is not such a file, or damaged.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except FileNotFoundError as error:
+        raise MissingArtefactError("reading", str(file), "there is no such file", "Check the path.") from error
+    except zipfile.BadZipFile as error:
+        raise _corrupt(str(getattr(file, "name", file)), "it is no zip, or cut short") from error
+    return open_softmax(_ZipObjects(archive), "")
+
+
+@dataclass
+class _ZipObjects:
+    """The objects of one zip file: as much of a store as a volume needs."""
+
+    archive: zipfile.ZipFile
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = str(self.archive.filename or "file")
+
+    def put(self, key: str, content: Bytes, *, only_if_absent: bool = False) -> bool:
+        self.archive.writestr(key.lstrip("/"), bytes(content))
+        return True
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self.archive.read(key.lstrip("/"))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        try:
+            with self.archive.open(key.lstrip("/")) as file:
+                file.seek(start)
+                return file.read(length)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            info = self.archive.getinfo(key.lstrip("/"))
+        except KeyError:
+            return None
+        return ObjectInfo(key, info.file_size, f"{info.CRC:08x}")
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return iter(())
+
+    def delete(self, keys: object) -> None:
+        pass
+
+    def upload(self, key: str, path: Path) -> None:
+        self.archive.write(path, key.lstrip("/"))
+
+    def download(self, key: str, path: Path) -> None:
+        Path(path).write_bytes(self.get(key))
+
+
+# Chunks --------------------------------------------------------------------------------------------------------------
+
+
+class _Grid:
+    """Inner chunks of a volume: their order in the shard, and their bytes."""
+
+    def __init__(self, shape: Sequence[int]):
+        classes, depth, height, width = shape
+        self.tile = (min(TILE, height), min(TILE, width))
+        self.rows, self.columns = -(-height // self.tile[0]), -(-width // self.tile[1])
+        self.depths = -(-depth // DEPTH)
+        self.padded = (self.rows * self.tile[0], self.columns * self.tile[1])
+        self.chunk = (classes - 1, DEPTH, *self.tile)
+        self.tiles_per_depth = self.rows * self.columns
+        self.chunks = self.depths * self.tiles_per_depth
+
+    def tiles(self, codes: npt.NDArray[np.uint16]) -> Iterator[npt.NDArray[np.uint16]]:
+        """The chunks of one depth, in the shard's order, not yet padded."""
+        height, width = self.tile
+        for row in range(self.rows):
+            for column in range(self.columns):
+                yield codes[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+    def position(self, i: int) -> tuple[int, int, int]:
+        """First slice, row and column of the i-th chunk after a chunk at the beginning of a depth."""
+        depth, rest = divmod(i, self.tiles_per_depth)
+        row, column = divmod(rest, self.columns)
+        return depth * DEPTH, row * self.tile[0], column * self.tile[1]
+
+    def pack(self, tile: npt.NDArray[np.uint16]) -> bytes | None:
+        """A chunk's bytes; None if there is nothing but background."""
+        from numcodecs import blosc
+
+        if not tile.any():
+            return None
+        whole = np.zeros(self.chunk, "<u2")
+        whole[tuple(slice(0, n) for n in tile.shape)] = tile
+        content = blosc.compress(whole, b"zstd", COMPRESSION["clevel"], blosc.SHUFFLE, 0)
+        return bytes(content) + int(google_crc32c.value(bytes(content))).to_bytes(4, "little")
+
+    def unpack(self, content: memoryview, subject: str) -> npt.NDArray[np.uint16]:
+        from numcodecs import blosc
+
+        body = bytes(content[:-4])
+        if int(google_crc32c.value(body)) != int.from_bytes(content[-4:], "little"):
+            raise _corrupt(subject, "the checksum of a chunk is wrong")
+        return np.frombuffer(blosc.decompress(body), "<u2").reshape(self.chunk)
+
+
+def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
+    grid = writer._grid
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [writer.shape[0] - 1, *writer.shape[1:]],
+        "data_type": "uint16",
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [writer.shape[0] - 1, grid.depths * DEPTH, *grid.padded]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": list(grid.chunk),
+                    "codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "blosc", "configuration": COMPRESSION},
+                        {"name": "crc32c"},
+                    ],
+                    "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "dimension_names": ["class", "z", "y", "x"],
+        "attributes": {
+            "format": FORMAT,
+            "scale_factor": SCALE,
+            "class_names": list(writer.class_names),
+            "classes_stored": list(writer.class_names[1:]),
+            "background": "1 minus the sum of the stored classes",
+            "spacing_mm": list(writer.spacing_mm),
+            "affine": writer.affine.tolist(),
+            "encoder": {"tail": writer.tail, "block": [DEPTH, 32, 32]},
+            "payload_bytes": size,
+            "payload_sha256": sha256,
+            "provenance": writer.provenance,
+        },
+    }
+
+
+def _default_affine(spacing_mm: Sequence[float]) -> npt.NDArray[np.float64]:
+    z, y, x = spacing_mm
+    return np.diag([-x, -y, z, 1.0])
+
+
+def _corrupt(subject: str, found: str) -> CorruptArtefactError:
+    return CorruptArtefactError("reading a softmax volume", subject, found, "Materialise it again.")
