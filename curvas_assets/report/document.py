@@ -38,12 +38,15 @@ from curvas_assets.statistics import (
     summarise,
 )
 from curvas_assets.statistics.directions import DIRECTIONS
+from curvas_assets.statistics.families import Alternative
 from curvas_assets.study import Study
 
 UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
 ACCURACY = ("dice", "hd95")
 FAILURE = ("aurc", "eaurc")
 HEADLINE = ("dice", "ece")
+PUBLISHED_TESTS: tuple[tuple[str, Alternative], ...] = (("dice", "greater"), ("ece", "less"))
+"""What the study's report tests (its tables 1 and 2)."""
 PRINTED: Mapping[str, tuple[float, int]] = {
     "dice": (100, 2),
     "confidence": (100, 2),
@@ -714,7 +717,7 @@ class _Writer:
                 bootstrap_samples=self.study.statistics.bootstrap_samples,
                 bootstrap_seed=self.study.statistics.bootstrap_seed,
             )
-            for metric, alternative in (("dice", "greater"), ("ece", "less"))
+            for metric, alternative in PUBLISHED_TESTS
             if (published.scores["metric"] == metric).any()
         ]
         if tests:

@@ -605,7 +605,8 @@ def training_curves(curves: Mapping[str, pd.DataFrame], words: Words) -> Chart:
 
     def printed() -> "Figure":
         figure = new_figure(8.2, 3.0)
-        for axes, (name, title) in zip(figure.subplots(1, 2), sides, strict=True):
+        grid = figure.subplots(1, 2)
+        for axes, (name, title) in zip(grid, sides, strict=True):
             for model, curve in curves.items():
                 if name in curve:
                     colour, sibling = styles[model]
@@ -613,7 +614,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], words: Words) -> Chart:
                     axes.plot(curve["epoch"], curve[name], style, color=colour, lw=1.1, label=model)
             _label(axes, words("epoch"), title)
         if curves:
-            figure.legend(*axes.get_legend_handles_labels(), fontsize=6, frameon=False, loc="outside right center")
+            figure.legend(*grid[0].get_legend_handles_labels(), fontsize=6, frameon=False, loc="outside right center")
         return figure
 
     return Chart("training_curves", words("curves_title"), words("curves_caption"), plotly, printed)

@@ -375,23 +375,36 @@ def surface(
     corner = np.array([part.start for part in box], float)
     crop = np.ascontiguousarray(mask[tuple(box)]).astype(np.float32)
     spacing = np.asarray(spacing_mm, float)
-    for millimetres in np.geomspace(spacing.min(), 16 * spacing.max(), 12):
-        block = tuple(int(max(1, round(millimetres / s))) for s in spacing)
-        coarse = np.pad(block_reduce(crop, block, np.mean), 1)  # padded, so that surfaces close
+    millimetres = float(spacing.min())
+    while True:
+        block = [max(1, round(millimetres / one)) for one in spacing]
+        coarse = np.pad(block_reduce(crop, tuple(block), np.mean), 1)  # type: ignore[arg-type]  # padded: surfaces close
         if coarse.max() <= 0.5:  # thinner than the blocks: cut lower rather than lose it
             coarse = coarse / coarse.max()
         points, faces, _, _ = marching_cubes(coarse, 0.5)
-        if len(faces) <= max_faces:
-            break
+        if len(faces) <= max_faces or all(b >= n for b, n in zip(block, crop.shape, strict=True)):
+            return _placed(points, np.array(block), corner, spacing, codes, mask.shape), faces.astype(np.int64)
+        millimetres *= 1.3
+
+
+def _placed(
+    points: npt.NDArray[np.float64],
+    block: npt.NDArray[np.int64],
+    corner: npt.NDArray[np.float64],
+    spacing: npt.NDArray[np.float64],
+    codes: str,
+    shape: tuple[int, ...],
+) -> npt.NDArray[np.float64]:
+    """Points of the padded, coarse crop (Z, Y, X) in mm along left, posterior and superior."""
     # Block index − 1 (padding) → voxel index of the block's middle → mm.
-    voxels = corner + (points - 1 + 0.5) * np.array(block) - 0.5
+    voxels = corner + (points - 1 + 0.5) * block - 0.5
     zyx = voxels * spacing
-    extent = np.array(mask.shape) * spacing
+    extent = np.array(shape) * spacing
     lps = np.empty_like(zyx)
     for axis, code in zip((2, 1, 0), codes, strict=True):  # codes are of X, Y, Z
         values = zyx[:, axis] if code in "LPS" else extent[axis] - zyx[:, axis]
         lps[:, "LPS".index({"R": "L", "A": "P", "I": "S"}.get(code, code))] = values
-    return lps, faces.astype(np.int64)
+    return lps
 
 
 def _pixel_mm(view: SliceView) -> tuple[float, float]:

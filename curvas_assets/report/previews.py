@@ -124,7 +124,7 @@ def preview_softmax(
     figure = new_figure(min(2.6 * organs, 10.4) + 0.6, 3.0)
     aspect = pixel_aspect(spacing_mm, orientation)
     grid = figure.subplots(1, organs, squeeze=False)[0]
-    shown = None
+    shown: Any = None
     for index, axes in enumerate(grid):
         probability = radiological(probabilities[1 + index], orientation)
         if image_slice is None:

@@ -39,7 +39,7 @@ def reduce_scores(scores: pd.DataFrame) -> pd.DataFrame:
     for column in ("organ", "annotator", "family", "group", "unit"):
         table[column] = table[column].astype("string").fillna("").astype(str) if column in table else ""
     table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
-    keys = list(KEYS)
+    keys: list[str] = list(KEYS)
     twice = table.duplicated([*keys, "organ", "annotator"], keep=False)
     if twice.any():
         one = table.loc[twice, [*keys, "organ", "annotator"]].iloc[0].to_dict()
