@@ -18,7 +18,7 @@ from curvas_assets.statistics import (
     leaderboard,
     reduce_scores,
 )
-from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
+from curvas_assets_tests.report.studies import make_curves, make_inputs, make_scores, make_study
 
 LIMIT_S = 60
 
@@ -47,7 +47,13 @@ def main(patients: int) -> int:
         board = leaderboard(scores, region="body")
         association, agreement = dice_against_entropy(scores), annotator_agreement(scores)
     inputs = make_inputs(
-        study, scores=scores, comparisons=comparisons, leaderboard=board, association=association, agreement=agreement
+        study,
+        scores=scores,
+        risk_coverage=make_curves(study, points=300),
+        comparisons=comparisons,
+        leaderboard=board,
+        association=association,
+        agreement=agreement,
     )
     with timed("page and Markdown"):
         report = build_report(inputs, image_formats=())

@@ -32,12 +32,12 @@ from curvas_assets.statistics import (
     PublishedScores,
     best_predictors,
     compare_families,
+    directions,
     leaderboard_wide,
     paired_scores,
     reduce_scores,
     summarise,
 )
-from curvas_assets.statistics.directions import DIRECTIONS
 from curvas_assets.statistics.families import Alternative
 from curvas_assets.study import Study
 
@@ -226,7 +226,7 @@ class _Writer:
         scores.loc[in_mm3, "unit"] = "cm³"
         self.scores = scores
         self.reduced = reduce_scores(scores)
-        self.directions = dict(DIRECTIONS)
+        self.directions = directions()
         if inputs.metrics is not None and {"metric", "direction"} <= set(inputs.metrics.columns):
             self.directions |= {
                 str(row.metric): str(row.direction or "")
@@ -570,6 +570,8 @@ class _Writer:
                 )
             }
             shown = association.assign(family=[w.family(str(f)) for f in association["family"]])
+            if not shown["note"].astype(bool).any():
+                shown = shown.drop(columns="note")
             formats = {"p_pearson": self._p, "p_spearman": self._p}
             blocks += [
                 _heading(w("association_title")),
@@ -586,8 +588,10 @@ class _Writer:
                 w("versus", first=w(f"short_{a}"), second=w(f"short_{b}"))
                 for a, b in zip(shown["first"], shown["second"], strict=True)
             ],
-            metric=[w.metric(str(metric)) for metric in shown["metric"]],
+            metric=[self._titled(str(metric)) for metric in shown["metric"]],
         )
+        if not shown["note"].astype(bool).any():
+            shown = shown.drop(columns="note")
         formats = dict.fromkeys(("p", "p_bonferroni", "p_wilcoxon", "p_holm"), self._p)
         formats |= dict.fromkeys(("U", "wilcoxon"), partial(statistic, decimal=w.decimal))
         note = w("significant_note", alpha=self._alpha())

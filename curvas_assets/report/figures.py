@@ -343,7 +343,7 @@ def reliability(bins: pd.DataFrame, words: Words) -> Chart:
                 grid[0, column],
                 part,
                 FAMILY_COLOURS.get(family, BLUE),
-                labels=(words("accuracy"), words("gap"), words("perfect")),
+                labels=(words("accuracy"), words("gap"), words("perfect"), words("pooled_ece")),
             )
             filled = part[part["count"] > 0]
             grid[1, column].bar(

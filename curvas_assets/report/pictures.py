@@ -174,7 +174,7 @@ def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) ->
         for index, labels in enumerate(maps):
             outline(axes, labels, index)
         if len(maps):
-            annotator_legend(axes, annotators[: len(maps)])
+            annotator_legend(axes, annotators[: len(maps)], dissensus=words("dissensus"))
         return figure
 
     return Chart(f"annotators_{view.patient}", words("contours_title", patient=view.patient), caption, plotly, printed)

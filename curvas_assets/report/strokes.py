@@ -90,7 +90,7 @@ def draw_reliability(
     pooled: "pd.DataFrame",
     colour: str,
     *,
-    labels: tuple[str, str, str] = ("accuracy", "calibration gap", "perfect calibration"),
+    labels: tuple[str, str, str, str] = ("accuracy", "calibration gap", "perfect calibration", "pooled ECE"),
 ) -> None:
     """Bars of accuracy, the gap to the confidence hatched, and the diagonal."""
     filled = pooled[pooled["count"] > 0]
@@ -113,7 +113,7 @@ def draw_reliability(
     total = float(filled["count"].sum())
     if total > 0:
         error = float((filled["count"] / total * gap.abs()).sum())
-        axes.text(0.04, 0.95, f"pooled ECE {error:.2g}", transform=axes.transAxes, va="top", fontsize=7)
+        axes.text(0.04, 0.95, f"{labels[3]} {error:.2g}", transform=axes.transAxes, va="top", fontsize=7)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
@@ -121,14 +121,16 @@ def draw_reliability(
     axes.legend(fontsize=6, loc="lower right", framealpha=0.9)
 
 
-def annotator_legend(axes: "Axes", names: Sequence[str]) -> None:
+def annotator_legend(axes: "Axes", names: Sequence[str], *, dissensus: str = "") -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     lines = [
         Line2D([], [], color=colour_of(ANNOTATOR_COLOURS, i), ls=colour_of(ANNOTATOR_LINES, i), lw=1.4, label=name)
         for i, name in enumerate(names)
     ]
-    axes.legend(handles=lines, fontsize=7, loc="lower right", framealpha=0.8)
+    apart = [Patch(color=DISSENSUS_COLOUR, label=dissensus)] if dissensus else []
+    axes.legend(handles=[*lines, *apart], fontsize=7, loc="lower right", framealpha=0.8)
 
 
 def organ_legend(axes: "Axes", labels: Slice, class_names: Sequence[str] | None) -> None:

@@ -13,7 +13,7 @@ from html import escape
 import pandas as pd
 
 MISSING = "–"
-SHORT = 36
+SHORT = 30
 """Characters up to which a column's cells are kept on one line."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Format = Callable[[object], str]

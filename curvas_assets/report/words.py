@@ -275,6 +275,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "accuracy": ("accuracy", "exactitude"),
     "gap": ("calibration gap", "écart de calibration"),
     "perfect": ("perfect calibration", "calibration parfaite"),
+    "pooled_ece": ("pooled ECE", "ECE réuni"),
     "coverage_axis": ("coverage (share of voxels kept)", "couverture (part de voxels gardés)"),
     "risk_axis": ("risk (share wrong)", "risque (part de faux)"),
     "no_unit": ("no unit", "sans unité"),

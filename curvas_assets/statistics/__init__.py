@@ -2,6 +2,7 @@
 
 from curvas_assets.statistics.association import annotator_agreement, dice_against_entropy, paired_scores
 from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
+from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families
 from curvas_assets.statistics.published import PublishedScores, read_published_scores
 from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
@@ -13,6 +14,7 @@ __all__ = [
     "compare_all_families",
     "compare_families",
     "dice_against_entropy",
+    "directions",
     "leaderboard",
     "leaderboard_wide",
     "paired_scores",

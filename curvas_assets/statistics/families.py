@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from curvas_assets.errors import StatisticsError
-from curvas_assets.statistics.directions import DIRECTIONS
+from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.reduction import checked_scores, reduce_scores
 from curvas_assets.study import Statistics
 
@@ -142,7 +142,7 @@ def compare_all_families(
         StatisticsError: as for `compare_families`.
     """
     table = checked_scores(_table_of(scores), ("metric",))
-    sides = alternatives_of(DIRECTIONS) if alternatives is None else alternatives
+    sides = alternatives_of(directions()) if alternatives is None else alternatives
     parts = [
         compare_families(
             part,
@@ -157,10 +157,10 @@ def compare_all_families(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
-def alternatives_of(directions: Mapping[str, str]) -> dict[str, Alternative]:
+def alternatives_of(better: Mapping[str, str]) -> dict[str, Alternative]:
     """The alternative of each metric: that the first family is better."""
     sides: Mapping[str, Alternative] = {"higher": "greater", "lower": "less"}
-    return {metric: sides[direction] for metric, direction in directions.items() if direction in sides}
+    return {metric: sides[direction] for metric, direction in better.items() if direction in sides}
 
 
 def corrected(p: pd.Series, method: Literal["bonferroni", "holm"]) -> np.ndarray:

@@ -41,6 +41,7 @@ _METRICS = {
     "CRPS": ("crps", "voxel"),
     "Hausdorff": ("hausdorff", "voxel"),
     "NCC": ("ncc_annotators", ""),
+    "ENTROPY": ("predictive_entropy", "nats"),
 }
 _SINGLE = {
     "Entropy_GT": Column("label_entropy_annotations", "", "", "nats"),

@@ -122,13 +122,14 @@ def make_curves(study: Study, *, points: int = 60, seed: int = 0) -> pd.DataFram
                     "patient": patient,
                     "predictor": predictor,
                     "family": study.family(predictor),
-                    "annotator": "1",
+                    "annotator": str(annotator),
                     "coverage": coverage,
                     "risk": (0.01 - 0.003 * GAIN[study.family(predictor)]) * coverage**6 * rng.uniform(0.8, 1.2),
                 }
             )
             for patient in study.sets["test"]
             for predictor in study.predictors
+            for annotator in range(1, 1 + len(study.annotators))
         ],
         ignore_index=True,
     )

@@ -126,7 +126,7 @@ def test_volumes_are_shown_in_cubic_centimetres(report, inputs):
     row = inputs.comparisons[inputs.comparisons["metric"] == "crps"].iloc[1]
     paired = report.markdown.split("### Paired test")[1]
     line = next(
-        x for x in paired.splitlines() if x.startswith("| CRPS of the volume | general\u00a0vs\u00a0individual")
+        x for x in paired.splitlines() if x.startswith("| CRPS of the volume (cm³) | general\u00a0vs\u00a0individual")
     )
     assert float(line.split("|")[9].strip().replace("−", "-")) == pytest.approx(
         row["median_difference"] / 1000, rel=0.01

@@ -17,7 +17,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from curvas_assets.errors import StatisticsError
-from curvas_assets.statistics import compare_all_families, compare_families
+from curvas_assets.scoring.registry import METRICS
+from curvas_assets.statistics import compare_all_families, compare_families, directions
+from curvas_assets.statistics.directions import KNOWN
+from curvas_assets.statistics.families import alternatives_of
 from curvas_assets.study import Statistics
 from curvas_assets_tests.statistics.tables import random_scores, with_u
 
@@ -213,6 +216,14 @@ def test_all_metrics_at_once_is_each_metric_alone():
     pd.testing.assert_frame_equal(table[table["metric"] == "ece"].reset_index(drop=True), alone)
     by_direction = compare_all_families(scores, FEW)
     pd.testing.assert_frame_equal(by_direction, table)
+
+
+def test_the_registry_and_what_else_is_known_never_contradict():
+    registered = {name: metric.direction for name, metric in METRICS.items()}
+    assert {name: d for name, d in registered.items() if name in KNOWN and KNOWN[name] != d} == {}
+    assert directions() == {**KNOWN, **registered}
+    assert set(alternatives_of(directions()).values()) == {"greater", "less"}
+    assert "predictive_entropy" not in alternatives_of(directions())
 
 
 @settings(max_examples=8, deadline=None)

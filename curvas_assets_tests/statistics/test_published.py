@@ -4,6 +4,7 @@
 - Ids with and without prefix, as text or as numbers, are one patient.
 - What cannot be used is listed with line, patient, predictor and reason; nothing else is lost.
 - A table with the study's flaws gives the figures of the same table without them.
+- The platform's own metrics.csv is read back.
 - What is no such table is refused, saying what was found.
 """
 
@@ -14,10 +15,11 @@ import pandas as pd
 import pytest
 
 from curvas_assets.errors import StatisticsError
+from curvas_assets.scoring import study_columns
 from curvas_assets.statistics import compare_families, read_published_scores, reduce_scores
 from curvas_assets.statistics.published import Column, column_meaning
 from curvas_assets.study import PatientIds, load_study
-from curvas_assets_tests.statistics.tables import predictors
+from curvas_assets_tests.statistics.tables import predictors, random_scores
 
 ORGANS, ANNOTATORS, PAIRS = ("panc", "kidn", "livr"), ("1", "2", "3"), ("GT1-2", "GT1-3", "GT2-3", "mean")
 STUDY_COLUMNS = (
@@ -160,6 +162,20 @@ def test_another_study_brings_its_own_ids_groups_and_ensembles():
     scores = read_published_scores(as_csv(wide), ids=PatientIds(prefix="DEMO", digits=3), study=study).scores
     assert set(scores["patient"]) == {"DEMO001", "DEMO002"}
     assert set(scores.loc[scores["predictor"] == "ensemble_all", "family"]) == {"general"}
+
+
+def test_the_platforms_own_csv_is_read_back():
+    table = random_scores(3, ("dice", "predictive_entropy")).assign(organ="", annotator="", group="")
+    dice = table[table["metric"] == "dice"]
+    long = pd.concat(
+        [dice.assign(organ=o) for o in ("pancreas", "kidney", "liver")] + [table[table["metric"] != "dice"]]
+    )
+    scores, unusable = read_published_scores(as_csv(study_columns(long)))
+    assert unusable.empty
+    for metric in ("dice", "predictive_entropy"):
+        one = reduce_scores(long).query("metric == @metric").set_index(["patient", "predictor"])["value"].sort_index()
+        two = reduce_scores(scores).query("metric == @metric").set_index(["patient", "predictor"])["value"].sort_index()
+        pd.testing.assert_series_equal(one, two)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,270 @@
+"""Cohort: what people put into the bucket, validated patient by patient."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from curvas_assets import cohort as intake
+from curvas_assets.errors import PatientError
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
+from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import CPU, LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.report import previews
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import Study
+
+GROUP = "cohort"
+OWNERS = ["team:imaging"]
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """The cohort's assets for one study."""
+    patient_files = dg.AssetSpec(
+        "patient_files",
+        group_name=GROUP,
+        partitions_def=partitions.patient,
+        owners=OWNERS,
+        kinds={"s3", "nifti"},
+        description=(
+            f"`{study.image}` and {len(study.annotators)} annotations of each patient, as people put them into the "
+            "bucket. Never changed by the pipeline; observed by the sensor that registers patients."
+        ),
+    )
+
+    @dg.asset(
+        deps=["patient_files"],
+        partitions_def=partitions.patient,
+        backfill_policy=dg.BackfillPolicy.multi_run(50),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"nifti", "json"},
+        code_version=f"1-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
+        metadata=artefact("record"),
+        output_required=False,
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+    )
+    def scan(context: dg.AssetExecutionContext, bucket: Bucket):
+        """One patient's CT and annotations, read to the last byte and validated; geometry and intensity facts.
+
+        A patient with a defect is refused here, with what was found and what to do, and stops nobody else. A warning
+        (labels rounded, an organ absent for one annotator) goes to the exclusion ledger.
+        """
+        objects, layout = bucket.checked_objects(), bucket.layout
+        folders = {
+            study.patients.normalise(name): name for name in _patient_like(study, patient_folders(objects, layout))
+        }
+
+        def take_in(patient: str) -> Stored:
+            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+                folder, files = fetch_patient(objects, layout, study, folders.get(patient, patient), Path(scratch))
+                found = intake.read_patient(folder, study)
+            record = {
+                "patient": patient,
+                "set": study.patient_set(patient),
+                "group": study.patient_group(patient),
+                "files": files,
+                "affine": found.affine.tolist(),
+                "facts": found.facts,
+                "warnings": list(found.warnings),
+                "exclusions": [dict(row) for row in found.exclusions],
+            }
+            key = layout.scan(patient)
+            return Stored(
+                key, tables.write_json(objects, key, record), {**_facts(record), "preview": _preview(study, found)}
+            )
+
+        yield from materialise(context, objects, one_by_one(take_in))
+
+    @dg.asset(
+        ins={"scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
+        partitions_def=partitions.test_patient,
+        backfill_policy=dg.BackfillPolicy.multi_run(100),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"json"},
+        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions', 'evaluation')}",
+        metadata=artefact("record"),
+        output_required=False,
+        check_specs=[
+            dg.AssetCheckSpec(
+                "geometry_is_consistent",
+                asset="test_scan",
+                blocking=True,
+                description="Image and annotations of the patient have one geometry and the region of evaluation is not empty.",
+            )
+        ],
+        op_tags=CPU.op_tags,
+        retry_policy=RETRY,
+    )
+    def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
+        """A patient that is predicted and scored: the bridge from the cohort to the patient × model grid."""
+        objects, layout = bucket.checked_objects(), bucket.layout
+        empty: list[str] = []
+
+        def bridge(patient: str) -> Stored:
+            record = scan[patient].record()
+            facts = record["facts"]
+            shape = facts["shape"]
+            region = facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in shape]
+            if any(stop <= start for start, stop in region):
+                empty.append(patient)
+            bridged = {
+                "patient": patient,
+                "group": record["group"],
+                "files": record["files"],
+                "shape": shape,
+                "spacing_mm": facts["spacing_mm"],
+                "affine": record["affine"],
+                "region": region,
+            }
+            key = layout.test_scan(patient)
+            version = tables.write_json(objects, key, bridged)
+            return Stored(key, version, {"patient": patient, "shape": metadata.by(shape), "region": str(region)})
+
+        yield from materialise(context, objects, one_by_one(bridge))
+        yield dg.AssetCheckResult(
+            passed=not empty,
+            check_name="geometry_is_consistent",
+            metadata={"patients without a region": ", ".join(empty) or "none"},
+        )
+
+    @dg.asset(
+        ins={"scan": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet"},
+        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}",
+        metadata=artefact("table"),
+        op_tags=CPU.op_tags,
+        retry_policy=RETRY,
+    )
+    def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts) -> dg.Output[pd.DataFrame]:
+        """Table of all patients: set, group, shape, spacing, warnings; who is excluded or missing, and why."""
+        objects = bucket.checked_objects()
+        table = pd.DataFrame(_rows(study, objects, bucket.layout, scan))
+        included = table[table["status"] == "taken in"]
+        return dg.Output(
+            table,
+            data_version=dg.DataVersion(table_version(table)),
+            metadata={
+                "patients": len(table),
+                "taken in": len(included),
+                **{f"{name} set": int((included["set"] == name).sum()) for name in ("train", "validation", "test")},
+                "table": metadata.table(table.drop(columns=["exclusions"])),
+            },
+        )
+
+    return [patient_files, scan, test_scan, cohort]
+
+
+def fetch_patient(
+    objects: ObjectStore, layout: Layout, study: Study, folder_name: str, scratch: Path, *, image: bool = True
+) -> tuple[Path, list[dict[str, Any]]]:
+    """A patient's files from the bucket into a folder below `scratch`, and which bytes they were.
+
+    What is not in the bucket is not in the folder: `read_patient` says so with all that is missing.
+    """
+    folder = scratch / folder_name
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[dict[str, Any]] = []
+    for name in ([study.image] if image else []) + [annotator.file for annotator in study.annotators]:
+        key = layout.patient_file(folder_name, name)
+        info = objects.head(key)
+        if info is None:
+            continue
+        objects.download(key, folder / name)
+        files.append({"name": name, "key": key, "size": info.size, "sha256": directories.sha256_of(folder / name)})
+    return folder, files
+
+
+def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:
+    """The files of a validated patient, and a PatientError if one is no longer what was validated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in record["files"]:
+        if file["name"] not in names:
+            continue
+        objects.download(file["key"], folder / file["name"])
+        if directories.sha256_of(folder / file["name"]) != file["sha256"]:
+            raise PatientError(
+                f"fetching {file['name']}",
+                record["patient"],
+                "the file has changed since it was taken in",
+                "Materialise scan (and test_scan) of this patient again, then repeat.",
+            )
+
+
+def _patient_like(study: Study, folders: dict[str, str]) -> Iterator[str]:
+    for folder in folders:
+        try:
+            study.patients.normalise(folder)
+        except Exception:
+            continue
+        yield folder
+
+
+def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
+    named = {patient for members in study.sets.values() for patient in members}
+    for patient in sorted({*named, *scans}):
+        row: dict[str, Any] = {
+            "patient": patient,
+            "set": study.patient_set(patient) or "",
+            "group": study.patient_group(patient) or "",
+            "status": "taken in",
+            "reason": "",
+            "exclusions": "[]",
+        }
+        if patient in study.exclusions:
+            yield {**row, "status": "excluded", "reason": study.exclusions[patient]}
+            continue
+        if patient not in scans:
+            yield {**row, "status": "missing", "reason": "no folder of this patient in the bucket"}
+            continue
+        if objects.head(layout.scan(patient)) is None:
+            yield {**row, "status": "not taken in", "reason": "scan was refused or not materialised: see its last run"}
+            continue
+        record = scans[patient].record()
+        facts = record["facts"]
+        yield {
+            **row,
+            "reason": "; ".join(record["warnings"]),
+            "slices": facts["shape"][0],
+            "shape": metadata.by(facts["shape"]),
+            "spacing_mm": metadata.by(facts["spacing_mm"]),
+            "exclusions": pd.Series([record["exclusions"]]).to_json(orient="values")[1:-1],
+        }
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    facts = record["facts"]
+    return {
+        "patient": record["patient"],
+        "set": record["set"] or "none",
+        "shape": metadata.by(facts["shape"]),
+        "spacing_mm": metadata.by(facts["spacing_mm"]),
+        "warnings": dg.MetadataValue.md("\n".join(f"- {w}" for w in record["warnings"]) or "none"),
+        "facts": dg.MetadataValue.json(facts),
+    }
+
+
+def _preview(study: Study, patient: intake.Patient) -> dg.MarkdownMetadataValue:
+    """The slice with most foreground, with every annotator's contours."""
+    z = int((patient.annotations > 0).sum(axis=(0, 2, 3)).argmax())
+    png = previews.preview_scan(
+        patient.scan[z],
+        list(patient.annotations[:, z]),
+        patient.spacing_mm,
+        orientation=patient.affine,
+        annotators=study.annotator_names,
+        title=f"{patient.id}, slice {z}",
+    )
+    return metadata.image(png, f"{patient.id}, slice {z}")

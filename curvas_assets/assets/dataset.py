@@ -1,0 +1,83 @@
+"""Dataset: nnU-Net's fingerprint, plans and preprocessed training patients, one dataset an annotator."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+
+from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.segmentation import prepare_dataset
+from curvas_assets.storage import directories
+from curvas_assets.study import Study
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The datasets of one study."""
+
+    @dg.asset(
+        ins={"scan": dg.AssetIn(partition_mapping=partitions.training_patients)},
+        partitions_def=partitions.annotator,
+        backfill_policy=dg.BackfillPolicy.multi_run(5),
+        group_name="dataset",
+        owners=OWNERS,
+        kinds={"nnunet", "blosc2"},
+        code_version=f"1-{study.fingerprint('plans', 'training', 'organs', 'sets', 'exclusions')}",
+        metadata=artefact("folder"),
+        output_required=False,
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+    )
+    def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
+        """The training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net."""
+        objects, layout = bucket.checked_objects(), bucket.layout
+        label_files = {annotator.name: annotator.file for annotator in study.annotators}
+
+        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            patients: dict[str, Path] = {}
+
+            def fetched() -> dict[str, Path]:
+                """Image and annotations of every training patient, fetched once for all annotators of the step."""
+                for patient in sorted(scan):
+                    if patient not in patients:
+                        record = scan[patient].record()
+                        fetch_files(objects, record, Path(scratch, patient), [study.image, *label_files.values()])
+                        patients[patient] = Path(scratch, patient)
+                return patients
+
+            def prepare(annotator: str) -> Stored:
+                with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                    facts = prepare_dataset(
+                        study,
+                        annotator,
+                        {p: (at / study.image, at / label_files[annotator]) for p, at in fetched().items()},
+                        Path(folder),
+                        all_annotations={p: [at / f for f in label_files.values()] for p, at in fetched().items()},
+                        on_progress=lambda done, total, patient: context.log.info(
+                            f"{annotator}: {patient} preprocessed, {done} of {total}"
+                        ),
+                    )
+                    key = layout.dataset(annotator)
+                    stored = directories.write_directory(objects, key, Path(folder))
+                described = facts.as_dict()
+                return Stored(
+                    key,
+                    stored.version,
+                    {
+                        "annotator": annotator,
+                        "cases": described["cases"],
+                        "patch size": str(described["patch_size"]),
+                        "target spacing (mm)": str(described["spacing_mm"]),
+                        "bytes": stored.size,
+                        "facts": dg.MetadataValue.json(described),
+                    },
+                )
+
+            yield from materialise(context, objects, one_by_one(prepare))
+
+    return [preprocessed_dataset]

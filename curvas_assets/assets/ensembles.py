@@ -1,0 +1,169 @@
+"""Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+
+import dagster as dg
+
+from curvas_assets.assets.cohort import OWNERS
+from curvas_assets.ensembling import stream_ensembles
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
+from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.report import previews
+from curvas_assets.storage.maps import MapWriter
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
+from curvas_assets.study import Study
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The ensembles of one study."""
+
+    @dg.asset(
+        ins={"softmax": dg.AssetIn(partition_mapping=partitions.members_of_ensemble)},
+        partitions_def=partitions.patient_by_ensemble,
+        backfill_policy=dg.BackfillPolicy.multi_run(40),
+        group_name="ensembles",
+        owners=OWNERS,
+        kinds={"numba", "zarr", "nifti"},
+        code_version=f"1-{study.fingerprint('ensembles')}",
+        metadata=artefact("softmax"),
+        output_required=False,
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+    )
+    def ensemble_softmax(context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts):
+        """Mean probability of an ensemble's members, and maps of its uncertainty as NIfTI beside it.
+
+        Predictive entropy = expected entropy (aleatoric) + mutual information (epistemic), in nats per voxel. All
+        ensembles of a patient come from one pass over the members. A missing member is an error, never a smaller
+        ensemble.
+        """
+        objects, layout = bucket.checked_objects(), bucket.layout
+
+        def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
+            for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
+                wanted = {grid_key(context, key)["ensemble"]: key for key in cells}
+                members = {name: [str(m) for m in study.members(name)] for name in wanted}
+                volumes: dict[str, SoftmaxVolume] = {}
+                refused: dict[str, Exception] = {}
+                for model in dict.fromkeys(model for names in members.values() for model in names):
+                    try:
+                        volumes[model] = softmax[f"{model}|{patient}"].volume()
+                    except Exception as error:
+                        refused[model] = error
+                complete = {}
+                for name, models in members.items():
+                    absent = [model for model in models if model in refused]
+                    if absent:
+                        yield wanted[name], refused[absent[0]]
+                    else:
+                        complete[name] = models
+                if not complete:
+                    continue
+                try:
+                    stored = store_ensembles(objects, layout, patient, volumes, complete, study.prediction.tail)
+                except Exception as error:
+                    yield from ((wanted[name], error) for name in complete)
+                    continue
+                yield from ((wanted[name], stored[name]) for name in complete)
+
+        yield from materialise(context, objects, combine)
+
+    return [ensemble_softmax]
+
+
+def store_ensembles(
+    objects: ObjectStore,
+    layout: Layout,
+    patient: str,
+    volumes: dict[str, SoftmaxVolume],
+    ensembles: dict[str, list[str]],
+    tail: float,
+) -> dict[str, Stored]:
+    """Stream a patient's members once; store each ensemble's volume and its three maps."""
+    first = next(iter(volumes.values()))
+    names = ("entropy", "mutual_information", "labels")
+    sums = {name: {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0} for name in ensembles}
+    fullest: dict[str, tuple[float, int]] = dict.fromkeys(ensembles, (-1.0, 0))
+    slices = {}
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                SoftmaxWriter(
+                    objects,
+                    layout.softmax(patient, name),
+                    first.shape,
+                    class_names=first.class_names,
+                    spacing_mm=first.spacing_mm,
+                    affine=first.affine,
+                    provenance={"patient": patient, "predictor": name, "members": members},
+                    tail=tail,
+                )
+            )
+            for name, members in ensembles.items()
+        }
+        maps = {
+            (name, kind): stack.enter_context(
+                MapWriter(
+                    objects,
+                    layout.ensemble_map(patient, name, kind),
+                    first.shape[1:],
+                    kind="labels" if kind == "labels" else "entropy",
+                    spacing_mm=first.spacing_mm,
+                    affine=first.affine,
+                    scratch=scratch_folder(),
+                )
+            )
+            for name in ensembles
+            for kind in names
+        }
+        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+            for name, slab in slabs.items():
+                writers[name].write(z0, slab.mean)
+                maps[name, "entropy"].write(z0, slab.predictive_entropy)
+                maps[name, "mutual_information"].write(z0, slab.mutual_information)
+                maps[name, "labels"].write(z0, slab.labels)
+                sums[name]["entropy"] += float(slab.predictive_entropy.sum(dtype="f8"))
+                sums[name]["expected entropy"] += float(slab.expected_entropy.sum(dtype="f8"))
+                sums[name]["mutual information"] += float(slab.mutual_information.sum(dtype="f8"))
+                foreground = (slab.labels > 0).sum(axis=(1, 2))
+                z = int(foreground.argmax())
+                if foreground[z] > fullest[name][0]:
+                    fullest[name] = (float(foreground[z]), z0 + z)
+                    slices[name] = (
+                        slab.predictive_entropy[z].copy(),
+                        slab.mutual_information[z].copy(),
+                        slab.labels[z],
+                    )
+    voxels = first.shape[1] * first.shape[2] * first.shape[3]
+    stored = {}
+    for name, members in ensembles.items():
+        facts = writers[name].facts
+        preview = previews.preview_uncertainty(
+            *slices[name],
+            spacing_mm=first.spacing_mm,
+            orientation=first.affine,
+            class_names=first.class_names,
+            title=f"{name} of {patient}, slice {fullest[name][1]}",
+        )
+        stored[name] = Stored(
+            layout.softmax(patient, name),
+            facts.version,
+            {
+                "patient": patient,
+                "ensemble": name,
+                "members": len(members),
+                "shape": metadata.by(first.shape),
+                "bytes": facts.size + sum(maps[name, kind].facts.size for kind in names),
+                **{f"mean {what} (nats)": total / voxels for what, total in sums[name].items()},
+                "preview": metadata.image(preview, f"uncertainty of {name}, {patient}"),
+            },
+        )
+    return stored

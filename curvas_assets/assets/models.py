@@ -1,0 +1,137 @@
+"""Models: one nnU-Net for each annotator × seed, trained so that it can be killed and go on."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+
+from curvas_assets.assets.cohort import OWNERS
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import GPU, RETRY
+from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.report import previews
+from curvas_assets.segmentation import EpochReport, train_model
+from curvas_assets.storage import directories
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import ModelId, Study
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The models of one study."""
+
+    @dg.asset(
+        ins={"preprocessed_dataset": dg.AssetIn(partition_mapping=partitions.annotator_of_model)},
+        partitions_def=partitions.model,
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name="models",
+        owners=OWNERS,
+        kinds={"nnunet", "pytorch"},
+        code_version=f"1-{study.fingerprint('plans', 'training')}",
+        metadata=artefact("folder"),
+        output_required=False,
+        pool=GPU.pool,
+        op_tags=GPU.op_tags,
+        retry_policy=RETRY,
+        check_specs=[
+            dg.AssetCheckSpec(
+                "training_is_sound",
+                asset="trained_model",
+                description="The loss stayed finite and the best EMA pseudo-Dice is above zero; says why training stopped.",
+            )
+        ],
+    )
+    def trained_model(context: dg.AssetExecutionContext, bucket: Bucket, preprocessed_dataset: Artefacts):
+        """One nnU-Net: seeded, stopped early, its best checkpoint published without optimizer state.
+
+        While it trains, its latest checkpoint is kept in the bucket: a run that is killed goes on where it was, on any
+        machine, and ends with the weights of an unbroken one (on the CPU to the bit).
+        """
+        objects, layout = bucket.checked_objects(), bucket.layout
+        unsound: dict[str, str] = {}
+
+        def train(name: str) -> Stored:
+            model = ModelId.parse(name)
+            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+                dataset = preprocessed_dataset[model.annotator].folder(Path(scratch, "dataset"))
+                unfinished = Checkpoints(objects, layout.unfinished_training(name))
+                resume_from = unfinished.fetch(Path(scratch, "unfinished"))
+                if resume_from:
+                    context.log.info(f"{name}: an unfinished training is in the bucket, resuming from it")
+                outcome = train_model(
+                    study,
+                    model,
+                    dataset,
+                    Path(scratch, "model"),
+                    resume_from=resume_from,
+                    on_epoch=lambda epoch: context.log.info(_progress(name, epoch)),
+                    on_checkpoint=unfinished.keep,
+                )
+                key = layout.model(name)
+                stored = directories.write_directory(objects, key, Path(scratch, "model"))
+                unfinished.remove()
+            if not outcome.best_ema_dice > 0:
+                unsound[name] = f"best EMA pseudo-Dice {outcome.best_ema_dice:.3f}"
+            return Stored(
+                key,
+                stored.version,
+                {
+                    "annotator": model.annotator,
+                    "seed": model.seed,
+                    "fold": str(model.fold),
+                    "epochs": outcome.epochs,
+                    "best epoch": outcome.best_epoch,
+                    "best EMA pseudo-Dice": round(float(outcome.best_ema_dice), 4),
+                    "stopped because": outcome.stopped_because,
+                    "resumed at epoch": outcome.resumed_at_epoch or 0,
+                    "device": outcome.device,
+                    "bytes": stored.size,
+                    "training curve": _curve(outcome.curve, name),
+                },
+            )
+
+        yield from materialise(context, objects, one_by_one(train))
+        yield dg.AssetCheckResult(
+            passed=not unsound,
+            check_name="training_is_sound",
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"unsound": dg.MetadataValue.json(unsound)},
+        )
+
+    return [trained_model]
+
+
+class Checkpoints:
+    """The latest checkpoint of an unfinished training, in the bucket: written by one PUT, so always whole."""
+
+    def __init__(self, objects: ObjectStore, key: str):
+        self.objects = objects
+        self.key = f"{key}/checkpoint_latest.pth"
+
+    def fetch(self, folder: Path) -> Path | None:
+        if self.objects.head(self.key) is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.objects.download(self.key, folder / "checkpoint_latest.pth")
+        return folder / "checkpoint_latest.pth"
+
+    def keep(self, path: Path, epoch: int) -> None:
+        self.objects.upload(self.key, path)
+
+    def remove(self) -> None:
+        self.objects.delete([self.key])
+
+
+def _progress(name: str, epoch: EpochReport) -> str:
+    return (
+        f"{name}: epoch {epoch.epoch + 1} of at most {epoch.of}, loss {epoch.train_loss:.3f}, "
+        f"pseudo-Dice {epoch.pseudo_dice:.3f} (EMA {epoch.ema_dice:.3f}), {epoch.seconds:.1f} s"
+    )
+
+
+def _curve(curve: pd.DataFrame, name: str) -> dg.MetadataValue:
+    return metadata.image(previews.training_curve(curve, title=name), f"training of {name}")

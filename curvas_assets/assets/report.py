@@ -1,0 +1,220 @@
+"""Report: the figures, and one page that a reviewer can read offline."""
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.cohort import read_annotations
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
+from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView, build_report
+from curvas_assets.scoring import metric_table
+from curvas_assets.statistics import dice_against_entropy
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import Study
+
+GROUP = "report"
+LARGEST_3D = 128
+"""Voxels along an axis of the 3-D view; larger volumes are thinned."""
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The report of one study."""
+    code_version = f"1-{study.fingerprint()}"
+
+    @dg.multi_asset(
+        name="report",
+        ins={
+            "cohort": dg.AssetIn(),
+            "study_scores": dg.AssetIn(),
+            "family_comparisons": dg.AssetIn(),
+            "leaderboard": dg.AssetIn(),
+            "cost": dg.AssetIn(),
+            "scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
+            "trained_model": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
+        },
+        outs={
+            "figures": dg.AssetOut(
+                group_name=GROUP,
+                owners=OWNERS,
+                kinds={"matplotlib", "plotly"},
+                code_version=code_version,
+                metadata=artefact("folder"),
+                description="Every figure of the report as PNG, SVG and PDF.",
+            ),
+            "report": dg.AssetOut(
+                group_name=GROUP,
+                owners=OWNERS,
+                kinds={"html", "markdown"},
+                code_version=code_version,
+                metadata=artefact("folder"),
+                description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
+            ),
+        },
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+    )
+    def write_report(
+        context: dg.AssetExecutionContext,
+        bucket: Bucket,
+        cohort: Artefact,
+        study_scores: Artefact,
+        family_comparisons: Artefact,
+        leaderboard: Artefact,
+        cost: Artefact,
+        scores: Artefacts,
+        trained_model: Artefacts,
+    ):
+        objects, layout = bucket.checked_objects(), bucket.layout
+        long, patients = study_scores.table(), cohort.table()
+        scored = sorted(long["patient"].unique())
+        shown = typical_patient(study, long)
+        context.log.info(f"report on {len(scored)} patients, pictures of {shown}")
+        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            slices, organs = pictures(study, objects, layout, shown, Path(scratch))
+        report = build_report(
+            ReportInputs(
+                study=study,
+                scores=long,
+                provenance=Provenance(
+                    generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                    git_commit=git_commit(),
+                    packages=package_versions(),
+                    data_versions={
+                        **data_versions(context.instance, ["cohort", "study_scores", "family_comparisons"], [""]),
+                        **data_versions(context.instance, ["trained_model"], sorted(trained_model)),
+                        **data_versions(context.instance, ["test_scan", "scores"], scored),
+                    },
+                ),
+                metrics=metric_table(),
+                cohort=patients.drop(columns=["exclusions"]),
+                exclusions=exclusion_ledger(patients, long),
+                comparisons=family_comparisons.table(),
+                association=dice_against_entropy(long),
+                leaderboard=leaderboard.table(),
+                reliability=pd.concat([scores[p].table("reliability") for p in scored], ignore_index=True),
+                risk_coverage=pd.concat([scores[p].table("risk_coverage") for p in scored], ignore_index=True),
+                cost=cost.table(),
+                curves=curves(objects, layout, sorted(trained_model)),
+                slices=slices,
+                organs=organs,
+            )
+        )
+        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            figures, page = Path(scratch, "figures"), Path(scratch, "page")
+            for name, content in report.attachments.items():
+                for folder in (figures, page / "figures") if name.endswith(".png") else (figures,):
+                    path = folder / Path(name).name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+            page.mkdir(exist_ok=True)
+            (page / "report.html").write_text(report.html)
+            (page / "report.md").write_text(report.markdown)
+            drawn = directories.write_directory(objects, layout.figures(), figures)
+            written = directories.write_directory(objects, layout.report(), page)
+        yield dg.Output(
+            Stored(layout.figures(), drawn.version),
+            output_name="figures",
+            data_version=dg.DataVersion(drawn.version),
+            metadata={
+                "figures": len(report.figures),
+                "bytes": drawn.size,
+                "uri": f"{objects.name}/{layout.figures()}",
+                **{
+                    name: metadata.image(report.attachments[f"figures/{name}.png"], name)
+                    for name in report.figures[:4]
+                    if f"figures/{name}.png" in report.attachments
+                },
+            },
+        )
+        yield dg.Output(
+            Stored(layout.report(), written.version),
+            output_name="report",
+            data_version=dg.DataVersion(written.version),
+            metadata={
+                "report": f"{objects.name}/{layout.report()}/{written.version}/report.html",
+                "patients": len(scored),
+                "bytes": written.size,
+                "pictures of": shown,
+            },
+        )
+
+    return [write_report]
+
+
+def typical_patient(study: Study, scores: pd.DataFrame) -> str:
+    """The patient whose Dice by the general ensemble is the median: neither the best nor the worst case."""
+    dice = scores[(scores["metric"] == "dice") & (scores["family"] == "general")]
+    means = (dice if len(dice) else scores[scores["metric"] == "dice"]).groupby("patient")["value"].mean().dropna()
+    if means.empty:
+        return str(scores["patient"].iloc[0])
+    return str(means.sort_values().index[(len(means) - 1) // 2])
+
+
+def pictures(
+    study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
+) -> tuple[list[SliceView], OrganView]:
+    """The fullest slice of a patient with its annotations and the widest ensemble's maps, and its organs."""
+    record = tables.read_json(objects, layout.test_scan(patient))
+    fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
+    annotations = read_annotations(scratch / patient, study)
+    z = int((annotations > 0).sum(axis=(0, 2, 3)).argmax())
+    image = np.asarray(nib.load(scratch / patient / study.image).dataobj[:, :, z]).T
+    spacing_mm, affine = tuple(record["spacing_mm"]), np.asarray(record["affine"])
+    widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
+    maps = {}
+    for name in ("entropy", "mutual_information", "labels"):
+        objects.download(layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
+        maps[name] = nib.load(scratch / f"{name}.nii.gz")
+    view = SliceView(
+        patient=patient,
+        z=z,
+        image=image,
+        annotations=annotations[:, z],
+        spacing_mm=spacing_mm,
+        orientation=affine,
+        predictor=str(widest),
+        segmentation=np.asarray(maps["labels"].dataobj[:, :, z]).T,
+        predictive_entropy=np.asarray(maps["entropy"].dataobj[:, :, z]).T,
+        mutual_information=np.asarray(maps["mutual_information"].dataobj[:, :, z]).T,
+    )
+    labels = np.asarray(maps["labels"].dataobj).transpose(2, 1, 0)
+    step = tuple(-(-n // LARGEST_3D) for n in labels.shape)
+    thinned = labels[tuple(slice(None, None, s) for s in step)]
+    coarse_mm = tuple(float(s * n) for s, n in zip(spacing_mm, step, strict=True))
+    return [view], OrganView(patient, thinned, coarse_mm, str(widest), affine)
+
+
+def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Everything that is left out, and why: patients, organs at intake, scores without a value."""
+    columns = ["patient", "predictor", "metric", "organ", "annotator", "reason"]
+    rows = [
+        {"patient": row["patient"], "reason": f"{row['status']}: {row['reason']}"}
+        for _, row in cohort[cohort["status"] != "taken in"].iterrows()
+    ]
+    rows += [entry for text in cohort["exclusions"] for entry in json.loads(text)]
+    undefined = scores[scores["value"].isna()].rename(columns={"note": "reason"})
+    ledger = pd.concat([pd.DataFrame(rows, columns=columns), undefined[columns]], ignore_index=True)
+    return ledger.fillna("")
+
+
+def curves(objects: ObjectStore, layout: Layout, models: list[str]) -> dict[str, pd.DataFrame]:
+    """Training curves of the models there are."""
+    return {
+        model: pd.DataFrame(json.loads(directories.read_file(objects, layout.model(model), "training.json"))["curve"])
+        for model in models
+        if directories.exists(objects, layout.model(model))
+    }

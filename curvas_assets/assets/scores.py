@@ -1,0 +1,182 @@
+"""Scores: every predictor of a patient against every annotator, and the study's one table."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+
+from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.cohort import read_annotations
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.report import previews
+from curvas_assets.scoring import PatientReference, check_scores, study_columns
+from curvas_assets.storage import directories
+from curvas_assets.study import Study
+
+GROUP = "scores"
+KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
+"""Shown in the UI beside the whole table."""
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The scores of one study."""
+
+    @dg.asset(
+        ins={
+            "softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
+            "ensemble_softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
+            "test_scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping()),
+        },
+        partitions_def=partitions.test_patient,
+        backfill_policy=dg.BackfillPolicy.multi_run(10),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"numba", "parquet"},
+        code_version=f"1-{study.fingerprint('evaluation', 'organs')}",
+        metadata=artefact("folder"),
+        output_required=False,
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+        check_specs=[
+            dg.AssetCheckSpec(
+                "scores_are_sound",
+                asset="scores",
+                blocking=True,
+                description="Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
+            )
+        ],
+    )
+    def scores(
+        context: dg.AssetExecutionContext,
+        bucket: Bucket,
+        softmax: Artefacts,
+        ensemble_softmax: Artefacts,
+        test_scan: Artefacts,
+    ):
+        """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
+        objects, layout = bucket.checked_objects(), bucket.layout
+        unsound: dict[str, list[str]] = {}
+
+        def score_patient(patient: str) -> Stored:
+            record = test_scan[patient].record()
+            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+                folder = Path(scratch, patient)
+                fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
+                reference = PatientReference(
+                    read_annotations(folder, study),
+                    tuple(record["spacing_mm"]),
+                    organs=study.organs,
+                    region=tuple(slice(start, stop) for start, stop in record["region"]),
+                    ece_bins=study.evaluation.ece_bins,
+                    ace_bins=study.evaluation.ace_bins,
+                    tolerance_mm=study.evaluation.tolerance_mm,
+                )
+                found = {}
+                for count, predictor in enumerate(study.predictors, 1):
+                    key = f"{predictor}|{patient}"
+                    if study.family(predictor) == "individual":
+                        found[predictor] = reference.score(softmax[key].volume())
+                    else:
+                        members = [softmax[f"{m}|{patient}"].volume() for m in study.members(predictor)]
+                        found[predictor] = reference.score(ensemble_softmax[key].volume(), members=members)
+                    context.log.info(f"{patient}: {predictor} scored, {count} of {len(study.predictors)}")
+                written = {
+                    name: _labelled(study, patient, record["group"], {p: getattr(s, name) for p, s in found.items()})
+                    for name in ("table", "reliability", "risk_coverage")
+                }
+                Path(scratch, "out").mkdir()
+                for name, frame in written.items():
+                    frame.to_parquet(
+                        Path(scratch, "out", f"{'scores' if name == 'table' else name}.parquet"), index=False
+                    )
+                problems = check_scores(written["table"], predictors=study.predictors)
+                if problems:
+                    unsound[patient] = problems
+                key = layout.scores(patient)
+                stored = directories.write_directory(objects, key, Path(scratch, "out"))
+            table = written["table"]
+            undefined = table[table["value"].isna()]
+            general = next((p for p in study.predictors if study.family(p) == "general"), study.predictors[-1])
+            return Stored(
+                key,
+                stored.version,
+                {
+                    "patient": patient,
+                    "predictors": len(found),
+                    "rows": len(table),
+                    "undefined": len(undefined),
+                    "bytes": stored.size,
+                    "scores": metadata.table(means_by_predictor(table)),
+                    "exclusions": metadata.table(undefined[["predictor", "metric", "organ", "annotator", "note"]]),
+                    "reliability": metadata.image(
+                        previews.reliability_diagram(found[general].reliability, title=f"{general} of {patient}"),
+                        f"reliability of {general}, {patient}",
+                    ),
+                },
+            )
+
+        yield from materialise(context, objects, one_by_one(score_patient))
+        yield dg.AssetCheckResult(
+            passed=not unsound, check_name="scores_are_sound", metadata={"problems": dg.MetadataValue.json(unsound)}
+        )
+
+    @dg.asset(
+        ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet", "csv"},
+        code_version="1",
+        metadata=artefact("table"),
+        op_tags=LARGE_MEMORY.op_tags,
+        retry_policy=RETRY,
+    )
+    def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
+        """Scores of all patients in one long table, and as `metrics.csv` with the study's columns."""
+        objects, layout = bucket.checked_objects(), bucket.layout
+        scored = [p for p in sorted(scores) if directories.exists(objects, layout.scores(p))]
+        unscored = [p for p in sorted(scores) if p not in scored]
+        table = pd.concat([scores[patient].table("scores") for patient in scored], ignore_index=True)
+        wide = study_columns(table)
+        objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
+        if unscored:
+            context.log.warning(f"no scores yet of {', '.join(unscored)}: they are not in the table")
+        return dg.Output(
+            table,
+            data_version=dg.DataVersion(table_version(table)),
+            metadata={
+                "patients": len(scored),
+                "not scored": ", ".join(unscored) or "none",
+                "predictors": int(table["predictor"].nunique()),
+                "metrics": int(table["metric"].nunique()),
+                "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
+                "means": metadata.table(means_by_predictor(table)),
+            },
+        )
+
+    return [scores, study_scores]
+
+
+def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
+    """Key metrics, averaged over what a predictor has of each (NaN left out): one row per predictor."""
+    shown = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")
+    return means.reindex(columns=[m for m in KEY_METRICS if m in means]).reset_index()
+
+
+def _labelled(study: Study, patient: str, group: str | None, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Frames of several predictors, one below the other, each row saying whose it is."""
+    parts = [
+        frame.assign(patient=patient, predictor=predictor, family=study.family(predictor), group=group or "")
+        for predictor, frame in frames.items()
+    ]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[
+        ["patient", "predictor", "family", "group", *(c for c in parts[0].columns if c in frames[next(iter(frames))])]
+    ]

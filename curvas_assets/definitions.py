@@ -1,0 +1,39 @@
+"""The one place where things meet: study, assets, jobs, schedules, sensors and resources as one code location."""
+
+import dagster as dg
+
+from curvas_assets.assets import cohort, comparisons, dataset, ensembles, models, predictions, report, scores
+from curvas_assets.orchestration import execution, schedules, sensors
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.environment import executor_name, study_name
+from curvas_assets.orchestration.io_manager import ArtefactIOManager
+from curvas_assets.orchestration.jobs import stage_jobs
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.study_run import study_job
+from curvas_assets.study import Study, load_study
+
+STAGES = (cohort, dataset, models, predictions, ensembles, scores, comparisons, report)
+
+
+def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Definitions:
+    """Everything Dagster knows of a study.
+
+    Args:
+        study: what to build for.
+        executor: one of `curvas_assets.orchestration.execution.EXECUTORS`.
+    """
+    partitions = Partitions.of(study)
+    bucket = Bucket()
+    executor_def = execution.executor(executor)
+    jobs = {job.name: job for job in stage_jobs(executor_def)}
+    return dg.Definitions(
+        assets=[asset for stage in STAGES for asset in stage.build(study, partitions)],
+        jobs=[*jobs.values(), study_job(study, partitions)],
+        schedules=schedules.build(jobs),
+        sensors=sensors.build(study, partitions),
+        resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},
+        executor=executor_def,
+    )
+
+
+defs = build_definitions(load_study(study_name()), executor=executor_name())

@@ -1,0 +1,140 @@
+"""`make demo`: a phantom cohort through the whole lineage, on this machine's own S3 server and Dagster instance.
+
+Makes the cohort, puts it into the bucket as a user would, launches the job `study` and follows it. A second demo finds
+everything up to date and takes seconds.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+from dagster_graphql import DagsterGraphQLClient
+
+from curvas_assets.cohort.phantom import write_cohort
+from curvas_assets.local.deployment import LocalDeployment, free_port
+from curvas_assets.orchestration.study_run import STUDY_JOB
+from curvas_assets.storage import tables
+from curvas_assets.storage.connection import S3Settings, connect
+from curvas_assets.study import Study, load_study
+
+PHANTOM_SEED = 20240501
+"""Seed of the demo's cohort: the same voxels on every machine."""
+COHORT = {"shape": (48, 96, 96), "spacing_mm": (5.0, 3.5, 3.5), "seed": PHANTOM_SEED}
+
+
+class Progress:
+    """Lines with the time since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, message: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        print(f"[{minutes}:{seconds:02d}] {message}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, default=Path(".state"), help="folder of everything the demo keeps")
+    parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
+    arguments = parser.parse_args()
+    tell = Progress()
+    deployment = LocalDeployment(arguments.state, study="phantom")
+    environment = deployment.environment() | {"CURVAS_EXECUTOR": os.environ.get("CURVAS_EXECUTOR", "in_process")}
+    study = load_study(environment["CURVAS_STUDY"])
+    with deployment.s3:
+        tell(f"S3 server ready: bucket {environment['S3_BUCKET']} at {environment['S3_ENDPOINT']}")
+        settings = S3Settings.from_environment(environment)
+        upload_cohort(study, settings, deployment.state / "cohort", tell)
+        os.environ.update(environment)
+        with dg.DagsterInstance.get() as instance:
+            # Without a GPU, as many trainings and predictions side by side as there are cores, one thread each.
+            if not has_gpu():
+                instance.event_log_storage.set_concurrency_slots("gpu", max(1, (os.cpu_count() or 1)))
+            port = free_port(arguments.port)
+            with deployment.dagster(environment, port) as process:
+                tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")
+                succeeded = follow(instance, launch(process, port), tell)
+        summarise(study, settings, deployment, arguments.state, tell, succeeded)
+    sys.exit(0 if succeeded else 1)
+
+
+def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progress) -> None:
+    """Make the phantom patients that are not in the bucket yet, and upload them."""
+    objects = connect(settings)
+    patients = sorted(patient for members in study.sets.values() for patient in members)
+    names = [study.image, *(annotator.file for annotator in study.annotators)]
+    there = {item.key for item in objects.list(f"{settings.data_dir}/")}
+    missing = [p for p in patients if any(f"{settings.data_dir}/{p}/{name}" not in there for name in names)]
+    if not missing:
+        tell(f"cohort: {len(patients)} phantom patients are in the bucket")
+        return
+    tell(f"cohort: making {len(missing)} phantom patients, {len(study.annotators)} annotators, seed {PHANTOM_SEED}")
+    write_cohort(folder, patients=missing, annotators=len(study.annotators), **COHORT)
+    for count, patient in enumerate(missing, 1):
+        for name in names:
+            objects.upload(f"{settings.data_dir}/{patient}/{name}", folder / patient / name)
+        tell(f"cohort: {count} of {len(missing)}, {patient} uploaded")
+
+
+def launch(process, port: int) -> str:
+    """Launch the job `study` as soon as Dagster answers; the run's id."""
+    client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return client.submit_job_execution(STUDY_JOB, repository_location_name="curvas_assets")
+        except Exception:
+            if process.poll() is not None:
+                raise RuntimeError("Dagster ended while starting: see logs/dagster.log in the state folder") from None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
+    """Print what the study's run logs until it ends; whether it succeeded."""
+    cursor = 0
+    while True:
+        run = instance.get_run_by_id(run_id)
+        finished = run is not None and run.is_finished
+        logs = instance.event_log_storage.get_logs_for_run(run_id, cursor=cursor - 1 if cursor else -1)
+        for entry in logs:
+            cursor += 1
+            if entry.dagster_event is None and entry.user_message:
+                tell(entry.user_message)
+        if finished:
+            return run.is_success
+        time.sleep(0.3)
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible, without importing torch."""
+    return Path("/proc/driver/nvidia/gpus").is_dir() and any(Path("/proc/driver/nvidia/gpus").iterdir())
+
+
+def summarise(
+    study: Study, settings: S3Settings, deployment: LocalDeployment, state: Path, tell: Progress, succeeded: bool
+) -> None:
+    """The results in a few lines, the report on disk, and what to do next."""
+    if not succeeded:
+        tell(f"the study did not succeed: `make ui` shows why; Dagster's own log is {deployment.logs / 'dagster.log'}")
+        return
+    from curvas_assets.storage import directories
+
+    objects = connect(settings)
+    report = state / "report"
+    directories.read_directory(objects, f"{settings.reports_dir}/report", report)
+    scores = tables.read_table(objects, f"{settings.metrics_dir}/study_scores.parquet")
+    shown = scores[scores["metric"].isin(["dice", "confidence", "ece", "crps", "predictive_entropy"])]
+    means = shown.groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
+    print(f"\n{study.title}: mean over {scores['patient'].nunique()} test patients\n\n{means.round(4).to_string()}\n")
+    tell("done")
+    print(f"Report:  {report / 'report.html'}\nUI:      make ui\n")
+
+
+if __name__ == "__main__":
+    main()

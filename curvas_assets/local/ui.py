@@ -1,0 +1,26 @@
+"""`make ui`: the Dagster UI on the state the demo left, until Ctrl-C."""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from curvas_assets.local.deployment import ROOT, LocalDeployment, free_port
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, default=Path(".state"))
+    parser.add_argument("--port", type=int, default=3000)
+    arguments = parser.parse_args()
+    deployment = LocalDeployment(arguments.state, study="phantom")
+    port = free_port(arguments.port)
+    with deployment.s3:
+        print(f"Dagster: http://127.0.0.1:{port}   (Ctrl-C ends it; the state stays in {arguments.state})", flush=True)
+        try:
+            subprocess.run(deployment.dagster_command(port), cwd=ROOT, env=deployment.environment(), check=False)
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()

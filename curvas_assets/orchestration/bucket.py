@@ -1,0 +1,115 @@
+"""The study's bucket: where each artefact stands, and the store behind it.
+
+`Layout` owns every key in the bucket; nobody else joins prefixes. `Bucket` is the Dagster resource, dagster-aws's
+`S3Resource` with the deployment's settings, read when a client is made. How an artefact is encoded belongs to
+`curvas_assets.storage`.
+"""
+
+from dataclasses import dataclass
+
+from dagster_aws.s3 import S3Resource
+
+from curvas_assets.orchestration.environment import environment
+from curvas_assets.storage.connection import S3Settings, check, connect
+from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys in the bucket. Prefixes come from `S3_DATA_DIR`, `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`…"""
+
+    data: str = "data"
+    artifacts: str = "artifacts"
+    output: str = "output"
+    metrics: str = "metrics"
+    reports: str = "reports"
+
+    def patient_file(self, patient_folder: str, file: str) -> str:
+        return f"{self.data}/{patient_folder}/{file}"
+
+    def scan(self, patient: str) -> str:
+        return f"{self.output}/{patient}/scan.json"
+
+    def test_scan(self, patient: str) -> str:
+        return f"{self.output}/{patient}/test_scan.json"
+
+    def dataset(self, annotator: str) -> str:
+        return f"{self.artifacts}/preprocessing/{annotator}"
+
+    def model(self, model: str) -> str:
+        return f"{self.artifacts}/models/{model}"
+
+    def unfinished_training(self, model: str) -> str:
+        return f"{self.artifacts}/training/{model}"
+
+    def softmax(self, patient: str, predictor: str) -> str:
+        return f"{self.output}/{patient}/{predictor}/softmax.zarr"
+
+    def ensemble_map(self, patient: str, ensemble: str, name: str) -> str:
+        return f"{self.output}/{patient}/{ensemble}/{name}.nii.gz"
+
+    def ensemble(self, patient: str, ensemble: str) -> str:
+        return f"{self.output}/{patient}/{ensemble}/ensemble.json"
+
+    def scores(self, patient: str) -> str:
+        return f"{self.metrics}/{patient}/scores"
+
+    def table(self, name: str) -> str:
+        return f"{self.metrics}/{name}.parquet"
+
+    def merged_csv(self) -> str:
+        return f"{self.metrics}/metrics.csv"
+
+    def report(self) -> str:
+        return f"{self.reports}/report"
+
+    def figures(self) -> str:
+        return f"{self.reports}/figures"
+
+
+class Bucket(S3Resource):
+    """The study's bucket on any S3-compatible store.
+
+    Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see the README). They
+    are read when a client is made and never become resource configuration, so that no key reaches a run's record.
+    """
+
+    def settings(self) -> S3Settings:
+        return S3Settings.from_environment(environment())
+
+    def get_client(self):
+        return connect(self.settings()).client
+
+    def objects(self) -> MeteredObjects:
+        """The store, counting the bytes that go down and up."""
+        return MeteredObjects(connect(self.settings()))
+
+    def checked_objects(self) -> MeteredObjects:
+        """The store, once endpoint, keys and bucket have been tried: one clear error before any work."""
+        objects = self.objects()
+        check(objects)
+        return objects
+
+    @property
+    def layout(self) -> Layout:
+        settings = self.settings()
+        return Layout(
+            data=settings.data_dir,
+            artifacts=settings.artifacts_dir,
+            output=settings.output_dir,
+            metrics=settings.metrics_dir,
+            reports=settings.reports_dir,
+        )
+
+
+def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
+    """Folders below the data prefix, by name: `{folder: digest}`; the digest changes when a file in it does."""
+    import hashlib
+
+    digests: dict[str, hashlib._Hash] = {}
+    for item in objects.list(f"{layout.data}/"):
+        folder, separator, file = item.key.removeprefix(f"{layout.data}/").partition("/")
+        if separator and file:
+            digests.setdefault(folder, hashlib.sha256()).update(f"{file} {item.size} {item.tag}\n".encode())
+    return {folder: digest.hexdigest()[:16] for folder, digest in sorted(digests.items())}

@@ -1,0 +1,165 @@
+"""One step, many partitions: each stored and reported as soon as it is done, none taken along by another's failure.
+
+A batch that dies at its fifth partition leaves four materialised. An error of one partition is logged and the batch goes
+on; in the end the step fails and names what is missing. A retry of the step, and a re-launch, do only what is left.
+
+Dagster's own event of a step covers all its partitions with one data version and one set of metadata, so a batch writes
+its own events (with the tags that Dagster's staleness reads) and yields no output; a single partition takes the usual
+way. The assets that use this are therefore `output_required=False`.
+"""
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+
+from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.partitions import dimension_tags, ordered
+from curvas_assets.storage.metering import MeteredObjects
+
+Outcome = Stored | Exception
+Work = Callable[[Sequence[str]], Iterator[tuple[str, Outcome]]]
+
+
+def one_by_one(produce: Callable[[str], Stored]) -> Work:
+    """Work that makes its partitions one after the other."""
+
+    def work(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
+        for key in keys:
+            try:
+                yield key, produce(key)
+            except Exception as error:
+                yield key, error
+
+    return work
+
+
+def materialise(context: dg.AssetExecutionContext, objects: MeteredObjects, work: Work) -> Iterator[Any]:
+    """Run a step's partitions through `work` and report each.
+
+    Args:
+        context: of the asset's step; its partition keys say what to make.
+        objects: the store the work uses, whose byte counts go to each partition's metadata.
+        work: makes artefacts for the keys it is given, in its own order, and yields each with what came of it.
+
+    Yields:
+        Dagster's output, when the step has one partition.
+
+    Raises:
+        dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
+    """
+    keys = ordered([str(key) for key in context.partition_keys])
+    asset = context.asset_key.to_user_string()
+    pending = [key for key in keys if key not in _made_in_this_run(context, keys)]
+    if len(pending) < len(keys):
+        context.log.info(f"{asset}: {len(keys) - len(pending)} of {len(keys)} were made before this retry")
+    tags = _provenance_tags(context) if len(keys) > 1 else {}
+    failures: dict[str, Exception] = {}
+    meter = _Meter(objects)
+    done = len(keys) - len(pending)
+    for key, outcome in work(pending):
+        done += 1
+        if isinstance(outcome, Exception):
+            failures[key] = outcome
+            context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
+            meter.lap()
+            continue
+        metadata = {"uri": f"{objects.name}/{outcome.key}", **outcome.metadata, **meter.lap()}
+        context.log.info(
+            f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {meter.elapsed:.0f} s"
+        )
+        if len(keys) == 1:
+            yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
+        else:
+            partition_tags = {
+                **tags,
+                DATA_VERSION_TAG: outcome.data_version,
+                **dimension_tags(context.assets_def.partitions_def, key),
+            }
+            context.log_event(
+                dg.AssetMaterialization(context.asset_key, metadata=metadata, partition=key, tags=partition_tags)
+            )
+    if failures:
+        raise _failure(asset, failures, len(keys))
+
+
+class _Meter:
+    """Seconds, bytes and memory since the last lap."""
+
+    def __init__(self, objects: MeteredObjects):
+        self.objects = objects
+        self.start = self.last = time.monotonic()
+        self.down, self.up = objects.bytes_down, objects.bytes_up
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+    def lap(self) -> dict[str, Any]:
+        now = time.monotonic()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+        lap = {
+            "seconds": round(now - self.last, 3),
+            "bytes_down": self.objects.bytes_down - self.down,
+            "bytes_up": self.objects.bytes_up - self.up,
+            "peak_memory_mib": round(peak, 1),
+        }
+        self.last, self.down, self.up = now, self.objects.bytes_down, self.objects.bytes_up
+        return lap
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CurvasError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _failure(asset: str, failures: Mapping[str, Exception], total: int) -> Exception:
+    retry = all(getattr(error, "may_retry", not isinstance(error, CurvasError)) for error in failures.values())
+    if total == 1:
+        (error,) = failures.values()
+        if not isinstance(error, CurvasError):
+            return error
+        return dg.Failure(str(error), allow_retries=retry)
+    reasons = {key: str(error) or type(error).__name__ for key, error in failures.items()}
+    listed = "\n".join(f"- {key}: {reason}" for key, reason in reasons.items())
+    return dg.Failure(
+        f"{asset}: {len(failures)} of {total} partitions failed, the others are stored:\n{listed}",
+        metadata={"failed": dg.MetadataValue.json(reasons)},
+        allow_retries=retry,
+    )
+
+
+def _made_in_this_run(context: dg.AssetExecutionContext, keys: Sequence[str]) -> set[str]:
+    if context.retry_number == 0:
+        return set()
+    records = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=list(keys)), limit=len(keys) * 4
+    ).records
+    return {str(record.partition_key) for record in records if record.run_id == context.run_id}
+
+
+def _provenance_tags(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """What Dagster writes beside its own events: code version, and per input the latest event that was seen."""
+    graph = context.assets_def
+    tags = {
+        CODE_VERSION_TAG: graph.code_versions_by_key.get(context.asset_key) or context.run_id,
+        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+    }
+    for parent in graph.asset_deps.get(context.asset_key, ()):
+        latest = context.instance.get_latest_data_version_record(parent)
+        tags[get_input_event_pointer_tag(parent)] = str(latest.storage_id) if latest else "NULL"
+        tags[get_input_data_version_tag(parent)] = "by-partition"
+    return tags

@@ -1,0 +1,99 @@
+"""The cost ledger: what every materialisation of this instance recorded, and the study's table 4 made from it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+
+from curvas_assets.study import Prices
+
+PAGE = 500
+COST_STAGES = {
+    "training": "trained_model",
+    "inference": "softmax",
+    "ensembling": "ensemble_softmax",
+    "evaluation": "scores",
+}
+"""Row of the study's table 4 → the asset it is about."""
+
+STUDY_COSTS = pd.DataFrame(
+    {
+        "stage": ["training", "inference", "ensembling", "evaluation"],
+        "study_count": [9, 576, 64, 64],
+        "study_hours": [216.0, 576.0, 128.0, 64.0],
+        "study_gb_down": [54.0, 864.0, 1152.0, 224.0],
+        "study_gb_up": [9.0, 2304.0, 1024.0, 0.0],
+    }
+)
+"""What the study itself used (its report, table 4)."""
+
+
+def materialisation_ledger(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
+    """One row per materialisation of this instance: asset, partition, run, seconds, bytes, memory, device."""
+    columns = ["asset", "partition", "run", "seconds", "bytes_down", "bytes_up", "peak_memory_mib", "device", "bytes"]
+    rows = [row for key in graph.materializable_asset_keys for row in _rows(instance, key)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, Any]]:
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(key, limit=PAGE, cursor=cursor)
+        for record in page.records:
+            event = record.asset_materialization
+            value = {name: entry.value for name, entry in event.metadata.items()} if event else {}
+            if "seconds" in value:
+                yield {
+                    "asset": key.to_user_string(),
+                    "partition": record.partition_key or "",
+                    "run": record.run_id,
+                    **{
+                        name: value.get(name)
+                        for name in ("seconds", "bytes_down", "bytes_up", "peak_memory_mib", "bytes")
+                    },
+                    "device": value.get("device", "cpu"),
+                }
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
+    """The study's table 4: per stage count, hours, GB down and up, peak memory and euros, beside the study's own.
+
+    Repeated materialisations of a partition are all counted: they were all paid for. What is stored is counted once.
+
+    Args:
+        ledger: as `materialisation_ledger` gives it.
+        prices: of an hour, a GB stored for a month and a GB down.
+    """
+    rows: list[dict[str, Any]] = []
+    for stage, asset in COST_STAGES.items():
+        own = ledger[ledger["asset"] == asset]
+        hours = own["seconds"].sum() / 3600
+        gpu = own["device"].astype(str).str.startswith("cuda")
+        stored = own.drop_duplicates("partition", keep="first")["bytes"].fillna(0).astype(float).sum() / 1e9
+        down, up = own["bytes_down"].sum() / 1e9, own["bytes_up"].sum() / 1e9
+        compute = (
+            own.loc[gpu, "seconds"].sum() * prices.gpu_hour_eur + own.loc[~gpu, "seconds"].sum() * prices.cpu_hour_eur
+        ) / 3600
+        rows.append(
+            {
+                "stage": stage,
+                "count": len(own),
+                "hours": hours,
+                "gb_down": down,
+                "gb_up": up,
+                "gb_stored": stored,
+                "peak_memory_gib": own["peak_memory_mib"].max() / 1024 if len(own) else float("nan"),
+                "euros": compute
+                + stored * prices.storage_gb_month_eur * prices.storage_days / 30
+                + down * prices.egress_gb_eur,
+            }
+        )
+    table = pd.DataFrame(rows).merge(STUDY_COSTS, on="stage")
+    total = {"stage": "total", **table.drop(columns=["stage", "peak_memory_gib"]).sum().to_dict()}
+    total["peak_memory_gib"] = table["peak_memory_gib"].max()
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)

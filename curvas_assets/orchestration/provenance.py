@@ -1,0 +1,56 @@
+"""Where results come from: commit, package versions, data versions. The report's and the ledger's facts about itself."""
+
+import os
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import dagster as dg
+
+from curvas_assets.orchestration.environment import GIT_COMMIT
+
+PACKAGES = ("curvas-assets", "dagster", "nnunetv2", "torch", "numpy", "numba", "scipy", "pandas", "zarr", "nibabel")
+
+
+def git_commit() -> str:
+    """The commit of the code: `CURVAS_GIT_COMMIT` where an image was built from one, else what the checkout says."""
+    named = os.environ.get(GIT_COMMIT, "").strip()
+    if named:
+        return named
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """The packages that results depend on, without importing them."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def data_versions(instance: dg.DagsterInstance, assets: Iterable[str], partitions: Iterable[str]) -> dict[str, str]:
+    """Asset (and partition) → data version of its latest materialisation; what was never materialised is left out."""
+    found: dict[str, str] = {}
+    for asset in assets:
+        for partition in partitions:
+            record = instance.get_latest_data_version_record(dg.AssetKey(asset), partition_key=partition or None)
+            materialization = record.asset_materialization if record else None
+            if materialization is not None and materialization.tags:
+                name = f"{asset} {partition}".strip()
+                found[name] = materialization.tags.get("dagster/data_version", "")
+    return found

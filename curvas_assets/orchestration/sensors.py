@@ -1,0 +1,88 @@
+"""Sensors: patients that appear in the bucket become partitions; a failed run is told."""
+
+import json
+import urllib.request
+
+import dagster as dg
+
+from curvas_assets.errors import CurvasError, StorageError
+from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.environment import environment
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.study import Study
+
+WEBHOOK = "CURVAS_WEBHOOK_URL"
+
+
+def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
+    """The sensors of one study."""
+
+    @dg.sensor(
+        name="register_patients",
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="A new folder below the data prefix becomes a patient, and a test patient if the study's sets say so.",
+    )
+    def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
+        try:
+            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+        except StorageError as error:
+            return dg.SkipReason(str(error))
+        return registration(study, partitions, context.instance, folders, context.cursor)
+
+    @dg.run_failure_sensor(
+        name="report_failures",
+        description=f"Logs each failed run, and posts it to {WEBHOOK} if that is set.",
+        default_status=dg.DefaultSensorStatus.STOPPED,
+    )
+    def report_failures(context: dg.RunFailureSensorContext) -> None:
+        run = context.dagster_run
+        message = f"{run.job_name} {run.run_id[:8]} failed: {context.failure_event.message}"
+        context.log.error(message)
+        if url := environment().get(WEBHOOK, "").strip():
+            body = json.dumps({"text": message, "run_id": run.run_id, "tags": dict(run.tags)}).encode()
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=10):
+                pass
+
+    return [register_patients, report_failures]
+
+
+def registration(
+    study: Study, partitions: Partitions, instance: dg.DagsterInstance, folders: dict[str, str], cursor: str | None
+) -> dg.SensorResult | dg.SkipReason:
+    """What a look at the bucket changes: partitions to add, and an observation of each patient whose files changed.
+
+    Args:
+        study: whose id pattern and sets decide.
+        partitions: the study's.
+        instance: which partitions there are.
+        folders: folder below the data prefix → digest of its files.
+        cursor: what was seen last time, JSON patient → digest.
+    """
+    seen: dict[str, str] = json.loads(cursor) if cursor else {}
+    found: dict[str, str] = {}
+    strange: list[str] = []
+    for folder, digest in folders.items():
+        try:
+            found[study.patients.normalise(folder)] = digest
+        except CurvasError:
+            strange.append(folder)
+    patients = sorted(p for p in found if p not in study.exclusions)
+    new = sorted(set(patients) - set(partitions.patient.get_partition_keys(dynamic_partitions_store=instance)))
+    tests = [p for p in patients if study.is_test_patient(p)]
+    new_tests = sorted(set(tests) - set(partitions.test_patient.get_partition_keys(dynamic_partitions_store=instance)))
+    changed = [p for p in patients if seen.get(p) != found[p]]
+    ignored = f"; not named like a patient of this study: {', '.join(strange[:5])}" if strange else ""
+    if not (new or new_tests or changed):
+        return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{ignored}")
+    return dg.SensorResult(
+        dynamic_partitions_requests=[
+            *([partitions.patient.build_add_request(new)] if new else []),
+            *([partitions.test_patient.build_add_request(new_tests)] if new_tests else []),
+        ],
+        asset_events=[
+            dg.AssetObservation("patient_files", partition=p, tags={"dagster/data_version": found[p]}) for p in changed
+        ],
+        cursor=json.dumps(found, sort_keys=True),
+    )

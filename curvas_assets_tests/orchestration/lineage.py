@@ -1,0 +1,141 @@
+"""The study's lineage with instant, dummy computations: what the tests of the orchestration run on."""
+
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.study import Study, load_study
+
+
+class NothingIO(dg.IOManager):
+    """Inputs are the keys that were asked for; nothing is stored."""
+
+    def handle_output(self, context, obj):
+        pass
+
+    def load_input(self, context):
+        return list(context.asset_partition_keys) if context.has_asset_partitions else None
+
+
+@dataclass
+class DummyLineage:
+    """Assets with the partitions, mappings and policies of the real ones.
+
+    `broken` holds partition keys that fail, `versions` what a partition's content is (its key, if it is not named), `made`
+    what was computed, in order.
+    """
+
+    study: Study = field(default_factory=lambda: load_study("curvas"))
+    broken: dict[str, Exception] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    made: list[tuple[str, str]] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.partitions = Partitions.of(self.study)
+        self.instance = dg.DagsterInstance.ephemeral()
+
+    def register(self, *tests: str) -> None:
+        """The training patients, and some test patients."""
+        self.instance.add_dynamic_partitions("patient", [*self.study.training_patients(), *tests])
+        self.instance.add_dynamic_partitions("test_patient", list(tests))
+
+    @property
+    def definitions(self) -> dg.Definitions:
+        p, i = self.partitions, dg.AssetIn
+        same = dg.IdentityPartitionMapping()
+        assets = [
+            self._asset("scan", p.patient, {}, 50),
+            self._asset("test_scan", p.test_patient, {"scan": i(partition_mapping=same)}, 100),
+            self._asset("preprocessed_dataset", p.annotator, {"scan": i(partition_mapping=p.training_patients)}, 5),
+            self._asset(
+                "trained_model", p.model, {"preprocessed_dataset": i(partition_mapping=p.annotator_of_model)}, 1
+            ),
+            self._asset(
+                "softmax",
+                p.patient_by_model,
+                {
+                    "trained_model": i(partition_mapping=p.same("model")),
+                    "test_scan": i(partition_mapping=p.same("patient")),
+                },
+                90,
+            ),
+            self._asset(
+                "ensemble_softmax",
+                p.patient_by_ensemble,
+                {"softmax": i(partition_mapping=p.members_of_ensemble)},
+                40,
+            ),
+            self._asset(
+                "scores",
+                p.test_patient,
+                {
+                    "softmax": i(partition_mapping=p.same("patient")),
+                    "ensemble_softmax": i(partition_mapping=p.same("patient")),
+                    "test_scan": i(partition_mapping=same),
+                },
+                10,
+            ),
+        ]
+        return dg.Definitions(assets=assets, resources={"io_manager": NothingIO()})
+
+    def _asset(self, name, partitions_def, ins, limit):
+        @dg.asset(
+            name=name,
+            ins=ins,
+            partitions_def=partitions_def,
+            backfill_policy=dg.BackfillPolicy.multi_run(limit),
+            output_required=False,
+            code_version=self.code.get(name, "1"),
+        )
+        def made(context: dg.AssetExecutionContext, **inputs):
+            def produce(key: str) -> Stored:
+                if key in self.broken:
+                    raise self.broken[key]
+                self.made.append((name, key))
+                return Stored(f"{name}/{key}", self.versions.get(key, key), {"key": key})
+
+            yield from materialise(context, MeteredObjects(FolderObjects("unused")), one_by_one(produce))
+
+        return made
+
+    def run(self, asset: str, first: str, last: str | None = None) -> dg.ExecuteInProcessResult:
+        """Materialise one partition, or a range (of a grid: a rectangle)."""
+        if last is None:
+            tags = {"dagster/partition": first, **self._dimensions(asset, first)}
+        else:
+            tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.get_subset(asset_selection={dg.AssetKey(asset)}).execute_in_process(
+            instance=self.instance, tags=tags, raise_on_error=False
+        )
+
+    def run_all(self) -> None:
+        """Every partition of every asset, each asset in one run."""
+        for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax", "scores"):
+            keys = self.staleness.partitions(dg.AssetKey(asset))
+            assert self.run(asset, str(keys[0]), str(keys[-1])).success
+
+    def _dimensions(self, asset: str, key: str) -> dict[str, str]:
+        if "|" not in key:
+            return {}
+        column, patient = key.split("|")
+        dimension = "model" if asset == "softmax" else "ensemble"
+        return {f"dagster/partition/{dimension}": column, "dagster/partition/patient": patient}
+
+    @property
+    def staleness(self) -> Staleness:
+        return Staleness(self.definitions.resolve_asset_graph(), self.instance)
+
+    def due(self) -> dict[str, list[str]]:
+        """Missing or stale partitions, by asset; assets with none are left out."""
+        staleness = self.staleness
+        graph = self.definitions.resolve_asset_graph()
+        due = {key.to_user_string(): [str(p) for p in staleness.due(key)] for key in graph.toposorted_asset_keys}
+        return {asset: partitions for asset, partitions in due.items() if partitions}

@@ -1,0 +1,39 @@
+"""A job whose steps write when they ran, executed by `test_pool` in several processes at once."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+
+from curvas_assets.orchestration.execution import CPU, GPU
+
+
+def note(name: str, seconds: float) -> None:
+    start = time.monotonic()
+    time.sleep(seconds)
+    Path(os.environ["POOL_NOTES"], f"{name}-{os.getpid()}-{time.monotonic_ns()}").write_text(f"{start} {time.monotonic()}")
+
+
+@dg.op(pool=GPU.pool, tags=GPU.op_tags)
+def gpu_step() -> None:
+    note("gpu", 0.6)
+
+
+@dg.op(tags=CPU.op_tags)
+def cpu_step() -> None:
+    note("cpu", 2.0)
+
+
+@dg.job(executor_def=dg.multiprocess_executor)
+def pool_job() -> None:
+    gpu_step.alias("gpu_a")()
+    gpu_step.alias("gpu_b")()
+    cpu_step()
+
+
+if __name__ == "__main__":
+    with dg.DagsterInstance.get() as instance:
+        result = dg.execute_job(dg.reconstructable(pool_job), instance=instance)
+        sys.exit(0 if result.success else 1)
