@@ -6,6 +6,7 @@
   missing cells, and without any optional input: then a sentence stands where the input is missing.
 - Text from outside is escaped. Equal inputs give equal bytes.
 - Volumes are shown in cm³, in means and in differences alike.
+- What `curvas_assets.scoring` writes is what the report reads: scores, bins, curves and the registry.
 - Statistics and report of 65 patients × 13 predictors take less than a minute.
 """
 
@@ -19,7 +20,8 @@ import pytest
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report import Provenance, ReportInputs, build_report
-from curvas_assets.statistics import leaderboard, read_published_scores
+from curvas_assets.scoring import METRICS, PatientReference, metric_table
+from curvas_assets.statistics import compare_all_families, leaderboard, read_published_scores
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
@@ -289,6 +291,42 @@ def test_a_study_without_a_challenge_region_says_so(inputs):
     board = leaderboard(inputs.scores, region="image")
     report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=())
     assert "not comparable" in report.markdown
+
+
+def test_the_scoring_packages_own_tables_are_reported():
+    study = make_study(annotators=2, seeds=1, patients=2)
+    view = make_slice(study, shape=(32, 40))
+    rng = np.random.default_rng(0)
+    tables: dict[str, list[pd.DataFrame]] = {"table": [], "reliability": [], "risk_coverage": []}
+    annotations = np.repeat(view.annotations[:, None], 4, axis=1).astype(np.uint8)
+    for patient in study.sets["test"]:
+        reference = PatientReference(annotations, (5.0, 3.5, 3.5), organs=study.organs)
+        for predictor in study.predictors:
+            logits = 4 * np.stack([annotations[0] == c for c in range(4)]) + rng.normal(
+                0, 1, (4, *annotations.shape[1:])
+            )
+            softmax = (np.exp(logits) / np.exp(logits).sum(axis=0)).astype(np.float32)
+            scored = reference.score(softmax)
+            who = {"patient": patient, "predictor": predictor, "family": study.family(predictor), "group": "A"}
+            for name, parts in tables.items():
+                parts.append(getattr(scored, name).assign(**who))
+    whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    scores = whole["table"]
+    inputs = ReportInputs(
+        study,
+        scores,
+        metrics=metric_table(),
+        comparisons=compare_all_families(scores, study.statistics),
+        leaderboard=leaderboard(scores, region="image"),
+        reliability=whole["reliability"],
+        risk_coverage=whole["risk_coverage"],
+    )
+    report = build_report(inputs, image_formats=())
+    assert {"ece_by_family", "dice_by_family_organ", "aurc_by_family_annotator", "reliability"} <= set(report.figures)
+    assert {"risk_coverage", "dice_against_entropy"} <= set(report.figures)
+    assert "Guo et al. 2017" in report.markdown
+    tested = {m for m in METRICS if METRICS[m].direction} & set(scores["metric"])
+    assert set(inputs.comparisons["metric"]) == tested
 
 
 def test_statistics_and_report_of_the_whole_study_take_less_than_a_minute():

@@ -173,8 +173,10 @@ def test_the_platforms_own_csv_is_read_back():
     scores, unusable = read_published_scores(as_csv(study_columns(long)))
     assert unusable.empty
     for metric in ("dice", "predictive_entropy"):
-        one = reduce_scores(long).query("metric == @metric").set_index(["patient", "predictor"])["value"].sort_index()
-        two = reduce_scores(scores).query("metric == @metric").set_index(["patient", "predictor"])["value"].sort_index()
+        one, two = (
+            reduced[reduced["metric"] == metric].set_index(["patient", "predictor"])["value"].sort_index()
+            for reduced in (reduce_scores(long), reduce_scores(scores))
+        )
         pd.testing.assert_series_equal(one, two)
 
 
