@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curvas_assets.report.document import Provenance, Report, ReportInputs, build_report
     from curvas_assets.report.figures import Chart
-    from curvas_assets.report.pictures import OrganView, SliceView
+    from curvas_assets.report.pictures import OrganView, SliceView, most_disputed_slice
     from curvas_assets.report.previews import (
         preview_scan,
         preview_softmax,
@@ -28,6 +28,7 @@ _HOMES = {
     "SliceView": "pictures",
     "Table": "tables",
     "build_report": "document",
+    "most_disputed_slice": "pictures",
     "preview_scan": "previews",
     "preview_softmax": "previews",
     "preview_uncertainty": "previews",
@@ -44,6 +45,7 @@ __all__ = [
     "SliceView",
     "Table",
     "build_report",
+    "most_disputed_slice",
     "preview_scan",
     "preview_softmax",
     "preview_uncertainty",

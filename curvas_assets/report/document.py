@@ -100,6 +100,8 @@ class ReportInputs:
         comparisons: from `compare_all_families`.
         association: from `dice_against_entropy`.
         agreement: from `annotator_agreement`.
+        failure: from `failure_over_patients`.
+        out_of_distribution: from `out_of_distribution`.
         leaderboard: from `leaderboard`.
         published: from `read_published_scores`.
         reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
@@ -119,6 +121,8 @@ class ReportInputs:
     comparisons: pd.DataFrame | None = None
     association: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
+    failure: pd.DataFrame | None = None
+    out_of_distribution: pd.DataFrame | None = None
     leaderboard: pd.DataFrame | None = None
     published: PublishedScores | None = None
     reliability: pd.DataFrame | None = None
@@ -442,6 +446,7 @@ class _Writer:
             blocks.append(_figure(dice_against_entropy_chart(pairs, w, entropy_unit=unit)))
         else:
             blocks.append(_absent(w("no_scatter")))
+        blocks += self._over_patients()
         blocks += self._agreement()
         if len(self.reduced):
             blocks += self._means()
@@ -483,6 +488,24 @@ class _Writer:
                 ]
                 return pd.concat(parts, ignore_index=True), facet
         return self.reduced[self.reduced["metric"] == metric], None
+
+    def _over_patients(self) -> list[_Block]:
+        """Failure and out-of-distribution detection with the patient as the unit."""
+        w, failure, ood = self.words, self.inputs.failure, self.inputs.out_of_distribution
+        blocks = [_heading(w("patients_title"))]
+        if failure is None or not len(failure):
+            blocks.append(_absent(w("no_patients")))
+        else:
+            columns = {c: w.column(c) for c in ("predictor", "n", "n_nan", "aurc", "eaurc", "augrc")}
+            blocks.append(self._table(failure, columns, caption=w("patients_caption")))
+        blocks.append(_heading(w("ood_title")))
+        if ood is None or not ood["auroc"].notna().any():
+            blocks.append(_absent(w("no_ood")))
+        else:
+            columns = {c: w.column(c) for c in ("predictor", "against", "n_in", "n_out", "n_nan", "auroc", "note")}
+            caption = w("ood_caption", group=self.study.in_distribution_group or MISSING)
+            blocks.append(self._table(ood, columns, caption=caption, folded=len(ood) > 15))
+        return blocks
 
     def _agreement(self) -> list[_Block]:
         w, agreement = self.words, self.inputs.agreement

@@ -114,6 +114,19 @@ def dissensus(annotations: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.any(annotations != annotations[:1], axis=0)
 
 
+def most_disputed_slice(annotations: npt.NDArray[Any]) -> int:
+    """The slice worth showing: with the most organs and, among those, the most voxels of dissensus.
+
+    Args:
+        annotations: label maps (R, Z, Y, X); needs no more than one slice of each in memory at a time.
+    """
+    worth = []
+    for z in range(annotations.shape[1]):
+        maps = np.asarray(annotations[:, z])
+        worth.append((np.count_nonzero(np.unique(maps)), int(dissensus(maps).sum()), int((maps > 0).sum())))
+    return max(range(len(worth)), key=worth.__getitem__)
+
+
 def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) -> Chart:
     """Each annotator's contours on the CT, dissensus highlighted."""
     image = radiological(view.image, view.orientation)
@@ -371,7 +384,8 @@ def surface(
     if not mask.any():
         return np.zeros((0, 3)), np.zeros((0, 3), int)
     codes = axis_codes(orientation)
-    box = [slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask)]
+    sides = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+    box = [slice(int(side[0]), int(side[-1]) + 1) for side in sides]
     corner = np.array([part.start for part in box], float)
     crop = np.ascontiguousarray(mask[tuple(box)]).astype(np.float32)
     spacing = np.asarray(spacing_mm, float)

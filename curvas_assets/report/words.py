@@ -149,6 +149,24 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "prédicteurs et annotateurs ; bande : quartiles.",
     ),
     "no_risk": ("No risk–coverage curves were given.", "Aucune courbe risque–couverture n'a été fournie."),
+    "patients_title": ("Failure detection over patients", "Détection d'échecs sur les patients"),
+    "patients_caption": (
+        "Risk 1 − Dice, patients ranked by predictive entropy; lower is better.",
+        "Risque 1 − Dice, patients rangés par entropie prédictive ; plus bas est meilleur.",
+    ),
+    "no_patients": (
+        "Failure detection over patients was not computed.",
+        "La détection d'échecs sur les patients n'a pas été calculée.",
+    ),
+    "ood_title": ("Out of distribution", "Hors distribution"),
+    "ood_caption": (
+        "AUROC of predictive entropy for patients of other groups than {group}; 0.5 is chance.",
+        "AUROC de l'entropie prédictive pour les patients d'autres groupes que {group} ; 0,5 est le hasard.",
+    ),
+    "no_ood": (
+        "Out-of-distribution detection needs scored patients of known groups, inside and outside the training group: there are none.",
+        "La détection hors distribution demande des patients évalués de groupes connus, dans et hors du groupe d'entraînement : il n'y en a pas.",
+    ),
     "scatter_title": ("Accuracy against uncertainty", "Précision selon l'incertitude"),
     "scatter_caption": (
         "Mean Dice against mean predictive entropy, one point per patient and predictor, with the least-squares line.",
@@ -355,6 +373,13 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "difference_note": ("the study computed", "l'étude calculait"),
     "package": ("package", "paquet"),
     "version": ("version", "version"),
+    "against": ("against", "contre"),
+    "n_in": ("n inside", "n dedans"),
+    "n_out": ("n outside", "n dehors"),
+    "aurc": ("AURC", "AURC"),
+    "eaurc": ("E-AURC", "E-AURC"),
+    "augrc": ("AUGRC", "AUGRC"),
+    "auroc": ("AUROC", "AUROC"),
     "artefact": ("artefact", "artefact"),
     "stage": ("step", "étape"),
     "step": ("step", "étape"),

@@ -4,6 +4,7 @@ from curvas_assets.statistics.association import annotator_agreement, dice_again
 from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families
+from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.published import PublishedScores, read_published_scores
 from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
 
@@ -15,8 +16,10 @@ __all__ = [
     "compare_families",
     "dice_against_entropy",
     "directions",
+    "failure_over_patients",
     "leaderboard",
     "leaderboard_wide",
+    "out_of_distribution",
     "paired_scores",
     "read_published_scores",
     "reduce_scores",

@@ -8,7 +8,9 @@ from curvas_assets.statistics import (
     annotator_agreement,
     compare_all_families,
     dice_against_entropy,
+    failure_over_patients,
     leaderboard,
+    out_of_distribution,
 )
 from curvas_assets.study import Study
 
@@ -47,7 +49,11 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
     predictors = study.predictors
     patients = study.sets["test"]
     cells = pd.DataFrame(
-        [(patient, predictor, study.family(predictor), "A") for patient in patients for predictor in predictors],
+        [
+            (patient, predictor, study.family(predictor), "AB"[index % 2])
+            for index, patient in enumerate(patients)
+            for predictor in predictors
+        ],
         columns=["patient", "predictor", "family", "group"],
     )
     hard = np.repeat(rng.gamma(2, 0.5, len(patients)), len(predictors))
@@ -227,6 +233,8 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "comparisons": compare_all_families(scores, study.statistics),
         "association": dice_against_entropy(scores),
         "agreement": annotator_agreement(scores),
+        "failure": failure_over_patients(scores),
+        "out_of_distribution": out_of_distribution(scores, "A"),
         "leaderboard": leaderboard(scores, region="body"),
         "reliability": make_bins(study),
         "risk_coverage": make_curves(study),

@@ -20,6 +20,7 @@ import pytest
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report import Provenance, ReportInputs, build_report
+from curvas_assets.report.tables import number
 from curvas_assets.scoring import METRICS, PatientReference, metric_table
 from curvas_assets.statistics import compare_all_families, leaderboard, read_published_scores
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
@@ -135,6 +136,13 @@ def test_volumes_are_shown_in_cubic_centimetres(report, inputs):
     )
 
 
+def test_failure_and_out_of_distribution_over_patients_are_shown(report, inputs):
+    part = report.markdown.split("### Failure detection over patients")[1].split("### Agreement")[0]
+    row = inputs.failure[inputs.failure["predictor"] == "ensemble_all"].iloc[0]
+    assert f"| ensemble_all | 3 | 0 | {number(row['aurc'])} |" in part
+    assert "| ensemble_all | B | 2 | 1 | 0 |" in part
+
+
 def test_french_is_french(inputs):
     french = build_report(dataclasses.replace(inputs, study=make_study(language="fr")), image_formats=())
     assert '<html lang="fr">' in french.html
@@ -169,6 +177,8 @@ def test_without_optional_inputs_a_sentence_stands_where_something_is_missing():
         "No package versions were recorded.",
         "No data versions were recorded.",
         "Agreement of annotators was not scored.",
+        "Failure detection over patients was not computed.",
+        "Out-of-distribution detection needs scored patients",
     ):
         assert sentence in report.markdown
         assert sentence in words

@@ -29,6 +29,7 @@ from curvas_assets.report.pictures import (
     SliceView,
     annotators_on_slice,
     dissensus,
+    most_disputed_slice,
     organs_in_3d,
     surface,
     uncertainty_on_slice,
@@ -174,6 +175,17 @@ def test_dissensus_is_where_not_all_agree():
     maps = np.array([[[0, 1, 2]], [[0, 1, 1]], [[0, 1, 2]]])
     assert dissensus(maps).tolist() == [[False, False, True]]
     assert not dissensus(maps[:1]).any()
+
+
+def test_the_slice_shown_has_most_organs_then_most_dissensus():
+    annotations = np.zeros((2, 4, 3, 3), np.uint8)
+    annotations[:, 0] = 3  # one organ everywhere, agreed upon
+    annotations[:, 1, 0, :2] = (1, 2)  # two organs, agreed upon
+    annotations[:, 2, 0, :2] = (1, 2)
+    annotations[1, 2, 1, 1] = 1  # two organs, and a dispute
+    assert most_disputed_slice(annotations) == 2
+    assert most_disputed_slice(annotations[:, :2]) == 1
+    assert most_disputed_slice(np.zeros((1, 2, 3, 3))) == 0
 
 
 def test_the_share_of_dissensus_is_told():
