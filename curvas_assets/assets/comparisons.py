@@ -9,16 +9,11 @@ from curvas_assets.orchestration.execution import CPU, RETRY
 from curvas_assets.orchestration.io_manager import Artefact, artefact, table_version
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.scoring import METRICS
 from curvas_assets.statistics import compare_all_families
 from curvas_assets.statistics import leaderboard as rank_among_teams
 from curvas_assets.study import Study
 
 GROUP = "comparisons"
-ALTERNATIVES = {
-    name: "greater" if metric.direction == "higher" else "less" for name, metric in METRICS.items() if metric.direction
-}
-"""Metric → the alternative that the more of an ensemble is the better."""
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -35,14 +30,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     )
     def family_comparisons(study_scores: Artefact) -> dg.Output[pd.DataFrame]:
         """General ensemble, annotator ensembles and single models, pair by pair: the published test and the paired one."""
-        return table_output(
-            compare_all_families(
-                study_scores.table(),
-                ALTERNATIVES,
-                bootstrap_samples=study.statistics.bootstrap_samples,
-                bootstrap_seed=study.statistics.bootstrap_seed,
-            )
-        )
+        return table_output(compare_all_families(study_scores.table(), study.statistics))
 
     @dg.asset(
         group_name=GROUP,

@@ -80,7 +80,7 @@ def write_cohort(
     names = [f"PHANTOM{i:03d}" for i in range(1, patients + 1)] if isinstance(patients, int) else list(patients)
     written: list[Path] = []
     for name in names:
-        protocol = PROTOCOLS[(groups or {}).get(name, "A")]
+        protocol = PROTOCOLS.get((groups or {}).get(name, "A"), PROTOCOLS["A"])
         scan, annotations = make_patient(
             name, shape=shape, spacing_mm=spacing_mm, annotators=annotators, seed=seed, protocol=protocol
         )

@@ -73,7 +73,8 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
         tell(f"cohort: {len(patients)} phantom patients are in the bucket")
         return
     tell(f"cohort: making {len(missing)} phantom patients, {len(study.annotators)} annotators, seed {PHANTOM_SEED}")
-    write_cohort(folder, patients=missing, annotators=len(study.annotators), **COHORT)
+    groups = {p: study.patient_group(p) or "A" for p in missing}
+    write_cohort(folder, patients=missing, annotators=len(study.annotators), groups=groups, **COHORT)
     for count, patient in enumerate(missing, 1):
         for name in names:
             objects.upload(f"{settings.data_dir}/{patient}/{name}", folder / patient / name)
@@ -97,15 +98,19 @@ def launch(process, port: int) -> str:
 
 def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
     """Print what the study's run logs until it ends; whether it succeeded."""
-    cursor = 0
+    cursor = None
     while True:
         run = instance.get_run_by_id(run_id)
         finished = run is not None and run.is_finished
-        logs = instance.event_log_storage.get_logs_for_run(run_id, cursor=cursor - 1 if cursor else -1)
-        for entry in logs:
-            cursor += 1
-            if entry.dagster_event is None and entry.user_message:
+        page = instance.get_records_for_run(run_id, cursor=cursor)
+        cursor = page.cursor
+        for record in page.records:
+            entry = record.event_log_entry
+            if entry.dagster_event is None:
                 tell(entry.user_message)
+            elif entry.dagster_event.is_step_failure:
+                failure = entry.dagster_event.step_failure_data
+                tell(failure.user_failure_data.description if failure.user_failure_data else failure.error.to_string())
         if finished:
             return run.is_success
         time.sleep(0.3)
@@ -131,6 +136,8 @@ def summarise(
     scores = tables.read_table(objects, f"{settings.metrics_dir}/study_scores.parquet")
     shown = scores[scores["metric"].isin(["dice", "confidence", "ece", "crps", "predictive_entropy"])]
     means = shown.groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
+    if "crps" in means:
+        means["crps (cm³)"] = means.pop("crps") / 1000
     print(f"\n{study.title}: mean over {scores['patient'].nunique()} test patients\n\n{means.round(4).to_string()}\n")
     tell("done")
     print(f"Report:  {report / 'report.html'}\nUI:      make ui\n")

@@ -50,7 +50,7 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
             context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
         observed = {
             str(record.partition_key): record
-            for record in context.instance.fetch_observations("patient_files", limit=10_000).records[::-1]
+            for record in context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records[::-1]
         }
         for event in found.asset_events:
             before = observed.get(str(event.partition))
@@ -106,6 +106,7 @@ class StageRunner:
             # Tables follow one another: from the first that is due, all of the stage.
             first = next(i for i, key in enumerate(keys) if key in due)
             self._follow(stage, {self._launch(stage, keys[first:], None): len(keys) - first})
+            self._require_done(stage, keys, len(keys) - first)
             return
         ((key, partitions),) = due.items()
         blocked = {p: staleness.missing_parents(key, p) for p in partitions}
@@ -115,11 +116,15 @@ class StageRunner:
             self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
         batches = self._batches(key, ready)
         self._follow(stage, {self._launch(stage, [key], batch): batch[2] for batch in batches})
-        left = [str(p) for p in Staleness(self.graph, self.instance).due(key)]
+        self._require_done(stage, keys, len(partitions))
+
+    def _require_done(self, stage: str, keys: Sequence[dg.AssetKey], wanted: int) -> None:
+        staleness = Staleness(self.graph, self.instance)
+        left = [key.to_user_string() if p is None else p for key in keys for p in staleness.due(key)]
         if left:
             raise dg.Failure(
-                f"{stage}: {len(left)} of {len(partitions)} partitions could not be made: {', '.join(left)}. "
-                "The runs launched here tell why; launch the study again when it is mended.",
+                f"{stage}: {len(left)} of {wanted} could not be made: {', '.join(left)}. The runs launched here tell "
+                "why; launch the study again when it is mended.",
                 allow_retries=False,
             )
 

@@ -129,7 +129,8 @@ def score(
         organs: name → label.
         region: slices along (Z, Y, X); None for the whole image.
         members: of an ensemble: its models' softmax.
-        ece_bins, ace_bins: numbers of bins.
+        ece_bins: bins of `ece`.
+        ace_bins: bins of `ace`.
         tolerance_mm: of the normalised surface Dice.
 
     Returns:

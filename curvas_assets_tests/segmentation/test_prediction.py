@@ -1,0 +1,145 @@
+"""Claims proved here.
+
+- Slabs put together are nnU-Net's own export: probabilities within 1e-3, labels in at least 99.99 % of voxels, also when
+  axes are transposed, the scan is cropped, or coarse slices are resampled to the nearest.
+- Outside nnU-Net's crop everything is background.
+- Preprocessing is done once for models that share it.
+- Memory is estimated before the start; too little is an error that says what to change.
+- A model with other classes, or without its files, is refused.
+"""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from curvas_assets.errors import SegmentationError
+from curvas_assets.segmentation import Predictor, estimate_memory, train_model
+from curvas_assets.segmentation.runtime import nnunet_folders, quiet
+from curvas_assets.study import ModelId
+from curvas_assets_tests.segmentation.conftest import tiny_study
+
+
+@pytest.fixture(scope="module")
+def model(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    train_model(tiny_study(epochs=2, iterations_per_epoch=8), ModelId("anno1", 7, "all"), dataset, folder)
+    return folder
+
+
+def _ours(model, image):
+    predictor = Predictor(tiny_study())
+    prediction = predictor.predict(predictor.open(image, "PHANTOM007"), model)
+    slabs = list(prediction.slabs)
+    assert [z for z, _ in slabs] == list(range(0, prediction.shape[1], 16))
+    volume = np.concatenate([slab for _, slab in slabs], axis=1)
+    assert volume.shape == prediction.shape
+    assert volume.dtype == np.float32
+    return volume
+
+
+def _stock(model, image):
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    with nnunet_folders(), quiet():
+        predictor = nnUNetPredictor(
+            use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+        )
+        predictor.initialize_from_trained_model_folder(str(model), use_folds=("all",), checkpoint_name="checkpoint_best.pth")
+        scan, properties = SimpleITKIO().read_images([str(image)])
+        return predictor.predict_single_npy_array(scan, properties, None, None, True)
+
+
+def _agree(model, image):
+    ours = _ours(model, image)
+    labels, probabilities = _stock(model, image)
+    assert np.abs(ours - probabilities).max() <= 1e-3
+    assert (ours.argmax(axis=0) == labels).mean() >= 0.9999
+    np.testing.assert_allclose(ours.sum(axis=0), 1, atol=1e-5)
+    return ours
+
+
+def test_slabs_are_what_nnunet_itself_exports(model, scans):
+    _agree(model, scans / "PHANTOM007" / "image.nii.gz")
+
+
+def _resaved(scans, folder, change):
+    image = nib.load(scans / "PHANTOM007" / "image.nii.gz")
+    voxels, affine = change(np.asarray(image.dataobj).copy(), image.affine.copy())
+    path = folder / "image.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def test_also_where_nnunet_crops_what_is_zero(model, scans, tmp_path):
+    def emptied(voxels, affine):
+        voxels[:8] = voxels[-5:] = voxels[:, :, :3] = 0
+        return voxels, affine
+
+    ours = _agree(model, _resaved(scans, tmp_path, emptied))
+    assert (ours[0, :3] == 1).all()
+    assert (ours[0, :, :, :8] == 1).all()
+
+
+def test_also_for_thick_slices_and_other_sizes(model, scans, tmp_path):
+    def thick(voxels, affine):
+        affine[:3, 2] *= 3.3
+        return voxels[:-3, :-1, ::3], affine
+
+    _agree(model, _resaved(scans, tmp_path, thick))
+
+
+def test_also_when_the_plans_transpose_axes(model, scans, tmp_path):
+    transposed = shutil.copytree(model, tmp_path / "transposed")
+    plans = json.loads((transposed / "plans.json").read_text())
+    plans["transpose_forward"], plans["transpose_backward"] = [2, 0, 1], [1, 2, 0]
+    (transposed / "plans.json").write_text(json.dumps(plans))
+    _agree(transposed, scans / "PHANTOM007" / "image.nii.gz")
+
+
+def test_models_with_equal_preprocessing_share_it(model, scans, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    for folder in (model, other):
+        list(predictor.predict(scan, folder).slabs)
+    assert len(scan.preprocessed) == 1
+
+
+def test_too_little_memory_is_an_error_that_says_what_to_change(model, scans):
+    predictor = Predictor(tiny_study(), memory_bytes=1 << 20)
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    with pytest.raises(SegmentationError, match=r"PHANTOM007 by .*GiB of memory are needed.*plans.spacing_mm"):
+        predictor.predict(scan, model)
+
+
+def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
+    needed = estimate_memory((866, 512, 512), (0.8, 0.9, 0.9), (0.8, 0.9, 0.9), classes=4)
+    assert 4 * 2**30 < needed < 16 * 2**30
+
+
+def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeypatch):
+    def exhausted(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    predictor = Predictor(tiny_study())
+    monkeypatch.setattr(predictor, "_logits", exhausted)
+    with pytest.raises(SegmentationError, match=r"memory did not suffice.*prediction.device: cpu"):
+        predictor.predict(predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007"), model)
+
+
+def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    with pytest.raises(SegmentationError, match="lacks plans.json"):
+        predictor.predict(scan, tmp_path)
+    other = shutil.copytree(model, tmp_path / "other")
+    dataset = json.loads((other / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3}
+    (other / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(SegmentationError, match="its classes are"):
+        predictor.predict(scan, other)
