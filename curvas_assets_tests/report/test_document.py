@@ -36,6 +36,10 @@ def text_of(html: str) -> str:
     return re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(script|style).*?</\1>", " ", html))
 
 
+TABLES_ONLY = {"slices": (), "organs": None, "curves": None, "reliability": None, "risk_coverage": None}
+"""For tests of sentences and tables: what takes time to draw is left out."""
+
+
 @pytest.fixture(scope="module")
 def inputs():
     return make_inputs(make_study())
@@ -223,7 +227,7 @@ def test_an_absent_organ_and_an_all_undefined_metric_are_said():
     absent = (scores["patient"] == "UKCHLL002") & (scores["organ"] == "pancreas") & (scores["metric"] == "dice")
     scores.loc[absent, ["value", "note"]] = [np.nan, "pancreas: no consensus voxel"]
     scores.loc[scores["metric"] == "hd95", ["value", "note"]] = [np.nan, "both empty"]
-    report = build_report(make_inputs(study, scores=scores), image_formats=())
+    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
     assert "hd95_by_family_annotator" not in report.figures
     assert "Hausdorff distance, 95th percentile: no value is defined in this study" in report.markdown
     ledger = report.markdown.split("### Exclusion ledger")[1].split("\n## ")[0]
@@ -242,7 +246,7 @@ def test_predictors_that_were_not_scored_on_a_patient_are_named():
     study = make_study()
     scores = make_scores(study)
     gone = (scores["patient"] == "UKCHLL003") & (scores["predictor"] == "ensemble_all")
-    report = build_report(make_inputs(study, scores=scores[~gone]), image_formats=())
+    report = build_report(make_inputs(study, scores=scores[~gone], **TABLES_ONLY), image_formats=())
     assert "UKCHLL003 × ensemble_all" in report.markdown
 
 
@@ -251,7 +255,7 @@ def test_infinite_distances_are_counted_beside_the_mean():
     scores = make_scores(study)
     one = (scores["metric"] == "hd95") & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
     scores.loc[one, "value"] = np.inf
-    report = build_report(make_inputs(study, scores=scores), image_formats=())
+    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
     line = next(
         x
         for x in report.markdown.split("### Means per predictor")[1].splitlines()
@@ -263,7 +267,7 @@ def test_infinite_distances_are_counted_beside_the_mean():
 def test_the_published_table_stands_beside_this_run():
     wide = wide_table(6).iloc[1:]
     published = read_published_scores(as_csv(wide))
-    report = build_report(make_inputs(make_study(), published=published), image_formats=())
+    report = build_report(make_inputs(make_study(), published=published, **TABLES_ONLY), image_formats=())
     part = report.markdown.split("### This run and the published study")[1].split("\n## ")[0]
     assert "voxels, not cm³" in part
     assert "this patient has no row of this individual predictor" in part
@@ -275,7 +279,7 @@ def test_text_from_outside_is_escaped():
     nasty = "<img src=x onerror=alert(1)>"
     cohort = pd.DataFrame({"patient": ["UKCHLL001"], "set": ["test"], "remark": [nasty]})
     report = build_report(
-        make_inputs(study, cohort=cohort, provenance=Provenance(nasty, nasty, {nasty: nasty}), slices=()),
+        make_inputs(study, cohort=cohort, provenance=Provenance(nasty, nasty, {nasty: nasty}), **TABLES_ONLY),
         image_formats=(),
     )
     assert "<img" not in re.sub(r"(?s)<script.*?</script>", "", report.html)

@@ -9,6 +9,7 @@
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -52,23 +53,22 @@ SCORES = reduce_scores(make_scores(STUDY))
 EN = Words("en")
 
 
-def charts() -> dict[str, Chart]:
-    return {
-        "distribution": distribution_by_family(SCORES, "ece", EN, direction="lower"),
-        "faceted": distribution_by_family(make_scores(STUDY), "dice", EN, facet="organ", direction="higher"),
-        "reliability": reliability(make_bins(STUDY), EN),
-        "risk": risk_coverage(make_curves(STUDY), EN),
-        "scatter": dice_against_entropy_chart(paired_scores(SCORES, "predictive_entropy", "dice"), EN),
-        "training": training_curves(make_training(STUDY), EN),
-        "annotators": annotators_on_slice(make_slice(STUDY), STUDY.annotator_names, EN),
-        "uncertainty": uncertainty_on_slice(make_slice(STUDY), STUDY.class_names, EN),
-        "organs": organs_in_3d(make_organs(STUDY), STUDY.class_names, EN),
-    }
+CHARTS: dict[str, Callable[[], Chart]] = {
+    "distribution": lambda: distribution_by_family(SCORES, "ece", EN, direction="lower"),
+    "faceted": lambda: distribution_by_family(make_scores(STUDY), "dice", EN, facet="organ", direction="higher"),
+    "reliability": lambda: reliability(make_bins(STUDY), EN),
+    "risk": lambda: risk_coverage(make_curves(STUDY), EN),
+    "scatter": lambda: dice_against_entropy_chart(paired_scores(SCORES, "predictive_entropy", "dice"), EN),
+    "training": lambda: training_curves(make_training(STUDY), EN),
+    "annotators": lambda: annotators_on_slice(make_slice(STUDY), STUDY.annotator_names, EN),
+    "uncertainty": lambda: uncertainty_on_slice(make_slice(STUDY), STUDY.class_names, EN),
+    "organs": lambda: organs_in_3d(make_organs(STUDY), STUDY.class_names, EN),
+}
 
 
-@pytest.mark.parametrize("name", list(charts()))
+@pytest.mark.parametrize("name", list(CHARTS))
 def test_each_figure_is_drawn_for_screen_and_print(name):
-    chart = charts()[name]
+    chart = CHARTS[name]()
     figure = chart.interactive()
     assert len(figure.data) > 0
     assert chart.image("png").startswith(b"\x89PNG")
@@ -80,12 +80,12 @@ def test_each_figure_is_drawn_for_screen_and_print(name):
 
 @pytest.mark.parametrize("image_format", ["png", "svg", "pdf"])
 def test_print_repeats_byte_for_byte(image_format):
-    assert charts()["faceted"].image(image_format) == charts()["faceted"].image(image_format)
+    assert CHARTS["faceted"]().image(image_format) == CHARTS["faceted"]().image(image_format)
 
 
 @pytest.mark.parametrize("name", ["distribution", "reliability", "risk", "scatter", "training", "annotators"])
 def test_every_value_axis_has_a_unit(name):
-    chart = charts()[name]
+    chart = CHARTS[name]()
     layout = chart.interactive().to_dict()["layout"]
     titles = [axis.get("title", {}).get("text") for key, axis in layout.items() if key.startswith("yaxis")]
     assert any(title for title in titles)
@@ -111,7 +111,7 @@ def test_what_cannot_be_drawn_is_counted():
 
 
 def test_each_point_says_whose_it_is():
-    trace = charts()["distribution"].interactive().data[0]
+    trace = CHARTS["distribution"]().interactive().data[0]
     assert trace.name == "general ensemble"
     assert list(trace.text) == [f"{p}<br>ensemble_all" for p in STUDY.sets["test"]]
 

@@ -226,7 +226,7 @@ def test_the_registry_and_what_else_is_known_never_contradict():
     assert "predictive_entropy" not in alternatives_of(directions())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_of_rows_is_irrelevant_and_the_input_stays(seed):
     scores = random_scores(5, ("dice",), seed=seed % 1000)
@@ -238,7 +238,7 @@ def test_the_order_of_rows_is_irrelevant_and_the_input_stays(seed):
     pd.testing.assert_frame_equal(scores, before)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(1, 1000), st.floats(0.1, 10))
 def test_swapping_the_sign_swaps_the_alternative(seed, factor):
     scores = random_scores(5, ("dice",), seed=seed)
