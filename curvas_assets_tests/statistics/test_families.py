@@ -20,7 +20,7 @@ from curvas_assets.errors import StatisticsError
 from curvas_assets.scoring.registry import METRICS
 from curvas_assets.statistics import compare_all_families, compare_families, directions
 from curvas_assets.statistics.directions import KNOWN
-from curvas_assets.statistics.families import alternatives_of
+from curvas_assets.statistics.families import alternatives_of, corrected
 from curvas_assets.study import Statistics
 from curvas_assets_tests.statistics.tables import random_scores, with_u
 
@@ -224,6 +224,17 @@ def test_the_registry_and_what_else_is_known_never_contradict():
     assert directions() == {**KNOWN, **registered}
     assert set(alternatives_of(directions()).values()) == {"greater", "less"}
     assert "predictive_entropy" not in alternatives_of(directions())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=8), st.sampled_from(["holm", "bonferroni"]))
+def test_corrections_are_statsmodels_on_the_tests_that_were_possible(p, method):
+    values = np.array(p, float)
+    found = corrected(pd.Series(values, dtype=float), method)
+    tested = ~np.isnan(values)
+    np.testing.assert_array_equal(np.isnan(found), ~tested)
+    if tested.any():
+        np.testing.assert_allclose(found[tested], multipletests(values[tested], method=method)[1], rtol=1e-12)
 
 
 @settings(max_examples=5, deadline=None)
