@@ -128,7 +128,8 @@ class Plans(_Part):
     spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, int, int] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    features_per_stage: tuple[int, ...] | None = None
+    features_per_stage: Annotated[tuple[int, ...], Field(min_length=3)] | None = None
+    """At least three stages: nnU-Net's deep supervision gives the coarsest output the weight 0, so two leave no loss."""
     convolutions_per_stage: Annotated[int, Field(ge=1)] | None = None
     intensity_samples: Annotated[float, Field(ge=1000)] = 1e7
     """Foreground voxels sampled per study for the intensity statistics (nnU-Net's own default is 1e7)."""

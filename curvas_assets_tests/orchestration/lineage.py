@@ -118,7 +118,15 @@ class DummyLineage:
 
     def run_all(self) -> None:
         """Every partition of every asset, each asset in one run."""
-        for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax", "scores"):
+        for asset in (
+            "scan",
+            "test_scan",
+            "preprocessed_dataset",
+            "trained_model",
+            "softmax",
+            "ensemble_softmax",
+            "scores",
+        ):
             keys = self.staleness.partitions(dg.AssetKey(asset))
             assert self.run(asset, str(keys[0]), str(keys[-1])).success
 

@@ -13,7 +13,9 @@ from curvas_assets.orchestration.execution import CPU, GPU
 def note(name: str, seconds: float) -> None:
     start = time.monotonic()
     time.sleep(seconds)
-    Path(os.environ["POOL_NOTES"], f"{name}-{os.getpid()}-{time.monotonic_ns()}").write_text(f"{start} {time.monotonic()}")
+    Path(os.environ["POOL_NOTES"], f"{name}-{os.getpid()}-{time.monotonic_ns()}").write_text(
+        f"{start} {time.monotonic()}"
+    )
 
 
 @dg.op(pool=GPU.pool, tags=GPU.op_tags)

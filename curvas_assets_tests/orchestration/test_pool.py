@@ -22,7 +22,9 @@ def test_gpu_steps_of_two_runs_never_overlap_while_cpu_steps_run_beside_them(tmp
     home.mkdir()
     notes.mkdir()
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
-    with dg.DagsterInstance.from_config(str(home)) as instance:  # makes the databases, so that the runs do not race for it
+    with dg.DagsterInstance.from_config(
+        str(home)
+    ) as instance:  # makes the databases, so that the runs do not race for it
         instance.get_runs(limit=1)
         instance.event_log_storage.get_pool_limits()
     environment = {**os.environ, "DAGSTER_HOME": str(home), "POOL_NOTES": str(notes)}
@@ -39,7 +41,9 @@ def test_gpu_steps_of_two_runs_never_overlap_while_cpu_steps_run_beside_them(tmp
     assert len(spans["cpu"]) == 2
     for (_, end), (start, _) in zip(spans["gpu"], spans["gpu"][1:], strict=False):
         assert end <= start
-    assert any(start < cpu_end and cpu_start < end for start, end in spans["gpu"] for cpu_start, cpu_end in spans["cpu"])
+    assert any(
+        start < cpu_end and cpu_start < end for start, end in spans["gpu"] for cpu_start, cpu_end in spans["cpu"]
+    )
 
 
 def _spans(notes: Path, name: str) -> list[tuple[float, float]]:

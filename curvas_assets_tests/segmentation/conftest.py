@@ -16,7 +16,7 @@ def tiny_study(**training) -> Study:
     raw = load_study("phantom").model_dump(mode="json")
     raw["sets"] = {"train": ["001", "002", "003"], "test": ["007"]}
     raw["groups"], raw["in_distribution_group"] = {}, None
-    raw["plans"] |= {"patch_size": [16, 24, 24], "features_per_stage": [4, 8]}
+    raw["plans"] |= {"patch_size": [16, 24, 24], "features_per_stage": [4, 8, 16]}
     raw["training"] |= {"epochs": 3, "iterations_per_epoch": 3, "validation_iterations_per_epoch": 2, **training}
     return Study.model_validate(raw)
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     def keep(path: Path, epoch: int) -> None:
         shutil.copyfile(path, f"{checkpoint}.part")
         Path(f"{checkpoint}.part").replace(checkpoint)
-        print(epoch, flush=True)
+        print(epoch, file=sys.__stdout__, flush=True)
 
     train_model(
         Study.model_validate(json.loads(study_file.read_text())),

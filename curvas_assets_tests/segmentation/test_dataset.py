@@ -49,9 +49,9 @@ def test_plans_carry_the_studys_overrides(dataset):
     network = configuration["architecture"]["arch_kwargs"]
     assert configuration["patch_size"] == [16, 24, 24]
     assert configuration["spacing"] == [8.0, 6.0, 6.0]
-    assert (network["n_stages"], network["features_per_stage"]) == (2, [4, 8])
+    assert (network["n_stages"], network["features_per_stage"]) == (3, [4, 8, 16])
     assert network["kernel_sizes"][0] == [1, 3, 3]
-    assert network["strides"] == [[1, 1, 1], [2, 2, 2]]
+    assert network["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 
 
 def test_the_fingerprints_intensities_are_those_of_the_annotated_voxels(dataset, scans):
@@ -69,7 +69,9 @@ def test_labels_of_a_scale_slope_are_whole_numbers(scans, tmp_path):
     for patient, (image, annotation) in _scans(scans, 1).items():
         label = nib.load(annotation)
         path = tmp_path / f"{patient}.nii.gz"
-        nib.save(nib.Nifti1Image(np.asarray(label.dataobj).astype(np.float32) * np.float32(0.99999), label.affine), path)
+        nib.save(
+            nib.Nifti1Image(np.asarray(label.dataobj).astype(np.float32) * np.float32(0.99999), label.affine), path
+        )
         sloped[patient] = (image, path)
     (tmp_path / "out").mkdir()
     prepare_dataset(tiny_study(), "anno1", sloped, tmp_path / "out" / "dataset")
@@ -81,7 +83,8 @@ def test_shared_statistics_are_the_same_for_every_annotator(scans, tmp_path):
     study = _changed(shared_intensity_statistics=True)
     everybody = {p: [scans / p / f"annotation_{k}.nii.gz" for k in (1, 2, 3)] for p in study.training_patients()}
     facts = [
-        prepare_dataset(study, f"anno{k}", _scans(scans, k), tmp_path / str(k), all_annotations=everybody) for k in (1, 2)
+        prepare_dataset(study, f"anno{k}", _scans(scans, k), tmp_path / str(k), all_annotations=everybody)
+        for k in (1, 2)
     ]
     assert facts[0].intensity == facts[1].intensity
     apart = [prepare_dataset(tiny_study(), f"anno{k}", _scans(scans, k), tmp_path / f"own{k}") for k in (1, 2)]
@@ -92,7 +95,9 @@ def test_shared_statistics_are_the_same_for_every_annotator(scans, tmp_path):
 
 def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
     with pytest.raises(SegmentationError, match=r"plans.patch_size \[17, 24, 24\] is no multiple"):
-        prepare_dataset(_changed(patch_size=[17, 24, 24], features_per_stage=None), "anno1", _scans(scans, 1), tmp_path / "a")
+        prepare_dataset(
+            _changed(patch_size=[17, 24, 24], features_per_stage=None), "anno1", _scans(scans, 1), tmp_path / "a"
+        )
     with pytest.raises(SegmentationError, match="not 3d_lowres"):
         prepare_dataset(_changed(configuration="3d_lowres"), "anno1", _scans(scans, 1), tmp_path / "b")
     with pytest.raises(SegmentationError, match="no training patient"):
@@ -104,5 +109,5 @@ def test_residual_encoder_plans_are_a_setting(scans, tmp_path):
     plans = json.loads((tmp_path / "a" / "nnUNetPlans.json").read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     assert architecture["network_class_name"].endswith("ResidualEncoderUNet")
-    assert architecture["arch_kwargs"]["n_blocks_per_stage"] == [1, 1]
+    assert architecture["arch_kwargs"]["n_blocks_per_stage"] == [1, 1, 1]
     assert facts.planner == "nnUNetPlannerResEncM"

@@ -49,7 +49,9 @@ def _stock(model, image):
         predictor = nnUNetPredictor(
             use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
         )
-        predictor.initialize_from_trained_model_folder(str(model), use_folds=("all",), checkpoint_name="checkpoint_best.pth")
+        predictor.initialize_from_trained_model_folder(
+            str(model), use_folds=("all",), checkpoint_name="checkpoint_best.pth"
+        )
         scan, properties = SimpleITKIO().read_images([str(image)])
         return predictor.predict_single_npy_array(scan, properties, None, None, True)
 

@@ -102,7 +102,13 @@ def test_a_checkpoint_of_another_training_is_refused(dataset, tmp_path):
 
 def test_patience_survives_a_resume_and_a_finished_training_is_not_entered_again(dataset, tmp_path):
     # A learning rate of nearly nothing: the EMA pseudo-Dice wanders and soon finds no better value.
-    settings = {"epochs": 60, "patience": 2, "iterations_per_epoch": 1, "validation_iterations_per_epoch": 1, "learning_rate": 1e-9}
+    settings = {
+        "epochs": 60,
+        "patience": 2,
+        "iterations_per_epoch": 1,
+        "validation_iterations_per_epoch": 1,
+        "learning_rate": 1e-9,
+    }
     study, checkpoints = tiny_study(**settings), []
 
     def keep(path: Path, epoch: int) -> None:
@@ -148,5 +154,7 @@ def test_the_published_model_is_small_without_paths_and_loads_in_a_stock_nnunet(
             assert str(dataset).encode() not in path.read_bytes()
             assert str(unbroken).encode() not in path.read_bytes()
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(unbroken), use_folds=("all",), checkpoint_name="checkpoint_best.pth")
+    predictor.initialize_from_trained_model_folder(
+        str(unbroken), use_folds=("all",), checkpoint_name="checkpoint_best.pth"
+    )
     assert _equal(dict(predictor.list_of_parameters[0]), checkpoint["network_weights"])

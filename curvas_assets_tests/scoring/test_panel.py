@@ -1,0 +1,365 @@
+"""Claims proved here.
+
+- Every metric agrees with an independent implementation (scikit-learn, SciPy, torchmetrics, or the definition written out
+  in float64) on random and on edge-case volumes.
+- By hand: two voxels.
+- Laws: values lie in their range; flips and relabelled organs change nothing; a perfect prediction is best; inputs are
+  not changed; NaN never comes without a note.
+- A background of −1e-7 does not fall out of the bins; voxels outside the region do not count.
+- A stored volume scores as the array it was made from.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import entropy, norm, pearsonr
+from sklearn.metrics import f1_score, log_loss, roc_auc_score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from curvas_assets.errors import ScoringError
+from curvas_assets.scoring import METRICS, PatientReference, check_scores, metric_table, score, study_columns
+from curvas_assets.scoring.panel import crps, risk_areas
+from curvas_assets.storage.encoding import decode, encode
+from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
+from curvas_assets_tests.strategies import label_maps, softmaxes
+
+SHAPE = (3, 9, 11)
+ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
+SPACING = (5.0, 3.0, 2.0)
+
+
+@st.composite
+def cases(draw, classes=st.integers(2, 6), annotators=st.sampled_from([1, 2, 3, 5])):
+    """A softmax of exact 16-bit values, and annotations."""
+    c, r = draw(classes), draw(annotators)
+    softmax = draw(softmaxes(st.just(c), st.just(SHAPE), st.just(np.float64)))
+    rounded = decode(encode(softmax, 0)[0])
+    return rounded, draw(label_maps(c, r, SHAPE))
+
+
+def _organs(softmax):
+    return {f"organ{c}": c for c in range(1, softmax.shape[0])}
+
+
+def _value(table, metric, organ="", annotator=""):
+    (row,) = table[(table.metric == metric) & (table.organ == organ) & (table.annotator == annotator)].to_dict(
+        "records"
+    )
+    return row["value"]
+
+
+def _same(found, expected, tolerance=1e-9):
+    if math.isnan(expected):
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(expected, abs=tolerance)
+
+
+@given(cases())
+def test_overlap_metrics_agree_with_scikit_learn(case):
+    softmax, annotations = case
+    labels = softmax.argmax(axis=0)
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    for organ, label in _organs(softmax).items():
+        inside, outside = (annotations == label).all(axis=0), (annotations != label).all(axis=0)
+        valid = inside | outside
+        p, g = (labels == label)[valid], inside[valid]
+        if g.any() or p.any():
+            _same(_value(table, "dice", organ), f1_score(g, p, zero_division=0) if g.any() else 0.0)
+        else:
+            _same(_value(table, "dice", organ), math.nan)
+        both = [
+            softmax[label][where].astype(np.float64).mean() if where.any() else math.nan for where in (inside, outside)
+        ]
+        _same(_value(table, "confidence", organ), (both[0] + 1 - both[1]) / 2, 1e-6)
+        for r, annotation in enumerate(annotations, 1):
+            own, drawn = (labels == label).ravel(), (annotation == label).ravel()
+            expected = f1_score(drawn, own, zero_division=0) if (own.any() or drawn.any()) else math.nan
+            _same(_value(table, "dice_annotator", organ, str(r)), expected)
+
+
+@given(cases())
+def test_calibration_agrees_with_torchmetrics_and_scikit_learn(case):
+    softmax, annotations = case
+    classes = softmax.shape[0]
+    flat = softmax.reshape(classes, -1).T.astype(np.float64)
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    for r, annotation in enumerate(annotations, 1):
+        target = annotation.ravel().astype(int)
+        expected = multiclass_calibration_error(
+            torch.from_numpy(flat), torch.from_numpy(target), num_classes=classes, n_bins=50, norm="l1"
+        )
+        _same(_value(table, "ece", "", str(r)), float(expected), 2e-5)
+        truth = np.eye(classes)[target]
+        _same(_value(table, "brier", "", str(r)), float(((flat - truth) ** 2).sum(axis=1).mean()), 1e-6)
+        clipped = np.maximum(flat, 1e-7)[np.arange(len(target)), target]
+        _same(_value(table, "nll", "", str(r)), float(-np.log(clipped).mean()), 1e-5)
+        _same(_value(table, "ace", "", str(r)), _ace(flat.max(axis=1), flat.argmax(axis=1) == target), 1e-5)
+
+
+def _ace(confidence, correct, bins=20):
+    place = np.clip((np.round(confidence * 65535) / 65535 * bins).astype(int), 0, bins - 1)
+    filled = [place == b for b in range(bins) if (place == b).any()]
+    return float(np.mean([abs(correct[b].mean() - confidence[b].mean()) for b in filled]))
+
+
+def test_log_loss_is_that_of_scikit_learn():
+    softmax = np.array([0.7, 0.2, 0.1, 0.3, 0.3, 0.4]).reshape(2, 3).T.reshape(3, 1, 1, 2)
+    annotations = np.array([[[[0, 2]]]], np.uint8)
+    table = score(softmax, annotations, SPACING, organs={"a": 1, "b": 2})
+    expected = log_loss([0, 2], softmax.reshape(3, 2).T, labels=[0, 1, 2])
+    assert _value(table, "nll", "", "1") == pytest.approx(expected, abs=1e-4)
+
+
+@given(cases())
+def test_ranking_agrees_with_scikit_learn_and_the_definition(case):
+    softmax, annotations = case
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    confidence, labels = softmax.max(axis=0).ravel(), softmax.argmax(axis=0).ravel()
+    for r, annotation in enumerate(annotations, 1):
+        target = annotation.ravel()
+        for organ, label in _organs(softmax).items():
+            positive = target == label
+            mixed = 0 < positive.sum() < positive.size
+            expected = roc_auc_score(positive, softmax[label].ravel()) if mixed else math.nan
+            _same(_value(table, "auroc", organ, str(r)), expected)
+        wrong = labels != target
+        mixed = 0 < wrong.sum() < wrong.size
+        # 16-bit values in float32: equal confidences stay equal.
+        expected = roc_auc_score(wrong, -np.round(confidence * 65535)) if mixed else math.nan
+        _same(_value(table, "auroc_error", "", str(r)), expected)
+        area, generalised, best = _risk_areas(np.round(confidence * 65535).astype(int), wrong)
+        _same(_value(table, "aurc", "", str(r)), area)
+        _same(_value(table, "augrc", "", str(r)), generalised)
+        _same(_value(table, "eaurc", "", str(r)), area - best)
+
+
+def _risk_areas(confidence, wrong):
+    """The definition, point by point."""
+    n, points = len(wrong), []
+    for t in sorted(set(confidence), reverse=True):
+        kept = confidence >= t
+        points.append((kept.sum() / n, wrong[kept].mean(), (wrong & kept).sum() / n))
+    coverage, risk, generalised = zip(*[(0, points[0][1], 0), *points], strict=True)
+    best = np.mean([np.sort(wrong.astype(float))[:k].mean() for k in range(1, n + 1)])
+    return np.trapezoid(risk, coverage), np.trapezoid(generalised, coverage), best
+
+
+def test_values_adds_its_point_at_the_first_element_of_a_tie_and_therefore_differs():
+    """ValUES' code (arXiv 2401.08501) makes the area depend on the order within a tie; ours has one point per tie."""
+    wrong, right = np.zeros((2, 65536), np.int64)
+    wrong[40000], right[40000] = 1, 1
+    area, _, _ = risk_areas(wrong, right)
+    assert area == pytest.approx(0.5)
+    first_of_tie = {"wrong first": (0.5 + 1.0) / 2 * 0.5 + 1.0 * 0.5, "right first": (0.5 + 0.0) / 2 * 0.5 + 0.0 * 0.5}
+    assert all(area != pytest.approx(other) for other in first_of_tie.values())
+
+
+@given(cases())
+def test_uncertainty_agrees_with_scipy(case):
+    softmax, annotations = case
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    predicted = entropy(softmax.astype(np.float64), axis=0).ravel()
+    _same(_value(table, "predictive_entropy"), float(predicted.mean()), 1e-6)
+    votes = np.stack([(annotations == c).mean(axis=0) for c in range(softmax.shape[0])])
+    disagreement = entropy(votes, axis=0).ravel()
+    if np.ptp(disagreement) > 1e-6 and np.ptp(predicted) > 1e-3:
+        _same(_value(table, "ncc"), float(pearsonr(disagreement, predicted)[0]), 1e-5)
+
+
+@given(st.floats(0, 100), st.lists(st.floats(1, 50), min_size=2, max_size=5))
+def test_crps_is_the_integral_of_its_definition(volume, volumes):
+    deviation = np.std(volumes)
+    if deviation < 0.1:
+        return
+    law = norm(np.mean(volumes), deviation)
+    low, high = law.mean() - 12 * deviation, law.mean() + 12 * deviation
+    below = quad(lambda v: law.cdf(v) ** 2, min(low, volume), volume, points=[law.mean()], limit=200)[0]
+    above = quad(lambda v: (law.cdf(v) - 1) ** 2, volume, max(high, volume), points=[law.mean()], limit=200)[0]
+    assert crps(volume, volumes) == pytest.approx(below + above, rel=1e-5, abs=1e-5)
+
+
+def test_crps_of_agreeing_annotators_is_the_distance_of_the_volume():
+    annotations = np.zeros((3, 1, 1, 4), np.uint8)
+    annotations[..., :2] = 1
+    softmax = np.stack([1 - np.full((1, 1, 4), 0.25), np.full((1, 1, 4), 0.25)])
+    table = score(softmax, annotations, (2, 3, 4), organs={"a": 1})
+    assert _value(table, "crps", "a") == pytest.approx(24 * abs(4 * 0.25 - 2), rel=1e-4)
+
+
+def test_two_voxels_by_hand():
+    softmax = np.array([[0.2, 0.6], [0.8, 0.4]]).reshape(2, 1, 1, 2)
+    annotations = np.array([[[[1, 1]]], [[[1, 0]]]], np.uint8)
+    table = score(softmax, annotations, (1, 1, 1), organs={"a": 1})
+    assert _value(table, "dice", "a") == 1.0  # the second voxel is dissensus
+    assert _value(table, "dice_annotator", "a", "1") == pytest.approx(2 / 3)
+    assert _value(table, "dice_annotator", "a", "2") == 1.0
+    assert math.isnan(_value(table, "confidence", "a"))  # no voxel that nobody gave the organ
+    assert _value(table, "ece", "", "1") == pytest.approx((0.2 + 0.6) / 2, abs=1e-4)
+    assert _value(table, "brier", "", "2") == pytest.approx((2 * 0.2**2 + 2 * 0.4**2) / 2, abs=1e-4)
+    assert _value(table, "auroc", "a", "2") == 1.0
+
+
+@given(cases(), st.permutations([0, 1, 2]))
+def test_flips_change_nothing_and_inputs_are_not_changed(case, axes):
+    softmax, annotations = case
+    copies = softmax.copy(), annotations.copy()
+    flips = tuple(axes[:2])
+    one = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    other = score(
+        np.flip(softmax, [1 + a for a in flips]),
+        np.flip(annotations, [1 + a for a in flips]),
+        SPACING,
+        organs=_organs(softmax),
+    )
+    np.testing.assert_allclose(one["value"], other["value"], atol=1e-12)
+    np.testing.assert_array_equal(softmax, copies[0])
+    np.testing.assert_array_equal(annotations, copies[1])
+
+
+@given(cases(classes=st.just(4)))
+def test_relabelled_organs_keep_their_scores(case):
+    softmax, annotations = case
+    # A near-tie goes to the lowest class, so voxels with equal largest probabilities would change sides.
+    ordered = np.sort(softmax, axis=0)
+    if (ordered[-1] == ordered[-2]).any():
+        return
+    order = [0, 3, 1, 2]
+    renamed = np.array(order).argsort().astype(np.uint8)[annotations]
+    one = score(softmax, annotations, SPACING, organs=ORGANS)
+    other = score(softmax[order], renamed, SPACING, organs={"liver": 1, "pancreas": 2, "kidney": 3})
+    keys = ["metric", "organ", "annotator"]
+    merged = one.merge(other, on=keys)
+    assert len(merged) == len(one)
+    np.testing.assert_allclose(merged["value_x"], merged["value_y"], atol=1e-12)
+
+
+@given(cases())
+def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
+    softmax, annotations = case
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    assert check_scores(table) == []
+    assert list(table.columns) == ["metric", "organ", "annotator", "value", "unit", "note"]
+
+
+@given(label_maps(4, 1, SHAPE))
+def test_a_perfect_prediction_is_best(annotation):
+    softmax = np.eye(4)[annotation[0]].transpose(3, 0, 1, 2)
+    annotations = np.repeat(annotation, 3, axis=0)
+    table = score(softmax, annotations, SPACING, organs=ORGANS)
+    for metric, best in {
+        "dice": 1, "dice_annotator": 1, "confidence": 1, "auroc": 1, "ece": 0, "ace": 0, "brier": 0, "nll": 0, "crps": 0,
+        "aurc": 0, "eaurc": 0, "augrc": 0, "predictive_entropy": 0,
+    }.items():  # fmt: skip
+        values = table[table.metric == metric]["value"].dropna()
+        np.testing.assert_allclose(values, best, atol=1e-9)
+
+
+def test_a_background_just_below_zero_does_not_fall_out_of_the_bins():
+    softmax = np.zeros((4, 1, 4, 4))
+    softmax[3] = 1
+    softmax[0] = -1e-7
+    annotations = np.full((1, 1, 4, 4), 3, np.uint8)
+    assert _value(score(softmax, annotations, SPACING, organs=ORGANS), "ece", "", "1") == 0
+
+
+def test_voxels_outside_the_region_do_not_count():
+    rng = np.random.default_rng(0)
+    p = rng.random((4, 20, 9, 11))
+    softmax, annotations = p / p.sum(axis=0), rng.integers(0, 4, (3, 20, 9, 11)).astype(np.uint8)
+    region = (slice(2, 19), slice(1, 7), slice(4, 10))
+    within = score(softmax, annotations, SPACING, organs=ORGANS, region=region)
+    alone = score(softmax[:, *region], annotations[:, *region], SPACING, organs=ORGANS)
+    np.testing.assert_allclose(within["value"], alone["value"], atol=1e-12)
+
+
+def test_a_stored_volume_scores_as_its_array(tmp_path):
+    rng = np.random.default_rng(0)
+    p = rng.random((4, 35, 20, 21))
+    softmax, annotations = p / p.sum(axis=0), rng.integers(0, 4, (3, 35, 20, 21)).astype(np.uint8)
+    store = FolderObjects(tmp_path)
+    with SoftmaxWriter(
+        store, "v", softmax.shape, class_names=["background", *ORGANS], spacing_mm=SPACING, tail=0
+    ) as writer:
+        writer.write(0, softmax)
+    stored = score(open_softmax(store, "v"), annotations, SPACING, organs=ORGANS)
+    np.testing.assert_allclose(
+        stored["value"], score(softmax, annotations, SPACING, organs=ORGANS)["value"], atol=1e-12
+    )
+
+
+def test_reliability_bins_give_the_ece_back_and_curves_end_at_full_coverage():
+    rng = np.random.default_rng(0)
+    p = rng.random((4, 16, 20, 21))
+    reference = PatientReference(rng.integers(0, 4, (2, 16, 20, 21)).astype(np.uint8), SPACING, organs=ORGANS)
+    scores = reference.score(p / p.sum(axis=0))
+    for annotator in ("1", "2"):
+        bins = scores.reliability[scores.reliability.annotator == annotator]
+        gap = (bins["count"] * (bins.accuracy - bins.confidence).abs()).sum() / bins["count"].sum()
+        assert gap == pytest.approx(_value(scores.table, "ece", "", annotator))
+        curve = scores.risk_coverage[scores.risk_coverage.annotator == annotator]
+        assert curve.coverage.iloc[-1] == 1
+        assert curve.coverage.is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": np.zeros((2, 3, 4), np.uint8)}, "label maps uint8"),
+        ({"annotations": np.zeros((1, *SHAPE), np.int16)}, "label maps uint8"),
+        ({"annotations": np.zeros((1, 2, 9, 11), np.uint8)}, "against annotations"),
+        ({"organs": {"a": 1}}, "2 classes"),
+        ({"spacing_mm": (1, 0, 1)}, "spacing"),
+        ({"region": (slice(0, 0), slice(None), slice(None))}, "holds no voxel"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change, message):
+    given_values = {
+        "softmax": np.full((4, *SHAPE), 0.25),
+        "annotations": np.zeros((1, *SHAPE), np.uint8),
+        "spacing_mm": SPACING,
+        "organs": ORGANS,
+        **change,
+    }
+    with pytest.raises(ScoringError, match=message):
+        score(**given_values)
+
+
+def test_the_registry_says_everything_about_every_metric():
+    table = metric_table()
+    assert list(table["metric"]) == list(METRICS)
+    for column in ("family", "range", "per", "when_empty", "definition", "oracle", "reference"):
+        assert (table[column] != "").all()
+
+
+def test_checks_find_what_is_wrong():
+    table = score(np.full((4, *SHAPE), 0.25), np.zeros((1, *SHAPE), np.uint8), SPACING, organs=ORGANS)
+    table = table.assign(predictor="m")
+    assert check_scores(table, ["m"]) == []
+    assert check_scores(table, ["m", "n"]) == ["no scores of n"]
+    spoilt = table.assign(value=table.value.where(table.metric != "ece", 1.5), note="")
+    problems = " | ".join(check_scores(spoilt))
+    assert "ece: 2 values outside 0 … 1" in problems
+    assert "undefined values without a reason" in problems
+    assert "no value at all of ece" in " ".join(check_scores(table[table.metric != "ece"]))
+
+
+def test_the_wide_table_has_the_studys_columns():
+    rng = np.random.default_rng(0)
+    p = rng.random((4, *SHAPE))
+    table = score(p / p.sum(axis=0), rng.integers(0, 4, (3, *SHAPE)).astype(np.uint8), SPACING, organs=ORGANS)
+    wide = study_columns(table.assign(patient="UKCHLL003", predictor="ensemble_all"))
+    (row,) = wide.to_dict("records")
+    assert list(wide.columns[:2]) == ["Patient_ID", "CT"]
+    assert row["DICE_panc"] == _value(table, "dice", "pancreas")
+    assert row["ECE_mean"] == _value(table, "ece", "", "mean")
+    assert row["AUROC_livr"] == _value(table, "auroc", "liver", "mean")
+    assert {"DICE_kidn", "CONF_livr", "ECE_1", "CRPS_panc", "AURC_mean", "ENTROPY_mean", "NCC_mean"} <= set(
+        wide.columns
+    )

@@ -1,0 +1,40 @@
+"""Claims proved here.
+
+- A map is read by nibabel with the scan's affine, axes and spacing, whatever the depth of its slabs.
+- A map that was not finished is not there.
+"""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from curvas_assets.errors import StorageError
+from curvas_assets.storage.maps import MapWriter
+from curvas_assets.storage.objects import FolderObjects
+
+AFFINE = np.array([[-2.0, 0, 0, 90], [0, -3.0, 0, 80], [0, 0, 5.0, -400], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", ["entropy", "labels"])
+def test_a_map_is_read_with_the_scans_geometry(tmp_path, kind):
+    values = (np.random.default_rng(0).random((7, 5, 4)) * 3).astype(np.float32 if kind == "entropy" else np.uint8)
+    store = FolderObjects(tmp_path / "store")
+    with MapWriter(store, "a/map.nii.gz", values.shape, kind=kind, spacing_mm=(5, 3, 2), affine=AFFINE) as writer:
+        for z0 in range(0, 7, 3):
+            writer.write(z0, values[z0 : z0 + 3])
+    image = nib.load(tmp_path / "store" / "a" / "map.nii.gz")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), values.transpose(2, 1, 0))
+    np.testing.assert_allclose(image.affine, AFFINE)
+    np.testing.assert_allclose(image.header.get_zooms(), (2, 3, 5))
+    assert image.get_data_dtype() == values.dtype
+    assert writer.facts.size == store.head("a/map.nii.gz").size
+
+
+def test_an_unfinished_map_is_not_there(tmp_path):
+    store = FolderObjects(tmp_path)
+    with (
+        pytest.raises(StorageError, match="2 of 7 slices"),
+        MapWriter(store, "m.nii.gz", (7, 5, 4), kind="labels", spacing_mm=(5, 3, 2), affine=AFFINE) as writer,
+    ):
+        writer.write(0, np.zeros((2, 5, 4)))
+    assert store.head("m.nii.gz") is None
