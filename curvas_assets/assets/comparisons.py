@@ -57,7 +57,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     )
     def cost(context: dg.AssetExecutionContext) -> dg.Output[pd.DataFrame]:
         """Hours, bytes and money that every stage has actually used, beside the study's own figures."""
-        ledger = materialisation_ledger(context.instance, context.repository_def.asset_graph)
+        ledger = materialisation_ledger(context.instance)
         return table_output(cost_table(ledger, study.prices))
 
     return [family_comparisons, leaderboard, cost]

@@ -19,9 +19,14 @@ from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
-from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView, build_report
+from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView, build_report, most_disputed_slice
 from curvas_assets.scoring import metric_table
-from curvas_assets.statistics import dice_against_entropy
+from curvas_assets.statistics import (
+    annotator_agreement,
+    dice_against_entropy,
+    failure_over_patients,
+    out_of_distribution,
+)
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
@@ -104,6 +109,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 exclusions=exclusion_ledger(patients, long),
                 comparisons=family_comparisons.table(),
                 association=dice_against_entropy(long),
+                agreement=annotator_agreement(long),
+                failure=failure_over_patients(long),
+                out_of_distribution=out_of_distribution(long, study.in_distribution_group),
                 leaderboard=leaderboard.table(),
                 reliability=pd.concat([scores[p].table("reliability") for p in scored], ignore_index=True),
                 risk_coverage=pd.concat([scores[p].table("risk_coverage") for p in scored], ignore_index=True),
@@ -167,18 +175,18 @@ def typical_patient(study: Study, scores: pd.DataFrame) -> str:
 def pictures(
     study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
 ) -> tuple[list[SliceView], OrganView]:
-    """The fullest slice of a patient with its annotations and the widest ensemble's maps, and its organs."""
+    """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
     record = tables.read_json(objects, layout.test_scan(patient))
     fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
     annotations = read_annotations(scratch / patient, study)
-    z = int((annotations > 0).sum(axis=(0, 2, 3)).argmax())
-    image = np.asarray(nib.load(scratch / patient / study.image).dataobj[:, :, z]).T
+    z = most_disputed_slice(annotations)
+    image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
     spacing_mm, affine = tuple(record["spacing_mm"]), np.asarray(record["affine"])
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
     maps = {}
     for name in ("entropy", "mutual_information", "labels"):
         objects.download(layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
-        maps[name] = nib.load(scratch / f"{name}.nii.gz")
+        maps[name] = nib.Nifti1Image.from_filename(scratch / f"{name}.nii.gz")
     view = SliceView(
         patient=patient,
         z=z,
@@ -194,8 +202,8 @@ def pictures(
     labels = np.asarray(maps["labels"].dataobj).transpose(2, 1, 0)
     step = tuple(-(-n // LARGEST_3D) for n in labels.shape)
     thinned = labels[tuple(slice(None, None, s) for s in step)]
-    coarse_mm = tuple(float(s * n) for s, n in zip(spacing_mm, step, strict=True))
-    return [view], OrganView(patient, thinned, coarse_mm, str(widest), affine)
+    z_mm, y_mm, x_mm = (float(s * n) for s, n in zip(spacing_mm, step, strict=True))
+    return [view], OrganView(patient, thinned, (z_mm, y_mm, x_mm), str(widest), affine)
 
 
 def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

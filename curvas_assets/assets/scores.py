@@ -69,11 +69,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
                 folder = Path(scratch, patient)
                 fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
+                z, y, x = (slice(start, stop) for start, stop in record["region"])
                 reference = PatientReference(
                     read_annotations(folder, study),
                     tuple(record["spacing_mm"]),
                     organs=study.organs,
-                    region=tuple(slice(start, stop) for start, stop in record["region"]),
+                    region=(z, y, x),
                     ece_bins=study.evaluation.ece_bins,
                     ace_bins=study.evaluation.ace_bins,
                     tolerance_mm=study.evaluation.tolerance_mm,

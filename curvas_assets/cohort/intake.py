@@ -15,6 +15,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import aff2axcodes
 
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.study import Study
@@ -73,7 +76,7 @@ def read_patient(folder: Path, study: Study) -> Patient:
         "shape": list(scan.shape),
         "spacing_mm": list(spacing_mm),
         "extent_mm": [round(n * s, 3) for n, s in zip(scan.shape, spacing_mm, strict=True)],
-        "orientation": "".join(nib.aff2axcodes(image.affine)),
+        "orientation": "".join(aff2axcodes(image.affine)),
         "dtype": str(scan.dtype),
         "body_region": [[s.start, s.stop] for s in body_region(scan)],
         **_describe_intensities(scan),
@@ -115,9 +118,9 @@ def body_region(scan: npt.NDArray[Any]) -> tuple[slice, slice, slice]:
     rows = np.zeros(scan.shape[1], bool)
     columns = np.zeros(scan.shape[2], bool)
     for z in range(0, scan.shape[0], BLOCK):
-        above = (scan[z : z + BLOCK] > 0).any(axis=0)
-        rows |= above.any(axis=1)
-        columns |= above.any(axis=0)
+        above = np.any(scan[z : z + BLOCK] > 0, axis=0)
+        rows |= np.any(above, axis=1)
+        columns |= np.any(above, axis=0)
     return slice(0, scan.shape[0]), _extent(rows), _extent(columns)
 
 
@@ -153,12 +156,12 @@ def _load(path: Path, patient: str) -> Any:
     attempt = f"reading {path.name}"
     try:
         _read_to_end(path)
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PatientError(
             attempt, patient, f"the file is truncated or damaged ({error})", "Upload it again from its source."
         ) from error
-    except (nib.filebasedimages.ImageFileError, OSError, ValueError) as error:
+    except (ImageFileError, OSError, ValueError) as error:
         raise PatientError(
             attempt,
             patient,
@@ -169,9 +172,10 @@ def _load(path: Path, patient: str) -> Any:
         raise PatientError(
             attempt, patient, f"it has shape {image.shape}, not three axes", "Upload one 3-D volume per file."
         )
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    affine = np.asarray(image.affine, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise PatientError(
-            attempt, patient, f"its affine is not usable: {np.round(image.affine, 3).tolist()}", "Mend the header."
+            attempt, patient, f"its affine is not usable: {np.round(affine, 3).tolist()}", "Mend the header."
         )
     return image
 
@@ -193,7 +197,7 @@ def _zyx(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _spacing_zyx(image: Any) -> tuple[float, float, float]:
     """Voxel size along (Z, Y, X), mm, from the affine."""
-    x, y, z = (float(s) for s in nib.affines.voxel_sizes(image.affine))
+    x, y, z = (float(s) for s in voxel_sizes(image.affine))
     return z, y, x
 
 

@@ -63,22 +63,32 @@ def stream_ensembles(
     streams = [members[name].code_slabs(depth) for name in names]
     for slabs in zip(*streams, strict=True):
         z0, z1, first = slabs[0]
-        sums = np.zeros((len(ensembles), classes, *first.shape[1:]), np.int64 if len(names) > 30_000 else np.int32)
-        entropies = np.zeros((len(ensembles), *first.shape[1:]), np.float64)
-        outs = [
-            (
-                np.empty((classes, *first.shape[1:]), np.float32),
-                *(np.empty(first.shape[1:], np.float32) for _ in range(3)),
-            )
-            for _ in ensembles
-        ]
-        labels = [np.empty(first.shape[1:], np.uint8) for _ in ensembles]
+        voxels = first.shape[1:]
+        sums = np.zeros((len(ensembles), classes, *voxels), np.int32)  # exact up to 32,767 members
+        entropies = np.zeros((len(ensembles), *voxels), np.float64)
+        found = {name: _empty_slab(classes, voxels) for name in ensembles}
         with PARALLEL:
             for m, (_, _, codes) in enumerate(slabs):
                 _add_codes(np.ascontiguousarray(codes), groups[:, m].copy(), sums, entropies, ENTROPY)
-            for e in range(len(ensembles)):
-                _finish_codes(sums[e], entropies[e], int(counts[e]), *outs[e], labels[e])
-        yield z0, z1, {name: EnsembleSlab(*outs[e], labels[e]) for e, name in enumerate(ensembles)}
+            for e, slab in enumerate(found.values()):
+                _finish_codes(
+                    sums[e],
+                    entropies[e],
+                    int(counts[e]),
+                    slab.mean,
+                    slab.predictive_entropy,
+                    slab.expected_entropy,
+                    slab.mutual_information,
+                    slab.labels,
+                )
+        yield z0, z1, found
+
+
+def _empty_slab(classes: int, voxels: tuple[int, ...]) -> EnsembleSlab:
+    predictive, expected, mutual = (np.empty(voxels, np.float32) for _ in range(3))
+    return EnsembleSlab(
+        np.empty((classes, *voxels), np.float32), predictive, expected, mutual, np.empty(voxels, np.uint8)
+    )
 
 
 def _entropy_table() -> npt.NDArray[np.float64]:

@@ -37,7 +37,7 @@ class Progress:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--state", type=Path, default=Path(".state"), help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
     arguments = parser.parse_args()
@@ -107,12 +107,13 @@ def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
         for record in page.records:
             entry = record.event_log_entry
             if entry.dagster_event is None:
-                tell(entry.user_message)
+                tell(str(entry.user_message))
             elif entry.dagster_event.is_step_failure:
                 failure = entry.dagster_event.step_failure_data
-                tell(failure.user_failure_data.description if failure.user_failure_data else failure.error.to_string())
+                described = failure.user_failure_data and failure.user_failure_data.description
+                tell(described or (failure.error.to_string() if failure.error else "a step failed"))
         if finished:
-            return run.is_success
+            return run is not None and run.is_success
         time.sleep(0.3)
 
 

@@ -246,7 +246,7 @@ def _is_free(port: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("action", choices=["start", "stop", "status", "env"])
     parser.add_argument("--state", type=Path, default=Path(".state"))
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
         description="Every patient folder in the bucket becomes a partition.",
         tags={"curvas/needs": "cpu"},
     )
-    def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> dg.Nothing:
+    def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> None:
         folders = patient_folders(bucket.checked_objects(), bucket.layout)
         found = registration(study_definition, partitions, context.instance, folders, None)
         if isinstance(found, dg.SkipReason):
@@ -48,13 +48,10 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
         for request in found.dynamic_partitions_requests or ():
             context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
             context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
-        observed = {
-            str(record.partition_key): record
-            for record in context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records[::-1]
-        }
+        observed = context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records
+        seen = {(str(record.partition_key), str(_version(record.asset_observation))) for record in observed}
         for event in found.asset_events:
-            before = observed.get(str(event.partition))
-            if before is None or before.asset_observation.tags != event.tags:
+            if isinstance(event, dg.AssetObservation) and (str(event.partition), str(_version(event))) not in seen:
                 context.log_event(event)
 
     def op_of(stage: str, assets: tuple[str, ...]) -> dg.OpDefinition:
@@ -64,7 +61,7 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
             description=f"What is missing or stale of {', '.join(assets)}.",
             tags={"curvas/needs": "cpu"},
         )
-        def run_stage(context: dg.OpExecutionContext) -> dg.Nothing:
+        def run_stage(context: dg.OpExecutionContext) -> None:
             StageRunner(context).run(stage)
 
         return run_stage
@@ -82,6 +79,10 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
             after = ops[stage](after)
 
     return study
+
+
+def _version(observation: dg.AssetObservation | None) -> str | None:
+    return (observation.tags or {}).get("dagster/data_version") if observation else None
 
 
 class StageRunner:
@@ -132,13 +133,14 @@ class StageRunner:
         """Ranges of partitions that one run takes, as the asset's backfill policy allows."""
         definition, policy = self.graph.get(key).partitions_def, self.graph.get(key).backfill_policy
         limit = (policy.max_partitions_per_run if policy else 1) or len(partitions)
+        assert definition is not None
         if not isinstance(definition, dg.MultiPartitionsDefinition):
             return ranges(partitions, definition.get_partition_keys(dynamic_partitions_store=self.instance), limit)
         columns, rows = (
             d.partitions_def.get_partition_keys(dynamic_partitions_store=self.instance)
             for d in sorted(definition.partitions_defs, key=lambda d: d.name)
         )
-        cells = [tuple(partition.split("|")) for partition in partitions]
+        cells = [(column, row) for column, _, row in (partition.partition("|") for partition in partitions)]
         return [("|".join(a), "|".join(b), count) for a, b, count in rectangles(cells, columns, rows, limit)]
 
     def _launch(self, stage: str, keys: Sequence[dg.AssetKey], batch: tuple[str, str, int] | None) -> str:

@@ -471,7 +471,7 @@ def risk_coverage(curves: pd.DataFrame, words: Words) -> Chart:
         axes.set_ylim(bottom=0)
         _label(axes, words("coverage_axis"), words("risk_axis"))
         if families:
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(fontsize=7, frameon=False, loc="upper left")
         return figure
 
     return Chart("risk_coverage", words("risk_title"), words("risk_caption"), plotly, printed)
@@ -548,7 +548,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
             axes.plot(*line, "--", color=BLACK, lw=1)
         _label(axes, x_title, y_title)
         if families:
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(fontsize=7, frameon=False, loc="upper right")
         return figure
 
     return Chart("dice_against_entropy", words("scatter_title"), words("scatter_caption"), plotly, printed)

@@ -346,7 +346,9 @@ def organs_in_3d(view: OrganView, class_names: list[str], words: Words, *, max_f
         axes.view_init(elev=12, azim=-80)
         if surfaces:
             axes.set_aspect("equal")
-            axes.legend(handles=[Patch(color=c, label=name) for name, (_, c) in surfaces.items()], fontsize=7)
+            axes.legend(
+                handles=[Patch(color=c, label=name) for name, (_, c) in surfaces.items()], fontsize=7, loc="upper right"
+            )
         return figure
 
     return Chart(

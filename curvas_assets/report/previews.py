@@ -254,7 +254,7 @@ def training_curve(curve: "pd.DataFrame", *, title: str | None = None) -> bytes:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25, lw=0.5)
         if axes.lines:
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(fontsize=7, frameon=False, loc="lower right")
     if "ema_dice" in curve and curve["ema_dice"].notna().any():
         best = curve["ema_dice"].idxmax()
         dice.axvline(float(curve.loc[best, "epoch"]), color=BLACK, lw=0.8, ls=":")  # type: ignore[arg-type]

@@ -191,7 +191,7 @@ def _overlap(reference: PatientReference, found: Counts) -> Iterator[Row]:
         yield "crps", organ, "", crps(soft * reference.voxel_mm3, volumes), ""
 
 
-def crps(volume: float, volumes: npt.ArrayLike) -> float:
+def crps(volume: float, volumes: npt.NDArray[np.floating] | Sequence[float]) -> float:
     """CRPS of a volume under the normal law with the mean and deviation (ddof 0) of the annotators' volumes.
 
     Lower is better; the distance from the mean if they all agree. Unit: that of the volumes.

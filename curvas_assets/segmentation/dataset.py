@@ -114,8 +114,8 @@ def _write_raw(study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Pat
         linked = folder / "imagesTr" / f"{patient}_0000.nii.gz"
         linked.symlink_to(Path(image).resolve())
         label = folder / "labelsTr" / f"{patient}.nii.gz"
-        reference = nib.load(image)
-        rounded = np.rint(np.asanyarray(nib.load(annotation).dataobj)).astype(np.uint8)
+        reference = nib.Nifti1Image.from_filename(image)
+        rounded = np.rint(np.asanyarray(nib.Nifti1Image.from_filename(annotation).dataobj)).astype(np.uint8)
         nib.save(nib.Nifti1Image(rounded, reference.affine, header=_header(reference, rounded)), label)
         cases[patient] = (str(linked), str(label))
     _write_json(
@@ -152,10 +152,10 @@ def _write_unions(
     folder.mkdir()
     unions: dict[str, str] = {}
     for patient, (image, _) in scans.items():
-        reference = nib.load(image)
+        reference = nib.Nifti1Image.from_filename(image)
         union = np.zeros(reference.shape, np.uint8)
         for path in annotations[patient]:
-            union |= (np.rint(np.asanyarray(nib.load(path).dataobj)) > 0).astype(np.uint8)
+            union |= (np.rint(np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)) > 0).astype(np.uint8)
         unions[patient] = str(folder / f"{patient}.nii.gz")
         nib.save(nib.Nifti1Image(union, reference.affine, header=_header(reference, union)), unions[patient])
     return unions

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import voxel_sizes
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
@@ -89,9 +90,9 @@ class Predictor:
 
     def open(self, image: Path, patient: str) -> PreparedScan:
         """A patient's scan; nothing is decoded before the first model needs it."""
-        header = nib.load(image)
+        header = nib.Nifti1Image.from_filename(image)
         x, y, z = (int(n) for n in header.shape)
-        sx, sy, sz = (float(s) for s in nib.affines.voxel_sizes(header.affine))
+        sx, sy, sz = (float(s) for s in voxel_sizes(header.affine))
         return PreparedScan(Path(image), patient, (z, y, x), (sz, sy, sx), np.asarray(header.affine, np.float64))
 
     def predict(self, scan: PreparedScan, model_folder: Path) -> Prediction:

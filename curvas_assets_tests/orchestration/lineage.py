@@ -92,6 +92,7 @@ class DummyLineage:
             partitions_def=partitions_def,
             backfill_policy=dg.BackfillPolicy.multi_run(limit),
             output_required=False,
+            retry_policy=dg.RetryPolicy(max_retries=1),
             code_version=self.code.get(name, "1"),
         )
         def made(context: dg.AssetExecutionContext, **inputs):

@@ -22,7 +22,7 @@ def lineage():
     return lineage
 
 
-def _failure(result) -> dg.StepFailureData:
+def _failure(result):
     (event,) = [event for event in result.all_events if event.is_step_failure]
     return event.step_failure_data
 
@@ -87,6 +87,15 @@ def test_a_batch_goes_patient_by_patient(lineage):
 )
 def test_only_passing_errors_are_retried(lineage, error, retried):
     lineage.broken[TESTS[0]] = error
-    failure = _failure(lineage.run("test_scan", TESTS[0]))
-    assert failure.user_failure_data.description == str(error)
-    assert failure.user_failure_data.allow_retries is retried
+    result = lineage.run("test_scan", TESTS[0])
+    assert not result.success
+    assert any(event.is_step_up_for_retry for event in result.all_events) is retried
+    assert str(error) in str(_failure(result).error)
+
+
+def test_a_retry_of_a_batch_makes_only_what_is_left(lineage):
+    first, last = _grid(lineage)
+    lineage.broken[last] = StorageError("writing", "s3://x", "the store answered 503", "Try again.", may_retry=True)
+    assert not lineage.run("softmax", first, last).success
+    assert len(lineage.made) == 17  # none of them again in the retry
+    assert lineage.due()["softmax"] == [last]

@@ -137,7 +137,7 @@ def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeyp
 def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):
     predictor = Predictor(tiny_study())
     scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
-    with pytest.raises(SegmentationError, match="lacks plans.json"):
+    with pytest.raises(SegmentationError, match=r"lacks plans\.json"):
         predictor.predict(scan, tmp_path)
     other = shutil.copytree(model, tmp_path / "other")
     dataset = json.loads((other / "dataset.json").read_text())

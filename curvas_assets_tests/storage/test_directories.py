@@ -70,7 +70,7 @@ def test_damage_and_absence_are_told(store, folder, tmp_path):
     store.put(f"m/{stored.version}/plans.json", b"[]")
     with pytest.raises(CorruptArtefactError, match="SHA-256"):
         directories.read_directory(store, "m", tmp_path / "back")
-    with pytest.raises(CorruptArtefactError, match="it holds fold_all/checkpoint.pth, plans.json"):
+    with pytest.raises(CorruptArtefactError, match=r"it holds fold_all/checkpoint\.pth, plans\.json"):
         directories.read_file(store, "m", "other")
     store.put("m/manifest.json", b"[]")
     with pytest.raises(CorruptArtefactError):

@@ -1,0 +1,56 @@
+"""Claims proved here.
+
+- A new folder becomes a patient, and a test patient if the sets say so; excluded ones do not.
+- Ids with and without prefix are one patient; folders of other names are told and left alone.
+- What has not changed is skipped; a changed file is an observation of that patient only.
+"""
+
+import dagster as dg
+import pytest
+
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.sensors import registration
+from curvas_assets.study import Study, load_study
+
+
+@pytest.fixture
+def study():
+    raw = load_study("phantom").model_dump(mode="json")
+    raw["exclusions"] = {"PHANTOM009": "header lost"}
+    return Study.model_validate(raw)
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def _apply(instance, result):
+    for request in result.dynamic_partitions_requests:
+        instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+
+
+def test_new_folders_become_patients_and_test_patients(study, instance):
+    partitions = Partitions.of(study)
+    folders = {"PHANTOM001": "a", "7": "b", "PHANTOM009": "c", "thumbs": "d"}
+    result = registration(study, partitions, instance, folders, None)
+    requests = {r.partitions_def_name: list(r.partition_keys) for r in result.dynamic_partitions_requests}
+    assert requests == {"patient": ["PHANTOM001", "PHANTOM007"], "test_patient": ["PHANTOM007"]}
+    assert {e.partition: e.tags["dagster/data_version"] for e in result.asset_events} == {
+        "PHANTOM001": "a",
+        "PHANTOM007": "b",
+    }
+    _apply(instance, result)
+
+    again = registration(study, partitions, instance, folders, result.cursor)
+    assert isinstance(again, dg.SkipReason)
+    assert "thumbs" in again.skip_message
+
+    changed = registration(study, partitions, instance, {**folders, "7": "new"}, result.cursor)
+    assert [e.partition for e in changed.asset_events] == ["PHANTOM007"]
+    assert not changed.dynamic_partitions_requests
+
+
+def test_an_empty_bucket_is_skipped(study, instance):
+    assert isinstance(registration(study, Partitions.of(study), instance, {}, None), dg.SkipReason)

@@ -1,0 +1,110 @@
+"""Claims proved here.
+
+- The code location loads without credentials, as `dagster definitions validate` does.
+- Every asset has description, group, owner, kinds and code version; GPU work is in the pool, and nothing else is.
+- Partitions are the study's: 9 models, 13 predictors, dynamic patients; a study of another shape changes them.
+- Jobs, schedules and sensors are there; only the registration of patients runs by default.
+- Tags for clusters stand on the ops that need a GPU, and on no other.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from curvas_assets.definitions import build_definitions
+from curvas_assets.orchestration.execution import EXECUTORS, GPU_POOL, executor
+from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.study import Study, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU_ASSETS = {"trained_model", "softmax"}
+OBSERVED = "patient_files"
+
+
+@pytest.fixture(scope="module")
+def definitions() -> dg.Definitions:
+    return build_definitions(load_study("curvas"))
+
+
+@pytest.fixture(scope="module")
+def graph(definitions):
+    return definitions.resolve_asset_graph()
+
+
+def test_the_code_location_validates_without_credentials(tmp_path):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "CURVAS_", "DAGSTER_"))}
+    command = [Path(sys.executable).with_name("dagster"), "definitions", "validate", "-w", ROOT / "workspace.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_asset_says_what_it_is(graph):
+    assert len(graph.get_all_asset_keys()) == 15
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description, key
+        assert node.group_name != "default", key
+        assert node.owners, key
+        assert node.kinds, key
+        if key.path[-1] != OBSERVED:
+            assert node.code_version, key
+
+
+def test_gpu_work_and_nothing_else_is_in_the_pool(graph):
+    pools = {key.path[-1] for key in graph.materializable_asset_keys if GPU_POOL in graph.get(key).pools}
+    assert pools == GPU_ASSETS
+
+
+def test_cluster_tags_ask_for_a_gpu_where_one_is_needed(definitions, graph):
+    for key in graph.materializable_asset_keys:
+        tags = definitions.resolve_assets_def(key).op.tags
+        limits = json.loads(tags["dagster-k8s/config"])["container_config"]["resources"]["limits"]
+        assert ("nvidia.com/gpu" in limits) is (key.path[-1] in GPU_ASSETS), key
+        assert tags["dagster-celery/queue"] == ("gpu" if key.path[-1] in GPU_ASSETS else "cpu")
+
+
+def test_partitions_are_the_studys(graph):
+    def keys(asset):
+        return graph.get(dg.AssetKey(asset)).partitions_def
+
+    assert len(keys("trained_model").get_partition_keys()) == 9
+    assert keys("preprocessed_dataset").get_partition_keys() == ["anno1", "anno2", "anno3"]
+    assert keys("scan").name == "patient"
+    assert keys("scores").name == "test_patient"
+    assert {d.name for d in keys("softmax").partitions_defs} == {"model", "patient"}
+    assert {d.name for d in keys("ensemble_softmax").partitions_defs} == {"ensemble", "patient"}
+
+
+def test_two_annotators_and_one_organ_are_configuration_not_code():
+    raw = load_study("phantom").model_dump(mode="json")
+    raw["annotators"], raw["organs"], raw["seeds"] = raw["annotators"][:2], {"liver": 1}, [5]
+    graph = build_definitions(Study.model_validate(raw)).resolve_asset_graph()
+    models = graph.get(dg.AssetKey("trained_model")).partitions_def.get_partition_keys()
+    assert models == ["anno1_init5_foldall", "anno2_init5_foldall"]
+
+
+def test_jobs_cover_every_asset_and_the_whole_study(definitions, graph):
+    jobs = {job.name for job in definitions.resolve_all_job_defs()}
+    assert {*STAGES, "study"} <= jobs
+    made = {asset for assets in STAGES.values() for asset in assets}
+    assert made == {key.path[-1] for key in graph.materializable_asset_keys}
+
+
+def test_only_the_registration_of_patients_runs_by_default(definitions):
+    repository = definitions.get_repository_def()
+    running = {s.name for s in repository.sensor_defs if s.default_status == dg.DefaultSensorStatus.RUNNING}
+    running |= {s.name for s in repository.schedule_defs if s.default_status == dg.DefaultScheduleStatus.RUNNING}
+    assert running == {"register_patients"}
+    assert {s.name for s in repository.schedule_defs} == {"nightly_scores", "nightly_report"}
+
+
+def test_executors_are_chosen_by_name_and_others_refused():
+    assert executor("multiprocess").name == "multiprocess"
+    assert executor("in_process").name == "in_process"
+    with pytest.raises(ValueError, match="allowed is one of " + ", ".join(EXECUTORS)):
+        executor("slurm")

@@ -1,0 +1,52 @@
+"""Claims proved here.
+
+- The pure packages load neither dagster nor torch; definitions load neither torch nor nnunetv2, in under five seconds.
+- Only the three places that may import dagster do, and only `segmentation` names torch or nnunetv2.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "curvas_assets"
+PURE = (
+    "study",
+    "cohort",
+    "cohort.phantom",
+    "scoring",
+    "ensembling",
+    "statistics",
+    "storage.softmax",
+    "report.document",
+)
+MAY_IMPORT_DAGSTER = ("definitions.py", "assets/", "orchestration/", "local/")
+
+
+def _loaded(module: str) -> set[str]:
+    code = f"import sys, {module}; print(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("name", [*PURE, "segmentation"])
+def test_a_pure_package_loads_neither_dagster_nor_torch(name):
+    assert not {"dagster", "torch", "nnunetv2"} & _loaded(f"curvas_assets.{name}")
+
+
+def test_definitions_load_without_torch_in_under_five_seconds():
+    start = time.monotonic()
+    assert not {"torch", "nnunetv2"} & _loaded("curvas_assets.definitions")
+    assert time.monotonic() - start < 5
+
+
+def test_imports_stay_where_they_belong():
+    for path in PACKAGE.rglob("*.py"):
+        name, text = path.relative_to(PACKAGE).as_posix(), path.read_text()
+        if not name.startswith(MAY_IMPORT_DAGSTER):
+            assert "import dagster" not in text, name
+            assert "from dagster" not in text, name
+        if not name.startswith("segmentation/"):
+            assert "import torch" not in text, name
+            assert "nnunetv2" not in text.replace('"nnunetv2"', ""), name
