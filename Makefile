@@ -10,7 +10,6 @@ INSTALLED := $(VENV)/.installed
 
 export DAGSTER_HOME := $(CURDIR)/$(STATE)/dagster
 export CURVAS_SCRATCH := $(CURDIR)/$(STATE)/scratch
-export PYTHONWARNINGS := ignore::dagster.BetaWarning,ignore::dagster.PreviewWarning
 
 .PHONY: demo ui test lint bench clean distclean install lock
 

@@ -1,5 +1,7 @@
 """The one place where things meet: study, assets, jobs, schedules, sensors and resources as one code location."""
 
+import warnings
+
 import dagster as dg
 
 from curvas_assets.assets import cohort, comparisons, dataset, ensembles, models, predictions, report, scores
@@ -11,6 +13,10 @@ from curvas_assets.orchestration.jobs import stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.study_run import study_job
 from curvas_assets.study import Study, load_study
+
+# Backfill policies and grid mappings are what this platform is built on; their beta notes would fill every log.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 STAGES = (cohort, dataset, models, predictions, ensembles, scores, comparisons, report)
 

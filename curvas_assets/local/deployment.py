@@ -42,7 +42,6 @@ class LocalDeployment:
             "DAGSTER_HOME": str(self.home),
             "CURVAS_STUDY": os.environ.get("CURVAS_STUDY", self.study),
             "CURVAS_SCRATCH": str(self.scratch),
-            "PYTHONWARNINGS": "ignore::dagster.BetaWarning,ignore::dagster.PreviewWarning",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             **self.s3.environment(),
         }
