@@ -34,7 +34,7 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
     jobs = {job.name: job for job in stage_jobs(executor_def)}
     return dg.Definitions(
         assets=[asset for stage in STAGES for asset in stage.build(study, partitions)],
-        jobs=[*jobs.values(), study_job(study, partitions)],
+        jobs=[*jobs.values(), study_job(study, partitions, bucket)],
         schedules=schedules.build(jobs),
         sensors=sensors.build(study, partitions),
         resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},

@@ -356,8 +356,12 @@ class Study(_Part):
         )
 
     def fingerprint(self, *parts: str) -> str:
-        """Twelve hexadecimal digits that change when a named part of the study does (all of it, if none is named)."""
-        whole = self.model_dump(mode="json")
+        """Twelve hexadecimal digits that change when a named part of the study does (all of it, if none is named).
+
+        Args:
+            parts: names of fields; `training_patients` stands for what it returns.
+        """
+        whole = {**self.model_dump(mode="json"), "training_patients": self.training_patients()}
         chosen = {part: whole[part] for part in parts} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -27,7 +27,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="dataset",
         owners=OWNERS,
         kinds={"nnunet", "blosc2"},
-        code_version=f"1-{study.fingerprint('plans', 'training', 'organs', 'sets', 'exclusions')}",
+        code_version=f"1-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=LARGE_MEMORY.op_tags,
@@ -67,7 +67,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 described = facts.as_dict()
                 return Stored(
                     key,
-                    stored.version,
+                    facts.digest,
                     {
                         "annotator": annotator,
                         "cases": described["cases"],

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import aff2axcodes
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.study import Study
@@ -161,7 +163,7 @@ def _load(path: Path, patient: str) -> Any:
         raise PatientError(
             attempt, patient, f"the file is truncated or damaged ({error})", "Upload it again from its source."
         ) from error
-    except (ImageFileError, OSError, ValueError) as error:
+    except (ImageFileError, WrapStructError, HeaderDataError, OSError, ValueError) as error:
         raise PatientError(
             attempt,
             patient,
@@ -184,6 +186,8 @@ def _read_to_end(path: Path) -> None:
     """Decompress a .gz to its end, which verifies its checksum and length."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
+    if path.suffix == ".gz" and not compressed:
+        raise ImageFileError("it is not compressed, although its name ends in .gz")
     if compressed:
         with gzip.open(path, "rb") as stream:
             while stream.read(1 << 24):

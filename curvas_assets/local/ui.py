@@ -1,10 +1,9 @@
 """`make ui`: the Dagster UI on the state the demo left, until Ctrl-C."""
 
 import argparse
-import subprocess
 from pathlib import Path
 
-from curvas_assets.local.deployment import ROOT, LocalDeployment, free_port
+from curvas_assets.local.deployment import LocalDeployment, free_port
 
 
 def main() -> None:
@@ -16,10 +15,11 @@ def main() -> None:
     port = free_port(arguments.port)
     with deployment.s3:
         print(f"Dagster: http://127.0.0.1:{port}   (Ctrl-C ends it; the state stays in {arguments.state})", flush=True)
-        try:
-            subprocess.run(deployment.dagster_command(port), cwd=ROOT, env=deployment.environment(), check=False)
-        except KeyboardInterrupt:
-            pass
+        with deployment.dagster(deployment.environment(), port) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                print("stopping", flush=True)
 
 
 if __name__ == "__main__":

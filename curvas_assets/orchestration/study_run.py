@@ -30,7 +30,7 @@ STUDY_JOB = "study"
 LAUNCHED_BY = "curvas/launched_by"
 
 
-def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefinition:
+def study_job(study_definition: Study, partitions: Partitions, bucket_resource: Bucket) -> dg.JobDefinition:
     """The job `study`. It occupies one run of the queue while it waits for the others."""
 
     @dg.op(
@@ -38,7 +38,7 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
         description="Every patient folder in the bucket becomes a partition.",
         tags={"curvas/needs": "cpu"},
     )
-    def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> None:
+    def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> list[str]:
         folders = patient_folders(bucket.checked_objects(), bucket.layout)
         found = registration(study_definition, partitions, context.instance, folders, None)
         if isinstance(found, dg.SkipReason):
@@ -53,30 +53,42 @@ def study_job(study_definition: Study, partitions: Partitions) -> dg.JobDefiniti
         for event in found.asset_events:
             if isinstance(event, dg.AssetObservation) and (str(event.partition), str(_version(event))) not in seen:
                 context.log_event(event)
+        return []
 
     def op_of(stage: str, assets: tuple[str, ...]) -> dg.OpDefinition:
         @dg.op(
             name=f"run_{stage}",
-            ins={"after": dg.In(dg.Nothing)},
             description=f"What is missing or stale of {', '.join(assets)}.",
             tags={"curvas/needs": "cpu"},
         )
-        def run_stage(context: dg.OpExecutionContext) -> None:
-            StageRunner(context).run(stage)
+        def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
+            return left + StageRunner(context).run(stage)
 
         return run_stage
+
+    @dg.op(description="Fails, naming what could not be made.", tags={"curvas/needs": "cpu"})
+    def conclude(context: dg.OpExecutionContext, left: list[str]) -> None:
+        if left:
+            raise dg.Failure(
+                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch the study "
+                "again when it is mended.",
+                allow_retries=False,
+            )
 
     ops = {stage: op_of(stage, assets) for stage, assets in STAGES.items()}
 
     @dg.job(
         name=STUDY_JOB,
+        # What passes from op to op is a list of names: it stays in this one process.
+        resource_defs={"io_manager": dg.mem_io_manager, "bucket": bucket_resource},
         executor_def=dg.in_process_executor,
         description="The whole study: every stage, whatever is missing or stale. Safe to launch again at any time.",
     )
     def study() -> None:
-        after = run_registration()
+        left = run_registration()
         for stage in STAGES:
-            after = ops[stage](after)
+            left = ops[stage](left)
+        conclude(left)
 
     return study
 
@@ -94,21 +106,20 @@ class StageRunner:
         self.repository = context.repository_def
         self.graph = self.repository.asset_graph
 
-    def run(self, stage: str) -> None:
-        """Make what is missing or stale of a stage. Raises a `dagster.Failure` that names what could not be made."""
+    def run(self, stage: str) -> list[str]:
+        """Make what is missing or stale of a stage; what could not be made, by name."""
         keys = [dg.AssetKey(name) for name in STAGES[stage]]
         staleness = Staleness(self.graph, self.instance)
         due = {key: staleness.due(key) for key in keys}
         due = {key: partitions for key, partitions in due.items() if partitions}
         if not due:
             self.context.log.info(f"{stage}: up to date")
-            return
+            return []
         if any(None in partitions for partitions in due.values()):
             # Tables follow one another: from the first that is due, all of the stage.
             first = next(i for i, key in enumerate(keys) if key in due)
             self._follow(stage, {self._launch(stage, keys[first:], None): len(keys) - first})
-            self._require_done(stage, keys, len(keys) - first)
-            return
+            return self._left(stage, keys)
         ((key, partitions),) = due.items()
         blocked = {p: staleness.missing_parents(key, p) for p in partitions}
         blocked = {p: missing for p, missing in blocked.items() if missing}
@@ -117,17 +128,14 @@ class StageRunner:
             self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
         batches = self._batches(key, ready)
         self._follow(stage, {self._launch(stage, [key], batch): batch[2] for batch in batches})
-        self._require_done(stage, keys, len(partitions))
+        return self._left(stage, keys)
 
-    def _require_done(self, stage: str, keys: Sequence[dg.AssetKey], wanted: int) -> None:
+    def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         staleness = Staleness(self.graph, self.instance)
-        left = [key.to_user_string() if p is None else p for key in keys for p in staleness.due(key)]
+        left = [f"{key.to_user_string()} {p or ''}".strip() for key in keys for p in staleness.due(key)]
         if left:
-            raise dg.Failure(
-                f"{stage}: {len(left)} of {wanted} could not be made: {', '.join(left)}. The runs launched here tell "
-                "why; launch the study again when it is mended.",
-                allow_retries=False,
-            )
+            self.context.log.error(f"{stage}: {len(left)} could not be made: {', '.join(left)}")
+        return left
 
     def _batches(self, key: dg.AssetKey, partitions: Sequence[str]) -> list[tuple[str, str, int]]:
         """Ranges of partitions that one run takes, as the asset's backfill policy allows."""

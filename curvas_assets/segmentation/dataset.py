@@ -3,6 +3,7 @@
 nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -27,7 +28,10 @@ ANISOTROPIC = 1.3
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What was prepared, for people and for the ledger."""
+    """What was prepared, for people and for the ledger.
+
+    `digest` changes when plans, fingerprint or a preprocessed voxel does; the files' bytes vary from run to run (blosc2).
+    """
 
     cases: int
     shapes: list[list[int]]
@@ -38,6 +42,7 @@ class DatasetFacts:
     configuration: str
     intensity: dict[str, float]
     seconds: float
+    digest: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,7 +107,21 @@ def prepare_dataset(
         configuration=study.plans.configuration,
         intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
         seconds=round(time.perf_counter() - start, 3),
+        digest=_digest(Path(folder)),
     )
+
+
+def _digest(folder: Path) -> str:
+    """Of plans, fingerprint, labels and every preprocessed array."""
+    import blosc2
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.json")):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(folder.rglob("*.b2nd")):
+        array = np.ascontiguousarray(blosc2.open(str(path), mode="r")[:])
+        digest.update(f"{path.name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write_raw(study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Path) -> dict[str, tuple[str, str]]:

@@ -138,6 +138,10 @@ DEFECTS = {
     "fewer voxels": (_cut_voxels, "fewer voxels than its header promises"),
     "not NIfTI": (lambda f: (f / "image.nii.gz").write_bytes(b"not an image at all"), "it is no NIfTI file"),
     "empty file": (lambda f: (f / "image.nii.gz").write_bytes(b""), "it is no NIfTI file"),
+    "compressed, but no NIfTI": (
+        lambda f: (f / "image.nii.gz").write_bytes(gzip.compress(b"x" * 99)),
+        "it is no NIfTI file",
+    ),
     "4-D": (
         lambda f: _change(f / "image.nii.gz", lambda v, a: (np.stack([v, v], axis=3), a)),
         r"shape \(28, 24, 12, 2\), not three axes",

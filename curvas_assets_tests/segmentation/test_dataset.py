@@ -4,6 +4,7 @@
 - Fingerprint and plans are those nnU-Net's own extractor and planner would write; the study's overrides are applied.
 - Labels of a scale slope are whole numbers in the dataset.
 - Shared intensity statistics make the datasets of all annotators use one set.
+- The digest that decides whether models are stale is of the content.
 - Plans that do not fit are refused with what to change.
 """
 
@@ -102,6 +103,12 @@ def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
         prepare_dataset(_changed(configuration="3d_lowres"), "anno1", _scans(scans, 1), tmp_path / "b")
     with pytest.raises(SegmentationError, match="no training patient"):
         prepare_dataset(tiny_study(), "anno1", {}, tmp_path / "c")
+
+
+def test_the_digest_is_of_the_content_not_of_the_files_bytes(scans, tmp_path):
+    one, same = (prepare_dataset(tiny_study(), "anno1", _scans(scans, 1), tmp_path / n) for n in ("a", "b"))
+    other = prepare_dataset(tiny_study(), "anno1", _scans(scans, 2), tmp_path / "c")
+    assert one.digest == same.digest != other.digest
 
 
 def test_residual_encoder_plans_are_a_setting(scans, tmp_path):
