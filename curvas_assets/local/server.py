@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from curvas_assets.errors import StorageError
-from curvas_assets.storage.connection import S3Settings, check, connect
+from curvas_assets.storage.connection import S3Settings, connect
 
 BUCKET = "curvas"
 READY_SECONDS = 60
+READY_KEY = ".curvas-ready"
 GRPC_OFFSET = 10_000
 """SeaweedFS opens each port once more, this much higher, for gRPC."""
 PORTS = ("master", "volume", "filer", "s3", "admin")
@@ -159,10 +160,13 @@ class EmbeddedS3:
             if "BucketAlready" not in str(error):
                 return False
         try:
-            check(store)
+            # A list is answered before the volumes are mounted: only a byte written and read back says ready.
+            store.put(READY_KEY, b"1")
+            ready = store.get(READY_KEY) == b"1"
+            store.delete([READY_KEY])
         except StorageError:
             return False
-        return True
+        return ready
 
     def _config(self) -> dict[str, Any]:
         """Ports and keys of this folder, made once."""
