@@ -5,6 +5,7 @@
 `curvas_assets.storage`.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 from dagster_aws.s3 import S3Resource
@@ -68,6 +69,9 @@ class Layout:
         return f"{self.reports}/figures"
 
 
+_STORES: dict[S3Settings, MeteredObjects] = {}
+
+
 class Bucket(S3Resource):
     """The study's bucket on any S3-compatible store.
 
@@ -82,8 +86,11 @@ class Bucket(S3Resource):
         return connect(self.settings()).client
 
     def objects(self) -> MeteredObjects:
-        """The store, counting the bytes that go down and up."""
-        return MeteredObjects(connect(self.settings()))
+        """The store, counting the bytes that go down and up: one for all who use it in this process."""
+        settings = self.settings()
+        if settings not in _STORES:
+            _STORES[settings] = MeteredObjects(connect(settings))
+        return _STORES[settings]
 
     def checked_objects(self) -> MeteredObjects:
         """The store, once endpoint, keys and bucket have been tried: one clear error before any work."""
@@ -105,8 +112,6 @@ class Bucket(S3Resource):
 
 def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
     """Folders below the data prefix, by name: `{folder: digest}`; the digest changes when a file in it does."""
-    import hashlib
-
     digests: dict[str, hashlib._Hash] = {}
     for item in objects.list(f"{layout.data}/"):
         folder, separator, file = item.key.removeprefix(f"{layout.data}/").partition("/")
