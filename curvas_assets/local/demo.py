@@ -14,7 +14,7 @@ import dagster as dg
 from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
-from curvas_assets.local.deployment import LocalDeployment, free_port
+from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.storage import tables
 from curvas_assets.storage.connection import S3Settings, connect
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".state"), help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
     arguments = parser.parse_args()
+    stop_cleanly_when_terminated()
     tell = Progress()
     deployment = LocalDeployment(arguments.state, study="phantom")
     environment = deployment.environment() | {"CURVAS_EXECUTOR": os.environ.get("CURVAS_EXECUTOR", "in_process")}

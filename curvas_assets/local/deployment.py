@@ -70,6 +70,15 @@ class LocalDeployment:
         return [str(binary), "dev", "-w", str(ROOT / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
 
 
+def stop_cleanly_when_terminated() -> None:
+    """SIGTERM ends this process as Ctrl-C does: what it started is stopped first."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def free_port(preferred: int = 3000) -> int:
     """A loopback port nobody listens on; the preferred one if it is free."""
     for port in (preferred, 0):

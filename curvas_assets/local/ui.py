@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from curvas_assets.local.deployment import LocalDeployment, free_port
+from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
 
 
 def main() -> None:
@@ -11,6 +11,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".state"))
     parser.add_argument("--port", type=int, default=3000)
     arguments = parser.parse_args()
+    stop_cleanly_when_terminated()
     deployment = LocalDeployment(arguments.state, study="phantom")
     port = free_port(arguments.port)
     with deployment.s3:
