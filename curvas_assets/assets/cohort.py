@@ -1,7 +1,7 @@
 """Cohort: what people put into the bucket, validated patient by patient."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import dagster as dg
 import pandas as pd
 
 from curvas_assets import cohort as intake
-from curvas_assets.errors import PatientError
+from curvas_assets.errors import PatientError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
@@ -60,13 +60,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         (labels rounded, an organ absent for one annotator) goes to the exclusion ledger.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
-        folders = {
-            study.patients.normalise(name): name for name in _patient_like(study, patient_folders(objects, layout))
-        }
+        folders = folders_of_patients(study, patient_folders(objects, layout))
 
         def take_in(patient: str) -> Stored:
             with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-                folder, files = fetch_patient(objects, layout, study, folders.get(patient, patient), Path(scratch))
+                folder, files = fetch_patient(objects, layout, study, folder_of(patient, folders), Path(scratch))
                 found = intake.read_patient(folder, study)
             record = {
                 "patient": patient,
@@ -203,13 +201,28 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
             )
 
 
-def _patient_like(study: Study, folders: dict[str, str]) -> Iterator[str]:
+def folders_of_patients(study: Study, folders: Iterable[str]) -> dict[str, list[str]]:
+    """Patient → the folders named like it, with or without the prefix; other folders are left aside."""
+    found: dict[str, list[str]] = {}
     for folder in folders:
         try:
-            study.patients.normalise(folder)
-        except Exception:
+            found.setdefault(study.patients.normalise(folder), []).append(folder)
+        except StudyError:
             continue
-        yield folder
+    return found
+
+
+def folder_of(patient: str, folders: dict[str, list[str]]) -> str:
+    """The one folder of a patient; a PatientError if there are two."""
+    named = folders.get(patient, [patient])
+    if len(named) > 1:
+        raise PatientError(
+            "looking for the folder",
+            patient,
+            f"{' and '.join(named)} are both this patient's",
+            "Keep one of them.",
+        )
+    return named[0]
 
 
 def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:

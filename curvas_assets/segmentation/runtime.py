@@ -8,8 +8,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curvas_assets.study import Plans
-
 if TYPE_CHECKING:
     import torch
 
@@ -90,8 +88,3 @@ def pinned_threads(threads: int | None, device: "torch.device") -> Iterator[int]
 
 def dataset_name(annotator: str) -> str:
     return DATASET_NAME.format(annotator=annotator.replace("-", ""))
-
-
-def overrides(plans: Plans) -> bool:
-    """Whether a study changes what nnU-Net's planner decides about the network."""
-    return any((plans.patch_size, plans.batch_size, plans.features_per_stage, plans.convolutions_per_stage))
