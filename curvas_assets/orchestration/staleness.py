@@ -76,8 +76,11 @@ class Staleness:
                 continue
             wanted = self._parent_partitions(key, partition, parent)
             absent = [one for one in wanted if self._resolver.get_status(parent, one) is StaleStatus.MISSING]
-            if absent and (partition is not None or len(absent) == len(wanted)):
-                missing += [parent.to_user_string() + (f" of {one}" if one else "") for one in absent]
+            if partition is None and len(absent) < len(wanted):
+                continue
+            if partition is None and not wanted:
+                missing.append(parent.to_user_string())
+            missing += [parent.to_user_string() + (f" of {one}" if one else "") for one in absent]
         return missing
 
     def _parent_partitions(self, key: dg.AssetKey, partition: str | None, parent: dg.AssetKey) -> list[str | None]:
