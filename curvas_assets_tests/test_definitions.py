@@ -103,14 +103,16 @@ def test_only_the_registration_of_patients_runs_by_default(definitions):
     assert {s.name for s in repository.schedule_defs} == {"nightly_scores", "nightly_report"}
 
 
-def test_schedules_ask_for_nothing_where_there_is_nothing(definitions):
+def test_schedules_ask_for_nothing_where_there_is_nothing(definitions, tmp_path):
     repository = definitions.get_repository_def()
+    # Not as a context manager: leaving it would leave Dagster's global storage of definitions without its instance.
+    instance = dg.DagsterInstance.local_temp(str(tmp_path))
     for name, reason in (("nightly_scores", "up to date"), ("nightly_report", "there are no scores yet")):
-        with dg.instance_for_test() as instance:
-            context = dg.build_schedule_context(instance=instance, repository_def=repository)
-            tick = repository.get_schedule_def(name).evaluate_tick(context)
+        context = dg.build_schedule_context(instance=instance, repository_def=repository)
+        tick = repository.get_schedule_def(name).evaluate_tick(context)
         assert not tick.run_requests
         assert reason in tick.skip_message
+    instance.dispose()
 
 
 def test_executors_are_chosen_by_name_and_others_refused():

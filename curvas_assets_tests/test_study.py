@@ -84,7 +84,8 @@ def lineage(tmp_path_factory, s3_server):
     write_cohort(folder, patients=PATIENTS, shape=(30, 56, 56), spacing_mm=(8, 6, 6), annotators=2, seed=5)
     broken = folder / DAMAGED / "annotation_2.nii.gz"
     broken.write_bytes(broken.read_bytes()[:-40])
-    with pytest.MonkeyPatch.context() as patch, dg.instance_for_test() as instance:
+    instance = dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster")))
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             **s3_server.environment(),
             "CURVAS_SCRATCH": str(tmp_path_factory.mktemp("scratch")),
@@ -96,6 +97,7 @@ def lineage(tmp_path_factory, s3_server):
             objects.upload(f"data/{path.parent.name}/{path.name}", path)
         yield lineage
         objects.delete([item.key for item in objects.list("")])
+    instance.dispose()
 
 
 def _ok(results):
