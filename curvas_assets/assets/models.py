@@ -10,6 +10,7 @@ from curvas_assets.assets.cohort import OWNERS
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import GPU, RETRY
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
@@ -62,15 +63,16 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 resume_from = unfinished.fetch(Path(scratch, "unfinished"))
                 if resume_from:
                     context.log.info(f"{name}: an unfinished training is in the bucket, resuming from it")
-                outcome = train_model(
-                    study,
-                    model,
-                    dataset,
-                    Path(scratch, "model"),
-                    resume_from=resume_from,
-                    on_epoch=lambda epoch: context.log.info(_progress(name, epoch)),
-                    on_checkpoint=unfinished.keep,
-                )
+                with leased_device(context.log.info) as leased:
+                    outcome = train_model(
+                        study,
+                        model,
+                        dataset,
+                        Path(scratch, "model"),
+                        resume_from=resume_from,
+                        on_epoch=lambda epoch: context.log.info(_progress(name, epoch)),
+                        on_checkpoint=unfinished.keep,
+                    )
                 key = layout.model(name)
                 stored = directories.write_directory(objects, key, Path(scratch, "model"))
                 unfinished.remove()
@@ -88,7 +90,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "best EMA pseudo-Dice": round(float(outcome.best_ema_dice), 4),
                     "stopped because": outcome.stopped_because,
                     "resumed at epoch": outcome.resumed_at_epoch or 0,
-                    "device": outcome.device,
+                    "device": metadata.device(outcome.device, leased),
                     "bytes": stored.size,
                     "training curve": _curve(outcome.curve, name),
                 },

@@ -11,6 +11,7 @@ from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import GPU, RETRY
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
@@ -59,7 +60,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             predictor = Predictor(study)
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            with (
+                tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
+                leased_device(context.log.info) as leased,
+            ):
                 models: dict[str, Path] = {}
                 for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -73,11 +77,13 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
                                     models[model] = trained_model[model].folder(Path(scratch, "models", model))
-                                yield key, store(predictor, opened, patient, model, models[model])
+                                yield key, store(predictor, opened, patient, model, models[model], leased)
                             except Exception as error:
                                 yield key, error
 
-        def store(predictor: Predictor, opened, patient: str, model: str, model_folder: Path) -> Stored:
+        def store(
+            predictor: Predictor, opened, patient: str, model: str, model_folder: Path, leased: str | None
+        ) -> Stored:
             prediction = predictor.predict(opened, model_folder)
             key = layout.softmax(patient, model)
             with SoftmaxWriter(
@@ -103,7 +109,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "model": model,
                     "shape": metadata.by(prediction.shape),
                     "bytes": writer.facts.size,
-                    "device": prediction.device,
+                    "device": metadata.device(prediction.device, leased),
                     "voxels by label": dg.MetadataValue.json(voxels),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
                 },

@@ -15,6 +15,8 @@ from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
+from curvas_assets.orchestration.environment import device_names
+from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.storage import tables
 from curvas_assets.storage.connection import S3Settings, connect
@@ -52,9 +54,9 @@ def main() -> None:
         upload_cohort(study, settings, deployment.state / "cohort", tell)
         os.environ.update(environment)
         with dg.DagsterInstance.get() as instance:
-            # Without a GPU, as many trainings and predictions side by side as there are cores, one thread each.
-            if not has_gpu():
-                instance.event_log_storage.set_concurrency_slots("gpu", max(1, (os.cpu_count() or 1)))
+            # One step a GPU; without any, as many side by side as there are cores, one thread each.
+            slots = len(device_names()) or os.cpu_count() or 1
+            instance.event_log_storage.set_concurrency_slots(GPU_POOL, slots)
             port = free_port(arguments.port)
             with deployment.dagster(environment, port) as process:
                 tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")
@@ -116,11 +118,6 @@ def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
         if finished:
             return run is not None and run.is_success
         time.sleep(0.3)
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device is visible, without importing torch."""
-    return Path("/proc/driver/nvidia/gpus").is_dir() and any(Path("/proc/driver/nvidia/gpus").iterdir())
 
 
 def summarise(

@@ -6,26 +6,41 @@ Only the local default uses it. The assets see an endpoint, a bucket and keys, a
 """
 
 import argparse
+import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from curvas_assets.errors import StorageError
+import psutil
+
+from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.storage.connection import S3Settings, connect
+from curvas_assets.storage.objects import S3Objects
 
 BUCKET = "curvas"
 READY_SECONDS = 60
+PROBE_SECONDS = 2
+"""Silence after which a readiness probe asks again. In 1 of 40 restarts a request that came too early was held for 18 s
+by a server that had long been ready."""
+RELEASE_SECONDS = 3
+"""How long ports may stay taken by a server that was just killed."""
 READY_KEY = ".curvas-ready"
 GRPC_OFFSET = 10_000
 """SeaweedFS opens each port once more, this much higher, for gRPC."""
+LOWEST_PORT = 12_000
+"""Ports are taken from here up to `GRPC_OFFSET` higher, so that no port is another's gRPC port, and both kinds lie below
+32768, where Linux begins to hand out ports to outgoing connections."""
 PORTS = ("master", "volume", "filer", "s3", "admin")
 PIPELINE_ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 READER_ACTIONS = ["Read", "List"]
@@ -42,7 +57,7 @@ class EmbeddedS3:
 
     def __init__(self, state: Path):
         self.folder = Path(state).resolve() / "s3"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # scans are nobody else's business
         self._started = False
 
     def __enter__(self) -> "EmbeddedS3":
@@ -58,17 +73,29 @@ class EmbeddedS3:
         return self.folder / "server.log"
 
     @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
     def pid(self) -> int | None:
         """The running server's process id; None if it does not run."""
+        process = self._process()
+        return None if process is None else process.pid
+
+    def _process(self) -> psutil.Process | None:
+        """The process of the pid file, if it serves this folder: a number that came back may be anybody's."""
         try:
-            pid = int((self.folder / "pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and b"weed" not in command.read_bytes():
-                return None
-            os.kill(pid, 0)
-        except (FileNotFoundError, ValueError, ProcessLookupError, PermissionError):
+            process = psutil.Process(int((self.folder / "pid").read_text()))
+            return process if f"-dir={self.data}" in process.cmdline() else None
+        except (FileNotFoundError, ValueError, psutil.Error):
             return None
-        return pid
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else starts or stops this folder's server meanwhile. The lock goes with the process that holds it."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def environment(self, *, reader: bool = False) -> dict[str, str]:
         """The variables that lead to this server: endpoint, bucket, keys of the pipeline (or of a reader)."""
@@ -87,11 +114,23 @@ class EmbeddedS3:
         """Start the server and make the bucket. False if it ran already.
 
         Raises:
-            StorageError: the program is not installed, or the server does not come up; names its log.
+            StorageError: the program is not installed, a port is taken, or the server does not come up; names its log.
         """
-        if self.pid is not None and self._answers():
-            return False
-        program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        with self._alone():
+            if self.pid is not None:
+                if self._comes_up():  # at once, unless whoever started it was killed meanwhile
+                    return False
+                self._end()
+            self._start()
+            return True
+
+    def stop(self, seconds: float = 15) -> None:
+        """End the server if it runs: politely, then firmly. What it has acknowledged stays on disk."""
+        with self._alone():
+            self._end(seconds)
+
+    def _start(self) -> None:
+        program = find_program()
         if program is None:
             raise StorageError(
                 "starting the embedded S3 server",
@@ -100,11 +139,20 @@ class EmbeddedS3:
                 "Install it (pip install 'curvas-assets[local]'), or set S3_ENDPOINT to a server of yours.",
             )
         config = self._config()
-        data = self.folder / "data"
-        data.mkdir(exist_ok=True)
+        taken = _ports_still_taken(config["ports"])
+        if taken:
+            raise StorageError(
+                "starting the embedded S3 server",
+                str(self.folder),
+                f"another program listens on its port {', '.join(taken)}",
+                f"End that program, or remove {self.folder / 'config.json'}: ports and keys are then chosen anew, and "
+                "what is stored stays.",
+            )
+        self._write_identities(config)
+        self.data.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [program, *self._options(config, data)],
+                [program, *self._options(config)],
                 cwd=self.folder,
                 # Without these keys the filer would answer anybody on this machine.
                 env={
@@ -120,36 +168,40 @@ class EmbeddedS3:
                 start_new_session=True,
             )
         (self.folder / "pid").write_text(str(process.pid))
+        if not self._comes_up():
+            ended = process.poll()
+            self._end()
+            raise StorageError(
+                "starting the embedded S3 server",
+                str(self.folder),
+                f"it ended with code {ended}" if ended is not None else f"no answer in {READY_SECONDS} s",
+                f"Read {self.log}.",
+                may_retry=True,
+            )
+
+    def _end(self, seconds: float = 15) -> None:
+        process = self._process()
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(seconds)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(seconds)
+        (self.folder / "pid").unlink(missing_ok=True)
+
+    def _comes_up(self) -> bool:
+        """Wait until the server answers; False once it has ended, or is late."""
         deadline = time.monotonic() + READY_SECONDS
-        while not self._answers():
-            if process.poll() is not None or time.monotonic() > deadline:
-                ended = process.poll()
-                self.stop()
-                raise StorageError(
-                    "starting the embedded S3 server",
-                    str(self.folder),
-                    f"it ended with code {ended}" if ended is not None else f"no answer in {READY_SECONDS} s",
-                    f"Read {self.log}.",
-                    may_retry=True,
-                )
+        store = connect(S3Settings.from_environment(self.environment()), read_timeout_s=PROBE_SECONDS, attempts=1)
+        while not self._answers(store):
+            if self.pid is None or time.monotonic() > deadline:
+                return False
             time.sleep(0.1)
         return True
 
-    def stop(self, seconds: float = 15) -> None:
-        """End the server if it runs: politely, then firmly. What it has acknowledged stays on disk."""
-        pid = self.pid
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + seconds
-            while _alive(pid):
-                if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
-                time.sleep(0.05)
-        (self.folder / "pid").unlink(missing_ok=True)
-
-    def _answers(self) -> bool:
+    def _answers(self, store: S3Objects) -> bool:
         """Whether the server takes the pipeline's keys and the bucket is there, made if need be."""
-        store = connect(S3Settings.from_environment(self.environment()))
         try:
             with socket.create_connection(("127.0.0.1", self._config()["ports"]["s3"]), timeout=0.5):
                 pass
@@ -169,16 +221,23 @@ class EmbeddedS3:
         return ready
 
     def _config(self) -> dict[str, Any]:
-        """Ports and keys of this folder, made once."""
+        """Ports and keys of this folder, made once: whoever is first has chosen for everybody."""
         path = self.folder / "config.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        config = {
-            "ports": dict(zip(PORTS, _free_ports(len(PORTS)), strict=True)),
-            "pipeline": {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)},
-            "reader": {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)},
-            "filer_key": secrets.token_urlsafe(30),
-        }
+        if not path.exists():
+            config = {
+                "ports": dict(zip(PORTS, _free_ports(len(PORTS)), strict=True)),
+                "pipeline": {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)},
+                "reader": {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)},
+                "filer_key": secrets.token_urlsafe(30),
+            }
+            with self._private_file(config) as staged:
+                try:
+                    os.link(staged, path)
+                except FileExistsError:
+                    pass
+        return json.loads(path.read_text())
+
+    def _write_identities(self, config: dict[str, Any]) -> None:
         identities = {
             "identities": [
                 {
@@ -189,18 +248,26 @@ class EmbeddedS3:
                 for name, actions in (("pipeline", PIPELINE_ACTIONS), ("reader", READER_ACTIONS))
             ]
         }
-        for file, content in (("identities.json", identities), ("config.json", config)):
-            target = self.folder / file
-            target.touch(mode=0o600)
-            target.write_text(json.dumps(content))
-        return config
+        with self._private_file(identities) as staged:
+            staged.replace(self.folder / "identities.json")
 
-    def _options(self, config: dict[str, Any], data: Path) -> list[str]:
+    @contextmanager
+    def _private_file(self, content: dict[str, Any]) -> Iterator[Path]:
+        """A complete JSON file that only this user reads (0600), to be given its name; removed if it was not."""
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".json")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _options(self, config: dict[str, Any]) -> list[str]:
         ports = config["ports"]
         return [
             "-logtostderr=true",
             "mini",
-            f"-dir={data}",
+            f"-dir={self.data}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             f"-s3.config={self.folder / 'identities.json'}",
@@ -218,34 +285,40 @@ class EmbeddedS3:
         ]
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.waitpid(pid, os.WNOHANG)  # a child of ours stays a zombie until somebody asks
-    except ChildProcessError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def find_program() -> str | None:
+    """SeaweedFS' program, of this Python's environment or on the path; None if it is not installed."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def _free_ports(count: int) -> list[int]:
     """Loopback ports that are free now, and free again `GRPC_OFFSET` higher."""
     found: list[int] = []
     while len(found) < count:
-        candidate = 20_000 + secrets.randbelow(20_000)
-        if candidate not in found and all(_is_free(port) for port in (candidate, candidate + GRPC_OFFSET)):
+        candidate = LOWEST_PORT + secrets.randbelow(GRPC_OFFSET)
+        if candidate not in found and _is_free(candidate):
             found.append(candidate)
     return found
 
 
+def _ports_still_taken(ports: dict[str, int]) -> list[str]:
+    """Ports another program listens on. A server that was killed a moment ago is given time to let go of them."""
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        taken = [f"{port} ({name})" for name, port in ports.items() if not _is_free(port)]
+        if not taken or time.monotonic() > deadline:
+            return taken
+        time.sleep(0.05)
+
+
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    """Whether nobody listens on a loopback port, nor on its gRPC port. What a closed connection left does not count."""
+    for one in (port, port + GRPC_OFFSET):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", one))
+            except OSError:
+                return False
     return True
 
 
@@ -255,13 +328,16 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".state"))
     arguments = parser.parse_args()
     server = EmbeddedS3(arguments.state)
-    if arguments.action == "start":
-        server.start()
-    elif arguments.action == "stop":
-        server.stop()
+    try:
+        if arguments.action == "start":
+            server.start()
+        elif arguments.action == "stop":
+            server.stop()
+    except CurvasError as error:
+        sys.exit(str(error))
     if arguments.action == "env":
         for name, value in server.environment().items():
-            print(f"export {name}={value}")
+            print(f"export {name}={shlex.quote(value)}")
     else:
         print(f"{server.folder}: {f'runs as process {server.pid}' if server.pid else 'does not run'}")
 

@@ -14,6 +14,7 @@ STUDY = "CURVAS_STUDY"
 EXECUTOR = "CURVAS_EXECUTOR"
 SCRATCH = "CURVAS_SCRATCH"
 GIT_COMMIT = "CURVAS_GIT_COMMIT"
+DEVICES = "CURVAS_DEVICES"
 
 
 def environment() -> Mapping[str, str]:
@@ -38,3 +39,12 @@ def scratch_folder() -> Path | None:
         return None
     Path(named).mkdir(parents=True, exist_ok=True)
     return Path(named)
+
+
+def device_names() -> list[str]:
+    """The GPUs that steps may use: `CURVAS_DEVICES` ("0,1,2"), else `CUDA_VISIBLE_DEVICES`, else all that are there."""
+    variables = environment()
+    for variable in (DEVICES, "CUDA_VISIBLE_DEVICES"):
+        if variable in variables:
+            return [name.strip() for name in variables[variable].split(",") if name.strip()]
+    return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)

@@ -27,3 +27,8 @@ def table(frame: pd.DataFrame) -> dg.MarkdownMetadataValue:
 def by(sizes: Sequence[float]) -> str:
     """`48 × 96 × 96`, `5 × 3.5 × 3.5`."""
     return " × ".join(f"{size:g}" for size in sizes)
+
+
+def device(kind: str, leased: str | None) -> str:
+    """`cuda 1`, `cpu`: what torch ran on, and which of the machine's devices that was."""
+    return f"{kind} {leased}" if leased is not None and kind.startswith("cuda") else kind

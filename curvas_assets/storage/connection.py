@@ -3,6 +3,7 @@
 Pure of the process's environment: settings are read from a mapping that the caller gives.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -13,6 +14,9 @@ from curvas_assets.storage.objects import ObjectStore, S3Objects
 
 ENDPOINTS = ("S3_ENDPOINT", "AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that may name the endpoint, the first that is set wins. None set: Amazon's own."""
+CHECK_SECONDS = 8.0
+"""How long `check` waits. A firewall that drops packets, or a port that takes them and stays silent, would otherwise
+hold boto3 for minutes: 5 s to connect and 120 s to read, five times over."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,17 @@ class S3Settings:
                 `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`.
 
         Raises:
-            StorageError: no bucket is named, the endpoint is no address, or two prefixes are the same.
+            StorageError: no bucket is named, a key comes without its secret (or the other way round), the endpoint is
+                no address, or two prefixes are the same or one inside the other.
         """
         given = {name: value.strip() for name, value in variables.items() if value.strip()}
         if "S3_BUCKET" not in given:
             raise StorageError(
                 "connecting to S3", "S3_BUCKET", "no bucket is named", "Set S3_BUCKET, in the environment or in .env."
             )
+        if ("AWS_ACCESS_KEY_ID" in given) != ("AWS_SECRET_ACCESS_KEY" in given):
+            there, absent = sorted(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), key=lambda name: name not in given)
+            raise StorageError("connecting to S3", absent, f"{there} is set, this is not", f"Set {absent} as well.")
         endpoint = next((given[name] for name in ENDPOINTS if name in given), None)
         prefixes = {
             name: given.get(f"S3_{name.upper()}", default).strip("/")
@@ -59,12 +67,17 @@ class S3Settings:
                 ("reports_dir", "reports"),
             )
         }
-        if len(set(prefixes.values())) < len(prefixes) or not all(prefixes.values()):
+        if not all(prefixes.values()) or any(
+            f"{inner}/".startswith(f"{outer}/")
+            for outer_name, outer in prefixes.items()
+            for inner_name, inner in prefixes.items()
+            if inner_name != outer_name
+        ):
             raise StorageError(
                 "connecting to S3",
                 "the prefixes",
-                f"they are {prefixes}: one is empty, or two are the same",
-                "Give S3_DATA_DIR, S3_ARTIFACTS_DIR, S3_OUTPUT_DIR, S3_METRICS_DIR and S3_REPORTS_DIR different names.",
+                f"they are {prefixes}: one is empty, or two are the same, or one is inside another",
+                "Give S3_DATA_DIR, S3_ARTIFACTS_DIR, S3_OUTPUT_DIR, S3_METRICS_DIR and S3_REPORTS_DIR names apart.",
             )
         return cls(
             bucket=given["S3_BUCKET"],
@@ -77,10 +90,15 @@ class S3Settings:
         )
 
 
-def connect(settings: S3Settings) -> S3Objects:
+def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int = 5) -> S3Objects:
     """The store's objects. Nothing is sent yet: `check` tries endpoint, keys and bucket.
 
     Buckets are addressed by path, which MinIO, Ceph and SeaweedFS need and Amazon accepts.
+
+    Args:
+        settings: endpoint, keys, bucket.
+        read_timeout_s: silence of the store after which a request has failed, s.
+        attempts: how often a request is sent in all, before its failure is told.
     """
     import boto3
     from botocore.config import Config
@@ -95,21 +113,57 @@ def connect(settings: S3Settings) -> S3Objects:
         config=Config(
             s3={"addressing_style": "path"},
             connect_timeout=5,
-            read_timeout=120,
-            retries={"max_attempts": 4, "mode": "standard"},
+            read_timeout=read_timeout_s,
+            retries={"total_max_attempts": attempts, "mode": "standard"},
             max_pool_connections=16,
         ),
     )
     return S3Objects(client, settings.bucket)
 
 
-def check(store: ObjectStore) -> None:
+def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
     """Try the store with one small request, before any work is lost.
 
+    Args:
+        store: the store to try.
+        seconds: how long to wait for its answer.
+
     Raises:
-        StorageError: it cannot be reached, refuses the key, or has no such bucket; one line, with what to do.
+        StorageError: it cannot be reached, does not answer in time, refuses the key, has no such bucket, or there is no
+            key to try; one line, with what to do.
     """
-    next(iter(store.list(".curvas-check/")), None)
+    from botocore.exceptions import NoCredentialsError
+
+    failures: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            next(iter(store.list(".curvas-check/")), None)
+        except BaseException as error:  # told by the caller, below
+            failures.append(error)
+
+    # A daemon: an attempt that boto3 still retries does not keep the process from ending.
+    thread = threading.Thread(target=attempt, name="curvas-s3-check", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise StorageError(
+            "trying the store",
+            store.name,
+            f"no answer in {seconds:g} s",
+            "Check S3_ENDPOINT (address, port, http or https) and that no firewall is in between.",
+            may_retry=True,
+        )
+    if not failures:
+        return
+    if isinstance(failures[0].__cause__, NoCredentialsError):
+        raise StorageError(
+            "trying the store",
+            store.name,
+            "there is no key to open it with",
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment or in .env.",
+        ) from failures[0]
+    raise failures[0]
 
 
 def _with_scheme(endpoint: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import CPU, GPU
 
 
@@ -19,8 +20,10 @@ def note(name: str, seconds: float) -> None:
 
 
 @dg.op(pool=GPU.pool, tags=GPU.op_tags)
-def gpu_step() -> None:
-    note("gpu", 0.6)
+def gpu_step(context: dg.OpExecutionContext) -> None:
+    with leased_device(context.log.info) as device:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == device
+        note(f"gpu-{device}", 0.6)
 
 
 @dg.op(tags=CPU.op_tags)

@@ -11,11 +11,12 @@ from curvas_assets.orchestration.environment import environment, executor_name, 
 
 def test_dotenv_is_read_and_variables_that_are_set_win(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text(
-        "S3_BUCKET=from-file\nS3_ENDPOINT=minio.example.org\nAWS_SECRET_ACCESS_KEY=topsecret\n"
+        "S3_BUCKET=from-file\nS3_ENDPOINT=minio.example.org\nAWS_ACCESS_KEY_ID=me\nAWS_SECRET_ACCESS_KEY=topsecret\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("S3_BUCKET", "from-process")
     monkeypatch.delenv("S3_ENDPOINT", raising=False)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     assert environment()["S3_BUCKET"] == "from-process"
     settings = Bucket().settings()
