@@ -80,8 +80,7 @@ def prepare_dataset(
     with tempfile.TemporaryDirectory(prefix="nnunet-", dir=Path(folder).parent) as scratch:
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
-            cases = _write_raw(study, scans, raw / name)
-            dataset = json.loads((raw / name / "dataset.json").read_text())
+            dataset, cases = _write_raw(study, scans, raw / name)
             (preprocessed / name).mkdir(parents=True)
             statistics = (
                 _write_unions(scans, all_annotations or {}, Path(scratch, "unions"), annotator)
@@ -124,8 +123,17 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_raw(study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Path) -> dict[str, tuple[str, str]]:
-    """nnU-Net's raw layout: the images by link, the label maps as whole numbers with their image's geometry."""
+def _write_raw(
+    study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Path
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """nnU-Net's raw layout: the images by link, the label maps as whole numbers with their image's geometry.
+
+    The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in a pool of twelve forked
+    processes, and a fork of a process with threads (a Dagster step, a test run) may hang for good: seen in CI.
+
+    Returns:
+        `dataset.json` as it is published, without paths, and patient → (image, label map).
+    """
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     cases: dict[str, tuple[str, str]] = {}
@@ -137,16 +145,15 @@ def _write_raw(study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Pat
         rounded = np.rint(np.asanyarray(nib.Nifti1Image.from_filename(annotation).dataobj)).astype(np.uint8)
         nib.save(nib.Nifti1Image(rounded, reference.affine, header=_header(reference, rounded)), label)
         cases[patient] = (str(linked), str(label))
-    _write_json(
-        folder / "dataset.json",
-        {
-            "channel_names": {"0": "CT"},
-            "labels": {name: label for label, name in enumerate(study.class_names)},
-            "numTraining": len(cases),
-            "file_ending": ".nii.gz",
-        },
-    )
-    return cases
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {name: label for label, name in enumerate(study.class_names)},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    named = {patient: {"images": [image], "label": label} for patient, (image, label) in cases.items()}
+    _write_json(folder / "dataset.json", {**dataset, "dataset": named})
+    return dataset, cases
 
 
 def _header(image: Any, labels: np.ndarray) -> Any:

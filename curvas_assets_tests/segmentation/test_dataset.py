@@ -6,9 +6,11 @@
 - Shared intensity statistics make the datasets of all annotators use one set.
 - The digest that decides whether models are stale is of the content.
 - Plans that do not fit are refused with what to change.
+- No process is forked: a fork of a process with threads may hang for good.
 """
 
 import json
+import os
 
 import blosc2
 import nibabel as nib
@@ -103,6 +105,15 @@ def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
         prepare_dataset(_changed(configuration="3d_lowres"), "anno1", _scans(scans, 1), tmp_path / "b")
     with pytest.raises(SegmentationError, match="no training patient"):
         prepare_dataset(tiny_study(), "anno1", {}, tmp_path / "c")
+
+
+def test_no_process_is_forked(scans, tmp_path, monkeypatch):
+    def refused():
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", refused)
+    prepare_dataset(tiny_study(), "anno1", _scans(scans, 1), tmp_path / "dataset")
+    assert "dataset" not in json.loads((tmp_path / "dataset" / "dataset.json").read_text())
 
 
 def test_the_digest_is_of_the_content_not_of_the_files_bytes(scans, tmp_path):
