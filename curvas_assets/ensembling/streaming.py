@@ -23,7 +23,7 @@ class Member(Protocol):
     spacing_mm: tuple[float, ...]
     provenance: dict[str, Any]
 
-    def code_slabs(self, depth: int = 16) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]: ...
+    def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]: ...
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,13 @@ class EnsembleSlab:
 
 
 def stream_ensembles(
-    members: Mapping[str, Member], ensembles: Mapping[str, Sequence[str]], depth: int = 16
+    members: Mapping[str, Member], ensembles: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[int, int, dict[str, EnsembleSlab]]]:
     """Every ensemble of a patient, slab by slab; each member is read once.
 
     Args:
         members: model → its stored softmax of the patient.
         ensembles: ensemble → the models whose mean it is.
-        depth: slices at a time.
 
     Yields:
         (z0, z1, ensemble → slab) from the first slice to the last.
@@ -60,7 +59,7 @@ def stream_ensembles(
     groups = np.array([[name in chosen for name in names] for chosen in ensembles.values()], np.bool_)
     counts = groups.sum(axis=1)
     classes = next(iter(members.values())).shape[0]
-    streams = [members[name].code_slabs(depth) for name in names]
+    streams = [members[name].code_slabs() for name in names]
     for slabs in zip(*streams, strict=True):
         z0, z1, first = slabs[0]
         voxels = first.shape[1:]

@@ -31,7 +31,7 @@ def check_scores(table: pd.DataFrame, predictors: Sequence[str] | None = None) -
         silent = part[values.isna() & (part["note"] == "")]
         if len(silent):
             problems.append(f"{metric}: {len(silent)} undefined values without a reason")
-    missing = sorted(set(METRICS) - set(table["metric"]))
+    missing = sorted({m.name for m in METRICS.values() if not m.of_ensembles} - set(table["metric"]))
     if missing:
         problems.append(f"no value at all of {', '.join(missing)}")
     if predictors is not None:

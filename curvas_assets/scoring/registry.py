@@ -9,7 +9,10 @@ from typing import Literal
 import pandas as pd
 
 Direction = Literal["higher", "lower", ""]
-Per = Literal["organ", "organ and annotator", "annotator", "image"]
+Per = Literal["organ", "organ and annotator", "annotator", "pair of annotators", "image"]
+Family = Literal["accuracy", "calibration", "aleatoric", "epistemic", "failure detection"]
+Row = tuple[str, str, str, float, str]
+"""(metric, organ, annotator, value, note); organ and annotator are empty where they do not apply."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Metric:
 
     Args:
         name: as in the scores table.
-        family: accuracy, calibration, aleatoric or epistemic.
+        family: what it judges.
         unit: of its values; empty for a share.
         low, high: its range, limits included.
         direction: which way is better; empty if neither.
@@ -27,10 +30,11 @@ class Metric:
         definition: in one line.
         oracle: an independent implementation that agrees.
         reference: where it is defined.
+        of_ensembles: it needs the members of an ensemble; a single model has no such row.
     """
 
     name: str
-    family: Literal["accuracy", "calibration", "aleatoric", "epistemic"]
+    family: Family
     unit: str
     low: float
     high: float
@@ -40,11 +44,29 @@ class Metric:
     definition: str
     oracle: str
     reference: str
+    of_ensembles: bool = False
 
 
 INF = float("inf")
 _CURVAS = "CURVAS 2024, doi:10.5281/zenodo.10979641"
 _VALUES = "Kahl et al. 2024, arXiv:2401.08501"
+_GUO = "Guo et al. 2017, arXiv:1706.04599"
+_SURFACES = "both empty: NaN; one empty: ∞"
+_AGGREGATES = {
+    "": "mean over the region's voxels",
+    "_patch": "largest mean over a patch of 10 × 10 × 10 voxels",
+    "_above": "mean over the voxels above the threshold (a tenth of ln C unless set)",
+}
+
+
+def _uncertainty(name: str, what: str, oracle: str, *, of_ensembles: bool) -> list[Metric]:
+    return [
+        Metric(name + suffix, "epistemic", "nats", 0, INF, "", "image",
+               "no voxel above the threshold: NaN" if suffix == "_above" else "never", f"{what}, {aggregate}",
+               oracle, _VALUES, of_ensembles)
+        for suffix, aggregate in _AGGREGATES.items()
+    ]  # fmt: skip
+
 
 METRICS: dict[str, Metric] = {
     m.name: m
@@ -52,43 +74,91 @@ METRICS: dict[str, Metric] = {
         Metric("dice", "accuracy", "", 0, 1, "higher", "organ", "no consensus voxel: NaN if no false positive, else 0",
                "Dice of the prediction with the voxels all annotators give the organ; where they disagree is left out",
                "scikit-learn f1_score", _CURVAS),
+        Metric("dice_published", "accuracy", "", 0, 1, "higher", "organ", "no row with consensus: 0",
+               "As the challenge's code has it, only to stand beside its table: mean over slices of the mean over rows (the "
+               "region's first row left out) of the Dice along the row, over rows with consensus",
+               "the definition written out with NumPy", _CURVAS),
         Metric("dice_annotator", "accuracy", "", 0, 1, "higher", "organ and annotator", "both empty: NaN; one empty: 0",
                "Dice of the prediction with one annotator's organ", "scikit-learn f1_score", "Dice 1945, doi:10.2307/1932409"),
+        Metric("hausdorff", "accuracy", "mm", 0, INF, "lower", "organ and annotator", _SURFACES,
+               "Largest distance from a surface voxel of one to the nearest of the other", "MONAI compute_hausdorff_distance",
+               "Huttenlocher et al. 1993, doi:10.1109/34.232073"),
+        Metric("hd95", "accuracy", "mm", 0, INF, "lower", "organ and annotator", _SURFACES,
+               "As hausdorff, the larger of the two directed 95th percentiles", "MONAI compute_hausdorff_distance",
+               "Maier-Hein et al. 2024, arXiv:2206.01653"),
+        Metric("assd", "accuracy", "mm", 0, INF, "lower", "organ and annotator", _SURFACES,
+               "Mean distance over the surface voxels of both", "MONAI compute_average_surface_distance",
+               "Maier-Hein et al. 2024, arXiv:2206.01653"),
+        Metric("nsd", "accuracy", "", 0, 1, "higher", "organ and annotator", "both empty: NaN; one empty: 0",
+               "Normalised surface Dice: share of both surfaces' area within the tolerance (1 mm unless set) of the other",
+               "surface-distance", "Nikolov et al. 2021, doi:10.2196/26151"),
         Metric("crps", "accuracy", "mm³", 0, INF, "lower", "organ", "annotators' volumes equal: |V − μ|",
                "Continuous ranked probability score of the soft volume under the normal law of the annotators' volumes",
                "SciPy quad of the definition", "Gneiting & Raftery 2007, doi:10.1198/016214506000001437"),
+        Metric("crps_published", "accuracy", "mm³", 0, INF, "lower", "organ", "annotators' volumes equal: NaN",
+               "As the challenge's code has it, only to stand beside its table: the integral of crps over μ ± 3σ only",
+               "SciPy quad of the definition", _CURVAS),
         Metric("ece", "calibration", "", 0, 1, "lower", "annotator", "never",
                "Expected calibration error of the top label: |accuracy − confidence| over equal bins, weighted by voxels",
-               "torchmetrics multiclass_calibration_error", "Guo et al. 2017, arXiv:1706.04599"),
+               "torchmetrics multiclass_calibration_error", _GUO),
         Metric("ace", "calibration", "", 0, 1, "lower", "annotator", "never",
-               "As ece, in fewer equal-width bins, every non-empty bin with the same weight", "NumPy", _VALUES),
+               "As ece, in fewer equal-width bins, every non-empty bin with the same weight",
+               "the definition written out with NumPy", _VALUES),
+        Metric("adaptive_ece", "calibration", "", 0, 1, "lower", "annotator", "never",
+               "As ace, in bins of equally many voxels; ties at a limit are shared out", "NumPy, over all orders of a tie",
+               "Nguyen & O'Connor 2015, arXiv:1508.05154"),
+        Metric("classwise_ece", "calibration", "", 0, 1, "lower", "organ and annotator", "never",
+               "As ece, of the class's probability against whether the annotator gave it; without organ the mean over all "
+               "classes, background included", "torchmetrics binary_calibration_error",
+               "Kull et al. 2019, arXiv:1910.12656"),
+        Metric("ece_mean_response", "calibration", "", 0, 1, "lower", "organ", "never",
+               "As ece, of the organ's probability against the share of annotators who gave it",
+               "the definition written out with NumPy", "Mehrtash et al. 2020, arXiv:1911.13273"),
         Metric("brier", "calibration", "", 0, 2, "lower", "annotator", "never",
                "Mean squared distance of the probabilities from the annotator's label, summed over classes",
-               "scikit-learn mean_squared_error", "Brier 1950"),
+               "the definition written out with NumPy", "Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2"),
         Metric("nll", "calibration", "nats", 0, INF, "lower", "annotator", "never",
                "Mean −ln of the probability of the annotator's label, clipped at 1e-7", "scikit-learn log_loss",
                "Gneiting & Raftery 2007, doi:10.1198/016214506000001437"),
         Metric("confidence", "aleatoric", "", 0, 1, "higher", "organ", "no consensus voxel, or none without it: NaN",
                "Mean of the organ's probability inside its consensus and of its complement where nobody drew it",
-               "NumPy", _CURVAS),
+               "the definition written out with NumPy", _CURVAS),
         Metric("ncc", "aleatoric", "", -1, 1, "higher", "image", "one of the maps is constant: NaN",
                "Pearson correlation of the annotators' disagreement map and the predictive entropy map",
                "SciPy pearsonr", _VALUES),
-        Metric("auroc", "epistemic", "", 0, 1, "higher", "organ and annotator", "organ absent, or everywhere: NaN",
+        Metric("ncc_annotators", "aleatoric", "", -1, 1, "higher", "pair of annotators", "every organ empty for one: NaN",
+               "Mean over organs of the Pearson correlation of the two annotators' masks", "SciPy pearsonr", _VALUES),
+        Metric("ged", "aleatoric", "", 0, 2, "lower", "image", "an organ in neither of two label maps counts as agreement",
+               "Generalised energy distance of the members' label maps and the annotators', with 1 − mean organ Dice as the "
+               "distance; all pairs, a map with itself too", "the definition written out with scikit-learn f1_score",
+               "Kohl et al. 2018, arXiv:1806.05034", True),
+        Metric("agreement", "aleatoric", "", 0, 1, "higher", "organ", "drawn by nobody, or one annotator: NaN",
+               "Mean Dice over pairs of annotators; a pair without the organ is left out", "scikit-learn f1_score",
+               "Dice 1945, doi:10.2307/1932409"),
+        Metric("agreement_kappa", "aleatoric", "", -1, 1, "higher", "organ", "agreement on the whole union: NaN",
+               "Fleiss' κ of the annotators on the union of their organ", "statsmodels fleiss_kappa",
+               "Fleiss 1971, doi:10.1037/h0031619"),
+        *_uncertainty("predictive_entropy", "Entropy of the prediction", "SciPy entropy", of_ensembles=False),
+        *_uncertainty("expected_entropy", "Mean entropy of the members", "SciPy entropy", of_ensembles=True),
+        *_uncertainty("mutual_information", "Entropy of the prediction less the mean entropy of the members",
+                      "SciPy entropy", of_ensembles=True),
+        Metric("member_dice", "failure detection", "", 0, 1, "higher", "organ", "found by no member: NaN",
+               "Mean Dice over pairs of an ensemble's members", "scikit-learn f1_score",
+               "Zenk et al. 2024, arXiv:2406.03323", True),
+        Metric("auroc", "failure detection", "", 0, 1, "higher", "organ and annotator", "organ absent, or everywhere: NaN",
                "Area under the ROC curve of the organ's probability against the annotator's organ, ties counted half",
                "scikit-learn roc_auc_score", _VALUES),
-        Metric("auroc_error", "epistemic", "", 0, 1, "higher", "annotator", "no error, or nothing but errors: NaN",
+        Metric("auroc_error", "failure detection", "", 0, 1, "higher", "annotator", "no error, or nothing but errors: NaN",
                "Area under the ROC curve of 1 − confidence as a sign of an error", "scikit-learn roc_auc_score", _VALUES),
-        Metric("aurc", "epistemic", "", 0, 1, "lower", "annotator", "never",
+        Metric("aurc", "failure detection", "", 0, 1, "lower", "annotator", "never",
                "Area under the risk–coverage curve: the error rate among the most confident voxels",
-               "NumPy", "Geifman & El-Yaniv 2017, arXiv:1705.08500"),
-        Metric("eaurc", "epistemic", "", -1, 1, "lower", "annotator", "never",
-               "aurc less that of a perfect ranking with the same errors", "NumPy", "Geifman et al. 2019, arXiv:1805.08206"),
-        Metric("augrc", "epistemic", "", 0, 1, "lower", "annotator", "never",
+               "the definition written out with NumPy", "Geifman & El-Yaniv 2017, arXiv:1705.08500"),
+        Metric("eaurc", "failure detection", "", -1, 1, "lower", "annotator", "never",
+               "aurc less that of a perfect ranking with the same errors", "the definition written out with NumPy",
+               "Geifman et al. 2019, arXiv:1805.08206"),
+        Metric("augrc", "failure detection", "", 0, 1, "lower", "annotator", "never",
                "As aurc, of the generalised risk: the share of all voxels that are kept and wrong",
-               "NumPy", "Traub et al. 2024, arXiv:2407.01032"),
-        Metric("predictive_entropy", "epistemic", "nats", 0, INF, "", "image", "never",
-               "Entropy of the prediction, mean over the region's voxels", "SciPy entropy", _VALUES),
+               "the definition written out with NumPy", "Traub et al. 2024, arXiv:2407.01032"),
     )
 }  # fmt: skip
 

@@ -13,8 +13,9 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -37,6 +38,12 @@ SCALE = 1 / 65535
 COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """Threads that unpack chunks, shared by all volumes: two keep up with any store."""
+    return ThreadPoolExecutor(2, thread_name_prefix="curvas-decode")
 
 
 @dataclass(frozen=True)
@@ -292,30 +299,51 @@ class SoftmaxVolume:
         if not 0 <= z0 < z1 <= self.shape[1]:
             raise ValueError(f"slices {z0} to {z1} of {self.shape[1]}")
         first, last = z0 // DEPTH, -(-z1 // DEPTH)
-        out = np.zeros((self.shape[0] - 1, (last - first) * DEPTH, *self._grid.padded), np.uint16)
-        index = self._index()[first * self._grid.tiles_per_depth : last * self._grid.tiles_per_depth]
-        present = [int(i) for i in np.flatnonzero(index[:, 0] != ABSENT)]
-        if present:
-            start = int(index[present[0], 0])
-            length = int(index[present[-1]].sum()) - start
-            content = memoryview(self._store.get_range(self._shard, start, length))
-            if len(content) != length:
-                raise _corrupt(self._subject, f"its payload ends {length - len(content)} bytes early")
-
-            def place(i: int) -> None:
-                offset, size = int(index[i, 0]) - start, int(index[i, 1])
-                depth, row, column = self._grid.position(i)
-                tile = self._grid.unpack(content[offset : offset + size], self._subject)
-                height, width = tile.shape[2:]
-                out[:, depth : depth + DEPTH, row : row + height, column : column + width] = tile
-
-            if len(present) == 1:
-                place(present[0])
-            else:
-                with ThreadPoolExecutor(2) as pool:
-                    list(pool.map(place, present))
+        out = self._decode(first, last, self._fetch(first, last))
         begin = z0 - first * DEPTH
-        return out[:, begin : begin + z1 - z0, : self.shape[2], : self.shape[3]]
+        return out[:, begin : begin + z1 - z0]
+
+    def _fetch(self, first: int, last: int) -> memoryview:
+        """The bytes of the chunks at depths first … last − 1; one request, none if they hold only background."""
+        start, length = self._span(first, last)
+        content = memoryview(self._store.get_range(self._shard, start, length)) if length else memoryview(b"")
+        if len(content) != length:
+            raise _corrupt(self._subject, f"its payload ends {length - len(content)} bytes early")
+        return content
+
+    def _span(self, first: int, last: int) -> tuple[int, int]:
+        """Where the chunks of these depths begin in the payload, and how many bytes they take."""
+        index = self._chunks(first, last)
+        present = index[index[:, 0] != ABSENT]
+        if not len(present):
+            return 0, 0
+        start = int(present[0, 0])
+        return start, int(present[-1].sum()) - start
+
+    def _decode(self, first: int, last: int, content: memoryview) -> npt.NDArray[np.uint16]:
+        """Codes of these depths, from the bytes that begin where their first chunk does."""
+        index = self._chunks(first, last)
+        start, _ = self._span(first, last)
+        depth = min(last * DEPTH, self.shape[1]) - first * DEPTH
+        out = np.zeros((self.shape[0] - 1, depth, *self.shape[2:]), np.uint16)
+
+        def place(i: int) -> None:
+            offset, size = int(index[i, 0]) - start, int(index[i, 1])
+            z, row, column = self._grid.position(i)
+            tile = self._grid.unpack(content[offset : offset + size], self._subject)
+            part = out[:, z : z + DEPTH, row : row + tile.shape[2], column : column + tile.shape[3]]
+            part[...] = tile[:, : part.shape[1], : part.shape[2], : part.shape[3]]
+
+        present = [int(i) for i in np.flatnonzero(index[:, 0] != ABSENT)]
+        if len(present) < 2:
+            for i in present:
+                place(i)
+        else:
+            list(_decoders().map(place, present))
+        return out
+
+    def _chunks(self, first: int, last: int) -> npt.NDArray[np.uint64]:
+        return self._index()[first * self._grid.tiles_per_depth : last * self._grid.tiles_per_depth]
 
     def slab(self, z0: int, z1: int) -> npt.NDArray[np.float32]:
         """Probabilities (C, z1 − z0, Y, X), background first; they sum to 1."""
@@ -329,19 +357,41 @@ class SoftmaxVolume:
 
         return labels_of(self.codes(z0, z1))
 
-    def code_slabs(self, depth: int = DEPTH) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
-        """(z0, z1, codes) from the first slice to the last; the next request is on its way meanwhile."""
-        stride = max(depth, CHUNKS_PER_GET * DEPTH // depth * depth)
-        spans = [(z, min(z + stride, self.shape[1])) for z in range(0, self.shape[1], stride)]
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.codes, *spans[0])
-            for i, (start, stop) in enumerate(spans):
-                codes = coming.result()
-                if i + 1 < len(spans):
-                    coming = ahead.submit(self.codes, *spans[i + 1])
-                for z0 in range(start, stop, depth):
-                    z1 = min(z0 + depth, stop)
-                    yield z0, z1, codes[:, z0 - start : z1 - start]
+    def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
+        """(z0, z1, codes) from the first slice to the last, 16 slices at a time.
+
+        Compressed bytes are fetched for several slabs at once and ahead, and the next slab is decoded meanwhile, so that
+        what is held is two slabs, whatever the volume.
+        """
+        depths = self._grid.depths
+        with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as decoding:
+
+            def fetch(first: int) -> Future[memoryview] | None:
+                return (
+                    fetching.submit(self._fetch, first, min(first + CHUNKS_PER_GET, depths)) if first < depths else None
+                )
+
+            def decode(depth: int, content: memoryview, begin: int) -> npt.NDArray[np.uint16]:
+                start, length = self._span(depth, depth + 1)
+                return self._decode(
+                    depth, depth + 1, content[start - begin : start - begin + length] if length else content
+                )
+
+            def coming() -> Iterator[Future[npt.NDArray[np.uint16]]]:
+                following = fetch(0)
+                for first in range(0, depths, CHUNKS_PER_GET):
+                    assert following is not None
+                    content, following = following.result(), fetch(first + CHUNKS_PER_GET)
+                    last = min(first + CHUNKS_PER_GET, depths)
+                    begin, _ = self._span(first, last)
+                    for depth in range(first, last):
+                        yield decoding.submit(decode, depth, content, begin)
+
+            slabs = coming()
+            ahead = next(slabs)
+            for depth in range(depths):
+                codes, ahead = ahead.result(), next(slabs, ahead)
+                yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""

@@ -1,0 +1,56 @@
+"""A predicted label map held compressed while a volume streams past: it is nearly all background."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DEPTH = 16
+
+
+class PackedLabels:
+    """Label maps uint8 (R, Z, Y, X) in memory, compressed 16 slices at a time; sliced as a NumPy array is.
+
+    Args:
+        maps: how many label maps.
+        shape: (Z, Y, X) of each.
+    """
+
+    def __init__(self, maps: int, shape: tuple[int, int, int]):
+        self.shape = (maps, *shape)
+        self._slabs: dict[tuple[int, int], bytes] = {}
+
+    def put(self, r: int, z0: int, slab: npt.NDArray[np.uint8]) -> None:
+        """Keep a slab (≤ 16, Y, X) that begins at slice z0, a multiple of 16. One without labels takes no space."""
+        from numcodecs import blosc
+
+        if slab.any():
+            self._slabs[r, z0 // DEPTH] = blosc.compress(np.ascontiguousarray(slab), b"lz4", 1, blosc.NOSHUFFLE, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(len(content) for content in self._slabs.values())
+
+    def __getitem__(self, where: tuple[Any, ...]) -> npt.NDArray[np.uint8]:
+        """As NumPy: slices without steps along (R, Z, Y, X); later ones may be left out."""
+        spans = list(where) + [slice(None)] * (4 - len(where))
+        (r0, r1), (z0, z1), (y0, y1), (x0, x1) = (
+            span.indices(n)[:2] for span, n in zip(spans, self.shape, strict=True)
+        )
+        out = np.zeros((r1 - r0, z1 - z0, y1 - y0, x1 - x0), np.uint8)
+        for r in range(r0, r1):
+            for block in range(z0 // DEPTH, -(-z1 // DEPTH)):
+                slab = self._unpack(r, block)
+                if slab is not None:
+                    lo, hi = max(z0, block * DEPTH), min(z1, (block + 1) * DEPTH)
+                    out[r - r0, lo - z0 : hi - z0] = slab[lo - block * DEPTH : hi - block * DEPTH, y0:y1, x0:x1]
+        return out
+
+    def _unpack(self, r: int, block: int) -> npt.NDArray[np.uint8] | None:
+        from numcodecs import blosc
+
+        content = self._slabs.get((r, block))
+        if content is None:
+            return None
+        return np.frombuffer(blosc.decompress(content), np.uint8).reshape(-1, *self.shape[2:])
