@@ -14,7 +14,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import CPU, LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.report import previews
@@ -28,6 +28,7 @@ OWNERS = ["team:imaging"]
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The cohort's assets for one study."""
+    needs = StageNeeds.of(study)
     patient_files = dg.AssetSpec(
         "patient_files",
         group_name=GROUP,
@@ -50,7 +51,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         code_version=f"1-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
         metadata=artefact("record"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.intake.op_tags,
         retry_policy=RETRY,
     )
     def scan(context: dg.AssetExecutionContext, bucket: Bucket):
@@ -101,7 +102,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
                 description="Image and annotations of the patient have one geometry and the region of evaluation is not empty.",
             )
         ],
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
@@ -143,7 +144,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         kinds={"parquet"},
         code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}",
         metadata=artefact("table"),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts) -> dg.Output[pd.DataFrame]:

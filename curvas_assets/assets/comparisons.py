@@ -5,7 +5,7 @@ import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.execution import CPU, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, artefact, table_version
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.orchestration.partitions import Partitions
@@ -18,6 +18,7 @@ GROUP = "comparisons"
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The comparisons of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         group_name=GROUP,
@@ -25,7 +26,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"scipy", "parquet"},
         code_version=f"1-{study.fingerprint('statistics')}",
         metadata=artefact("table"),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def family_comparisons(study_scores: Artefact) -> dg.Output[pd.DataFrame]:
@@ -38,7 +39,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet"},
         code_version=f"1-{study.fingerprint('evaluation')}",
         metadata=artefact("table"),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def leaderboard(study_scores: Artefact) -> dg.Output[pd.DataFrame]:
@@ -52,7 +53,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet"},
         code_version=f"1-{study.fingerprint('prices')}",
         metadata=artefact("table"),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def cost(context: dg.AssetExecutionContext) -> dg.Output[pd.DataFrame]:

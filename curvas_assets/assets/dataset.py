@@ -9,7 +9,7 @@ from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.segmentation import prepare_dataset
@@ -19,6 +19,7 @@ from curvas_assets.study import Study
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The datasets of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"scan": dg.AssetIn(partition_mapping=partitions.training_patients)},
@@ -30,7 +31,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.dataset.op_tags,
         retry_policy=RETRY,
     )
     def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):

@@ -12,7 +12,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
 from curvas_assets.report import previews
@@ -24,6 +24,7 @@ from curvas_assets.study import Study
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The ensembles of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"softmax": dg.AssetIn(partition_mapping=partitions.members_of_ensemble)},
@@ -35,7 +36,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('ensembles')}",
         metadata=artefact("softmax"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.ensembling.op_tags,
         retry_policy=RETRY,
     )
     def ensemble_softmax(context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts):

@@ -12,7 +12,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import GPU, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.report import previews
@@ -24,6 +24,7 @@ from curvas_assets.study import ModelId, Study
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The models of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"preprocessed_dataset": dg.AssetIn(partition_mapping=partitions.annotator_of_model)},
@@ -35,8 +36,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('plans', 'training')}",
         metadata=artefact("folder"),
         output_required=False,
-        pool=GPU.pool,
-        op_tags=GPU.op_tags,
+        pool=needs.training.pool,
+        op_tags=needs.training.op_tags,
         retry_policy=RETRY,
         check_specs=[
             dg.AssetCheckSpec(

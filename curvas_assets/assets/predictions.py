@@ -13,7 +13,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import GPU, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
 from curvas_assets.report import previews
@@ -24,6 +24,7 @@ from curvas_assets.study import Study
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The predictions of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={
@@ -38,8 +39,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('prediction')}",
         metadata=artefact("softmax"),
         output_required=False,
-        pool=GPU.pool,
-        op_tags=GPU.op_tags,
+        pool=needs.prediction.pool,
+        op_tags=needs.prediction.op_tags,
         retry_policy=RETRY,
         check_specs=[
             dg.AssetCheckSpec(

@@ -15,7 +15,7 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
@@ -38,6 +38,7 @@ LARGEST_3D = 128
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The report of one study."""
+    needs = StageNeeds.of(study)
     code_version = f"1-{study.fingerprint()}"
 
     @dg.multi_asset(
@@ -69,7 +70,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
             ),
         },
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
     def write_report(

@@ -12,7 +12,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.report import previews
@@ -27,6 +27,7 @@ KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The scores of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={
@@ -42,7 +43,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('evaluation', 'organs')}",
         metadata=artefact("folder"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.scoring.op_tags,
         retry_policy=RETRY,
         check_specs=[
             dg.AssetCheckSpec(
@@ -135,7 +136,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "csv"},
         code_version="1",
         metadata=artefact("table"),
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
     def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
