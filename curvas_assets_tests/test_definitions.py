@@ -116,7 +116,9 @@ def test_schedules_ask_for_nothing_where_there_is_nothing(definitions, tmp_path)
 
 
 def test_executors_are_chosen_by_name_and_others_refused():
-    assert executor("multiprocess").name == "multiprocess"
+    assert executor("local").name == executor("multiprocess").name == "multiprocess"
+    assert executor("celery").name == "celery"
+    assert executor("kubernetes").name == "k8s"
     assert executor("in_process").name == "in_process"
     with pytest.raises(ValueError, match="allowed is one of " + ", ".join(EXECUTORS)):
         executor("slurm")

@@ -33,8 +33,8 @@ def study_name() -> str:
 
 
 def executor_name() -> str:
-    """The executor to run with: `CURVAS_EXECUTOR`; `multiprocess` if it is not set."""
-    return environment().get(EXECUTOR, "").strip() or "multiprocess"
+    """The executor to run with: `CURVAS_EXECUTOR`; `local` if it is not set."""
+    return environment().get(EXECUTOR, "").strip() or "local"
 
 
 def scratch_folder() -> Path | None:

@@ -14,9 +14,8 @@ from curvas_assets.orchestration.environment import gpu_node_labels
 from curvas_assets.study import Study
 
 GPU_POOL = "gpu"
-EXECUTORS = ("multiprocess", "in_process", "celery", "kubernetes")
-PROFILES = {"local": "multiprocess", "celery": "celery", "kubernetes": "kubernetes"}
-"""Names of deployments, which `CURVAS_EXECUTOR` takes too."""
+EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
+"""`local` and `multiprocess` are the same: a process a step, on this machine."""
 SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
 """What a step asks for that holds whole volumes: nnU-Net's preprocessing of one 866×512×512 patient."""
@@ -153,19 +152,17 @@ def executor(name: str) -> dg.ExecutorDefinition:
     """The executor of every job.
 
     Args:
-        name: one of `EXECUTORS`, or of `PROFILES`.
+        name: one of `EXECUTORS`.
 
     Raises:
         ValueError: another name, or its package is not installed.
     """
-    name = PROFILES.get(name, name)
-    if name == "multiprocess":
+    if name in ("local", "multiprocess"):
         return dg.multiprocess_executor.configured({"start_method": {"forkserver": {}}})
     if name == "in_process":
         return dg.in_process_executor
     if name not in EXECUTORS:
-        allowed = ", ".join(dict.fromkeys((*PROFILES, *EXECUTORS)))
-        raise ValueError(f"CURVAS_EXECUTOR={name!r}: allowed is one of {allowed}.")
+        raise ValueError(f"CURVAS_EXECUTOR={name!r}: allowed is one of {', '.join(EXECUTORS)}.")
     try:
         if name == "celery":
             from curvas_assets.orchestration.workers import watched_celery_executor

@@ -30,7 +30,7 @@ def test_study_and_executor_have_defaults(monkeypatch, tmp_path):
     for name in ("CURVAS_STUDY", "CURVAS_EXECUTOR", "CURVAS_SCRATCH"):
         monkeypatch.setenv(name, "")
     assert study_name() == "curvas"
-    assert executor_name() == "multiprocess"
+    assert executor_name() == "local"
     assert scratch_folder() is None
     monkeypatch.setenv("CURVAS_SCRATCH", str(tmp_path / "scratch"))
     assert scratch_folder() == tmp_path / "scratch"
