@@ -1,19 +1,71 @@
 """Real servers on loopback for the tests: Redis and Postgres from Debian, Celery workers. Each ends with its block."""
 
 import os
+import pwd
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 from curvas_assets.local.deployment import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60
+
+
+POSTGRES_FOLDERS = "/usr/lib/postgresql/*/bin"
+"""Where Debian keeps a server's programs, which are not on the path."""
+
+
+def postgres_folder() -> Path | None:
+    """Where `initdb` and `postgres` are; None if the server is not installed."""
+    folders = [Path(folder) for folder in sorted(glob(POSTGRES_FOLDERS))]
+    found = shutil.which("initdb", path=os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")]))
+    return Path(found).resolve().parent if found else None
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A server with an empty database, on loopback and behind a password; its URL.
+
+    Postgres refuses to run as root: then it runs as `nobody`, in a folder that user owns.
+    """
+    programs, port, password = postgres_folder(), free_port(0), secrets.token_hex(16)
+    assert programs is not None
+    who: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    with tempfile.TemporaryDirectory(prefix="curvas-postgres-", ignore_cleanup_errors=True) as folder:
+        given, data, log = Path(folder, "password"), Path(folder, "data"), Path(folder, "log")
+        given.write_text(password)
+        if who:
+            for path in (Path(folder), given):
+                os.chown(path, who["user"], who["group"])
+        initialise = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            "curvas",
+            "--auth=scram-sha-256",
+            f"--pwfile={given}",
+            "-N",
+        ]
+        subprocess.run([*initialise, "-E", "UTF8"], check=True, capture_output=True, cwd=folder, **who)
+        command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
+        command += ["-c", "unix_socket_directories=", "-c", "fsync=off"]
+        with _process(command, log, {**os.environ}, folder, **who) as process:
+            _wait(lambda: b"ready to accept connections" in log.read_bytes(), process)
+            yield f"postgresql+psycopg2://curvas:{password}@127.0.0.1:{port}/postgres"
 
 
 def redis_program() -> str | None:
@@ -61,10 +113,12 @@ def celery_workers(
 
 
 @contextmanager
-def _process(command: list[str], log: Path, environment: Mapping[str, str], **options) -> Iterator[subprocess.Popen]:
+def _process(
+    command: list[str], log: Path, environment: Mapping[str, str], folder: Path | str = ROOT, **who: Any
+) -> Iterator[subprocess.Popen]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(environment), stdout=output, stderr=output, start_new_session=True, **options
+            command, cwd=folder, env=dict(environment), stdout=output, stderr=output, start_new_session=True, **who
         )
         try:
             yield process
