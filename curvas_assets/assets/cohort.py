@@ -1,6 +1,5 @@
 """Cohort: what people put into the bucket, validated patient by patient."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from curvas_assets.errors import PatientError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
@@ -64,8 +63,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         folders = folders_of_patients(study, patient_folders(objects, layout))
 
         def take_in(patient: str) -> Stored:
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-                folder, files = fetch_patient(objects, layout, study, folder_of(patient, folders), Path(scratch))
+            named = folder_of(patient, folders)
+            with scratch_space(patient, bytes_below(objects, layout.patient_file(named, ""))) as scratch:
+                folder, files = fetch_patient(objects, layout, study, named, scratch)
                 found = intake.read_patient(folder, study)
             record = {
                 "patient": patient,

@@ -11,15 +11,18 @@ from curvas_assets.ensembling import stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 from curvas_assets.study import Study
+
+MAP_BYTES = 4 + 4 + 1
+"""Of one voxel's entropy, mutual information and label: what an ensemble's maps can take in scratch at most."""
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -46,7 +49,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         ensembles of a patient come from one pass over the members. A missing member is an error, never a smaller
         ensemble.
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.ensembling.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
 
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
@@ -94,7 +100,9 @@ def store_ensembles(
     sums = {name: {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0} for name in ensembles}
     fullest: dict[str, tuple[float, int]] = dict.fromkeys(ensembles, (-1.0, 0))
     slices = {}
+    voxels = first.shape[1] * first.shape[2] * first.shape[3]
     with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_space(patient, voxels * MAP_BYTES * len(ensembles)))
         writers = {
             name: stack.enter_context(
                 SoftmaxWriter(
@@ -119,7 +127,7 @@ def store_ensembles(
                     kind="labels" if kind == "labels" else "entropy",
                     spacing_mm=first.spacing_mm,
                     affine=first.affine,
-                    scratch=scratch_folder(),
+                    scratch=scratch,
                 )
             )
             for name in ensembles
@@ -143,7 +151,6 @@ def store_ensembles(
                         slab.mutual_information[z].copy(),
                         slab.labels[z],
                     )
-    voxels = first.shape[1] * first.shape[2] * first.shape[3]
     stored = {}
     for name, members in ensembles.items():
         facts = writers[name].facts

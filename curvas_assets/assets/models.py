@@ -1,6 +1,5 @@
 """Models: one nnU-Net for each annotator × seed, trained so that it can be killed and go on."""
 
-import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -11,10 +10,10 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.segmentation import EpochReport, train_model
 from curvas_assets.storage import directories
@@ -53,12 +52,15 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         While it trains, its latest checkpoint is kept in the bucket: a run that is killed goes on where it was, on any
         machine, and ends with the weights of an unbroken one (on the CPU to the bit).
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.training.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
         unsound: dict[str, str] = {}
 
         def train(name: str) -> Stored:
             model = ModelId.parse(name)
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            with scratch_space(name, bytes_below(objects, f"{layout.dataset(model.annotator)}/")) as scratch:
                 dataset = preprocessed_dataset[model.annotator].folder(Path(scratch, "dataset"))
                 unfinished = Checkpoints(objects, layout.unfinished_training(name))
                 resume_from = unfinished.fetch(Path(scratch, "unfinished"))

@@ -2,20 +2,22 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.errors import DiskError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
@@ -56,15 +58,23 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         A step takes any rectangle of patients × models: each patient is fetched and preprocessed once, each model loaded
         once, and every volume is stored and reported as soon as it is done.
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.prediction.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
         empty: list[str] = []
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             predictor = Predictor(study)
-            with (
-                tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
-                leased_device(context.log.info) as leased,
-            ):
+            models_wanted = {grid_key(context, key)["model"] for key in keys}
+            model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)
+            with ExitStack() as held:
+                try:
+                    scratch = held.enter_context(scratch_space("softmax", model_bytes))
+                except DiskError as error:
+                    yield from ((key, error) for key in keys)
+                    return
+                leased = held.enter_context(leased_device(context.log.info))
                 models: dict[str, Path] = {}
                 for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:

@@ -1,7 +1,6 @@
 """Report: the figures, and one page that a reviewer can read offline."""
 
 import json
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView, build_report, most_disputed_slice
 from curvas_assets.scoring import metric_table
 from curvas_assets.statistics import (
@@ -89,7 +88,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scored = sorted(long["patient"].unique())
         shown = typical_patient(study, long)
         context.log.info(f"report on {len(scored)} patients, pictures of {shown}")
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        with scratch_space("report") as scratch:
             slices, organs = pictures(study, objects, layout, shown, Path(scratch))
         report = build_report(
             ReportInputs(
@@ -122,7 +121,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 organs=organs,
             )
         )
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        with scratch_space("report") as scratch:
             figures, page = Path(scratch, "figures"), Path(scratch, "page")
             for name, content in report.attachments.items():
                 for folder in (figures, page / "figures") if name.endswith(".png") else (figures,):

@@ -1,6 +1,5 @@
 """Scores: every predictor of a patient against every annotator, and the study's one table."""
 
-import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -11,10 +10,10 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
-from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, check_scores, study_columns
 from curvas_assets.storage import directories
@@ -62,12 +61,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         test_scan: Artefacts,
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = bucket.checked_objects(hours=needs.scoring.hours * len(context.partition_keys)), bucket.layout
         unsound: dict[str, list[str]] = {}
 
         def score_patient(patient: str) -> Stored:
             record = test_scan[patient].record()
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            with scratch_space(patient) as scratch:
                 folder = Path(scratch, patient)
                 fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
                 z, y, x = (slice(start, stop) for start, stop in record["region"])

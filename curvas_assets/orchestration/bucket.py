@@ -7,11 +7,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
+import dagster as dg
 from dagster_aws.s3 import S3Resource
 
 from curvas_assets.orchestration.environment import environment
-from curvas_assets.storage.connection import S3Settings, check, connect
+from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import ObjectStore
 
@@ -92,8 +94,15 @@ class Bucket(S3Resource):
             _STORES[settings] = MeteredObjects(connect(settings))
         return _STORES[settings]
 
-    def checked_objects(self) -> MeteredObjects:
-        """The store, once endpoint, keys and bucket have been tried: one clear error before any work."""
+    def checked_objects(self, hours: float = 0) -> MeteredObjects:
+        """The store, once endpoint, keys and bucket have been tried: one clear error before any work.
+
+        Args:
+            hours: how long the work may take, h; a session token that ends sooner is told in the run's log.
+        """
+        warning = expiry_warning(self.settings(), datetime.now(UTC), timedelta(hours=hours))
+        if warning:
+            dg.get_dagster_logger().warning(warning)
         objects = self.objects()
         check(objects)
         return objects

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 STUDY = "CURVAS_STUDY"
 EXECUTOR = "CURVAS_EXECUTOR"
 SCRATCH = "CURVAS_SCRATCH"
+SCRATCH_GIB = "CURVAS_SCRATCH_GIB"
 GIT_COMMIT = "CURVAS_GIT_COMMIT"
 DEVICES = "CURVAS_DEVICES"
 GPU_SLOTS = "CURVAS_GPU_SLOTS"
@@ -44,6 +45,11 @@ def scratch_folder() -> Path | None:
         return None
     Path(named).mkdir(parents=True, exist_ok=True)
     return Path(named)
+
+
+def scratch_gib() -> float:
+    """What all steps of this machine may keep there at once: `CURVAS_SCRATCH_GIB`, GiB; 80 (of Onyxia's 100 GB) if not set."""
+    return float(environment().get(SCRATCH_GIB, "").strip() or 80)
 
 
 def device_names() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from curvas_assets.orchestration.environment import gpu_node_labels
+from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, gpu_node_labels
 from curvas_assets.study import Study
 
 GPU_POOL = "gpu"
@@ -71,7 +71,10 @@ class Needs:
                 "requests": {"cpu": str(self.cpus), **held},
                 "limits": held | ({"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}),
             },
-            "env": [{"name": "CURVAS_SCRATCH", "value": SCRATCH_MOUNT}],
+            "env": [
+                {"name": SCRATCH, "value": SCRATCH_MOUNT},
+                {"name": SCRATCH_GIB, "value": str(self.scratch_gib)},
+            ],
             "volume_mounts": mounts,
         }
 
