@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.assets.comparisons import published_scores
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
@@ -48,6 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             "family_comparisons": dg.AssetIn(),
             "leaderboard": dg.AssetIn(),
             "cost": dg.AssetIn(),
+            "published_comparison": dg.AssetIn(),
             "scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
             "trained_model": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
         },
@@ -80,6 +82,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         family_comparisons: Artefact,
         leaderboard: Artefact,
         cost: Artefact,
+        published_comparison: Artefact,
         scores: Artefacts,
         trained_model: Artefacts,
     ):
@@ -87,6 +90,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         long, patients = study_scores.table(), cohort.table()
         scored = sorted(long["patient"].unique())
         shown = typical_patient(study, long)
+        published = None
+        if len(published_comparison.table()):
+            published = published_scores(objects, layout.published_table(study.report.published_table), study)
         context.log.info(f"report on {len(scored)} patients, pictures of {shown}")
         with scratch_space("report") as scratch:
             slices, organs = pictures(study, objects, layout, shown, Path(scratch))
@@ -113,6 +119,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 failure=failure_over_patients(long),
                 out_of_distribution=out_of_distribution(long, study.in_distribution_group),
                 leaderboard=leaderboard.table(),
+                published=published,
                 reliability=pd.concat([scores[p].table("reliability") for p in scored], ignore_index=True),
                 risk_coverage=pd.concat([scores[p].table("risk_coverage") for p in scored], ignore_index=True),
                 cost=cost.table(),

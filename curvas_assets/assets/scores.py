@@ -15,7 +15,7 @@ from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, 
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
-from curvas_assets.scoring import PatientReference, check_scores, study_columns
+from curvas_assets.scoring import PatientReference, check_scores, metric_table, study_columns
 from curvas_assets.storage import directories
 from curvas_assets.study import Study
 
@@ -39,7 +39,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"numba", "parquet"},
-        code_version=f"1-{study.fingerprint('evaluation', 'organs')}",
+        code_version=f"2-{study.fingerprint('evaluation', 'organs')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.scoring.op_tags,
@@ -158,6 +158,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "metrics": int(table["metric"].nunique()),
                 "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
                 "means": metadata.table(means_by_predictor(table)),
+                "what the metrics are": metadata.table(metric_table()),
             },
         )
 

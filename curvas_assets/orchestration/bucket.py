@@ -61,6 +61,9 @@ class Layout:
     def table(self, name: str) -> str:
         return f"{self.metrics}/{name}.parquet"
 
+    def published_table(self, name: str) -> str:
+        return f"{self.metrics}/{name}"
+
     def merged_csv(self) -> str:
         return f"{self.metrics}/metrics.csv"
 
@@ -127,3 +130,9 @@ def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
         if separator and file:
             digests.setdefault(folder, hashlib.sha256()).update(f"{file} {item.size} {item.tag}\n".encode())
     return {folder: digest.hexdigest()[:16] for folder, digest in sorted(digests.items())}
+
+
+def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:
+    """A digest of the published table that people uploaded; None if they have not."""
+    found = objects.head(layout.published_table(name))
+    return None if found is None else hashlib.sha256(f"{found.size} {found.tag}".encode()).hexdigest()[:16]

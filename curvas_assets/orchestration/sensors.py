@@ -6,12 +6,14 @@ import urllib.request
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
-from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
+DATA_VERSION = "dagster/data_version"
+PUBLISHED = "published_table"
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
@@ -25,10 +27,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
         try:
-            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+            objects, layout = bucket.checked_objects(), bucket.layout
+            folders = patient_folders(objects, layout)
+            published = published_digest(objects, layout, study.report.published_table)
         except StorageError as error:
             return dg.SkipReason(str(error))
-        return registration(study, partitions, context.instance, folders, context.cursor)
+        return registration(study, partitions, context.instance, folders, context.cursor, published)
 
     @dg.run_failure_sensor(
         name="report_failures",
@@ -49,7 +53,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
 
 
 def registration(
-    study: Study, partitions: Partitions, instance: dg.DagsterInstance, folders: dict[str, str], cursor: str | None
+    study: Study,
+    partitions: Partitions,
+    instance: dg.DagsterInstance,
+    folders: dict[str, str],
+    cursor: str | None,
+    published: str | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
     """What a look at the bucket changes: partitions to add, and an observation of each patient whose files changed.
 
@@ -59,6 +68,7 @@ def registration(
         instance: which partitions there are.
         folders: folder below the data prefix → digest of its files.
         cursor: what was seen last time, JSON patient → digest.
+        published: digest of the published table, if there is one.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
     found: dict[str, str] = {}
@@ -74,15 +84,21 @@ def registration(
     new_tests = sorted(set(tests) - set(partitions.test_patient.get_partition_keys(dynamic_partitions_store=instance)))
     changed = [p for p in patients if seen.get(p) != found[p]]
     ignored = f"; not named like a patient of this study: {', '.join(strange[:5])}" if strange else ""
-    if not (new or new_tests or changed):
+    observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
+        dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
+    ]
+    if published is not None:
+        found[PUBLISHED] = published
+        if seen.get(PUBLISHED) != published:
+            # Of an external asset without partitions, Dagster's staleness reads materialisations only.
+            observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: published}))
+    if not (new or new_tests or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{ignored}")
     return dg.SensorResult(
         dynamic_partitions_requests=[
             *([partitions.patient.build_add_request(new)] if new else []),
             *([partitions.test_patient.build_add_request(new_tests)] if new_tests else []),
         ],
-        asset_events=[
-            dg.AssetObservation("patient_files", partition=p, tags={"dagster/data_version": found[p]}) for p in changed
-        ],
+        asset_events=observed,
         cursor=json.dumps(found, sort_keys=True),
     )

@@ -18,10 +18,10 @@ from dagster._core.storage.tags import (
 )
 
 from curvas_assets.orchestration.batches import ranges, rectangles
-from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions, dimension_tags
-from curvas_assets.orchestration.sensors import registration
+from curvas_assets.orchestration.sensors import DATA_VERSION, registration
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
 
@@ -39,8 +39,10 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
         tags={"curvas/needs": "cpu"},
     )
     def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> list[str]:
-        folders = patient_folders(bucket.checked_objects(), bucket.layout)
-        found = registration(study_definition, partitions, context.instance, folders, None)
+        objects, layout = bucket.checked_objects(), bucket.layout
+        folders = patient_folders(objects, layout)
+        published = published_digest(objects, layout, study_definition.report.published_table)
+        found = registration(study_definition, partitions, context.instance, folders, None, published)
         if isinstance(found, dg.SkipReason):
             raise dg.Failure(
                 f"{found.skip_message}. Upload patients below {bucket.layout.data}/ first.", allow_retries=False
@@ -48,10 +50,11 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
         for request in found.dynamic_partitions_requests or ():
             context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
             context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
-        observed = context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records
-        seen = {(str(record.partition_key), str(_version(record.asset_observation))) for record in observed}
         for event in found.asset_events:
-            if isinstance(event, dg.AssetObservation) and (str(event.partition), str(_version(event))) not in seen:
+            assert isinstance(event, dg.AssetObservation | dg.AssetMaterialization)
+            latest = context.instance.get_latest_data_version_record(event.asset_key, partition_key=event.partition)
+            known = latest and (latest.asset_observation or latest.asset_materialization)
+            if _version(known) != _version(event):
                 context.log_event(event)
         return []
 
@@ -93,8 +96,8 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
     return study
 
 
-def _version(observation: dg.AssetObservation | None) -> str | None:
-    return (observation.tags or {}).get("dagster/data_version") if observation else None
+def _version(event: dg.AssetObservation | dg.AssetMaterialization | None) -> str | None:
+    return (event.tags or {}).get(DATA_VERSION) if event else None
 
 
 class StageRunner:

@@ -5,7 +5,12 @@ from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
-from curvas_assets.statistics.published import PublishedScores, read_published_scores
+from curvas_assets.statistics.published import (
+    PublishedScores,
+    compare_with_published,
+    published_tests,
+    read_published_scores,
+)
 from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
 
 __all__ = [
@@ -14,6 +19,7 @@ __all__ = [
     "best_predictors",
     "compare_all_families",
     "compare_families",
+    "compare_with_published",
     "dice_against_entropy",
     "directions",
     "failure_over_patients",
@@ -21,6 +27,7 @@ __all__ = [
     "leaderboard_wide",
     "out_of_distribution",
     "paired_scores",
+    "published_tests",
     "read_published_scores",
     "reduce_scores",
     "summarise",
