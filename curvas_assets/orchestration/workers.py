@@ -21,11 +21,11 @@ from dagster._core.definitions.executor_definition import multiple_process_execu
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.retries import RetryMode
 from dagster._serdes import serialize_value
-from dagster_shared.error import SerializableErrorInfo
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CeleryExecutor, _submit_task
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
+from dagster_shared.error import SerializableErrorInfo
 
 from curvas_assets.orchestration.environment import broker_url, lost_after_seconds
 
