@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import dagster as dg
 import nibabel as nib
@@ -188,7 +189,6 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
 
 def _interrupt_training(lineage, model):
     """Train one epoch of a model as the asset does, and stop: what is in the bucket is what a killed run leaves."""
-    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from curvas_assets.assets.models import Checkpoints
@@ -215,5 +215,10 @@ def _no_key_anywhere(lineage, objects, server):
     for item in objects.list(""):
         assert secret not in objects.get(item.key), item.key
     for run in lineage.instance.get_runs():
+        assert secret not in str(run).encode()
         assert secret not in json.dumps(run.run_config).encode()
         assert all(secret not in str(entry).encode() for entry in lineage.instance.all_logs(run.run_id))
+    # Step logs and the databases, as they stand on disk.
+    files = [path for path in Path(lineage.instance.root_directory).rglob("*") if path.is_file()]
+    assert files
+    assert all(secret not in path.read_bytes() for path in files)
