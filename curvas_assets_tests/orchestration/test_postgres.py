@@ -2,8 +2,9 @@
 
 - Several runs at once write their runs and events into one Postgres: all end, and none of their events is missing.
 - The pool holds across them with no device to lease: what SQLite cannot promise, Postgres does.
+- With the Celery profile's instance file, the steps' logs are in the bucket.
 - One setting chooses it, for the local deployment too; the instance files differ from the root's in storage and logs only.
-- The password is in no run's record and no event.
+- Neither the password nor a key of the store is in a run's record, an event or a step's log.
 """
 
 import os
@@ -20,19 +21,22 @@ import yaml
 
 from curvas_assets.errors import StorageError
 from curvas_assets.local.deployment import instance_file
+from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets_tests.orchestration import pool_job, services
 
 RUNS = 3
 
 
 @pytest.mark.skipif(services.postgres_folder() is None, reason="Postgres is not installed (Debian package postgresql)")
-def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch):
+def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, bucket_environment):
     home, notes = tmp_path / "home", tmp_path / "notes"
     home.mkdir()
     notes.mkdir()
     with services.postgres() as url:
-        monkeypatch.setenv("CURVAS_POSTGRES_URL", url)
-        shutil.copyfile(instance_file(), home / "dagster.yaml")
+        given = bucket_environment | {"AWS_ENDPOINT_URL": bucket_environment["S3_ENDPOINT"], "CURVAS_POSTGRES_URL": url}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        shutil.copyfile(services.ROOT / "deploy" / "celery" / "dagster.yaml", home / "dagster.yaml")
         environment = {**os.environ, "DAGSTER_HOME": str(home), "POOL_NOTES": str(notes), "POOL_IN_PROCESS": "1"}
         environment |= {"CURVAS_DEVICES": ""}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -60,8 +64,13 @@ def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch):
         spans = sorted(_span(file) for file in notes.iterdir() if file.name.startswith("gpu-None"))
         assert len(spans) == 2 * RUNS
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        objects = connect(S3Settings.from_environment(bucket_environment))
+        logs = [item.key for item in objects.list("dagster-logs/")]
+        assert len({key.split("/")[2] for key in logs}) == RUNS
+        told += [objects.get(key).decode() for key in logs]
         password = url.partition("@")[0].rpartition(":")[2]
-        assert password not in "".join(told)
+        for secret in (password, bucket_environment["AWS_SECRET_ACCESS_KEY"]):
+            assert secret not in "".join(told)
 
 
 @pytest.mark.parametrize("profile", ["postgres", "celery"])
@@ -75,6 +84,8 @@ def test_instance_files_differ_from_the_roots_in_storage_and_logs_only(profile, 
     assert other == root
     monkeypatch.delenv("CURVAS_POSTGRES_URL", raising=False)
     assert instance_file() == services.ROOT / "dagster.yaml"
+    monkeypatch.setenv("CURVAS_POSTGRES_URL", "postgresql+psycopg2://db.example.org/dagster")
+    assert instance_file() == services.ROOT / "deploy" / "postgres" / "dagster.yaml"
     monkeypatch.setenv("CURVAS_POSTGRES_URL", "postgresql://somebody:something@db.example.org/dagster")
     with pytest.raises(StorageError, match=r"Begin it with postgresql\+psycopg2://") as refused:
         instance_file()
