@@ -66,8 +66,10 @@ class WatchedStep:
         """Whether there is something to `get`."""
         if self._result.ready():
             return True
-        if self._worker is None and self._result.state == states.STARTED:
-            self._worker = self._result.info["hostname"]
+        if self._worker is None:
+            known = self._result.backend.get_task_meta(self._result.id)  # state and worker in one answer
+            if known["status"] == states.STARTED:
+                self._worker = known["result"]["hostname"]
         if self._worker is not None and time.monotonic() - self._asked > self._every_s:
             self._asked = time.monotonic()
             self._unanswered = 0 if self._worker_has_it() else self._unanswered + 1

@@ -74,13 +74,15 @@ def redis_program() -> str | None:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
-    """A Redis that keeps nothing on disk; its URL."""
+    """A Redis that keeps nothing on disk; its URL. What it is asked to do goes to `redis-commands.log`."""
     program, port = redis_program(), free_port(0)
     assert program is not None
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with _process(command, folder / "redis.log", {**os.environ}) as process:
         _wait(lambda: b"Ready to accept connections" in (folder / "redis.log").read_bytes(), process)
-        yield f"redis://127.0.0.1:{port}/0"
+        monitor = ["redis-cli", "-p", str(port), "monitor"]
+        with _process(monitor, folder / "redis-commands.log", {**os.environ}):
+            yield f"redis://127.0.0.1:{port}/0"
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """A small lineage with the project's own tags, executor, IO manager and bucket, for the tests with Celery workers.
 
-`trained`, in the middle of its second partition, waits to be killed the first time.
+In the middle of their second partition, `trained` waits to be killed with its worker, and `predicted` kills its own process,
+as the kernel does when memory runs out; both the first time only.
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -51,7 +53,11 @@ def _asset(name: str, before: str | None) -> dg.AssetsDefinition:
                 for number in range(FILES):
                     Path(folder, f"{number}.txt").write_text(f"{name} {partition} {number}")
                 if (name, partition) == ("trained", "b"):
-                    _wait_to_be_killed(objects)
+                    objects.put(f"{artefact_key(name, partition)}/half-written/0.txt", b"half")
+                    if _first_time("waits"):
+                        time.sleep(120)
+                if (name, partition) == ("predicted", "b") and _first_time("kills-itself"):
+                    os.kill(os.getpid(), signal.SIGKILL)
                 stored = directories.write_directory(objects, artefact_key(name, partition), Path(folder))
             return Stored(artefact_key(name, partition), stored.version)
 
@@ -60,14 +66,13 @@ def _asset(name: str, before: str | None) -> dg.AssetsDefinition:
     return made
 
 
-def _wait_to_be_killed(objects) -> None:
-    """The first time: leave a file of an unfinished artefact in the bucket, say so, and do nothing more."""
-    marker = Path(os.environ["WORKER_NOTES"], "waits")
-    if marker.exists():
-        return
-    objects.put(f"{artefact_key('trained', 'b')}/half-written/0.txt", b"half")
-    marker.write_text(str(os.getpid()))
-    time.sleep(120)
+def _first_time(what: str) -> bool:
+    """Whether this happens for the first time; from now on it has."""
+    try:
+        Path(os.environ["WORKER_NOTES"], what).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def worker_lineage() -> dg.JobDefinition:
