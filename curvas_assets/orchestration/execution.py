@@ -18,7 +18,7 @@ EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
 """`local` and `multiprocess` are the same: a process a step, on this machine."""
 SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
-"""What a step asks for that holds whole volumes: nnU-Net's preprocessing of one 866×512×512 patient."""
+"""What a step asks for that holds whole volumes in nnU-Net's hands. A choice with room, not a measurement."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class StageNeeds:
         """Needs scaled by the study's settings: annotators, classes, loader processes, GPU memory, epochs.
 
         Hours are the study's own (its report, table 4: a training 24 h, a volume 1 h, an ensemble 2 h, a patient's
-        scores 1 h) and upper bounds here. Scratch stays below half of Onyxia's 100 GB with two steps on one disk.
+        scores 1 h) and upper bounds here. Two steps of the greediest stage fit on Onyxia's 100 GB of disk.
         """
         plans, training = study.plans, study.training
         annotators, classes = len(study.annotators), len(study.class_names)
