@@ -288,6 +288,7 @@ def test_a_perfect_prediction_is_best(annotation):
 def test_every_registered_metric_says_what_a_perfect_prediction_scores():
     single = {metric.name for metric in METRICS.values() if not metric.of_ensembles}
     assert set(PERFECT) | NOT_OF_THE_PREDICTION | UNDEFINED_WHEN_PERFECT == single
+    assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION)
     for name, best in PERFECT.items():
         known = METRICS[name]
         if best is not None and known.direction:
