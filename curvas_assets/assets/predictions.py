@@ -59,7 +59,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         empty: list[str] = []
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-            predictor = Predictor(study)
+            predictor = Predictor(study, tell=context.log.info)
             with (
                 tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
                 leased_device(context.log.info) as leased,
@@ -110,6 +110,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "shape": metadata.by(prediction.shape),
                     "bytes": writer.facts.size,
                     "device": metadata.device(prediction.device, leased),
+                    "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
                     "voxels by label": dg.MetadataValue.json(voxels),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
                 },
