@@ -65,7 +65,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         empty: list[str] = []
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-            predictor = Predictor(study)
+            predictor = Predictor(study, tell=context.log.info)
             models_wanted = {grid_key(context, key)["model"] for key in keys}
             model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)
             with ExitStack() as held:
@@ -121,6 +121,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "shape": metadata.by(prediction.shape),
                     "bytes": writer.facts.size,
                     "device": metadata.device(prediction.device, leased),
+                    "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
                     "voxels by label": dg.MetadataValue.json(voxels),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
                 },

@@ -32,6 +32,7 @@ from curvas_assets.statistics import (
     PublishedScores,
     best_predictors,
     directions,
+    judges_annotators,
     leaderboard_wide,
     paired_scores,
     published_tests,
@@ -546,7 +547,7 @@ class _Writer:
 
     def _metric_groups(self) -> dict[str, list[str]]:
         """The scored metrics by family of the registry, at most eight to a table."""
-        metrics = [m for m in dict.fromkeys(map(str, self.reduced["metric"])) if not m.startswith("agreement")]
+        metrics = [m for m in dict.fromkeys(map(str, self.reduced["metric"])) if not judges_annotators(m)]
         registry = self.inputs.metrics
         known = (
             dict(zip(registry["metric"].astype(str), registry["family"].astype(str), strict=True))

@@ -1,6 +1,11 @@
 """From scores to answers: means with their gaps, tests between families, the study's published table, ranks."""
 
-from curvas_assets.statistics.association import annotator_agreement, dice_against_entropy, paired_scores
+from curvas_assets.statistics.association import (
+    annotator_agreement,
+    dice_against_entropy,
+    judges_annotators,
+    paired_scores,
+)
 from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families
@@ -23,6 +28,7 @@ __all__ = [
     "dice_against_entropy",
     "directions",
     "failure_over_patients",
+    "judges_annotators",
     "leaderboard",
     "leaderboard_wide",
     "out_of_distribution",

@@ -165,14 +165,13 @@ class SoftmaxWriter:
         from curvas_assets.storage.encoding import encode
 
         z0 = self._next_z - self._pending_depth - slab.shape[1]
-        codes, labels = encode(slab, self.tail)
-        self._label_voxels += np.bincount(labels.ravel(), minlength=self.shape[0])
-        self._soft += codes.sum(axis=(1, 2, 3), dtype=np.int64)
-        foreground = np.count_nonzero(labels, axis=(1, 2))
-        if foreground.max() > self._fullest[0]:
-            self._fullest = (int(foreground.max()), z0 + int(foreground.argmax()))
+        encoded = encode(slab, self.tail)
+        self._label_voxels += encoded.label_voxels
+        self._soft += encoded.code_sums
+        if encoded.foreground.max() > self._fullest[0]:
+            self._fullest = (int(encoded.foreground.max()), z0 + int(encoded.foreground.argmax()))
         with ThreadPoolExecutor(2) as pool:
-            for content in pool.map(self._grid.pack, self._grid.tiles(codes)):
+            for content in pool.map(self._grid.pack, self._grid.tiles(encoded.codes)):
                 if content is None:
                     self._index.append((ABSENT, ABSENT))
                     continue

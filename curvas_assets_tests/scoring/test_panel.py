@@ -203,6 +203,7 @@ def test_crps_of_agreeing_annotators_is_the_distance_of_the_volume():
     softmax = np.stack([1 - np.full((1, 1, 4), 0.25), np.full((1, 1, 4), 0.25)])
     table = score(softmax, annotations, (2, 3, 4), organs={"a": 1})
     assert _value(table, "crps", "a") == pytest.approx(24 * abs(4 * 0.25 - 2), rel=1e-4)
+    assert list(table[table.metric == "crps"]["note"]) == ["the annotators' volumes are equal: |V − μ|"]
 
 
 def test_two_voxels_by_hand():
@@ -279,7 +280,7 @@ def test_a_perfect_prediction_is_best(annotation):
     annotations = np.repeat(annotation, 3, axis=0)
     table = score(softmax, annotations, SPACING, organs=ORGANS)
     for metric, best in PERFECT.items():
-        values = table[(table.metric == metric) & (table.note == "")]["value"]
+        values = table[(table.metric == metric) & ((table.note == "") | (metric == "crps"))]["value"]
         np.testing.assert_allclose(values, math.nan if best is None else best, atol=1e-9)
     for metric in UNDEFINED_WHEN_PERFECT:
         assert table[table.metric == metric]["value"].isna().all()
@@ -288,6 +289,7 @@ def test_a_perfect_prediction_is_best(annotation):
 def test_every_registered_metric_says_what_a_perfect_prediction_scores():
     single = {metric.name for metric in METRICS.values() if not metric.of_ensembles}
     assert set(PERFECT) | NOT_OF_THE_PREDICTION | UNDEFINED_WHEN_PERFECT == single
+    assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION)
     for name, best in PERFECT.items():
         known = METRICS[name]
         if best is not None and known.direction:

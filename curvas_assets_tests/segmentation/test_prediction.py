@@ -4,7 +4,8 @@
   axes are transposed, the scan is cropped, or coarse slices are resampled to the nearest.
 - Outside nnU-Net's crop everything is background.
 - Preprocessing is done once for models that share it.
-- Memory is estimated before the start; too little is an error that says what to change.
+- Memory is estimated before the start and told, a container's limit counts; too little is an error that says what to
+  change.
 - A model with other classes, or without its files, is refused.
 """
 
@@ -18,6 +19,7 @@ import torch
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import Predictor, estimate_memory, train_model
+from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -117,6 +119,25 @@ def test_too_little_memory_is_an_error_that_says_what_to_change(model, scans):
     scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
     with pytest.raises(SegmentationError, match=r"PHANTOM007 by .*GiB of memory are needed.*plans.spacing_mm"):
         predictor.predict(scan, model)
+
+
+def test_memory_is_told_before_the_start(model, scans):
+    told = []
+    predictor = Predictor(tiny_study(), tell=told.append)
+    prediction = predictor.predict(predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007"), model)
+    (message,) = told
+    assert "PHANTOM007 by model: about 0.0 GiB of memory are needed for 30 × 56 × 56 voxels" in message
+    assert 0 < prediction.memory_bytes < 2**28
+
+
+def test_the_containers_limit_counts(tmp_path):
+    free = available_memory(tmp_path)  # no such files: the machine's
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 300000\n")
+    assert available_memory(tmp_path) == 400000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
 
 
 def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
