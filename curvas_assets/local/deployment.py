@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import dagster as dg
+
 from curvas_assets.errors import StorageError
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.orchestration.environment import postgres_url
+from curvas_assets.orchestration.execution import GPU_POOL
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_SCHEME = "postgresql+psycopg2://"
@@ -67,6 +70,11 @@ class LocalDeployment:
                 yield process
             finally:
                 stop(process)
+
+    def set_gpu_slots(self, slots: int) -> None:
+        """How many GPU steps run at a time, over all runs of this deployment."""
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            instance.event_log_storage.set_concurrency_slots(GPU_POOL, slots)
 
     def dagster_command(self, port: int) -> list[str]:
         binary = Path(sys.executable).with_name("dagster")
