@@ -3,10 +3,16 @@
 - Variables come from `.env` too, and those that are set win.
 - The study and the executor have defaults; an empty variable counts as not set.
 - A bucket's settings never stand in the resource's configuration.
-- A session token that has ended is refused before the store is asked.
+- A session token that has ended is refused before the store is asked; one that ends during the work is told in its log.
 - GPU slots, GPU nodes, the broker and the bound of scratch have defaults, and follow their variables.
 """
 
+import base64
+import json
+import logging
+import time
+
+import dagster as dg
 import pytest
 
 from curvas_assets.errors import StorageError
@@ -63,6 +69,28 @@ def test_a_session_that_has_ended_is_refused_before_the_store_is_asked(monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError, match=r"AWS_SESSION_TOKEN: .* it ended 1970-01-01 00:16 UTC"):
         Bucket().checked_objects()
+
+
+def test_a_session_that_ends_during_long_work_is_told_in_the_runs_log(monkeypatch, bucket_environment):
+    ends = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + 5 * 3600}).encode()).decode().rstrip("=")
+    for name, value in (bucket_environment | {"AWS_SESSION_TOKEN": f"e30.{ends}.x"}).items():
+        monkeypatch.setenv(name, value)
+
+    @dg.op
+    def long_work():
+        Bucket().checked_objects(hours=24)
+
+    @dg.job
+    def work():
+        long_work()
+
+    instance = dg.DagsterInstance.ephemeral()
+    result = work.execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success  # the embedded server issues no sessions, so it refuses this one, afterwards
+    told = [entry for entry in instance.all_logs(result.run_id) if "AWS_SESSION_TOKEN ends" in entry.user_message]
+    assert [entry.level for entry in told] == [logging.WARNING]
+    assert "in 5.0 h; this work may take 24.0 h" in told[0].user_message
+    assert ends not in "".join(map(str, instance.all_logs(result.run_id)))
 
 
 def test_settings_of_machines_have_defaults_and_follow_their_variables(monkeypatch, tmp_path):
