@@ -10,6 +10,7 @@ machine's load explains, that is: when bytes, errors or memory are off, or twice
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -162,7 +163,7 @@ def _errors(shape: Shape, volume) -> dict[str, float]:
     ece = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=1) / bins[..., 0].sum(axis=1)
     relative = np.abs(sums[1] / sums[0] - 1)
     return {
-        "largest_error": found[0],
+        "largest_error": float(found[0]),
         "labels_changed": int(found[1]),
         "ece_error": float(abs(ece[1] - ece[0])),
         "soft_volume_error": float(relative[1 : len(CLASSES)].max()),
@@ -266,7 +267,7 @@ def part_nnunet(shape: Shape) -> dict[str, Any]:
             with Clock() as export:  # the last lines of nnU-Net's export_prediction_from_logits
                 np.savez_compressed(path, probabilities=softmax)
                 properties = nnunet_properties(shape, AFFINE)
-                path.with_suffix(".pkl").write_bytes(__import__("pickle").dumps(properties))
+                path.with_suffix(".pkl").write_bytes(pickle.dumps(properties))
                 SimpleITKIO().write_seg(
                     softmax.argmax(axis=0).astype(np.uint8), str(path.with_suffix(".nii.gz")), properties
                 )

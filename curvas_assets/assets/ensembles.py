@@ -1,6 +1,7 @@
 """Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
 
@@ -124,12 +125,17 @@ def store_ensembles(
             for name in ensembles
             for kind in names
         }
+        compressing = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="curvas-maps"))
         for z0, _, slabs in stream_ensembles(volumes, ensembles):
+            written = [
+                compressing.submit(maps[name, kind].write, z0, values)
+                for name, slab in slabs.items()
+                for kind, values in zip(
+                    names, (slab.predictive_entropy, slab.mutual_information, slab.labels), strict=True
+                )
+            ]
             for name, slab in slabs.items():
                 writers[name].write(z0, slab.mean)
-                maps[name, "entropy"].write(z0, slab.predictive_entropy)
-                maps[name, "mutual_information"].write(z0, slab.mutual_information)
-                maps[name, "labels"].write(z0, slab.labels)
                 sums[name]["entropy"] += float(slab.predictive_entropy.sum(dtype="f8"))
                 sums[name]["expected entropy"] += float(slab.expected_entropy.sum(dtype="f8"))
                 sums[name]["mutual information"] += float(slab.mutual_information.sum(dtype="f8"))
@@ -140,8 +146,11 @@ def store_ensembles(
                     slices[name] = (
                         slab.predictive_entropy[z].copy(),
                         slab.mutual_information[z].copy(),
-                        slab.labels[z],
+                        slab.labels[z].copy(),
                     )
+            for one in written:
+                one.result()
+            del slabs, slab, written  # not held while the next ones are made
     voxels = first.shape[1] * first.shape[2] * first.shape[3]
     stored = {}
     for name, members in ensembles.items():

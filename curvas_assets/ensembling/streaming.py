@@ -63,10 +63,14 @@ def stream_ensembles(
     entropy_of_mean = np.concatenate(tables)
     classes = next(iter(members.values())).shape[0]
     streams = [members[name].code_slabs() for name in names]
+    held: npt.NDArray[np.uint16] | None = None
     for slabs in zip(*streams, strict=True):
         z0, z1, first = slabs[0]
         slab = _empty_slab((len(ensembles),), classes, first.shape[1:])
-        codes = np.stack([of_member for _, _, of_member in slabs])
+        if held is None or held.shape[2:] != first.shape[1:]:
+            held = np.empty((len(names), *first.shape), np.uint16)
+        codes = np.stack([of_member for _, _, of_member in slabs], out=held)
+        del slabs, first
         with PARALLEL:
             _combine(
                 codes,
@@ -85,7 +89,9 @@ def stream_ensembles(
             name: EnsembleSlab(*(part[e] for part in (getattr(slab, field.name) for field in fields(slab))))
             for e, name in enumerate(ensembles)
         }
+        del slab
         yield z0, z1, found
+        del found
 
 
 def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...]) -> EnsembleSlab:
@@ -112,12 +118,9 @@ ENTROPY = _entropy_table(FULL)
 def _combine(codes, groups, counts, table, table_of_mean, begins, mean, predictive, expected, mutual, labels):
     """All ensembles of a slab, row by row of voxels, so that sums never leave the processor's cache.
 
-    Args:
-        codes: (member, foreground class, z, y, x).
-        groups: whether a member is in an ensemble, (ensemble, member).
-        counts: members of each ensemble.
-        table: −p ln p of each code.
-        table_of_mean: the same of each sum of codes, one ensemble after the other, which begin at `begins`.
+    `codes` are (member, foreground class, z, y, x), `groups` (ensemble, member) says who is in which, `counts` how many
+    that are. `table` has −p ln p of each code, `table_of_mean` of each sum of codes, one ensemble after the other, which
+    begin at `begins`.
     """
     members, foreground, depth, height, width = codes.shape
     for row in prange(depth * height):
