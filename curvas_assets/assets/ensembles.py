@@ -8,7 +8,7 @@ from itertools import groupby
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS
-from curvas_assets.ensembling import stream_ensembles
+from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
@@ -126,7 +126,8 @@ def store_ensembles(
             for kind in names
         }
         compressing = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="curvas-maps"))
-        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+
+        def write(z0: int, slabs: dict[str, EnsembleSlab]) -> None:
             written = [
                 compressing.submit(maps[name, kind].write, z0, values)
                 for name, slab in slabs.items()
@@ -143,14 +144,15 @@ def store_ensembles(
                 z = int(foreground.argmax())
                 if foreground[z] > fullest[name][0]:
                     fullest[name] = (float(foreground[z]), z0 + z)
-                    slices[name] = (
-                        slab.predictive_entropy[z].copy(),
-                        slab.mutual_information[z].copy(),
-                        slab.labels[z].copy(),
+                    slices[name] = tuple(
+                        part[z].copy() for part in (slab.predictive_entropy, slab.mutual_information, slab.labels)
                     )
             for one in written:
                 one.result()
-            del slabs, slab, written  # not held while the next ones are made
+
+        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+            write(z0, slabs)
+            del slabs  # not held while the next ones are made
     voxels = first.shape[1] * first.shape[2] * first.shape[3]
     stored = {}
     for name, members in ensembles.items():
