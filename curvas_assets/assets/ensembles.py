@@ -16,6 +16,7 @@ from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.report import previews
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import ObjectStore
@@ -89,7 +90,7 @@ def store_ensembles(
     tail: float,
 ) -> dict[str, Stored]:
     """Stream a patient's members once; store each ensemble's volume and its three maps."""
-    first = next(iter(volumes.values()))
+    first, code = next(iter(volumes.values())), code_facts("numba")
     names = ("entropy", "mutual_information", "labels")
     sums = {name: {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0} for name in ensembles}
     fullest: dict[str, tuple[float, int]] = dict.fromkeys(ensembles, (-1.0, 0))
@@ -104,7 +105,13 @@ def store_ensembles(
                     class_names=first.class_names,
                     spacing_mm=first.spacing_mm,
                     affine=first.affine,
-                    provenance={"patient": patient, "predictor": name, "members": members},
+                    provenance={
+                        "patient": patient,
+                        "predictor": name,
+                        "members": members,
+                        "member_versions": {member: volumes[member].version for member in members},
+                        "code": code,
+                    },
                     tail=tail,
                 )
             )
