@@ -64,13 +64,13 @@ def stream_ensembles(
     classes = next(iter(members.values())).shape[0]
     streams = [members[name].code_slabs() for name in names]
     held: npt.NDArray[np.uint16] | None = None
-    for slabs in zip(*streams, strict=True):
-        z0, z1, first = slabs[0]
+    for z0, z1, first in streams[0]:
+        others = [next(stream)[2] for stream in streams[1:]]
         slab = _empty_slab((len(ensembles),), classes, first.shape[1:])
         if held is None or held.shape[2:] != first.shape[1:]:
             held = np.empty((len(names), *first.shape), np.uint16)
-        codes = np.stack([of_member for _, _, of_member in slabs], out=held)
-        del slabs, first
+        codes = np.stack([first, *others], out=held)
+        del others, first  # two slabs of nine members are a quarter of what is held
         with PARALLEL:
             _combine(
                 codes,

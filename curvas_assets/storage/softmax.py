@@ -389,8 +389,8 @@ class SoftmaxVolume:
             slabs = coming()
             ahead = next(slabs)
             for depth in range(depths):
-                codes, ahead = ahead.result(), next(slabs, ahead)
-                yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes
+                codes, ahead = [ahead.result()], next(slabs, None) or Future()
+                yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes.pop()  # held by the caller alone
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
