@@ -1,19 +1,21 @@
 """Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
 
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS
-from curvas_assets.ensembling import stream_ensembles
+from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage.maps import MapWriter
@@ -95,7 +97,7 @@ def store_ensembles(
     tail: float,
 ) -> dict[str, Stored]:
     """Stream a patient's members once; store each ensemble's volume and its three maps."""
-    first = next(iter(volumes.values()))
+    first, code = next(iter(volumes.values())), code_facts("numba")
     names = ("entropy", "mutual_information", "labels")
     sums = {name: {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0} for name in ensembles}
     fullest: dict[str, tuple[float, int]] = dict.fromkeys(ensembles, (-1.0, 0))
@@ -112,7 +114,13 @@ def store_ensembles(
                     class_names=first.class_names,
                     spacing_mm=first.spacing_mm,
                     affine=first.affine,
-                    provenance={"patient": patient, "predictor": name, "members": members},
+                    provenance={
+                        "patient": patient,
+                        "predictor": name,
+                        "members": members,
+                        "member_versions": {member: volumes[member].version for member in members},
+                        "code": code,
+                    },
                     tail=tail,
                 )
             )
@@ -133,12 +141,18 @@ def store_ensembles(
             for name in ensembles
             for kind in names
         }
-        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+        compressing = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="curvas-maps"))
+
+        def write(z0: int, slabs: dict[str, EnsembleSlab]) -> None:
+            written = [
+                compressing.submit(maps[name, kind].write, z0, values)
+                for name, slab in slabs.items()
+                for kind, values in zip(
+                    names, (slab.predictive_entropy, slab.mutual_information, slab.labels), strict=True
+                )
+            ]
             for name, slab in slabs.items():
                 writers[name].write(z0, slab.mean)
-                maps[name, "entropy"].write(z0, slab.predictive_entropy)
-                maps[name, "mutual_information"].write(z0, slab.mutual_information)
-                maps[name, "labels"].write(z0, slab.labels)
                 sums[name]["entropy"] += float(slab.predictive_entropy.sum(dtype="f8"))
                 sums[name]["expected entropy"] += float(slab.expected_entropy.sum(dtype="f8"))
                 sums[name]["mutual information"] += float(slab.mutual_information.sum(dtype="f8"))
@@ -146,11 +160,15 @@ def store_ensembles(
                 z = int(foreground.argmax())
                 if foreground[z] > fullest[name][0]:
                     fullest[name] = (float(foreground[z]), z0 + z)
-                    slices[name] = (
-                        slab.predictive_entropy[z].copy(),
-                        slab.mutual_information[z].copy(),
-                        slab.labels[z],
+                    slices[name] = tuple(
+                        part[z].copy() for part in (slab.predictive_entropy, slab.mutual_information, slab.labels)
                     )
+            for one in written:
+                one.result()
+
+        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+            write(z0, slabs)
+            del slabs  # not held while the next ones are made
     stored = {}
     for name, members in ensembles.items():
         facts = writers[name].facts

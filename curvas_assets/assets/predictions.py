@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -17,9 +18,11 @@ from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
-from curvas_assets.segmentation import Predictor
+from curvas_assets.segmentation import Predictor, PreparedScan
+from curvas_assets.storage import directories
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
 
@@ -66,6 +69,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             predictor = Predictor(study, tell=context.log.info)
+            code = code_facts("nnunetv2", "torch")
             models_wanted = {grid_key(context, key)["model"] for key in keys}
             model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)
             with ExitStack() as held:
@@ -88,12 +92,22 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
                                     models[model] = trained_model[model].folder(Path(scratch, "models", model))
-                                yield key, store(predictor, opened, patient, model, models[model], leased)
+                                made_by = {
+                                    "model_version": directories.version_of(objects, layout.model(model)),
+                                    "code": code,
+                                }
+                                yield key, store(predictor, opened, patient, model, models[model], leased, made_by)
                             except Exception as error:
                                 yield key, error
 
         def store(
-            predictor: Predictor, opened, patient: str, model: str, model_folder: Path, leased: str | None
+            predictor: Predictor,
+            opened: PreparedScan,
+            patient: str,
+            model: str,
+            model_folder: Path,
+            leased: str | None,
+            made_by: dict[str, Any],
         ) -> Stored:
             prediction = predictor.predict(opened, model_folder)
             key = layout.softmax(patient, model)
@@ -104,7 +118,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 class_names=study.class_names,
                 spacing_mm=prediction.spacing_mm,
                 affine=prediction.affine,
-                provenance={"patient": patient, "predictor": model},
+                provenance={"patient": patient, "predictor": model, **made_by},
                 tail=study.prediction.tail,
             ) as writer:
                 for z0, slab in prediction.slabs:

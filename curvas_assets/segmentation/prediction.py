@@ -122,7 +122,7 @@ class Predictor:
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(scan, model, error) or error from error
         classes = len(self.study.class_names)
-        slabs = _export(logits, model.plans, model.configuration, properties, scan.shape)
+        slabs = _told_of_memory(scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape))
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
     def _load(self, folder: Path) -> _Model:
@@ -357,10 +357,22 @@ def available_memory(cgroup: Path = CGROUP) -> int:
     return free if limit == "max" else min(free, int(limit) - int(held) + int(pages.get("inactive_file", 0)))
 
 
+def _told_of_memory(scan: PreparedScan, model: _Model, slabs: Iterator[Slab]) -> Iterator[Slab]:
+    """The same slabs; running out of memory while they are made is told as before."""
+    try:
+        yield from slabs
+    except (MemoryError, RuntimeError) as error:
+        raise _out_of_memory(scan, model, error) or error from error
+
+
 def _out_of_memory(scan: PreparedScan, model: _Model, error: BaseException) -> SegmentationError | None:
     text = str(error).lower()
     if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
         return None
+    if model.predictor.device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # for the cells that follow
     return SegmentationError(
         "predicting",
         f"{scan.patient} by {model.name}",

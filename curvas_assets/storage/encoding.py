@@ -21,6 +21,11 @@ BLOCK = 32
 WHOLE = 2.7
 """A voxel's whole foreground is pooled when it sums to less than this many tails: with what pooling gives back and the
 rounding of the other codes, no probability is then off by more than 3 tails."""
+NOTHING, FAR, NEAR, BORDER, INSIDE = range(5)
+"""Kinds of voxels: nothing but background; background whose whole foreground is pooled; background above `SURE`;
+other background; an organ's. In the last three, single classes below the tail are pooled."""
+SURE = 0.99
+"""Mass is moved freely among voxels whose background is likelier than this: they lie in one bin of a calibration."""
 LN = np.array([0.9971879, -0.4697758, 0.2231100, -0.0574347], np.float32)
 """ln(1 + m) ≈ m (LN₀ + m (LN₁ + m (LN₂ + m LN₃))) for m from 0 to 1."""
 Codes = npt.NDArray[np.uint16]
@@ -108,9 +113,10 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
         value = np.empty(n, np.float32)
         bits = value.view(np.int32)
         masses, entropies = np.zeros((classes, n)), np.zeros((classes, n))
+        near_masses, near_entropies = np.zeros((5, classes)), np.zeros((5, classes))
         share = np.zeros(classes)
         floor = np.zeros(classes, np.int64)
-        # What may be given back to a voxel: 0 nothing, 1 to classes below `single`, 2 to every class.
+        # Mass stays among voxels of its kind: what the background's confidence loses elsewhere, its calibration shows.
         kind = np.zeros((depth, rows, n), np.uint8)
         labels = np.zeros((depth, rows, n), np.uint8)
         for z in range(depth):
@@ -133,7 +139,7 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
                 for x in range(n):
                     total[x] = organs[x] + max(np.float64(line[x]), 0.0)
                     pooled = organs[x] < whole * total[x]
-                    kinds[x] = 0 if organs[x] == 0.0 else (2 if pooled else 1)
+                    kinds[x] = NOTHING if organs[x] == 0.0 else (FAR if pooled else BORDER)
                     coarse |= not pooled
                     total[x] = 1.0 / total[x] if total[x] > 0.0 else 0.0
                 for c in range(1, classes):
@@ -142,7 +148,7 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
                     for x in range(n):
                         v = np.float64(line[x]) * total[x]
                         v = v if v > 0.0 else 0.0
-                        value[x] = v if kinds[x] == 2 or v < single else 0.0
+                        value[x] = v if kinds[x] == FAR else 0.0
                     for x in range(n):
                         # ln by exponent and a polynomial of the mantissa, off by 1e-4 at most: a fifth of log's time.
                         m = np.float32(bits[x] & 0x7FFFFF) * np.float32(2.0**-23)
@@ -154,7 +160,7 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
                 if not coarse:
                     continue
                 for x in range(n):
-                    if kinds[x] != 1:
+                    if kinds[x] != BORDER:
                         continue
                     best = 0
                     # Largest remainder: every code within one of its value, all together exactly 65535.
@@ -167,6 +173,7 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
                         share[c] = scaled - floor[c]
                         left -= floor[c]
                     labels[z, row, x] = best
+                    kinds[x] = INSIDE if best > 0 else (NEAR if organs[x] * total[x] < 1.0 - SURE else BORDER)
                     while left > 0:
                         largest = 0
                         for c in range(1, classes):
@@ -176,18 +183,28 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
                         share[largest] = -1.0
                         left -= 1
                     for c in range(1, classes):
-                        if max(np.float64(p[c, z, y, x0 + x]), 0.0) * total[x] >= single:
+                        v = max(np.float64(p[c, z, y, x0 + x]), 0.0) * total[x]
+                        if v >= single:
                             codes[c - 1, z, y, x0 + x] = floor[c]
+                        elif v > 0.0:
+                            near_masses[kinds[x], c] += v
+                            near_entropies[kinds[x], c] -= v * np.log(v)
         given = np.zeros((depth, rows, n), np.int64)
         for c in range(1, classes):
-            mass = masses[c].sum()
+            mass, entropy = near_masses[BORDER, c], near_entropies[BORDER, c]
+            left = _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0)
+            mass, entropy = near_masses[INSIDE, c], near_entropies[INSIDE, c]
+            left += _pool(codes, p, kind, given, True, c, mass, entropy, tail, single, y0, x0)
+            mass = masses[c].sum() + near_masses[NEAR, c]
+            entropy = entropies[c].sum() + near_entropies[NEAR, c]
             if mass > 0:
-                _pool(codes, p, kind, given, c, mass, entropies[c].sum(), tail, single, y0, x0)
+                whole_mass = max(mass + left, 0.0)
+                _pool(codes, p, kind, given, False, c, whole_mass, entropy * whole_mass / mass, tail, single, y0, x0)
         for z in range(depth):
             for row in range(rows):
                 y = y0 + row
                 for x in range(n):
-                    if kind[z, row, x] != 1:
+                    if kind[z, row, x] == NOTHING or kind[z, row, x] == FAR:
                         continue
                     wanted = np.int64(labels[z, row, x])
                     best, _, rest = _winner(codes, z, y, x0 + x)
@@ -210,45 +227,63 @@ def _encode(p, tail, codes, label_voxels, code_sums, foreground):
 
 
 @njit(cache=True, nogil=True)
-def _pool(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
-    """Give a block's tail mass of a class back as codes of two neighbouring levels that also keep its entropy.
+def _levels(mass, entropy, tail):
+    """Two neighbouring codes that share a mass, how often each is given, and what is left over.
 
-    `given` is what each voxel of the block has been given for all classes, never more than `WHOLE` × tail.
+    Both levels together have the mass's entropy, where 16 bits allow it.
     """
     most = np.int64(WHOLE * tail * FULL)
     units = np.int64(np.rint(mass * FULL))
-    if units == 0:
-        return
+    if units <= 0:
+        return np.int64(1), np.int64(0), np.int64(0), np.int64(0)
     low = max(min(np.int64(FULL * np.exp(-entropy / mass)), most - 1), 1)
     high = low + 1
     h_low = -(low / FULL) * np.log(low / FULL)
     h_high = -(high / FULL) * np.log(high / FULL)
     target = entropy * (units / FULL) / mass
-    denominator = h_high - h_low * high / low
-    n_high = np.int64(np.rint((target - units * h_low / low) / denominator))
-    n_high = min(max(n_high, 0), units // high) if high <= most else 0
+    n_high = np.int64(np.rint((target - units * h_low / low) / (h_high - h_low * high / low)))
+    n_high = min(max(n_high, 0), units // high) if high <= most else np.int64(0)
     n_low = (units - n_high * high) // low
-    rest = units - n_high * high - n_low * low
+    return low, n_low, n_high, units - n_high * high - n_low * low
+
+
+@njit(cache=True, nogil=True)
+def _room(codes, p, c, z, y, x, single):
+    """The value of a class in a border or organ voxel, and what its background can give; −1 if it is no tail."""
+    total = 0.0
+    rest = np.int64(FULL)
+    for k in range(p.shape[0]):
+        total += max(np.float64(p[k, z, y, x]), 0.0)
+        if k > 0:
+            rest -= np.int64(codes[k - 1, z, y, x])
+    value = np.float64(p[c, z, y, x]) / total
+    return (value if value < single else -1.0), rest
+
+
+@njit(cache=True, nogil=True)
+def _pool(codes, p, kind, given, inside, c, mass, entropy, tail, single, y0, x0):
+    """Give the mass of a class back to the block's first voxels, where it costs no space; what is left over.
+
+    Mass from voxels of an organ (`inside`) goes to such voxels, that from the background to the sure background.
+
+    `given` is what each voxel has been given for all classes, never more than `WHOLE` × tail.
+    """
+    most = np.int64(WHOLE * tail * FULL)
+    low, n_low, n_high, rest = _levels(mass, entropy, tail)
     for z in range(kind.shape[0]):
         for y in range(kind.shape[1]):
             for x in range(kind.shape[2]):
                 if n_high + n_low == 0 and rest == 0:
-                    return
-                if kind[z, y, x] == 0 or codes[c - 1, z, y0 + y, x0 + x] != 0 or p[c, z, y0 + y, x0 + x] <= 0:
+                    return mass - np.rint(mass * FULL) / FULL
+                level = low + 1 if n_high > 0 else (low if n_low > 0 else rest)
+                here = kind[z, y, x]
+                if here != INSIDE if inside else (here != FAR and here != NEAR):
                     continue
-                level = high if n_high > 0 else (low if n_low > 0 else rest)
-                if given[z, y, x] + level > most:
+                if p[c, z, y0 + y, x0 + x] <= 0 or given[z, y, x] + level > most:
                     continue
-                if kind[z, y, x] == 1:
-                    total = 0.0
-                    for k in range(p.shape[0]):
-                        total += max(np.float64(p[k, z, y0 + y, x0 + x]), 0.0)
-                    if np.float64(p[c, z, y0 + y, x0 + x]) >= single * total:
-                        continue
-                    taken = np.int64(0)
-                    for k in range(codes.shape[0]):
-                        taken += np.int64(codes[k, z, y0 + y, x0 + x])
-                    if taken + level > FULL:
+                if here != FAR:
+                    value, room = _room(codes, p, c, z, y0 + y, x0 + x, single)
+                    if value < 0 or room < level:
                         continue
                 codes[c - 1, z, y0 + y, x0 + x] = level
                 given[z, y, x] += level
@@ -258,6 +293,37 @@ def _pool(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
                     n_low -= 1
                 else:
                     rest = 0
+    return (n_high * (low + 1) + n_low * low + rest) / FULL
+
+
+@njit(cache=True, nogil=True)
+def _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
+    """Give the mass of a class in the background's border voxels back about where it was; what is left over.
+
+    Confidences differ from voxel to voxel there: mass that is moved far changes the calibration.
+    """
+    most = np.int64(WHOLE * tail * FULL)
+    low, _, n_high, _ = _levels(mass, entropy, tail)
+    owed = 0.0
+    if mass <= 0.0:
+        return owed
+    for z in range(kind.shape[0]):
+        for y in range(kind.shape[1]):
+            for x in range(kind.shape[2]):
+                if kind[z, y, x] != BORDER or p[c, z, y0 + y, x0 + x] <= 0:
+                    continue
+                value, room = _room(codes, p, c, z, y0 + y, x0 + x, single)
+                if value < 0:
+                    continue
+                owed += value * FULL
+                level = low + 1 if n_high > 0 else low
+                if 2 * owed < level or given[z, y, x] + level > most or room < level:
+                    continue
+                codes[c - 1, z, y0 + y, x0 + x] = level
+                given[z, y, x] += level
+                owed -= level
+                n_high -= 1
+    return owed / FULL
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -155,6 +155,22 @@ def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeyp
         predictor.predict(predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007"), model)
 
 
+def test_also_when_it_runs_out_while_slabs_are_made_and_the_next_model_goes_on(model, scans, monkeypatch):
+    from curvas_assets.segmentation import prediction as module
+
+    def exhausted(*_):
+        raise MemoryError
+
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_resample_axis", exhausted)
+        slabs = predictor.predict(scan, model).slabs
+        with pytest.raises(SegmentationError, match=r"PHANTOM007 by model.*memory did not suffice \(MemoryError\)"):
+            list(slabs)
+    assert len(list(predictor.predict(scan, model).slabs)) == 2
+
+
 def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):
     predictor = Predictor(tiny_study())
     scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
