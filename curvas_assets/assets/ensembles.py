@@ -11,6 +11,7 @@ from curvas_assets.ensembling import stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
@@ -20,6 +21,14 @@ from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 from curvas_assets.study import Study
+
+CHECKS = (
+    Check(
+        "members_are_complete",
+        "Every model that belongs to the ensemble is in its mean; one that is missing is an error of that ensemble.",
+        dg.AssetCheckSeverity.ERROR,
+    ),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -35,6 +44,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('ensembles')}",
         metadata=artefact("softmax"),
         output_required=False,
+        check_specs=specs("ensemble_softmax", CHECKS),
         op_tags=LARGE_MEMORY.op_tags,
         retry_policy=RETRY,
     )
@@ -46,6 +56,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         ensemble.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
+        checks = Checks(*CHECKS)
 
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
@@ -62,6 +73,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 for name, models in members.items():
                     absent = [model for model in models if model in refused]
                     if absent:
+                        checks["members_are_complete"].look(wanted[name], [str(refused[model]) for model in absent])
                         yield wanted[name], refused[absent[0]]
                     else:
                         complete[name] = models
@@ -72,9 +84,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 except Exception as error:
                     yield from ((wanted[name], error) for name in complete)
                     continue
-                yield from ((wanted[name], stored[name]) for name in complete)
+                for name in complete:
+                    checks["members_are_complete"].look(wanted[name])
+                    yield wanted[name], stored[name]
 
-        yield from materialise(context, objects, combine)
+        yield from materialise(context, objects, combine, checks)
 
     return [ensemble_softmax]
 

@@ -1,16 +1,19 @@
 """Predictions: the softmax of one patient by one model."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import GPU, RETRY
@@ -20,6 +23,14 @@ from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
+
+SUM_TOLERANCE = 1e-3
+"""How far the classes of a voxel may be from 1 together: float32 softmax stays within 1e-6, half precision within 1e-3."""
+CHECKS = (
+    Check("sums_to_one", "The classes of every voxel sum to 1, and none is NaN.", dg.AssetCheckSeverity.ERROR),
+    Check("labels_are_not_empty", "The model found at least one voxel of every organ."),
+    Check("volumes_are_plausible", "Each organ's volume lies within `checks.volume_ml`, and below half of the scan."),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -41,13 +52,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         pool=GPU.pool,
         op_tags=GPU.op_tags,
         retry_policy=RETRY,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "labels_are_not_empty",
-                asset="softmax",
-                description="Each model found at least one voxel of every organ in each patient of the run.",
-            )
-        ],
+        check_specs=specs("softmax", CHECKS),
     )
     def softmax(context: dg.AssetExecutionContext, bucket: Bucket, trained_model: Artefacts, test_scan: Artefacts):
         """Class probabilities (class, z, y, x) of one patient by one model, at 16 bits, as one zarr volume.
@@ -56,7 +61,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         once, and every volume is stored and reported as soon as it is done.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
-        empty: list[str] = []
+        checks = Checks(*CHECKS)
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             predictor = Predictor(study)
@@ -77,13 +82,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
                                     models[model] = trained_model[model].folder(Path(scratch, "models", model))
-                                yield key, store(predictor, opened, patient, model, models[model], leased)
+                                yield key, store(predictor, opened, key, model, models[model], leased)
                             except Exception as error:
                                 yield key, error
 
         def store(
-            predictor: Predictor, opened, patient: str, model: str, model_folder: Path, leased: str | None
+            predictor: Predictor, opened, cell: str, model: str, model_folder: Path, leased: str | None
         ) -> Stored:
+            patient = grid_key(context, cell)["patient"]
             prediction = predictor.predict(opened, model_folder)
             key = layout.softmax(patient, model)
             with SoftmaxWriter(
@@ -97,10 +103,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 tail=study.prediction.tail,
             ) as writer:
                 for z0, slab in prediction.slabs:
+                    if defect := not_a_distribution(slab, f"{model} of {patient}", z0):
+                        raise checks["sums_to_one"].refuse(cell, defect)
                     writer.write(z0, slab)
             voxels = dict(zip(study.class_names, writer.facts.label_voxels, strict=True))
-            if not all(voxels.values()):
-                empty.append(f"{model} of {patient}: no {', '.join(n for n, count in voxels.items() if not count)}")
+            volumes_ml = {n: count * float(np.prod(prediction.spacing_mm)) / 1000 for n, count in voxels.items()}
+            checks["sums_to_one"].look(cell)
+            checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
+            checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, study.checks.volume_ml))
             return Stored(
                 key,
                 writer.facts.version,
@@ -111,19 +121,45 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "bytes": writer.facts.size,
                     "device": metadata.device(prediction.device, leased),
                     "voxels by label": dg.MetadataValue.json(voxels),
+                    "volumes (ml)": dg.MetadataValue.json({n: round(ml, 2) for n, ml in volumes_ml.items()}),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
                 },
             )
 
-        yield from materialise(context, objects, predict)
-        yield dg.AssetCheckResult(
-            passed=not empty,
-            check_name="labels_are_not_empty",
-            severity=dg.AssetCheckSeverity.WARN,
-            metadata={"empty": dg.MetadataValue.json(empty)},
-        )
+        yield from materialise(context, objects, predict, checks)
 
     return [softmax]
+
+
+def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationError | None:
+    """What is wrong with probabilities (C, dz, Y, X) that begin at slice z0; None if every voxel's sum to 1."""
+    sums = slab.sum(axis=0, dtype=np.float32)
+    worst = float(np.abs(sums - 1).max())
+    if worst <= SUM_TOLERANCE:  # False for NaN
+        return None
+    return SegmentationError(
+        "predicting",
+        subject,
+        f"classes of a voxel sum to 1 ± {worst:.3g} between the slices {z0} and {z0 + slab.shape[1] - 1}",
+        "Look at the model's training; predict again.",
+    )
+
+
+def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Which organs are too small or too large to be true.
+
+    Args:
+        volumes_ml: class → volume in ml, background included.
+        limits: organ → least and most, ml; an organ that is not named is only compared with the scan.
+    """
+    whole, odd = sum(volumes_ml.values()), []
+    for organ, ml in volumes_ml.items():
+        if organ == "background" or not ml:
+            continue
+        low, high = limits.get(organ, (0.0, whole / 2))
+        if not low <= ml <= high:
+            odd.append(f"{organ} of {ml:.1f} ml (plausible: {low:g} … {high:g})")
+    return odd
 
 
 def preview_softmax(volume: SoftmaxVolume, title: str) -> dg.MarkdownMetadataValue:

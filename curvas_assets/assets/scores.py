@@ -8,9 +8,11 @@ import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import ScoringError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
@@ -23,6 +25,14 @@ from curvas_assets.study import Study
 GROUP = "scores"
 KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
 """Shown in the UI beside the whole table."""
+
+CHECKS = (
+    Check(
+        "scores_are_sound",
+        "Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
+        dg.AssetCheckSeverity.ERROR,
+    ),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -44,14 +54,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         output_required=False,
         op_tags=LARGE_MEMORY.op_tags,
         retry_policy=RETRY,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "scores_are_sound",
-                asset="scores",
-                blocking=True,
-                description="Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
-            )
-        ],
+        check_specs=specs("scores", CHECKS),
     )
     def scores(
         context: dg.AssetExecutionContext,
@@ -62,7 +65,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
         objects, layout = bucket.checked_objects(), bucket.layout
-        unsound: dict[str, list[str]] = {}
+        checks = Checks(*CHECKS)
 
         def score_patient(patient: str) -> Stored:
             record = test_scan[patient].record()
@@ -99,7 +102,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     )
                 problems = check_scores(written["table"], predictors=study.predictors)
                 if problems:
-                    unsound[patient] = problems
+                    raise checks["scores_are_sound"].refuse(
+                        patient,
+                        ScoringError("scoring", patient, "; ".join(problems), "Report it: scores must never be so."),
+                    )
+                checks["scores_are_sound"].look(patient)
                 key = layout.scores(patient)
                 stored = directories.write_directory(objects, key, Path(scratch, "out"))
             table = written["table"]
@@ -123,10 +130,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 },
             )
 
-        yield from materialise(context, objects, one_by_one(score_patient))
-        yield dg.AssetCheckResult(
-            passed=not unsound, check_name="scores_are_sound", metadata={"problems": dg.MetadataValue.json(unsound)}
-        )
+        yield from materialise(context, objects, one_by_one(score_patient), checks)
 
     @dg.asset(
         ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
