@@ -86,3 +86,26 @@ def registration(
         ],
         cursor=json.dumps(found, sort_keys=True),
     )
+
+
+def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
+    """From within a run: what the sensor would do at its next look. The patients that were added."""
+    folders = patient_folders(bucket.checked_objects(), bucket.layout)
+    found = registration(study, partitions, context.instance, folders, None)
+    if isinstance(found, dg.SkipReason):
+        return []
+    added: list[str] = []
+    for request in found.dynamic_partitions_requests or ():
+        context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
+        added += [key for key in request.partition_keys if key not in added]
+    observed = context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records
+    seen = {(str(record.partition_key), str(_version(record.asset_observation))) for record in observed}
+    for event in found.asset_events:
+        if isinstance(event, dg.AssetObservation) and (str(event.partition), str(_version(event))) not in seen:
+            context.log_event(event)
+    return added
+
+
+def _version(observation: dg.AssetObservation | None) -> str | None:
+    return (observation.tags or {}).get("dagster/data_version") if observation else None

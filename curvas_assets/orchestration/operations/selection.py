@@ -48,6 +48,14 @@ def choose_models(study: Study, asked: Sequence[str]) -> list[str]:
     return _choose("models", study, asked, [str(model) for model in study.models])
 
 
+def choose_annotator(study: Study, asked: str) -> str:
+    """One annotator; a StudyError if the study has none of that name."""
+    chosen = _choose("an annotator", study, [asked], study.annotator_names)
+    if len(chosen) != 1:
+        raise StudyError("choosing an annotator", study.name, f"{asked} are several", "Give one name.")
+    return chosen[0]
+
+
 def choose_predictors(study: Study, asked: Sequence[str]) -> list[str]:
     """Models and ensembles, in the study's order; a StudyError names one that is not the study's."""
     return _choose("models and ensembles", study, asked, study.predictors)
