@@ -36,7 +36,7 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
         assets=[asset for stage in STAGES for asset in stage.build(study, partitions)],
         jobs=[*jobs.values(), study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)],
         schedules=schedules.build(jobs),
-        sensors=sensors.build(study, partitions),
+        sensors=sensors.build(study, partitions, jobs),
         resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},
         executor=executor_def,
     )

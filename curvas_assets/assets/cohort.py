@@ -111,7 +111,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"json"},
-        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions', 'evaluation')}",
+        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}-{study.evaluation.region}",
         metadata=artefact("record"),
         output_required=False,
         check_specs=specs("test_scan", TEST_SCAN_CHECKS),

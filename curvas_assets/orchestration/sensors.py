@@ -2,20 +2,23 @@
 
 import json
 import urllib.request
+from typing import Any
 
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.bucket import Bucket, patient_folders
 from curvas_assets.orchestration.environment import environment
+from curvas_assets.orchestration.following import FOLLOWED, due_for_patients
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
 
 
-def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
-    """The sensors of one study."""
+def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
+    """The sensors of one study, over the stage jobs by name."""
 
     @dg.sensor(
         name="register_patients",
@@ -29,6 +32,27 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
         except StorageError as error:
             return dg.SkipReason(str(error))
         return registration(study, partitions, context.instance, folders, context.cursor)
+
+    @dg.sensor(
+        name="follow_new_patients",
+        minimum_interval_seconds=60,
+        jobs=[jobs[name] for name in FOLLOWED],
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models there are.",
+    )
+    def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
+        try:
+            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+        except StorageError as error:
+            yield dg.SkipReason(str(error))
+            return
+        assert context.repository_def is not None
+        staleness = Staleness(context.repository_def.asset_graph, context.instance)
+        known = partitions.test_patient.get_partition_keys(dynamic_partitions_store=context.instance)
+        requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
+        yield from requests
+        if not requests:
+            yield dg.SkipReason(f"{len(known)} test patients, nothing missing that could be made now")
 
     @dg.run_failure_sensor(
         name="report_failures",
@@ -45,7 +69,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
             with urllib.request.urlopen(request, timeout=10):
                 pass
 
-    return [register_patients, report_failures]
+    return [register_patients, follow_new_patients, report_failures]
 
 
 def registration(
@@ -61,13 +85,7 @@ def registration(
         cursor: what was seen last time, JSON patient → digest.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    found: dict[str, str] = {}
-    strange: list[str] = []
-    for folder, digest in folders.items():
-        try:
-            found[study.patients.normalise(folder)] = digest
-        except CurvasError:
-            strange.append(folder)
+    found, strange = digests(study, folders)
     patients = sorted(p for p in found if p not in study.exclusions)
     new = sorted(set(patients) - set(partitions.patient.get_partition_keys(dynamic_partitions_store=instance)))
     tests = [p for p in patients if study.is_test_patient(p)]
@@ -86,6 +104,18 @@ def registration(
         ],
         cursor=json.dumps(found, sort_keys=True),
     )
+
+
+def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Patient → digest of the files, and the folders that are not named like a patient of the study."""
+    found: dict[str, str] = {}
+    strange: list[str] = []
+    for folder, digest in folders.items():
+        try:
+            found[study.patients.normalise(folder)] = digest
+        except CurvasError:
+            strange.append(folder)
+    return found, strange
 
 
 def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:

@@ -3,6 +3,7 @@
 - A changed annotation makes that patient's part of the lineage stale, step by step, and nobody else's.
 - A changed definition of the scores makes all scores stale and no prediction.
 - A retrained model makes its column of softmax stale, and after that only what is made from it.
+- A changed seed trains the models of that seed and no other; what they are members of follows.
 - A new patient is missing everywhere, and nothing else is due.
 - A patient is ready to be scored only when every prediction and ensemble of it exists.
 """
@@ -11,6 +12,7 @@ import dagster as dg
 import pytest
 
 from curvas_assets.orchestration.schedules import due_scores
+from curvas_assets.study import Study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
 TESTS = ("UKCHLL003", "UKCHLL005")
@@ -50,6 +52,18 @@ def test_a_retrained_model_makes_its_column_stale_and_then_what_is_made_from_it(
     due = lineage.due()
     assert due["ensemble_softmax"] == [f"{e}|{p}" for e in ("ensemble_anno1", "ensemble_all") for p in TESTS]
     assert due["scores"] == list(TESTS)
+
+
+def test_a_changed_seed_trains_the_models_of_that_seed_only(lineage):
+    raw = lineage.study.model_dump(mode="json")
+    raw["seeds"][0] = 5
+    edited = DummyLineage(study=Study.model_validate(raw), instance=lineage.instance)
+    new = [f"{annotator}_init5_foldall" for annotator in edited.study.annotator_names]
+    due = edited.due()
+    assert due["trained_model"] == new
+    assert due["softmax"] == [f"{model}|{patient}" for model in new for patient in TESTS]
+    assert "preprocessed_dataset" not in due
+    assert "scan" not in due
 
 
 def test_a_new_patient_is_missing_everywhere_and_nothing_else_is_due(lineage):

@@ -13,6 +13,7 @@ from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
+from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
@@ -306,24 +307,23 @@ def _job(op: dg.OpDefinition, settings: type[dg.Config] | None, bucket: Bucket) 
     """A job of one op, whose launchpad holds the op's settings and nothing around them."""
     name = op.name.removesuffix(OP)
 
-    @dg.job(
-        name=name,
-        description=op.description,
-        config=settings and _mapping(op.name, settings),
+    @dg.graph(name=name, description=op.description)
+    def operation() -> None:
+        op()
+
+    return operation.to_job(
+        config=None if settings is None else _mapping(op.name, settings),
         resource_defs={"bucket": bucket, "io_manager": dg.mem_io_manager},
         executor_def=dg.in_process_executor,
         tags={"curvas/operation": name},
     )
-    def operation() -> None:
-        op()
-
-    return operation
 
 
 def _mapping(op: str, settings: type[dg.Config]) -> dg.ConfigMapping:
-    def to_op(given: settings) -> dg.RunConfig:
+    def to_op(given: dg.Config) -> dg.RunConfig:
         return dg.RunConfig(ops={op: given})
 
+    to_op.__annotations__["given"] = settings  # what Dagster reads the launchpad's fields from
     return dg.config_mapping(to_op)
 
 
@@ -351,12 +351,5 @@ def _known(context: dg.OpExecutionContext, partitions: Partitions) -> list[str]:
 
 
 def _other_runs(context: dg.OpExecutionContext) -> list[str]:
-    unfinished = [
-        dg.DagsterRunStatus.QUEUED,
-        dg.DagsterRunStatus.NOT_STARTED,
-        dg.DagsterRunStatus.STARTING,
-        dg.DagsterRunStatus.STARTED,
-        dg.DagsterRunStatus.CANCELING,
-    ]
-    runs = context.instance.get_runs(dg.RunsFilter(statuses=unfinished))
+    runs = unfinished_runs(context.instance)
     return [f"{run.job_name} {run.run_id[:8]}" for run in runs if run.run_id != context.run.run_id]
