@@ -59,7 +59,10 @@ class Staleness:
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
         if stale:
             return [p for p in partitions if self.status(key, p).due]
-        return [p for p in partitions if self._resolver.get_status(key, p) is StaleStatus.MISSING]
+        if self.graph.get(key).partitions_def is None:
+            return [p for p in partitions if self._resolver.get_status(key, p) is StaleStatus.MISSING]
+        made = self.instance.get_materialized_partitions(key)  # one query, whatever the size of the grid
+        return [p for p in partitions if p not in made]
 
     def ready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether everything a partition is made from has been materialised."""
