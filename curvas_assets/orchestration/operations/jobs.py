@@ -19,6 +19,7 @@ from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
+from curvas_assets.orchestration.operations.upload_predictions import upload_predictions as send_predictions
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scope import Scope, columns_of
 from curvas_assets.orchestration.sensors import register
@@ -48,6 +49,15 @@ class UploadModel(dg.Config):
 class UploadPreprocessing(dg.Config):
     folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
     annotator: str = Field(description="Whose label maps it was made of, such as anno1.")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+class UploadPredictions(dg.Config):
+    folder: str = Field(
+        description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz."
+    )
+    model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
+    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
     origin: str = Field(default="", description=ORIGIN)
 
 
@@ -149,6 +159,44 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             )
         )
         return _materialised(context, bucket, "preprocessed_dataset", config.annotator.strip(), stored)
+
+    @dg.op(
+        name=f"upload_predictions{OP}",
+        description="Checks predictions of nnU-Net against their patients and makes them partitions of softmax.",
+        tags=TAGS,
+    )
+    def upload_predictions(
+        context: dg.OpExecutionContext, config: UploadPredictions, bucket: Bucket
+    ) -> dg.Output[None]:
+        def send() -> tuple[list[str], dict[str, str]]:
+            stored: list[str] = []
+            refused: dict[str, str] = {}
+            for cell, outcome in send_predictions(
+                bucket.checked_objects(),
+                bucket.layout,
+                study,
+                config.model,
+                Path(config.folder),
+                config.patients,
+                config.origin,
+                context.log.info,
+            ):
+                if isinstance(outcome, CurvasError):
+                    refused[cell] = str(outcome)
+                else:
+                    _materialised(context, bucket, "softmax", cell, outcome)
+                    stored.append(cell)
+            return stored, refused
+
+        stored, refused = _told(send)
+        if refused:
+            reasons = "\n".join(f"- {reason}" for reason in refused.values())
+            raise dg.Failure(
+                f"{len(refused)} predictions were refused, {len(stored)} stored:\n{reasons}",
+                metadata={"refused": dg.MetadataValue.json(refused)},
+                allow_retries=False,
+            )
+        return dg.Output(None, metadata={"stored": ", ".join(stored)})
 
     @dg.op(name=f"download{OP}", description="Fetches artefacts into a local folder.", tags=TAGS)
     def fetch(context: dg.OpExecutionContext, config: Download, bucket: Bucket) -> dg.Output[None]:
@@ -279,6 +327,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             (upload_patients, UploadPatients),
             (upload_model, UploadModel),
             (upload_preprocessing, UploadPreprocessing),
+            (upload_predictions, UploadPredictions),
             (fetch, Download),
             (make, MakeMissing),
             (tell_about, None),

@@ -3,6 +3,7 @@
 - The launchpad of each operation holds its settings and nothing around them, each with a description.
 - Uploaded patients are registered; a damaged one fails the run by name, after the others are safe.
 - An uploaded dataset and model are partitions that are fresh, with their origin; a changed dataset makes the model stale.
+- Predictions of nnU-Net become cells of softmax; one that is not of its patient's scan is refused, and the others stay.
 - `about` tells study, versions, store and counts.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
@@ -13,6 +14,8 @@ import json
 import shutil
 
 import dagster as dg
+import nibabel as nib
+import numpy as np
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
@@ -20,6 +23,8 @@ from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.storage import tables
+from curvas_assets.storage.softmax import open_softmax
 from curvas_assets_tests.segmentation.conftest import ANNOTATOR, dataset, scans, tiny_study  # noqa: F401 - fixtures
 from curvas_assets_tests.segmentation.test_adoption import stock  # noqa: F401 - a fixture
 
@@ -27,6 +32,7 @@ OPERATIONS = {
     "upload_patients",
     "upload_model",
     "upload_preprocessing",
+    "upload_predictions",
     "download",
     "make_missing",
     "about",
@@ -127,6 +133,38 @@ def test_what_was_made_elsewhere_becomes_a_fresh_partition(platform, dataset, st
     ok, says, _ = platform.run("upload_model", folder=str(stock), model="anno1_init5_foldall")
     assert not ok
     assert "anno1_init5_foldall is not among" in says
+
+
+def _prediction(folder, patient, shape, affine):
+    """What nnU-Net writes for a patient: an organ in one corner, and its label map."""
+    logits = np.zeros((4, *shape), np.float32)
+    logits[1, :3, :4, :5] = 5
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=0)
+    np.savez_compressed(folder / f"{patient}.npz", probabilities=softmax)
+    labels = softmax.argmax(axis=0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), affine), folder / f"{patient}.nii.gz")
+
+
+def test_predictions_made_elsewhere_become_cells_and_a_stranger_is_refused(platform, tmp_path):
+    affine = np.diag([2.0, 3.0, 5.0, 1.0])
+    for patient in ("PHANTOM007", "PHANTOM008"):
+        platform.instance.add_dynamic_partitions("test_patient", [patient])
+        record = {"patient": patient, "shape": [6, 8, 10], "affine": affine.tolist()}
+        tables.write_json(platform.objects, f"output/{patient}/test_scan.json", record)
+    _prediction(tmp_path, "PHANTOM007", (6, 8, 10), affine)
+    _prediction(tmp_path, "8", (5, 8, 10), affine)
+    _prediction(tmp_path, "PHANTOM009", (6, 8, 10), affine)
+    ok, says, _ = platform.run("upload_predictions", folder=str(tmp_path), model=MODEL, origin="a colleague")
+    assert not ok
+    assert "2 predictions were refused, 1 stored" in says
+    assert "PHANTOM009: importing a prediction failed: its scan has not been taken in" in says
+    assert platform.instance.get_materialized_partitions(dg.AssetKey("softmax")) == {f"{MODEL}|PHANTOM007"}
+    volume = open_softmax(platform.objects, f"output/PHANTOM007/{MODEL}/softmax.zarr")
+    assert volume.shape == (4, 6, 8, 10)
+    assert volume.provenance["origin"] == "a colleague"
+    ok, says, told = platform.run("upload_predictions", folder=str(tmp_path), model=MODEL, patients=["7"])
+    assert ok, says
+    assert told["stored"] == f"{MODEL}|PHANTOM007"
 
 
 def test_about_tells_study_versions_store_and_counts(platform):

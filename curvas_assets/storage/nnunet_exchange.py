@@ -1,0 +1,348 @@
+"""nnU-Net's own prediction files to softmax volumes and back, so that predictions made elsewhere come in and ours go out.
+
+    <case>.npz       `probabilities` (class, z, y, x), float, in the order of the label values
+    <case>.nii.gz    the label map on the scan's voxels
+    <case>.pkl       geometry as nnU-Net keeps it; written for it, never read: unpickling runs what a file says
+
+Both ways hold a few slices in memory. An npz is compressed from the first class to the last, so reading it slab by slab
+takes a copy on disk, unpacked, as long as the import lasts.
+"""
+
+import pickle
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.openers import ImageOpener
+
+from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.storage.maps import MapWriter
+from curvas_assets.storage.objects import FolderObjects, ObjectStore
+from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
+
+PROBABILITIES = "probabilities"
+"""nnU-Net's name of the array in its npz."""
+SLACK = 0.01
+"""How far values may lie outside [0, 1], and their sum from 1; what half precision gives is well within."""
+LABELS_AGREE = 0.99
+"""Share of foreground voxels in which the label map must be the probabilities' argmax. It is 1 as nnU-Net writes them,
+a little less after its postprocessing, and near 0 when classes are in another order."""
+SAME_PLACE_MM = 0.1
+SAME_SPACING_MM = 1e-3
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""nibabel's RAS+ to SimpleITK's LPS+, and back."""
+IMPORTING = "importing an nnU-Net prediction"
+
+
+@dataclass(frozen=True)
+class NnunetFiles:
+    """What an export wrote."""
+
+    probabilities: Path
+    labels: Path
+    properties: Path
+
+
+def import_nnunet_prediction(
+    npz: Path,
+    label_map: Path,
+    store: ObjectStore,
+    key: str,
+    *,
+    class_names: Sequence[str],
+    shape: Sequence[int],
+    affine: npt.ArrayLike,
+    labels: Mapping[str, int] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    tail: float = 1e-4,
+    scratch: Path | None = None,
+) -> SoftmaxFacts:
+    """Store a prediction that nnU-Net wrote (`--save_probabilities`) as a softmax volume, checked against its patient.
+
+    Args:
+        npz: holds `probabilities` (C, Z, Y, X), float16, float32 or float64.
+        label_map: the NIfTI beside it.
+        store: where the volume goes.
+        key: of the volume.
+        class_names: of the study, background first.
+        shape: of the patient's scan, (Z, Y, X).
+        affine: of the patient's scan, as nibabel gives it.
+        labels: of the `dataset.json` the model was trained with (class → value), if it is at hand; it must say the same.
+        provenance: goes into the attributes, with the files' names.
+        tail: see `encoding`; 0 is the strict mode.
+        scratch: where the unpacked copy stands meanwhile; None takes the system's temporary folder.
+
+    Returns:
+        What was stored. Nothing is visible in the store unless all of it was right.
+
+    Raises:
+        CorruptArtefactError: a file is damaged, cut short, or not what its name says.
+        StorageError: shape, place, spacing, number or order of classes are not the patient's and the study's, the values
+            are no probabilities, or the two files are not of one prediction.
+    """
+    npz, label_map = Path(npz), Path(label_map)
+    if labels is not None and [name for name, _ in sorted(labels.items(), key=lambda item: item[1])] != [*class_names]:
+        raise _refused(
+            npz,
+            f"its model's labels are {dict(labels)}, the study's classes {list(class_names)}",
+            "Reorder the classes of its probabilities and its label map.",
+        )
+    whole = (len(class_names), *(int(n) for n in shape))
+    spacing_mm = _require_place(label_map, whole[1:], np.asarray(affine, np.float64))
+    with _unpacked(npz, scratch) as array, _label_slabs(label_map, whole[1:]) as truth:
+        _require_shape(npz, array.shape, whole)
+        agreement = _Agreement()
+        with SoftmaxWriter(
+            store,
+            key,
+            whole,
+            class_names=class_names,
+            spacing_mm=spacing_mm,
+            affine=affine,
+            provenance={**(provenance or {}), "imported_from": [npz.name, label_map.name]},
+            tail=tail,
+        ) as writer:
+            for z0 in range(0, whole[1], DEPTH):
+                slab = array.slab(z0, min(z0 + DEPTH, whole[1]))
+                _require_probabilities(npz, slab, z0)
+                agreement.add(slab, next(truth))
+                writer.write(z0, slab)
+            agreement.require(npz, label_map)
+    return writer.facts
+
+
+def export_nnunet_prediction(volume: SoftmaxVolume, folder: Path, case: str, *, compression: int = 1) -> NnunetFiles:
+    """Write a stored volume as nnU-Net's files, which its ensembling and evaluation take.
+
+    Args:
+        volume: an opened softmax volume.
+        folder: receives `<case>.npz`, `<case>.nii.gz`, `<case>.pkl`.
+        case: nnU-Net's name of the patient.
+        compression: zlib level of the npz. nnU-Net's own is 6: four times as long for a tenth of the size.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = NnunetFiles(*(folder / f"{case}{suffix}" for suffix in (".npz", ".nii.gz", ".pkl")))
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(volume.shape)}
+    archive = zipfile.ZipFile(files.probabilities, "w", zipfile.ZIP_DEFLATED, compresslevel=compression)
+    with archive, archive.open(f"{PROBABILITIES}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
+        for c in range(volume.shape[0]):  # the class axis is the slowest: one pass over the volume each
+            for z0, _, codes in volume.code_slabs():
+                del z0
+                member.write(_probability(codes, c).data)
+    with MapWriter(
+        FolderObjects(folder),
+        files.labels.name,
+        volume.shape[1:],
+        kind="labels",
+        spacing_mm=volume.spacing_mm,
+        affine=volume.affine,
+        scratch=folder,
+    ) as writer:
+        for z0 in range(0, volume.shape[1], DEPTH):
+            writer.write(z0, volume.labels(z0, min(z0 + DEPTH, volume.shape[1])))
+    files.properties.write_bytes(pickle.dumps(nnunet_properties(volume.shape[1:], volume.affine)))
+    return files
+
+
+def nnunet_properties(shape: Sequence[int], affine: npt.ArrayLike) -> dict[str, Any]:
+    """What nnU-Net keeps of a scan's geometry beside a prediction, for a scan it did not crop.
+
+    Args:
+        shape: (Z, Y, X).
+        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm); SimpleITK's is LPS+.
+    """
+    lps = LPS @ np.asarray(affine, np.float64)
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    return {
+        "sitk_stuff": {
+            "spacing": tuple(float(s) for s in spacing),
+            "origin": tuple(float(o) for o in lps[:3, 3]),
+            "direction": tuple(float(d) for d in (lps[:3, :3] / spacing).ravel()),
+        },
+        "spacing": [float(s) for s in spacing[::-1]],
+        "shape_before_cropping": tuple(int(n) for n in shape),
+        "bbox_used_for_cropping": [[0, int(n)] for n in shape],
+        "shape_after_cropping_and_before_resampling": tuple(int(n) for n in shape),
+    }
+
+
+def _probability(codes: npt.NDArray[np.uint16], c: int) -> npt.NDArray[np.float32]:
+    """Probabilities of one class, little-endian float32 (dz, Y, X)."""
+    code = 65535 - codes.sum(axis=0, dtype=np.int32) if c == 0 else codes[c - 1]
+    return np.ascontiguousarray(code * np.float32(1 / 65535), "<f4")
+
+
+# The files of an upload ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _UnpackedArray:
+    """An array in a file, class first: slabs of it are read, never the whole."""
+
+    file: IO[bytes]
+    begin: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def slab(self, z0: int, z1: int) -> npt.NDArray[np.floating]:
+        classes, depth, height, width = self.shape
+        out = np.empty((classes, z1 - z0, height, width), self.dtype)
+        for c in range(classes):
+            self.file.seek(self.begin + (c * depth + z0) * height * width * self.dtype.itemsize)
+            self.file.readinto(memoryview(out[c]).cast("B"))  # type: ignore[attr-defined]
+        return out
+
+
+@contextmanager
+def _unpacked(npz: Path, scratch: Path | None) -> Iterator[_UnpackedArray]:
+    """The probabilities of an npz as a file to be read anywhere; its checksum has been verified."""
+    with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
+        try:
+            with zipfile.ZipFile(npz) as archive:
+                names = archive.namelist()
+                if f"{PROBABILITIES}.npy" not in names:
+                    held = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
+                    raise _refused(npz, f"it holds {held}, not {PROBABILITIES}", "Predict with --save_probabilities.")
+                with archive.open(f"{PROBABILITIES}.npy") as member:
+                    shutil.copyfileobj(member, copy, 1 << 22)
+        except FileNotFoundError as error:
+            raise _refused(npz, "there is no such file", "Upload the .npz beside the .nii.gz.") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise _damaged(npz, error) from error
+        size = copy.tell()
+        copy.seek(0)
+        try:
+            major, _ = np.lib.format.read_magic(copy)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(copy)
+        except ValueError as error:
+            raise _damaged(npz, error) from error
+        begin = copy.tell()
+        if dtype.kind != "f" or fortran:
+            order = "Fortran" if fortran else "C"
+            raise _refused(
+                npz, f"{PROBABILITIES} is {dtype} in {order} order", "Save it as floats, class axis first, in C order."
+            )
+        if size - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+            raise _damaged(npz, ValueError(f"{size - begin} bytes for an array {shape} of {dtype}"))
+        yield _UnpackedArray(copy, begin, shape, dtype)
+
+
+@contextmanager
+def _label_slabs(path: Path, shape: tuple[int, ...]) -> Iterator[Iterator[npt.NDArray[Any]]]:
+    """The label map, a slab at a time from the first slice: NIfTI's X-fastest order is C order of (Z, Y, X)."""
+    array: Any = nib.Nifti1Image.from_filename(path).dataobj
+    dtype, slope, inter = array.dtype, array.slope, array.inter
+
+    def slabs(file: Any) -> Iterator[npt.NDArray[Any]]:
+        for z0 in range(0, shape[0], DEPTH):
+            part = (min(DEPTH, shape[0] - z0), *shape[1:])
+            wanted = int(np.prod(part)) * dtype.itemsize
+            try:
+                content = file.read(wanted)
+                if z0 + DEPTH >= shape[0]:
+                    file.read()  # to the end, where gzip's checksum is
+            except (OSError, EOFError, zlib.error) as error:
+                raise _damaged(path, error) from error
+            if len(content) != wanted:
+                raise _damaged(path, EOFError(f"it ends at slice {z0}"))
+            values = np.frombuffer(content, dtype).reshape(part)
+            yield values if (slope, inter) == (1, 0) else np.rint(values * slope + inter)
+
+    with ImageOpener(str(path)) as file:
+        file.read(array.offset)
+        yield slabs(file)
+
+
+class _Agreement:
+    """In how many foreground voxels the label map is the argmax."""
+
+    def __init__(self) -> None:
+        self.same = self.either = 0
+
+    def add(self, slab: npt.NDArray[np.floating], truth: npt.NDArray[Any]) -> None:
+        found = slab.argmax(axis=0)
+        foreground = (found > 0) | (truth > 0)
+        self.either += int(np.count_nonzero(foreground))
+        self.same += int(np.count_nonzero((found == truth) & foreground))
+
+    def require(self, npz: Path, label_map: Path) -> None:
+        if self.same < LABELS_AGREE * self.either:
+            raise _refused(
+                npz,
+                f"{label_map.name} is the argmax of its probabilities in only {self.same} of {self.either} organ voxels",
+                "Check that both files are of one prediction and that classes are in the order of their labels.",
+            )
+
+
+def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """The scan's spacing (Z, Y, X), if the label map lies on the scan's voxels."""
+    try:
+        image = nib.Nifti1Image.from_filename(label_map)
+        found, place = tuple(image.shape[::-1]), np.asarray(image.affine, np.float64)
+    except FileNotFoundError as error:
+        raise _refused(label_map, "there is no such file", "Upload the .nii.gz beside the .npz.") from error
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:  # type: ignore[attr-defined]
+        raise _damaged(label_map, error) from error
+    again = "Predict the patient's own image.nii.gz, without resampling or reorienting it."
+    if found != shape:
+        raise _refused(label_map, f"it has {_by(found)} voxels (z, y, x), the scan {_by(shape)}", again)
+    ours, theirs = (np.linalg.norm(a[:3, :3], axis=0)[::-1] for a in (affine, place))
+    if np.abs(ours - theirs).max() > SAME_SPACING_MM:
+        raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
+    z, y, x = (n - 1 for n in shape)
+    corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], float).T
+    apart = float(np.linalg.norm(((affine - place) @ corners)[:3], axis=0).max())
+    if apart > SAME_PLACE_MM:
+        raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
+    return tuple(float(s) for s in ours)
+
+
+def _require_shape(npz: Path, found: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    if len(found) == 4 and found[0] != whole[0] and found[1:] == whole[1:]:
+        raise _refused(
+            npz, f"it has {found[0]} classes, the study {whole[0]}", "Use a model that was trained for this study."
+        )
+    if found != whole:
+        hint = " (its axes are x, y, z)" if found == (whole[0], *whole[:0:-1]) else ""
+        raise _refused(
+            npz,
+            f"its array is {_by(found)}{hint}, expected (class, z, y, x) {_by(whole)}",
+            "Give the probabilities of this patient on the scan's voxels, as nnU-Net writes them.",
+        )
+
+
+def _require_probabilities(npz: Path, slab: npt.NDArray[np.floating], z0: int) -> None:
+    low, high = float(slab.min()), float(slab.max())
+    off = float(np.abs(slab.sum(axis=0, dtype=np.float32) - 1).max())
+    if not (low >= -SLACK and high <= 1 + SLACK and off <= SLACK):  # NaN fails all three
+        raise _refused(
+            npz,
+            f"from slice {z0} on its values reach from {low:.3g} to {high:.3g} and sums of a voxel are off 1 by {off:.3g}",
+            "Give probabilities (after the softmax), not logits.",
+        )
+
+
+def _by(sizes: Sequence[Any]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)
+
+
+def _refused(path: Path, found: str, remedy: str) -> StorageError:
+    return StorageError(IMPORTING, path.name, found, remedy)
+
+
+def _damaged(path: Path, error: BaseException) -> CorruptArtefactError:
+    return CorruptArtefactError(
+        IMPORTING, path.name, f"the file is damaged or cut short ({' '.join(str(error).split())})", "Upload it again."
+    )
