@@ -102,6 +102,8 @@ def lineage(tmp_path_factory, s3_server):
 
 def _ok(results):
     assert all(result.success for result in results)
+    checks = [check for result in results for check in result.get_asset_check_evaluations()]
+    assert [c for c in checks if not c.passed and c.severity is dg.AssetCheckSeverity.ERROR] == []
     return results
 
 

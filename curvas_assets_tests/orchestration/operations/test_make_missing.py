@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.orchestration import study_run
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, job
 
 STUDY = LINEAGE.study
@@ -26,6 +27,7 @@ def lineage(monkeypatch):
         monkeypatch.setattr(LINEAGE, "instance", instance)
         for name in ("made", "broken", "versions", "code"):
             monkeypatch.setattr(LINEAGE, name, type(getattr(LINEAGE, name))())
+        monkeypatch.setattr(study_run, "POLL_SECONDS", 0.01)  # runs have ended when they are first asked for
         coordinator = AtOnce()
         coordinator.register_instance(instance)
         monkeypatch.setattr(instance, "_run_coordinator", coordinator)
