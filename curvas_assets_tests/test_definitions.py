@@ -100,7 +100,8 @@ def _edited(**edits) -> Study:
     ("edits", "stale"),
     [
         ({"evaluation": {"ece_bins": 40}}, {"scores", "leaderboard"}),
-        ({"evaluation": {"region": "image"}}, {"test_scan", "scores", "leaderboard"}),
+        ({"evaluation": {"region": "image"}}, {"scores", "leaderboard"}),
+        ({"groups": {"A": ["001"], "B": ["008"], "C": ["009"]}}, {"cohort", "study_scores"}),
         ({"seeds": [1, 445566, 778899]}, set()),
         ({"training": {"epochs": 8}}, {"trained_model"}),
         ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),

@@ -5,6 +5,7 @@
 - Tables, volumes and maps stand where the layout says; `metrics.csv` has the study's columns.
 - A training that was interrupted resumes from the checkpoint in the bucket.
 - The report holds its sections; a remade report with equal inputs is due no more.
+- An annotation that is changed afterwards makes that patient's scores stale, and no prediction.
 - No key of the store is in any event, log or artefact.
 """
 
@@ -162,6 +163,23 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
         assert f"## {section}" in page
     assert DAMAGED in page
     _no_key_anywhere(lineage, objects, s3_server)
+    _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout)
+
+
+def _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout):
+    key = layout.patient_file("PHANTOM007", "annotation_2.nii.gz")
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(objects.get(key)))
+    labels = image.get_fdata().astype("uint8")
+    labels[labels == 3] = 2
+    objects.put(key, gzip.compress(nib.Nifti1Image(labels, image.affine).to_bytes()))
+    for stage in ("take_in_scans", "select_test_scans"):
+        job = lineage.definitions.resolve_job_def(stage)
+        assert job.execute_in_process(instance=lineage.instance, tags={"dagster/partition": "PHANTOM007"}).success
+    due = {asset: lineage.due(asset) for stage in STAGES.values() for asset in stage}
+    assert {asset: found for asset, found in due.items() if DAMAGED not in found and found} == {
+        "cohort": [None],
+        "scores": ["PHANTOM007"],
+    }
 
 
 def _interrupt_training(lineage, model):

@@ -111,7 +111,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"json"},
-        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}-{study.evaluation.region}",
+        code_version="2",
         metadata=artefact("record"),
         output_required=False,
         check_specs=specs("test_scan", TEST_SCAN_CHECKS),
@@ -119,15 +119,17 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         retry_policy=RETRY,
     )
     def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
-        """A patient that is predicted and scored: the bridge from the cohort to the patient × model grid."""
+        """The image of a patient that is predicted: the bridge from the cohort to the patient × model grid.
+
+        Nothing of the annotations is in it, so that a changed annotation re-scores the patient and predicts nothing anew.
+        """
         objects, layout = bucket.checked_objects(), bucket.layout
         checks = Checks(*TEST_SCAN_CHECKS)
 
         def bridge(patient: str) -> Stored:
             record = scan[patient].record()
             facts = record["facts"]
-            shape = facts["shape"]
-            region = facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in shape]
+            shape, region = facts["shape"], region_of(study, record)
             if any(stop <= start for start, stop in region):
                 raise checks["region_is_not_empty"].refuse(
                     patient,
@@ -141,12 +143,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
             checks["region_is_not_empty"].look(patient)
             bridged = {
                 "patient": patient,
-                "group": record["group"],
-                "files": record["files"],
+                "files": [file for file in record["files"] if file["name"] == study.image],
                 "shape": shape,
                 "spacing_mm": facts["spacing_mm"],
                 "affine": record["affine"],
-                "region": region,
             }
             key = layout.test_scan(patient)
             version = tables.write_json(objects, key, bridged)
@@ -201,6 +201,12 @@ def fetch_patient(
         objects.download(key, folder / name)
         files.append({"name": name, "key": key, "size": info.size, "sha256": directories.sha256_of(folder / name)})
     return folder, files
+
+
+def region_of(study: Study, record: dict[str, Any]) -> list[list[int]]:
+    """Where a patient is scored, [start, stop] along (Z, Y, X), from the record of its scan."""
+    facts = record["facts"]
+    return facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in facts["shape"]]
 
 
 def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:

@@ -120,7 +120,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     data_versions={
                         **data_versions(context.instance, ["cohort", "study_scores", "family_comparisons"], [""]),
                         **data_versions(context.instance, ["trained_model"], sorted(trained_model)),
-                        **data_versions(context.instance, ["test_scan", "scores"], scored),
+                        **data_versions(context.instance, ["scan", "scores"], scored),
                     },
                 ),
                 metrics=metric_table(),
@@ -204,12 +204,12 @@ def pictures(
     study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
 ) -> tuple[list[SliceView], OrganView]:
     """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
-    record = tables.read_json(objects, layout.test_scan(patient))
+    record = tables.read_json(objects, layout.scan(patient))
     fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
     annotations = read_annotations(scratch / patient, study)
     z = most_disputed_slice(annotations)
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
-    spacing_mm, affine = tuple(record["spacing_mm"]), np.asarray(record["affine"])
+    spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
     maps = {}
     for name in ("entropy", "mutual_information", "labels"):

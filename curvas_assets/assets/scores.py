@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.assets.cohort import OWNERS, fetch_files, region_of
 from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import ScoringError
 from curvas_assets.orchestration import metadata
@@ -42,7 +42,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         ins={
             "softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
             "ensemble_softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
-            "test_scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping()),
+            "scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping()),
         },
         partitions_def=partitions.test_patient,
         backfill_policy=dg.BackfillPolicy.multi_run(10),
@@ -61,21 +61,21 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         bucket: Bucket,
         softmax: Artefacts,
         ensemble_softmax: Artefacts,
-        test_scan: Artefacts,
+        scan: Artefacts,
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
         objects, layout = bucket.checked_objects(), bucket.layout
         checks = Checks(*CHECKS)
 
         def score_patient(patient: str) -> Stored:
-            record = test_scan[patient].record()
+            record = scan[patient].record()
             with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
                 folder = Path(scratch, patient)
                 fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
-                z, y, x = (slice(start, stop) for start, stop in record["region"])
+                z, y, x = (slice(start, stop) for start, stop in region_of(study, record))
                 reference = PatientReference(
                     read_annotations(folder, study),
-                    tuple(record["spacing_mm"]),
+                    tuple(record["facts"]["spacing_mm"]),
                     organs=study.organs,
                     region=(z, y, x),
                     ece_bins=study.evaluation.ece_bins,
@@ -92,7 +92,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                         found[predictor] = reference.score(ensemble_softmax[key].volume(), members=members)
                     context.log.info(f"{patient}: {predictor} scored, {count} of {len(study.predictors)}")
                 written = {
-                    name: _labelled(study, patient, record["group"], {p: getattr(s, name) for p, s in found.items()})
+                    name: _labelled(
+                        study, patient, study.patient_group(patient), {p: getattr(s, name) for p, s in found.items()}
+                    )
                     for name in ("table", "reliability", "risk_coverage")
                 }
                 Path(scratch, "out").mkdir()
@@ -137,7 +139,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet", "csv"},
-        code_version="1",
+        code_version=f"2-{study.fingerprint('groups')}",
         metadata=artefact("table"),
         op_tags=LARGE_MEMORY.op_tags,
         retry_policy=RETRY,
@@ -148,6 +150,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scored = [p for p in sorted(scores) if directories.exists(objects, layout.scores(p))]
         unscored = [p for p in sorted(scores) if p not in scored]
         table = pd.concat([scores[patient].table("scores") for patient in scored], ignore_index=True)
+        table["group"] = [study.patient_group(str(patient)) or "" for patient in table["patient"]]
         wide = study_columns(table)
         objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
         if unscored:

@@ -30,7 +30,8 @@ class NothingIO(dg.IOManager):
 class DummyLineage:
     """Assets with the partitions, mappings and policies of the real ones.
 
-    `broken` holds partition keys that fail, `versions` what a partition's content is (its key, if it is not named), `made`
+    `broken` holds partition keys that fail, `versions` what a partition's content is, by key or by
+    asset and key (its key, if it is not named), `made`
     what was computed, in order.
     """
 
@@ -82,7 +83,7 @@ class DummyLineage:
                 {
                     "softmax": i(partition_mapping=p.same("patient")),
                     "ensemble_softmax": i(partition_mapping=p.same("patient")),
-                    "test_scan": i(partition_mapping=same),
+                    "scan": i(partition_mapping=same),
                 },
                 10,
             ),
@@ -114,7 +115,9 @@ class DummyLineage:
                 if key in self.broken:
                     raise self.broken[key]
                 self.made.append((name, key))
-                return Stored(f"{name}/{key}", self.versions.get(key, key), {"key": key})
+                return Stored(
+                    f"{name}/{key}", self.versions.get(f"{name} {key}", self.versions.get(key, key)), {"key": key}
+                )
 
             yield from materialise(context, MeteredObjects(FolderObjects("unused")), one_by_one(produce))
 

@@ -1,6 +1,6 @@
 """Claims proved here.
 
-- A changed annotation makes that patient's part of the lineage stale, step by step, and nobody else's.
+- A changed annotation scores that patient again and predicts nothing; a changed image predicts that patient, and no other.
 - A changed definition of the scores makes all scores stale and no prediction.
 - A retrained model makes its column of softmax stale, and after that only what is made from it.
 - A changed seed trains the models of that seed and no other; what they are members of follows.
@@ -26,14 +26,22 @@ def lineage():
     return lineage
 
 
-def test_a_changed_annotation_reaches_that_patients_scores_only(lineage):
-    lineage.versions[TESTS[0]] = "changed"
+def test_a_changed_annotation_scores_that_patient_again_and_predicts_nothing(lineage):
+    lineage.versions[f"scan {TESTS[0]}"] = "changed annotation"
     assert lineage.run("scan", TESTS[0]).success
-    assert lineage.due() == {"test_scan": [TESTS[0]]}
+    assert lineage.due() == {"test_scan": [TESTS[0]], "scores": [TESTS[0]]}
+    assert lineage.run("test_scan", TESTS[0]).success
+    assert lineage.due() == {"scores": [TESTS[0]]}
+    assert lineage.run("scores", TESTS[0]).success
+    assert lineage.due() == {}
+
+
+def test_a_changed_image_reaches_that_patients_predictions_and_nobody_elses(lineage):
+    lineage.versions[TESTS[0]] = "changed image"
+    assert lineage.run("scan", TESTS[0]).success
     assert lineage.run("test_scan", TESTS[0]).success
     due = lineage.due()
-    assert due["scores"] == [TESTS[0]]
-    assert {key.split("|")[1] for key in due["softmax"]} == {TESTS[0]}
+    assert due == {"softmax": [f"{model}|{TESTS[0]}" for model in lineage.study.models], "scores": [TESTS[0]]}
 
 
 def test_a_changed_metric_definition_makes_scores_stale_and_no_prediction(lineage):
