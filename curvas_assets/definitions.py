@@ -5,7 +5,7 @@ import warnings
 import dagster as dg
 
 from curvas_assets.assets import cohort, comparisons, dataset, ensembles, models, predictions, report, scores
-from curvas_assets.orchestration import execution, schedules, sensors
+from curvas_assets.orchestration import execution, operations, schedules, sensors
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import executor_name, study_name
 from curvas_assets.orchestration.io_manager import ArtefactIOManager
@@ -34,9 +34,9 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
     jobs = {job.name: job for job in stage_jobs(executor_def)}
     return dg.Definitions(
         assets=[asset for stage in STAGES for asset in stage.build(study, partitions)],
-        jobs=[*jobs.values(), study_job(study, partitions, bucket)],
+        jobs=[*jobs.values(), study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)],
         schedules=schedules.build(jobs),
-        sensors=sensors.build(study, partitions),
+        sensors=sensors.build(study, partitions, jobs),
         resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},
         executor=executor_def,
     )

@@ -196,6 +196,17 @@ class Intake(_Part):
     """Labels this close to an integer are rounded (label files with a scale slope)."""
 
 
+class Checks(_Part):
+    """What the asset checks warn of. Changing these makes nothing stale but the report."""
+
+    dice_floor: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Best EMA pseudo-Dice below which a trained model is suspicious."""
+    volume_ml: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(
+        default_factory=dict
+    )
+    """Organ → least and most plausible volume of a prediction, ml; left out: nothing above half of the scan."""
+
+
 class Report(_Part):
     """How the report is written."""
 
@@ -237,6 +248,7 @@ class Study(_Part):
     training: Training = Training()
     prediction: Prediction = Prediction()
     intake: Intake = Intake()
+    checks: Checks = Checks()
     evaluation: Evaluation = Evaluation()
     statistics: Statistics = Statistics()
     report: Report = Report()
@@ -282,6 +294,8 @@ class Study(_Part):
             raise ValueError(
                 f"in_distribution_group: {self.in_distribution_group!r}, allowed is one of {sorted(self.groups)}"
             )
+        if unknown_organs := sorted(set(self.checks.volume_ml) - set(self.organs)):
+            raise ValueError(f"checks.volume_ml: {unknown_organs}, allowed are {sorted(self.organs)}")
         names = [a.name for a in self.annotators]
         for ensemble, members in self.ensembles.items():
             if not KEY.fullmatch(ensemble):

@@ -3,6 +3,7 @@
 - The code location loads without credentials, as `dagster definitions validate` does.
 - Every asset has description, group, owner, kinds and code version; GPU work is in the pool, and nothing else is.
 - Partitions are the study's: 9 models, 13 predictors, dynamic patients; a study of another shape changes them.
+- An edit of the study makes stale what it concerns and the report, and nothing else.
 - Jobs, schedules and sensors are there; only the registration of patients runs by default.
 - Tags for clusters stand on the ops that need a GPU, and on no other.
 """
@@ -88,6 +89,36 @@ def test_two_annotators_and_one_organ_are_configuration_not_code():
     assert models == ["anno1_init5_foldall", "anno2_init5_foldall"]
 
 
+def _edited(**edits) -> Study:
+    raw = load_study("phantom").model_dump(mode="json")
+    for field, value in edits.items():
+        raw[field] = {**raw[field], **value} if isinstance(value, dict) else value
+    return Study.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("edits", "stale"),
+    [
+        ({"evaluation": {"ece_bins": 40}}, {"scores", "leaderboard"}),
+        ({"evaluation": {"region": "image"}}, {"scores", "leaderboard"}),
+        ({"groups": {"A": ["001"], "B": ["008"], "C": ["009"]}}, {"cohort", "study_scores"}),
+        ({"seeds": [1, 445566, 778899]}, set()),
+        ({"training": {"epochs": 8}}, {"trained_model"}),
+        ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),
+        ({"prediction": {"tile_step": 0.25}}, {"softmax"}),
+        ({"checks": {"dice_floor": 0.9}}, set()),
+        ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "published_comparison"}),
+    ],
+)
+def test_an_edit_of_the_study_changes_the_code_version_of_what_it_concerns_and_of_the_report(edits, stale):
+    def versions(study):
+        graph = build_definitions(study).resolve_asset_graph()
+        return {key.path[-1]: graph.get(key).code_version for key in graph.materializable_asset_keys}
+
+    before, after = versions(_edited()), versions(_edited(**edits))
+    assert {asset for asset in before if before[asset] != after[asset]} == stale | {"figures", "report"}
+
+
 def test_jobs_cover_every_asset_and_the_whole_study(definitions, graph):
     jobs = {job.name for job in definitions.resolve_all_job_defs()}
     assert {*STAGES, "study"} <= jobs
@@ -100,14 +131,16 @@ def test_only_the_registration_of_patients_runs_by_default(definitions):
     running = {s.name for s in repository.sensor_defs if s.default_status == dg.DefaultSensorStatus.RUNNING}
     running |= {s.name for s in repository.schedule_defs if s.default_status == dg.DefaultScheduleStatus.RUNNING}
     assert running == {"register_patients"}
-    assert {s.name for s in repository.schedule_defs} == {"nightly_scores", "nightly_report"}
+    sensors = {"register_patients", "follow_new_patients", "report_after_scores", "report_failures"}
+    assert {s.name for s in repository.sensor_defs} == sensors
+    assert {s.name for s in repository.schedule_defs} == {"nightly_scores", "weekly_report"}
 
 
 def test_schedules_ask_for_nothing_where_there_is_nothing(definitions, tmp_path):
     repository = definitions.get_repository_def()
     # Not as a context manager: leaving it would leave Dagster's global storage of definitions without its instance.
     instance = dg.DagsterInstance.local_temp(str(tmp_path))
-    for name, reason in (("nightly_scores", "up to date"), ("nightly_report", "there are no scores yet")):
+    for name, reason in (("nightly_scores", "up to date"), ("weekly_report", "there are no scores yet")):
         context = dg.build_schedule_context(instance=instance, repository_def=repository)
         tick = repository.get_schedule_def(name).evaluate_tick(context)
         assert not tick.run_requests

@@ -6,6 +6,7 @@
 - A training that was interrupted resumes from the checkpoint in the bucket.
 - The report holds its sections; a remade report with equal inputs is due no more.
 - A published table that people upload makes the comparison and the report due, and nothing else; it stands in the report.
+- An annotation that is changed afterwards makes that patient's scores stale, and no prediction.
 - No key of the store is in any event, log or artefact.
 """
 
@@ -114,6 +115,8 @@ def lineage(tmp_path_factory, s3_server):
 
 def _ok(results):
     assert all(result.success for result in results)
+    checks = [check for result in results for check in result.get_asset_check_evaluations()]
+    assert [c for c in checks if not c.passed and c.severity is dg.AssetCheckSeverity.ERROR] == []
     return results
 
 
@@ -185,6 +188,23 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert "No published table of the study was given" not in page
     pd.testing.assert_series_equal(dice["mean"], dice["published_mean"], check_names=False)
     _no_key_anywhere(lineage, objects, s3_server)
+    _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout)
+
+
+def _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout):
+    key = layout.patient_file("PHANTOM007", "annotation_2.nii.gz")
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(objects.get(key)))
+    labels = image.get_fdata().astype("uint8")
+    labels[labels == 3] = 2
+    objects.put(key, gzip.compress(nib.Nifti1Image(labels, image.affine).to_bytes()))
+    for stage in ("take_in_scans", "select_test_scans"):
+        job = lineage.definitions.resolve_job_def(stage)
+        assert job.execute_in_process(instance=lineage.instance, tags={"dagster/partition": "PHANTOM007"}).success
+    due = {asset: lineage.due(asset) for stage in STAGES.values() for asset in stage}
+    assert {asset: found for asset, found in due.items() if DAMAGED not in found and found} == {
+        "cohort": [None],
+        "scores": ["PHANTOM007"],
+    }
 
 
 def _interrupt_training(lineage, model):

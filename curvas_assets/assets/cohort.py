@@ -12,6 +12,7 @@ from curvas_assets.errors import PatientError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
@@ -23,6 +24,17 @@ from curvas_assets.study import Study
 
 GROUP = "cohort"
 OWNERS = ["team:imaging"]
+ERROR = dg.AssetCheckSeverity.ERROR
+SCAN_CHECKS = (
+    Check("files_are_sound", "Every file is whole, on one geometry, with the study's labels only, no NaN.", ERROR),
+    Check("geometry_is_usual", "Voxels are 0.2 to 10 mm wide, and the scan is at least 100 mm long along each axis."),
+    Check("labels_are_complete", "Every annotator drew every organ, in whole numbers."),
+    Check(
+        "intensities_are_plausible",
+        "HU as of a CT: air below -500, soft tissue or bone above 0, nothing beyond ±32768.",
+    ),
+)
+TEST_SCAN_CHECKS = (Check("region_is_not_empty", "The region in which predictors are scored holds voxels.", ERROR),)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -50,6 +62,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         code_version=f"1-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
         metadata=artefact("record"),
         output_required=False,
+        check_specs=specs("scan", SCAN_CHECKS),
         op_tags=needs.intake.op_tags,
         retry_policy=RETRY,
     )
@@ -61,12 +74,20 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         """
         objects, layout = bucket.checked_objects(), bucket.layout
         folders = folders_of_patients(study, patient_folders(objects, layout))
+        checks = Checks(*SCAN_CHECKS)
 
         def take_in(patient: str) -> Stored:
             named = folder_of(patient, folders)
             with scratch_space(patient, bytes_below(objects, layout.patient_file(named, ""))) as scratch:
-                folder, files = fetch_patient(objects, layout, study, named, scratch)
-                found = intake.read_patient(folder, study)
+                try:
+                    folder, files = fetch_patient(objects, layout, study, named, scratch)
+                    found = intake.read_patient(folder, study)
+                except PatientError as error:
+                    raise checks["files_are_sound"].refuse(patient, error) from error
+            checks["files_are_sound"].look(patient)
+            checks["geometry_is_usual"].look(patient, unusual_geometry(found.facts))
+            checks["labels_are_complete"].look(patient, found.warnings)
+            checks["intensities_are_plausible"].look(patient, implausible_intensities(found.facts))
             record = {
                 "patient": patient,
                 "set": study.patient_set(patient),
@@ -82,7 +103,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
                 key, tables.write_json(objects, key, record), {**_facts(record), "preview": _preview(study, found)}
             )
 
-        yield from materialise(context, objects, one_by_one(take_in))
+        yield from materialise(context, objects, one_by_one(take_in), checks)
 
     @dg.asset(
         ins={"scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
@@ -91,51 +112,48 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"json"},
-        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions', 'evaluation')}",
+        code_version="2",
         metadata=artefact("record"),
         output_required=False,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "geometry_is_consistent",
-                asset="test_scan",
-                blocking=True,
-                description="Image and annotations of the patient have one geometry and the region of evaluation is not empty.",
-            )
-        ],
+        check_specs=specs("test_scan", TEST_SCAN_CHECKS),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
-        """A patient that is predicted and scored: the bridge from the cohort to the patient × model grid."""
+        """The image of a patient that is predicted: the bridge from the cohort to the patient × model grid.
+
+        Nothing of the annotations is in it, so that a changed annotation re-scores the patient and predicts nothing anew.
+        """
         objects, layout = bucket.checked_objects(), bucket.layout
-        empty: list[str] = []
+        checks = Checks(*TEST_SCAN_CHECKS)
 
         def bridge(patient: str) -> Stored:
             record = scan[patient].record()
             facts = record["facts"]
-            shape = facts["shape"]
-            region = facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in shape]
+            shape, region = facts["shape"], region_of(study, record)
             if any(stop <= start for start, stop in region):
-                empty.append(patient)
+                raise checks["region_is_not_empty"].refuse(
+                    patient,
+                    PatientError(
+                        "finding the region of evaluation",
+                        patient,
+                        f"it is empty: {region} of {shape} voxels (no voxel above 0 HU?)",
+                        "Look at the CT's intensities, or set evaluation.region to image.",
+                    ),
+                )
+            checks["region_is_not_empty"].look(patient)
             bridged = {
                 "patient": patient,
-                "group": record["group"],
-                "files": record["files"],
+                "files": [file for file in record["files"] if file["name"] == study.image],
                 "shape": shape,
                 "spacing_mm": facts["spacing_mm"],
                 "affine": record["affine"],
-                "region": region,
             }
             key = layout.test_scan(patient)
             version = tables.write_json(objects, key, bridged)
             return Stored(key, version, {"patient": patient, "shape": metadata.by(shape), "region": str(region)})
 
-        yield from materialise(context, objects, one_by_one(bridge))
-        yield dg.AssetCheckResult(
-            passed=not empty,
-            check_name="geometry_is_consistent",
-            metadata={"patients without a region": ", ".join(empty) or "none"},
-        )
+        yield from materialise(context, objects, one_by_one(bridge), checks)
 
     @dg.asset(
         ins={"scan": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
@@ -186,6 +204,12 @@ def fetch_patient(
     return folder, files
 
 
+def region_of(study: Study, record: dict[str, Any]) -> list[list[int]]:
+    """Where a patient is scored, [start, stop] along (Z, Y, X), from the record of its scan."""
+    facts = record["facts"]
+    return facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in facts["shape"]]
+
+
 def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:
     """The files of a validated patient, and a PatientError if one is no longer what was validated."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +248,20 @@ def folder_of(patient: str, folders: dict[str, list[str]]) -> str:
             "Keep one of them.",
         )
     return named[0]
+
+
+def unusual_geometry(facts: dict[str, Any]) -> list[str]:
+    """What is odd about a scan's voxels and extent, though it can be used."""
+    odd = [f"voxels of {mm:g} mm" for mm in facts["spacing_mm"] if not 0.2 <= mm <= 10]
+    return odd + [f"only {mm:g} mm along an axis" for mm in facts["extent_mm"] if mm < 100]
+
+
+def implausible_intensities(facts: dict[str, Any]) -> list[str]:
+    """Why the intensities may not be Hounsfield units."""
+    low, high = facts["hu_range"]
+    odd = [] if low < -500 else [f"the darkest voxel has {low:g} HU: no air"]
+    odd += [] if high > 0 else [f"the brightest voxel has {high:g} HU: no tissue"]
+    return odd + ([] if low > -32769 and high < 32768 else [f"{low:g} … {high:g} HU are beyond any CT"])
 
 
 def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
@@ -25,6 +26,13 @@ from curvas_assets.study import Study
 
 MAP_BYTES = 4 + 4 + 1
 """Of one voxel's entropy, mutual information and label: what an ensemble's maps can take in scratch at most."""
+CHECKS = (
+    Check(
+        "members_are_complete",
+        "Every model that belongs to the ensemble is in its mean; one that is missing is an error of that ensemble.",
+        dg.AssetCheckSeverity.ERROR,
+    ),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -41,6 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('ensembles')}",
         metadata=artefact("softmax"),
         output_required=False,
+        check_specs=specs("ensemble_softmax", CHECKS),
         op_tags=needs.ensembling.op_tags,
         retry_policy=RETRY,
     )
@@ -55,6 +64,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             bucket.checked_objects(hours=needs.ensembling.hours * len(context.partition_keys)),
             bucket.layout,
         )
+        checks = Checks(*CHECKS)
 
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
@@ -71,6 +81,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 for name, models in members.items():
                     absent = [model for model in models if model in refused]
                     if absent:
+                        checks["members_are_complete"].look(wanted[name], [str(refused[model]) for model in absent])
                         yield wanted[name], refused[absent[0]]
                     else:
                         complete[name] = models
@@ -81,9 +92,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 except Exception as error:
                     yield from ((wanted[name], error) for name in complete)
                     continue
-                yield from ((wanted[name], stored[name]) for name in complete)
+                for name in complete:
+                    checks["members_are_complete"].look(wanted[name])
+                    yield wanted[name], stored[name]
 
-        yield from materialise(context, objects, combine)
+        yield from materialise(context, objects, combine, checks)
 
     return [ensemble_softmax]
 

@@ -3,22 +3,31 @@
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS
+from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
-from curvas_assets.segmentation import EpochReport, train_model
+from curvas_assets.segmentation import EpochReport, TrainingOutcome, train_model
 from curvas_assets.storage import directories
 from curvas_assets.storage.objects import ObjectStore
-from curvas_assets.study import ModelId, Study
+from curvas_assets.study import ModelId, Study, Training
+
+CHECKS = (
+    Check("training_is_sound", "It trained, and the loss of every epoch is a number.", dg.AssetCheckSeverity.ERROR),
+    Check("dice_is_above_the_floor", "The best EMA pseudo-Dice is above `checks.dice_floor` of the study."),
+    Check("training_ended_by_itself", "It ran every epoch, or stopped because nothing got better; says which."),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -38,13 +47,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         pool=needs.training.pool,
         op_tags=needs.training.op_tags,
         retry_policy=RETRY,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "training_is_sound",
-                asset="trained_model",
-                description="The loss stayed finite and the best EMA pseudo-Dice is above zero; says why training stopped.",
-            )
-        ],
+        check_specs=specs("trained_model", CHECKS),
     )
     def trained_model(context: dg.AssetExecutionContext, bucket: Bucket, preprocessed_dataset: Artefacts):
         """One nnU-Net: seeded, stopped early, its best checkpoint published without optimizer state.
@@ -56,7 +59,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             bucket.checked_objects(hours=needs.training.hours * len(context.partition_keys)),
             bucket.layout,
         )
-        unsound: dict[str, str] = {}
+        checks = Checks(*CHECKS)
 
         def train(name: str) -> Stored:
             model = ModelId.parse(name)
@@ -67,20 +70,25 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 if resume_from:
                     context.log.info(f"{name}: an unfinished training is in the bucket, resuming from it")
                 with leased_device(context.log.info) as leased:
-                    outcome = train_model(
-                        study,
-                        model,
-                        dataset,
-                        Path(scratch, "model"),
-                        resume_from=resume_from,
-                        on_epoch=lambda epoch: context.log.info(_progress(name, epoch)),
-                        on_checkpoint=unfinished.keep,
-                    )
+                    try:
+                        outcome = train_model(
+                            study,
+                            model,
+                            dataset,
+                            Path(scratch, "model"),
+                            resume_from=resume_from,
+                            on_epoch=lambda epoch: context.log.info(_progress(name, epoch)),
+                            on_checkpoint=unfinished.keep,
+                        )
+                        require_finite(outcome.curve, name)
+                    except SegmentationError as error:
+                        raise checks["training_is_sound"].refuse(name, error) from error
                 key = layout.model(name)
                 stored = directories.write_directory(objects, key, Path(scratch, "model"))
                 unfinished.remove()
-            if not outcome.best_ema_dice > 0:
-                unsound[name] = f"best EMA pseudo-Dice {outcome.best_ema_dice:.3f}"
+            checks["training_is_sound"].look(name)
+            checks["dice_is_above_the_floor"].look(name, below_floor(outcome.best_ema_dice, study.checks.dice_floor))
+            checks["training_ended_by_itself"].look(name, ended_early(outcome, study.training))
             return Stored(
                 key,
                 stored.version,
@@ -99,15 +107,35 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 },
             )
 
-        yield from materialise(context, objects, one_by_one(train))
-        yield dg.AssetCheckResult(
-            passed=not unsound,
-            check_name="training_is_sound",
-            severity=dg.AssetCheckSeverity.WARN,
-            metadata={"unsound": dg.MetadataValue.json(unsound)},
-        )
+        yield from materialise(context, objects, one_by_one(train), checks)
 
     return [trained_model]
+
+
+def require_finite(curve: pd.DataFrame, name: str) -> None:
+    """A SegmentationError if a loss is no number: such a model is not published."""
+    losses = curve[["train_loss", "val_loss"]]
+    bad = curve.loc[~np.isfinite(losses).all(axis=1), "epoch"]
+    if len(bad):
+        raise SegmentationError(
+            "training",
+            name,
+            f"the loss of epoch {int(bad.iloc[0])} is {losses.loc[bad.index[0]].tolist()}",
+            "Lower training.learning_rate, or look for damaged scans.",
+        )
+
+
+def below_floor(dice: float, floor: float) -> list[str]:
+    """Why a model may be worthless, though it trained to the end."""
+    return [] if dice > floor else [f"best EMA pseudo-Dice {dice:.3f}, the floor (checks.dice_floor) is {floor:g}"]
+
+
+def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
+    """Why a training may be unfinished: fewer epochs than asked for, and not for want of progress."""
+    without_gain = outcome.epochs - 1 - outcome.best_epoch
+    if outcome.epochs >= training.epochs or without_gain >= training.patience:
+        return []
+    return [f"{outcome.epochs} of {training.epochs} epochs: {outcome.stopped_because}"]
 
 
 class Checkpoints:

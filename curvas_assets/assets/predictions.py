@@ -1,19 +1,21 @@
 """Predictions: the softmax of one patient by one model."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
-from curvas_assets.errors import DiskError
+from curvas_assets.errors import DiskError, SegmentationError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
@@ -25,6 +27,14 @@ from curvas_assets.segmentation import Predictor, PreparedScan
 from curvas_assets.storage import directories
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
+
+SUM_TOLERANCE = 1e-3
+"""How far the classes of a voxel may be from 1 together: float32 softmax stays within 1e-6, half precision within 1e-3."""
+CHECKS = (
+    Check("sums_to_one", "The classes of every voxel sum to 1, and none is NaN.", dg.AssetCheckSeverity.ERROR),
+    Check("labels_are_not_empty", "The model found at least one voxel of every organ."),
+    Check("volumes_are_plausible", "Each organ's volume lies within `checks.volume_ml`, and below half of the scan."),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -47,13 +57,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         pool=needs.prediction.pool,
         op_tags=needs.prediction.op_tags,
         retry_policy=RETRY,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "labels_are_not_empty",
-                asset="softmax",
-                description="Each model found at least one voxel of every organ in each patient of the run.",
-            )
-        ],
+        check_specs=specs("softmax", CHECKS),
     )
     def softmax(context: dg.AssetExecutionContext, bucket: Bucket, trained_model: Artefacts, test_scan: Artefacts):
         """Class probabilities (class, z, y, x) of one patient by one model, at 16 bits, as one zarr volume.
@@ -65,7 +69,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             bucket.checked_objects(hours=needs.prediction.hours * len(context.partition_keys)),
             bucket.layout,
         )
-        empty: list[str] = []
+        checks = Checks(*CHECKS)
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             predictor = Predictor(study, tell=context.log.info)
@@ -96,19 +100,20 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                     "model_version": directories.version_of(objects, layout.model(model)),
                                     "code": code,
                                 }
-                                yield key, store(predictor, opened, patient, model, models[model], leased, made_by)
+                                yield key, store(predictor, opened, key, model, models[model], leased, made_by)
                             except Exception as error:
                                 yield key, error
 
         def store(
             predictor: Predictor,
             opened: PreparedScan,
-            patient: str,
+            cell: str,
             model: str,
             model_folder: Path,
             leased: str | None,
             made_by: dict[str, Any],
         ) -> Stored:
+            patient = grid_key(context, cell)["patient"]
             prediction = predictor.predict(opened, model_folder)
             key = layout.softmax(patient, model)
             with SoftmaxWriter(
@@ -122,10 +127,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 tail=study.prediction.tail,
             ) as writer:
                 for z0, slab in prediction.slabs:
+                    if defect := not_a_distribution(slab, f"{model} of {patient}", z0):
+                        raise checks["sums_to_one"].refuse(cell, defect)
                     writer.write(z0, slab)
             voxels = dict(zip(study.class_names, writer.facts.label_voxels, strict=True))
-            if not all(voxels.values()):
-                empty.append(f"{model} of {patient}: no {', '.join(n for n, count in voxels.items() if not count)}")
+            volumes_ml = {n: count * float(np.prod(prediction.spacing_mm)) / 1000 for n, count in voxels.items()}
+            checks["sums_to_one"].look(cell)
+            checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
+            checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, study.checks.volume_ml))
             return Stored(
                 key,
                 writer.facts.version,
@@ -137,19 +146,45 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "device": metadata.device(prediction.device, leased),
                     "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
                     "voxels by label": dg.MetadataValue.json(voxels),
+                    "volumes (ml)": dg.MetadataValue.json({n: round(ml, 2) for n, ml in volumes_ml.items()}),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
                 },
             )
 
-        yield from materialise(context, objects, predict)
-        yield dg.AssetCheckResult(
-            passed=not empty,
-            check_name="labels_are_not_empty",
-            severity=dg.AssetCheckSeverity.WARN,
-            metadata={"empty": dg.MetadataValue.json(empty)},
-        )
+        yield from materialise(context, objects, predict, checks)
 
     return [softmax]
+
+
+def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationError | None:
+    """What is wrong with probabilities (C, dz, Y, X) that begin at slice z0; None if every voxel's sum to 1."""
+    sums = slab.sum(axis=0, dtype=np.float32)
+    worst = float(np.abs(sums - 1).max())
+    if worst <= SUM_TOLERANCE:  # False for NaN
+        return None
+    return SegmentationError(
+        "predicting",
+        subject,
+        f"classes of a voxel sum to 1 ± {worst:.3g} between the slices {z0} and {z0 + slab.shape[1] - 1}",
+        "Look at the model's training; predict again.",
+    )
+
+
+def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Which organs are too small or too large to be true.
+
+    Args:
+        volumes_ml: class → volume in ml, background included.
+        limits: organ → least and most, ml; an organ that is not named is only compared with the scan.
+    """
+    whole, odd = sum(volumes_ml.values()), []
+    for organ, ml in volumes_ml.items():
+        if organ == "background" or not ml:
+            continue
+        low, high = limits.get(organ, (0.0, whole / 2))
+        if not low <= ml <= high:
+            odd.append(f"{organ} of {ml:.1f} ml (plausible: {low:g} … {high:g})")
+    return odd
 
 
 def preview_softmax(volume: SoftmaxVolume, title: str) -> dg.MarkdownMetadataValue:

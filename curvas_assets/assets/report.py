@@ -14,12 +14,21 @@ from curvas_assets.assets.comparisons import published_scores
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.checks import Check, Checks
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
 from curvas_assets.orchestration.scratch import scratch_space
-from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView, build_report, most_disputed_slice
+from curvas_assets.report import (
+    OrganView,
+    Provenance,
+    Report,
+    ReportInputs,
+    SliceView,
+    build_report,
+    most_disputed_slice,
+)
 from curvas_assets.scoring import metric_table
 from curvas_assets.statistics import (
     annotator_agreement,
@@ -32,6 +41,15 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 
 GROUP = "report"
+SECTIONS = (
+    *("question", "data", "protocol", "results", "statistics"),
+    *("comparison", "maps", "cost", "metrics", "reproducibility"),
+)
+REPORT_CHECK = Check(
+    "sections_are_complete",
+    "Every section is on the page, and every figure stands beside it.",
+    dg.AssetCheckSeverity.ERROR,
+)
 LARGEST_3D = 128
 """Voxels along an axis of the 3-D view; larger volumes are thinned."""
 
@@ -71,6 +89,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
             ),
         },
+        check_specs=[REPORT_CHECK.spec("report")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
@@ -107,7 +126,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     data_versions={
                         **data_versions(context.instance, ["cohort", "study_scores", "family_comparisons"], [""]),
                         **data_versions(context.instance, ["trained_model"], sorted(trained_model)),
-                        **data_versions(context.instance, ["test_scan", "scores"], scored),
+                        **data_versions(context.instance, ["scan", "scores"], scored),
                     },
                 ),
                 metrics=metric_table(),
@@ -166,8 +185,17 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "pictures of": shown,
             },
         )
+        (check,) = Checks(REPORT_CHECK).values()
+        check.look("report", missing_parts(report))
+        yield check.result(dg.AssetKey("report"))
 
     return [write_report]
+
+
+def missing_parts(report: Report) -> list[str]:
+    """Sections that are not on the page, and figures without a picture."""
+    absent = [f"section {name}" for name in SECTIONS if f'id="{name}"' not in report.html]
+    return absent + [f"figure {n}" for n in report.figures if f"figures/{n}.png" not in report.attachments]
 
 
 def typical_patient(study: Study, scores: pd.DataFrame) -> str:
@@ -183,12 +211,12 @@ def pictures(
     study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
 ) -> tuple[list[SliceView], OrganView]:
     """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
-    record = tables.read_json(objects, layout.test_scan(patient))
+    record = tables.read_json(objects, layout.scan(patient))
     fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
     annotations = read_annotations(scratch / patient, study)
     z = most_disputed_slice(annotations)
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
-    spacing_mm, affine = tuple(record["spacing_mm"]), np.asarray(record["affine"])
+    spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
     maps = {}
     for name in ("entropy", "mutual_information", "labels"):
@@ -227,9 +255,10 @@ def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame
 
 
 def curves(objects: ObjectStore, layout: Layout, models: list[str]) -> dict[str, pd.DataFrame]:
-    """Training curves of the models there are."""
-    return {
+    """Training curves of the models there are; a model that was uploaded may have none."""
+    there = {
         model: pd.DataFrame(json.loads(directories.read_file(objects, layout.model(model), "training.json"))["curve"])
         for model in models
         if directories.exists(objects, layout.model(model))
     }
+    return {model: curve for model, curve in there.items() if len(curve)}

@@ -5,11 +5,13 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.assets.cohort import OWNERS, fetch_files, region_of
 from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import ScoringError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
@@ -23,6 +25,14 @@ GROUP = "scores"
 KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
 """Shown in the UI beside the whole table."""
 
+CHECKS = (
+    Check(
+        "scores_are_sound",
+        "Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
+        dg.AssetCheckSeverity.ERROR,
+    ),
+)
+
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The scores of one study."""
@@ -32,7 +42,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         ins={
             "softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
             "ensemble_softmax": dg.AssetIn(partition_mapping=partitions.same("patient")),
-            "test_scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping()),
+            "scan": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping()),
         },
         partitions_def=partitions.test_patient,
         backfill_policy=dg.BackfillPolicy.multi_run(10),
@@ -44,35 +54,28 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         output_required=False,
         op_tags=needs.scoring.op_tags,
         retry_policy=RETRY,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "scores_are_sound",
-                asset="scores",
-                blocking=True,
-                description="Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
-            )
-        ],
+        check_specs=specs("scores", CHECKS),
     )
     def scores(
         context: dg.AssetExecutionContext,
         bucket: Bucket,
         softmax: Artefacts,
         ensemble_softmax: Artefacts,
-        test_scan: Artefacts,
+        scan: Artefacts,
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
         objects, layout = bucket.checked_objects(hours=needs.scoring.hours * len(context.partition_keys)), bucket.layout
-        unsound: dict[str, list[str]] = {}
+        checks = Checks(*CHECKS)
 
         def score_patient(patient: str) -> Stored:
-            record = test_scan[patient].record()
+            record = scan[patient].record()
             with scratch_space(patient) as scratch:
                 folder = Path(scratch, patient)
                 fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
-                z, y, x = (slice(start, stop) for start, stop in record["region"])
+                z, y, x = (slice(start, stop) for start, stop in region_of(study, record))
                 reference = PatientReference(
                     read_annotations(folder, study),
-                    tuple(record["spacing_mm"]),
+                    tuple(record["facts"]["spacing_mm"]),
                     organs=study.organs,
                     region=(z, y, x),
                     ece_bins=study.evaluation.ece_bins,
@@ -89,7 +92,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                         found[predictor] = reference.score(ensemble_softmax[key].volume(), members=members)
                     context.log.info(f"{patient}: {predictor} scored, {count} of {len(study.predictors)}")
                 written = {
-                    name: _labelled(study, patient, record["group"], {p: getattr(s, name) for p, s in found.items()})
+                    name: _labelled(
+                        study, patient, study.patient_group(patient), {p: getattr(s, name) for p, s in found.items()}
+                    )
                     for name in ("table", "reliability", "risk_coverage")
                 }
                 Path(scratch, "out").mkdir()
@@ -99,7 +104,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     )
                 problems = check_scores(written["table"], predictors=study.predictors)
                 if problems:
-                    unsound[patient] = problems
+                    raise checks["scores_are_sound"].refuse(
+                        patient,
+                        ScoringError("scoring", patient, "; ".join(problems), "Report it: scores must never be so."),
+                    )
+                checks["scores_are_sound"].look(patient)
                 key = layout.scores(patient)
                 stored = directories.write_directory(objects, key, Path(scratch, "out"))
             table = written["table"]
@@ -123,17 +132,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 },
             )
 
-        yield from materialise(context, objects, one_by_one(score_patient))
-        yield dg.AssetCheckResult(
-            passed=not unsound, check_name="scores_are_sound", metadata={"problems": dg.MetadataValue.json(unsound)}
-        )
+        yield from materialise(context, objects, one_by_one(score_patient), checks)
 
     @dg.asset(
         ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet", "csv"},
-        code_version="1",
+        code_version=f"2-{study.fingerprint('groups')}",
         metadata=artefact("table"),
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
@@ -144,6 +150,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scored = [p for p in sorted(scores) if directories.exists(objects, layout.scores(p))]
         unscored = [p for p in sorted(scores) if p not in scored]
         table = pd.concat([scores[patient].table("scores") for patient in scored], ignore_index=True)
+        table["group"] = [study.patient_group(str(patient)) or "" for patient in table["patient"]]
         wide = study_columns(table)
         objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
         if unscored:

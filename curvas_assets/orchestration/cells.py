@@ -22,6 +22,7 @@ from dagster._core.definitions.data_version import (
 )
 
 from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.partitions import dimension_tags, ordered
 from curvas_assets.orchestration.usage import Usage
@@ -44,16 +45,19 @@ def one_by_one(produce: Callable[[str], Stored]) -> Work:
     return work
 
 
-def materialise(context: dg.AssetExecutionContext, objects: MeteredObjects, work: Work) -> Iterator[Any]:
+def materialise(
+    context: dg.AssetExecutionContext, objects: MeteredObjects, work: Work, checks: Mapping[str, Check] | None = None
+) -> Iterator[Any]:
     """Run a step's partitions through `work` and report each.
 
     Args:
         context: of the asset's step; its partition keys say what to make.
         objects: the store the work uses, whose byte counts go to each partition's metadata.
         work: makes artefacts for the keys it is given, in its own order, and yields each with what came of it.
+        checks: what the work looks at on the way; told also when partitions fail.
 
     Yields:
-        Dagster's output, when the step has one partition.
+        Dagster's output, when the step has one partition; then the checks' results.
 
     Raises:
         dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
@@ -63,7 +67,7 @@ def materialise(context: dg.AssetExecutionContext, objects: MeteredObjects, work
     pending = [key for key in keys if key not in _made_in_this_run(context, keys)]
     if len(pending) < len(keys):
         context.log.info(f"{asset}: {len(keys) - len(pending)} of {len(keys)} were made before this retry")
-    tags = _provenance_tags(context) if len(keys) > 1 else {}
+    tags = provenance_tags(context.instance, context.assets_def, context.run.run_id) if len(keys) > 1 else {}
     failures: dict[str, Exception] = {}
     usage = Usage(objects)
     done = len(keys) - len(pending)
@@ -81,14 +85,9 @@ def materialise(context: dg.AssetExecutionContext, objects: MeteredObjects, work
         if len(keys) == 1:
             yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
         else:
-            partition_tags = {
-                **tags,
-                DATA_VERSION_TAG: outcome.data_version,
-                **dimension_tags(context.assets_def.partitions_def, key),
-            }
-            context.log_event(
-                dg.AssetMaterialization(context.asset_key, metadata=metadata, partition=key, tags=partition_tags)
-            )
+            context.log_event(cell_event(context.assets_def, key, outcome, metadata, tags))
+    for check in (checks or {}).values():
+        yield check.result(context.asset_key)
     if failures:
         raise _failure(asset, failures, len(keys))
 
@@ -121,18 +120,25 @@ def _made_in_this_run(context: dg.AssetExecutionContext, keys: Sequence[str]) ->
     records = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=list(keys)), limit=len(keys) * 4
     ).records
-    return {str(record.partition_key) for record in records if record.run_id == context.run_id}
+    return {str(record.partition_key) for record in records if record.run_id == context.run.run_id}
 
 
-def _provenance_tags(context: dg.AssetExecutionContext) -> dict[str, str]:
+def cell_event(
+    asset: dg.AssetsDefinition, key: str, stored: Stored, metadata: Mapping[str, Any], tags: Mapping[str, str]
+) -> dg.AssetMaterialization:
+    """The event of one partition, as Dagster's staleness reads it."""
+    versions = {DATA_VERSION_TAG: stored.data_version, **dimension_tags(asset.partitions_def, key)}
+    return dg.AssetMaterialization(asset.key, metadata=metadata, partition=key, tags={**tags, **versions})
+
+
+def provenance_tags(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, run_id: str) -> dict[str, str]:
     """What Dagster writes beside its own events: code version, and per input the latest event that was seen."""
-    graph = context.assets_def
     tags = {
-        CODE_VERSION_TAG: graph.code_versions_by_key.get(context.asset_key) or context.run_id,
+        CODE_VERSION_TAG: asset.code_versions_by_key.get(asset.key) or run_id,
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
     }
-    for parent in graph.asset_deps.get(context.asset_key, ()):
-        latest = context.instance.get_latest_data_version_record(parent)
+    for parent in asset.asset_deps.get(asset.key, ()):
+        latest = instance.get_latest_data_version_record(parent)
         tags[get_input_event_pointer_tag(parent)] = str(latest.storage_id) if latest else "NULL"
         tags[get_input_data_version_tag(parent)] = "by-partition"
     return tags

@@ -1,4 +1,4 @@
-"""Schedules: at night the scores that are missing or stale, and then the report. Off until switched on in the UI."""
+"""Schedules: every night the scores that are missing or stale, every week the report. Off until switched on in the UI."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,15 +22,15 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         yield from due_scores(Staleness(context.repository_def.asset_graph, context.instance))
 
     @dg.schedule(
-        name="nightly_report",
-        cron_schedule="0 4 * * *",
+        name="weekly_report",
+        cron_schedule="0 4 * * 1",
         job=jobs["write_report"],
-        description="Statistics, figures and report, if the scores have changed since.",
+        description="Mondays: statistics, figures and report, if the scores have changed since.",
     )
-    def nightly_report(context: dg.ScheduleEvaluationContext):
+    def weekly_report(context: dg.ScheduleEvaluationContext):
         yield from due_report(Staleness(context.repository_def.asset_graph, context.instance))
 
-    return [nightly_scores, nightly_report]
+    return [nightly_scores, weekly_report]
 
 
 def due_scores(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:

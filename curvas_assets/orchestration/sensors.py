@@ -1,23 +1,37 @@
 """Sensors: patients that appear in the bucket become partitions; a failed run is told."""
 
+import hashlib
 import json
 import urllib.request
+from typing import Any
 
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.environment import environment
+from curvas_assets.orchestration.following import FOLLOWED, due_for_patients
+from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.provenance import data_versions
+from curvas_assets.orchestration.schedules import due_report
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
 DATA_VERSION = "dagster/data_version"
 PUBLISHED = "published_table"
+AWAITED = {"scores", *STAGES["write_report"]}
+UNDER_WAY = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+)
 
 
-def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
-    """The sensors of one study."""
+def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
+    """The sensors of one study, over the stage jobs by name."""
 
     @dg.sensor(
         name="register_patients",
@@ -34,6 +48,52 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
             return dg.SkipReason(str(error))
         return registration(study, partitions, context.instance, folders, context.cursor, published)
 
+    @dg.sensor(
+        name="follow_new_patients",
+        minimum_interval_seconds=60,
+        jobs=[jobs[name] for name in FOLLOWED],
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models there are.",
+    )
+    def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
+        try:
+            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+        except StorageError as error:
+            yield dg.SkipReason(str(error))
+            return
+        assert context.repository_def is not None
+        staleness = Staleness(context.repository_def.asset_graph, context.instance)
+        known = partitions.test_patient.get_partition_keys(dynamic_partitions_store=context.instance)
+        requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
+        yield from requests
+        if not requests:
+            yield dg.SkipReason(f"{len(known)} test patients, nothing missing that could be made now")
+
+    @dg.sensor(
+        name="report_after_scores",
+        minimum_interval_seconds=300,
+        job=jobs["write_report"],
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="The report is made anew when scores, or anything else behind it, have changed and no scoring is under way.",
+    )
+    def report_after_scores(context: dg.SensorEvaluationContext):
+        assert context.repository_def is not None
+        busy = context.instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY)))
+        if any({str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED for run in busy):
+            yield dg.SkipReason("scores or report are being made")
+            return
+        for answer in due_report(Staleness(context.repository_def.asset_graph, context.instance)):
+            if isinstance(answer, dg.RunRequest):
+                # Once for the same inputs: a report that failed is not tried again every five minutes.
+                scored = partitions.test_patient.get_partition_keys(dynamic_partitions_store=context.instance)
+                made_of = data_versions(context.instance, ["scores"], scored) | data_versions(
+                    context.instance, ["cohort", PUBLISHED], [""]
+                )
+                digest = hashlib.sha256(json.dumps([answer.tags, made_of], sort_keys=True).encode()).hexdigest()
+                yield dg.RunRequest(run_key=digest[:16], tags=answer.tags)
+            else:
+                yield answer
+
     @dg.run_failure_sensor(
         name="report_failures",
         description=f"Logs each failed run, and posts it to {WEBHOOK} if that is set.",
@@ -49,7 +109,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.SensorDefinition]:
             with urllib.request.urlopen(request, timeout=10):
                 pass
 
-    return [register_patients, report_failures]
+    return [register_patients, follow_new_patients, report_after_scores, report_failures]
 
 
 def registration(
@@ -71,13 +131,7 @@ def registration(
         published: digest of the published table, if there is one.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    found: dict[str, str] = {}
-    strange: list[str] = []
-    for folder, digest in folders.items():
-        try:
-            found[study.patients.normalise(folder)] = digest
-        except CurvasError:
-            strange.append(folder)
+    found, strange = digests(study, folders)
     patients = sorted(p for p in found if p not in study.exclusions)
     new = sorted(set(patients) - set(partitions.patient.get_partition_keys(dynamic_partitions_store=instance)))
     tests = [p for p in patients if study.is_test_patient(p)]
@@ -102,3 +156,40 @@ def registration(
         asset_events=observed,
         cursor=json.dumps(found, sort_keys=True),
     )
+
+
+def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Patient → digest of the files, and the folders that are not named like a patient of the study."""
+    found: dict[str, str] = {}
+    strange: list[str] = []
+    for folder, digest in folders.items():
+        try:
+            found[study.patients.normalise(folder)] = digest
+        except CurvasError:
+            strange.append(folder)
+    return found, strange
+
+
+def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
+    """From within a run: what the sensor would do at its next look. The patients that were added."""
+    objects, layout = bucket.checked_objects(), bucket.layout
+    published = published_digest(objects, layout, study.report.published_table)
+    found = registration(study, partitions, context.instance, patient_folders(objects, layout), None, published)
+    if isinstance(found, dg.SkipReason):
+        return []
+    added: list[str] = []
+    for request in found.dynamic_partitions_requests or ():
+        context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
+        added += [key for key in request.partition_keys if key not in added]
+    for event in found.asset_events:
+        assert isinstance(event, dg.AssetObservation | dg.AssetMaterialization)
+        latest = context.instance.get_latest_data_version_record(event.asset_key, partition_key=event.partition)
+        known = latest and (latest.asset_observation or latest.asset_materialization)
+        if _version(known) != _version(event):
+            context.log_event(event)
+    return added
+
+
+def _version(event: dg.AssetObservation | dg.AssetMaterialization | None) -> str | None:
+    return (event.tags or {}).get(DATA_VERSION) if event else None

@@ -4,7 +4,7 @@ A partition is *missing* if it was never materialised, *stale* if its code versi
 something it was made from did. It is *ready* when everything it is made from exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import dagster as dg
@@ -47,19 +47,22 @@ class Staleness:
             return [None]
         return list(definition.get_partition_keys(dynamic_partitions_store=self.instance))
 
-    def statuses(self, key: dg.AssetKey) -> Iterator[PartitionStatus]:
-        """The status of every partition of an asset."""
-        for partition in self.partitions(key):
-            yield self.status(key, partition)
-
     def status(self, key: dg.AssetKey, partition: str | None) -> PartitionStatus:
         status = self._resolver.get_status(key, partition)
         causes = () if status is StaleStatus.FRESH else self._resolver.get_stale_causes(key, partition)
         return PartitionStatus(partition, status, tuple(f"{c.asset_key.to_user_string()} {c.reason}" for c in causes))
 
-    def due(self, key: dg.AssetKey) -> list[str | None]:
-        """Partitions that are missing or stale."""
-        return [status.partition for status in self.statuses(key) if status.due]
+    def due(
+        self, key: dg.AssetKey, wanted: Callable[[str | None], bool] | None = None, *, stale: bool = True
+    ) -> list[str | None]:
+        """Partitions that are missing or, if `stale`, stale: among those that are wanted, or all."""
+        partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
+        if stale:
+            return [p for p in partitions if self.status(key, p).due]
+        if self.graph.get(key).partitions_def is None:
+            return [p for p in partitions if self._resolver.get_status(key, p) is StaleStatus.MISSING]
+        made = self.instance.get_materialized_partitions(key)  # one query, whatever the size of the grid
+        return [p for p in partitions if p not in made]
 
     def ready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether everything a partition is made from has been materialised."""

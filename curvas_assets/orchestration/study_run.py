@@ -18,10 +18,11 @@ from dagster._core.storage.tags import (
 )
 
 from curvas_assets.orchestration.batches import ranges, rectangles
-from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions, dimension_tags
-from curvas_assets.orchestration.sensors import DATA_VERSION, registration
+from curvas_assets.orchestration.scope import Scope
+from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
 
@@ -39,23 +40,11 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
         tags={"curvas/needs": "cpu"},
     )
     def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> list[str]:
-        objects, layout = bucket.checked_objects(), bucket.layout
-        folders = patient_folders(objects, layout)
-        published = published_digest(objects, layout, study_definition.report.published_table)
-        found = registration(study_definition, partitions, context.instance, folders, None, published)
-        if isinstance(found, dg.SkipReason):
+        register(context, study_definition, partitions, bucket)
+        if not partitions.patient.get_partition_keys(dynamic_partitions_store=context.instance):
             raise dg.Failure(
-                f"{found.skip_message}. Upload patients below {bucket.layout.data}/ first.", allow_retries=False
+                f"no patient is in the bucket. Upload patients below {bucket.layout.data}/ first.", allow_retries=False
             )
-        for request in found.dynamic_partitions_requests or ():
-            context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
-            context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
-        for event in found.asset_events:
-            assert isinstance(event, dg.AssetObservation | dg.AssetMaterialization)
-            latest = context.instance.get_latest_data_version_record(event.asset_key, partition_key=event.partition)
-            known = latest and (latest.asset_observation or latest.asset_materialization)
-            if _version(known) != _version(event):
-                context.log_event(event)
         return []
 
     def op_of(stage: str, assets: tuple[str, ...]) -> dg.OpDefinition:
@@ -96,15 +85,17 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
     return study
 
 
-def _version(event: dg.AssetObservation | dg.AssetMaterialization | None) -> str | None:
-    return (event.tags or {}).get(DATA_VERSION) if event else None
-
-
 class StageRunner:
-    """Launches and follows the runs of one stage."""
+    """Launches and follows the runs of one stage.
 
-    def __init__(self, context: dg.OpExecutionContext):
+    Args:
+        context: of the op that launches.
+        scope: which partitions count; all, and stale ones too, if it is not given.
+    """
+
+    def __init__(self, context: dg.OpExecutionContext, scope: Scope | None = None):
         self.context = context
+        self.scope = scope or Scope()
         self.instance = context.instance
         self.repository = context.repository_def
         self.graph = self.repository.asset_graph
@@ -113,7 +104,7 @@ class StageRunner:
         """Make what is missing or stale of a stage; what could not be made, by name."""
         keys = [dg.AssetKey(name) for name in STAGES[stage]]
         staleness = Staleness(self.graph, self.instance)
-        due = {key: staleness.due(key) for key in keys}
+        due = {key: self._due(staleness, key) for key in keys}
         due = {key: partitions for key, partitions in due.items() if partitions}
         if not due:
             self.context.log.info(f"{stage}: up to date")
@@ -133,9 +124,13 @@ class StageRunner:
         self._follow(stage, {self._launch(stage, [key], batch): batch[2] for batch in batches})
         return self._left(stage, keys)
 
+    def _due(self, staleness: Staleness, key: dg.AssetKey) -> list[str | None]:
+        definition = self.graph.get(key).partitions_def
+        return staleness.due(key, lambda p: self.scope.includes(definition, p), stale=self.scope.stale)
+
     def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         staleness = Staleness(self.graph, self.instance)
-        left = [f"{key.to_user_string()} {p or ''}".strip() for key in keys for p in staleness.due(key)]
+        left = [f"{key.to_user_string()} {p or ''}".strip() for key in keys for p in self._due(staleness, key)]
         if left:
             self.context.log.error(f"{stage}: {len(left)} could not be made: {', '.join(left)}")
         return left

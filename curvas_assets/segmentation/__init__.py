@@ -4,17 +4,21 @@ nnU-Net is used as it is on PyPI: subclassed where it offers hooks, never copied
 neither torch nor nnunetv2; its functions do when they are called.
 """
 
+from curvas_assets.segmentation.adoption import AdoptedModel, adopt_dataset, adopt_model
 from curvas_assets.segmentation.dataset import DatasetFacts, prepare_dataset
 from curvas_assets.segmentation.prediction import Prediction, Predictor, PreparedScan, estimate_memory
 from curvas_assets.segmentation.training import EpochReport, TrainingOutcome, train_model
 
 __all__ = [
+    "AdoptedModel",
     "DatasetFacts",
     "EpochReport",
     "Prediction",
     "Predictor",
     "PreparedScan",
     "TrainingOutcome",
+    "adopt_dataset",
+    "adopt_model",
     "estimate_memory",
     "prepare_dataset",
     "train_model",

@@ -106,12 +106,12 @@ def prepare_dataset(
         configuration=study.plans.configuration,
         intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
         seconds=round(time.perf_counter() - start, 3),
-        digest=_digest(Path(folder)),
+        digest=dataset_digest(Path(folder)),
     )
 
 
-def _digest(folder: Path) -> str:
-    """Of plans, fingerprint, labels and every preprocessed array."""
+def dataset_digest(folder: Path) -> str:
+    """A digest of plans, fingerprint, labels and every preprocessed array."""
     import blosc2
 
     digest = hashlib.sha256()

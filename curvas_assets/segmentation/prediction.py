@@ -114,7 +114,7 @@ class Predictor:
             SegmentationError: the model cannot be loaded, has other classes than the study, or memory will not or does
                 not suffice; names the setting to change.
         """
-        model = self._load(Path(model_folder))
+        model = self.load(Path(model_folder))
         needed = self._require_memory(scan, model)
         try:
             data, properties = self._preprocess(scan, model)
@@ -125,7 +125,8 @@ class Predictor:
         slabs = _told_of_memory(scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape))
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
-    def _load(self, folder: Path) -> _Model:
+    def load(self, folder: Path) -> _Model:
+        """The network of a model folder, ready; a SegmentationError if files are missing or classes are not the study's."""
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from curvas_assets.orchestration import operations
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.storage.metering import MeteredObjects
@@ -27,7 +30,8 @@ class NothingIO(dg.IOManager):
 class DummyLineage:
     """Assets with the partitions, mappings and policies of the real ones.
 
-    `broken` holds partition keys that fail, `versions` what a partition's content is (its key, if it is not named), `made`
+    `broken` holds partition keys that fail, `versions` what a partition's content is, by key or by
+    asset and key (its key, if it is not named), `made`
     what was computed, in order.
     """
 
@@ -37,9 +41,10 @@ class DummyLineage:
     made: list[tuple[str, str]] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
 
+    instance: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
+
     def __post_init__(self):
         self.partitions = Partitions.of(self.study)
-        self.instance = dg.DagsterInstance.ephemeral()
 
     def register(self, *tests: str) -> None:
         """The training patients, and some test patients."""
@@ -78,12 +83,22 @@ class DummyLineage:
                 {
                     "softmax": i(partition_mapping=p.same("patient")),
                     "ensemble_softmax": i(partition_mapping=p.same("patient")),
-                    "test_scan": i(partition_mapping=same),
+                    "scan": i(partition_mapping=same),
                 },
                 10,
             ),
         ]
-        return dg.Definitions(assets=assets, resources={"io_manager": NothingIO()})
+        names = {asset.key.to_user_string() for asset in assets}
+        stages = [
+            dg.define_asset_job(stage, selection=dg.AssetSelection.assets(*made), executor_def=dg.in_process_executor)
+            for stage, made in STAGES.items()
+            if names.issuperset(made)
+        ]
+        return dg.Definitions(
+            assets=assets,
+            jobs=[*stages, *operations.build(self.study, p, Bucket())],
+            resources={"io_manager": NothingIO()},
+        )
 
     def _asset(self, name, partitions_def, ins, limit):
         @dg.asset(
@@ -100,7 +115,9 @@ class DummyLineage:
                 if key in self.broken:
                     raise self.broken[key]
                 self.made.append((name, key))
-                return Stored(f"{name}/{key}", self.versions.get(key, key), {"key": key})
+                return Stored(
+                    f"{name}/{key}", self.versions.get(f"{name} {key}", self.versions.get(key, key)), {"key": key}
+                )
 
             yield from materialise(context, MeteredObjects(FolderObjects("unused")), one_by_one(produce))
 

@@ -1,0 +1,89 @@
+"""Automation from new patient to scores: which runs are due for patients that have just come, and nothing else.
+
+A patient is taken on stage by stage: what is missing and ready is asked for, once its runs before have ended. The same
+cells are not asked for again until the patient's files change, so that a broken scan does not fill the night with runs.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from curvas_assets.orchestration.batches import ranges
+from curvas_assets.orchestration.partitions import dimension_tags
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.study import Study
+
+NEW_PATIENT = "curvas/new_patient"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+"""Statuses of runs that may still do something."""
+FOLLOWED = {
+    "take_in_scans": "scan",
+    "select_test_scans": "test_scan",
+    "predict": "softmax",
+    "build_ensembles": "ensemble_softmax",
+    "score_patients": "scores",
+}
+"""Stage job → asset, in the order in which a new patient passes them."""
+
+
+def due_for_patients(
+    study: Study,
+    staleness: Staleness,
+    patients: list[str],
+    files: dict[str, str],
+) -> Iterator[dg.RunRequest]:
+    """For each patient none of whose runs goes on, a run for what is missing and ready of each stage.
+
+    Args:
+        study: its models and ensembles.
+        staleness: what there is.
+        patients: test patients to take on.
+        files: patient → digest of the files; part of a run's key, so that changed files are tried again.
+    """
+    materialised = {
+        asset: staleness.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in FOLLOWED.values()
+    }
+    columns = {
+        "softmax": [str(m) for m in study.models],
+        "ensemble_softmax": [str(e) for e in study.ensemble_ids],
+    }
+    busy = _patients_with_runs(staleness.instance)
+    for patient in (p for p in patients if p not in busy):
+        for job, asset in FOLLOWED.items():
+            key = dg.AssetKey(asset)
+            cells = [f"{c}|{patient}" for c in columns[asset]] if asset in columns else [patient]
+            missing = [cell for cell in cells if cell not in materialised[asset]]
+            ready = [cell for cell in missing if staleness.ready(key, cell)]
+            for first, last, count in ranges(ready, cells, len(cells)):
+                tags = (
+                    {PARTITION_NAME_TAG: first, **dimension_tags(staleness.graph.get(key).partitions_def, first)}
+                    if count == 1
+                    else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+                )
+                what = f"{job} {first} {last} {files.get(patient, '')}"
+                yield dg.RunRequest(
+                    job_name=job,
+                    run_key=f"{patient} {job} {hashlib.sha256(what.encode()).hexdigest()[:12]}",
+                    tags={**tags, NEW_PATIENT: patient},
+                )
+
+
+def _patients_with_runs(instance: dg.DagsterInstance) -> set[str]:
+    return {run.tags[NEW_PATIENT] for run in unfinished_runs(instance) if NEW_PATIENT in run.tags}
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that wait or go on."""
+    return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)))

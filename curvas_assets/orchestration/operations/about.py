@@ -1,0 +1,65 @@
+"""What this deployment is: study, versions, store, and how much of everything there is."""
+
+from collections import Counter
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+
+from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.provenance import git_commit, package_versions
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import Study
+
+
+def about_study(study: Study) -> dict[str, Any]:
+    """The study's name, shape and fingerprint."""
+    return {
+        "study": study.name,
+        "title": study.title,
+        "fingerprint": study.fingerprint(),
+        "annotators": ", ".join(study.annotator_names),
+        "organs": ", ".join(study.class_names[1:]),
+        "models": len(study.models),
+        "ensembles": ", ".join(map(str, study.ensemble_ids)),
+        **{f"{name} set": len(members) for name, members in study.sets.items()},
+        "excluded": len(study.exclusions),
+    }
+
+
+def about_code() -> dict[str, str]:
+    """Commit and package versions."""
+    return {"commit": git_commit(), **package_versions()}
+
+
+def about_storage(objects: ObjectStore, layout: Layout) -> pd.DataFrame:
+    """Columns prefix, objects, bytes: what stands below each prefix of the layout, from one listing each."""
+    rows: list[dict[str, Any]] = []
+    for prefix in (layout.data, layout.artifacts, layout.output, layout.metrics, layout.reports):
+        sizes = [item.size for item in objects.list(f"{prefix}/")]
+        rows.append({"prefix": f"{objects.name}/{prefix}", "objects": len(sizes), "bytes": sum(sizes)})
+    return pd.DataFrame(rows)
+
+
+def about_assets(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
+    """Columns asset, partitions, materialised: in the order of the lineage."""
+    rows: list[dict[str, Any]] = []
+    for key in graph.toposorted_asset_keys:
+        node = graph.get(key)
+        if node.is_external:
+            continue
+        if node.partitions_def is None:
+            made = instance.get_latest_materialization_event(key) is not None
+            rows.append({"asset": key.to_user_string(), "partitions": 1, "materialised": int(made)})
+            continue
+        there = set(node.partitions_def.get_partition_keys(dynamic_partitions_store=instance))
+        made = there & set(instance.get_materialized_partitions(key))
+        rows.append({"asset": key.to_user_string(), "partitions": len(there), "materialised": len(made)})
+    return pd.DataFrame(rows)
+
+
+def about_patients(study: Study, known: list[str]) -> dict[str, int]:
+    """How many registered patients each set has."""
+    sets = Counter(study.patient_set(patient) or "none" for patient in known)
+    return {"registered patients": len(known), **{f"registered, set {name}": n for name, n in sorted(sets.items())}}

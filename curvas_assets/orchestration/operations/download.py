@@ -1,0 +1,152 @@
+"""Downloading to a local folder: patients as they were uploaded, artefacts as open files."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+from curvas_assets.assets.cohort import folder_of, folders_of_patients
+from curvas_assets.errors import CurvasError, MissingArtefactError
+from curvas_assets.orchestration.bucket import Layout, patient_folders
+from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import ModelId, Study
+
+Tell = Callable[[str], None]
+What = Literal["dataset", "preprocessing", "models", "predictions", "ensembles", "scores", "report"]
+WHAT: tuple[str, ...] = get_args(What)
+
+
+@dataclass
+class Download:
+    """What a download came to: artefacts fetched, their bytes, and what there was not."""
+
+    fetched: int = 0
+    size: int = 0
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One artefact: a folder with a manifest, or all objects below a prefix, or a table."""
+
+    name: str
+    key: str
+    target: PurePosixPath
+    kind: Literal["folder", "prefix", "table", "object"]
+
+
+def download(
+    objects: ObjectStore,
+    layout: Layout,
+    study: Study,
+    what: What,
+    patients: Sequence[str],
+    predictors: Sequence[str],
+    folder: Path,
+    tell: Tell,
+) -> Download:
+    """Fetch artefacts into a folder, laid out as in the bucket. What is there already with the same bytes stays.
+
+    Args:
+        objects: the bucket.
+        layout: where things stand in it.
+        study: which annotators, models and ensembles there are.
+        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models), `ensembles`,
+            `scores` (per patient as CSV, the merged table and `metrics.csv`) or `report`.
+        patients: whose; not for preprocessing, models and report.
+        predictors: of which models or ensembles; not for dataset, scores and report. Preprocessing: of their annotators.
+        folder: made if it is not there.
+        tell: told of each artefact.
+
+    Returns:
+        How much there was, and the names of what is not in the bucket.
+    """
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
+    items = list(_items(layout, study, what, patients, predictors, folders))
+    done, missing = Download(), []
+    for count, item in enumerate(items, 1):
+        try:
+            size = _fetch(objects, item, folder)
+        except MissingArtefactError:
+            missing.append(item.name)
+            tell(f"{count} of {len(items)}, {item.name}: not in the bucket")
+            continue
+        done.fetched += 1
+        done.size += size
+        tell(f"{count} of {len(items)}, {item.name}: {human_bytes(size)}")
+    done.missing = tuple(missing)
+    return done
+
+
+def _items(
+    layout: Layout,
+    study: Study,
+    what: What,
+    patients: Sequence[str],
+    predictors: Sequence[str],
+    folders: dict[str, list[str]],
+) -> Iterator[_Item]:
+    models = [p for p in predictors if study.family(p) == "individual"]
+    ensembles = [p for p in predictors if p not in models]
+    if what == "dataset":
+        for patient in patients:
+            key = f"{layout.data}/{folder_of(patient, folders)}"
+            yield _Item(patient, key, PurePosixPath("dataset", patient), "prefix")
+    elif what == "preprocessing":
+        annotators = {ModelId.parse(model).annotator for model in models}
+        for annotator in (a for a in study.annotator_names if a in annotators):
+            target = PurePosixPath("preprocessing", annotator)
+            yield _Item(f"preprocessing of {annotator}", layout.dataset(annotator), target, "folder")
+    elif what == "models":
+        for model in models:
+            yield _Item(model, layout.model(model), PurePosixPath("models", model), "folder")
+    elif what in ("predictions", "ensembles"):
+        for patient in patients:
+            for predictor in models if what == "predictions" else ensembles:
+                key = layout.softmax(patient, predictor).rpartition("/")[0]
+                target = PurePosixPath(what, patient, predictor)
+                yield _Item(f"{predictor} of {patient}", key, target, "prefix")
+    elif what == "scores":
+        for patient in patients:
+            target = PurePosixPath("scores", patient)
+            yield _Item(f"scores of {patient}", layout.scores(patient), target, "folder")
+        yield _Item("all scores", layout.table("study_scores"), PurePosixPath("scores/study_scores.csv"), "table")
+        yield _Item("metrics.csv", layout.merged_csv(), PurePosixPath("scores/metrics.csv"), "object")
+    else:
+        yield _Item("report", layout.report(), PurePosixPath("report"), "folder")
+        yield _Item("figures", layout.figures(), PurePosixPath("figures"), "folder")
+
+
+def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
+    """Bytes of an artefact that now stands in the folder; a MissingArtefactError if there is none."""
+    target = folder / item.target
+    if item.kind == "folder":
+        directories.read_directory(objects, item.key, target)
+        return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    if item.kind == "table":
+        buffer = io.StringIO()
+        tables.read_table(objects, item.key).to_csv(buffer, index=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(buffer.getvalue(), encoding="utf-8")
+        return target.stat().st_size
+    if item.kind == "object":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        objects.download(item.key, target)
+        return target.stat().st_size
+    found = list(objects.list(f"{item.key}/"))
+    if not found:
+        raise MissingArtefactError("downloading", item.key, "nothing is there", "Materialise or upload it first.")
+    for info in found:
+        path = target / info.key.removeprefix(f"{item.key}/")
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise CurvasError("downloading", info.key, "its name leads out of the folder", "Rename the object.")
+        if path.is_file() and same_content(info, path):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        objects.download(info.key, path)
+    return sum(info.size for info in found)

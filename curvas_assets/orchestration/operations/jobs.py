@@ -1,0 +1,404 @@
+"""The operations as jobs: what people fill in at the launchpad, and thin ops around the functions beside this module.
+
+A folder is one of the machine that the run executes on. Each job runs in one process and can be launched again.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+from pydantic import Field
+
+from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.cells import cell_event, provenance_tags
+from curvas_assets.orchestration.following import unfinished_runs
+from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
+from curvas_assets.orchestration.operations.transfer import human_bytes, total
+from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
+from curvas_assets.orchestration.operations.upload_predictions import upload_predictions as send_predictions
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scope import Scope, columns_of
+from curvas_assets.orchestration.sensors import register
+from curvas_assets.orchestration.study_run import StageRunner
+from curvas_assets.study import Study
+
+OP = "_op"
+"""Suffix of an op's name: Dagster wants it other than its job's."""
+TAGS = {"curvas/needs": "cpu"}
+FOLDER = "A folder on the machine where this run executes."
+ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
+
+
+class UploadPatients(dg.Config):
+    folder: str = Field(description=f"{FOLDER} It holds one folder a patient, with or without the prefix in its name.")
+    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+
+
+class UploadModel(dg.Config):
+    folder: str = Field(
+        description=f"{FOLDER} nnU-Net's results of one trainer: plans.json, dataset.json, fold_…/checkpoint_best.pth."
+    )
+    model: str = Field(description="What it becomes: a model of the study, such as anno1_init112233_foldall.")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+class UploadPreprocessing(dg.Config):
+    folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
+    annotator: str = Field(description="Whose label maps it was made of, such as anno1.")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+class UploadPredictions(dg.Config):
+    folder: str = Field(
+        description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz."
+    )
+    model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
+    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+class Download(dg.Config):
+    what: Literal["dataset", "preprocessing", "models", "predictions", "ensembles", "scores", "report"] = Field(
+        description="dataset: the patients' files as uploaded; preprocessing: of the models' annotators; predictions and "
+        "ensembles: zarr volumes and NIfTI maps; scores: per patient, the whole table as CSV, and metrics.csv."
+    )
+    folder: str = Field(
+        description=f"{FOLDER} Made if it is not there; files that are there already are not fetched again."
+    )
+    patients: list[str] = Field(default=["all"], description=f"Whose. {selection.PATIENTS}")
+    models: list[str] = Field(default=["all"], description=f"Of which. {selection.PREDICTORS}")
+
+
+class MakeMissing(dg.Config):
+    stages: list[str] = Field(
+        default=["all"],
+        description=f"Which stages, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
+    )
+    patients: list[str] = Field(default=["all"], description=f"For which. {selection.PATIENTS}")
+    models: list[str] = Field(
+        default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
+    )
+    stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+
+
+class EmptyData(dg.Config):
+    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
+    confirm: str = Field(
+        default="", description="To remove: the full name of the prefix, exactly as the dry run tells it."
+    )
+
+
+class EmptyArtifacts(EmptyData):
+    what: Literal["artifacts", "output", "metrics", "reports"] = Field(
+        default="artifacts",
+        description="artifacts: preprocessing and models; output: scans' records, predictions, ensembles; metrics: all tables; reports.",
+    )
+
+
+def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list[dg.JobDefinition]:
+    """The jobs of one study."""
+
+    @dg.op(
+        name=f"upload_patients{OP}",
+        description="Validates each patient, uploads what is not in the bucket yet, registers the new ones.",
+        tags=TAGS,
+    )
+    def upload_patients(context: dg.OpExecutionContext, config: UploadPatients, bucket: Bucket) -> dg.Output[None]:
+        done = _told(
+            lambda: send_patients(
+                bucket.checked_objects(), bucket.layout, study, Path(config.folder), config.patients, context.log.info
+            )
+        )
+        added = register(context, study, partitions, bucket)
+        if done.refused:
+            reasons = "\n".join(f"- {reason}" for reason in done.refused.values())
+            raise dg.Failure(
+                f"{len(done.refused)} patients were refused, {len(done.uploaded)} uploaded, {len(done.unchanged)} "
+                f"unchanged:\n{reasons}",
+                metadata={"refused": dg.MetadataValue.json(done.refused)},
+                allow_retries=False,
+            )
+        return dg.Output(
+            None,
+            metadata={
+                "uploaded": ", ".join(done.uploaded) or "none",
+                "unchanged": ", ".join(done.unchanged) or "none",
+                "registered": ", ".join(added) or "none",
+                "bytes": done.size,
+            },
+        )
+
+    @dg.op(
+        name=f"upload_model{OP}",
+        description="Checks a trained model and makes it the partition of trained_model.",
+        tags=TAGS,
+    )
+    def upload_model(context: dg.OpExecutionContext, config: UploadModel, bucket: Bucket) -> dg.Output[None]:
+        stored = _told(
+            lambda: upload_artefacts.upload_model(
+                bucket.checked_objects(), bucket.layout, study, config.model, Path(config.folder), config.origin
+            )
+        )
+        return _materialised(context, bucket, "trained_model", config.model.strip(), stored)
+
+    @dg.op(
+        name=f"upload_preprocessing{OP}",
+        description="Checks a preprocessed dataset and makes it the partition of preprocessed_dataset.",
+        tags=TAGS,
+    )
+    def upload_preprocessing(
+        context: dg.OpExecutionContext, config: UploadPreprocessing, bucket: Bucket
+    ) -> dg.Output[None]:
+        stored = _told(
+            lambda: upload_artefacts.upload_preprocessing(
+                bucket.checked_objects(), bucket.layout, study, config.annotator, Path(config.folder), config.origin
+            )
+        )
+        return _materialised(context, bucket, "preprocessed_dataset", config.annotator.strip(), stored)
+
+    @dg.op(
+        name=f"upload_predictions{OP}",
+        description="Checks predictions of nnU-Net against their patients and makes them partitions of softmax.",
+        tags=TAGS,
+    )
+    def upload_predictions(
+        context: dg.OpExecutionContext, config: UploadPredictions, bucket: Bucket
+    ) -> dg.Output[None]:
+        def send() -> tuple[list[str], dict[str, str]]:
+            stored: list[str] = []
+            refused: dict[str, str] = {}
+            for cell, outcome in send_predictions(
+                bucket.checked_objects(),
+                bucket.layout,
+                study,
+                config.model,
+                Path(config.folder),
+                config.patients,
+                config.origin,
+                context.log.info,
+            ):
+                if isinstance(outcome, CurvasError):
+                    refused[cell] = str(outcome)
+                else:
+                    _materialised(context, bucket, "softmax", cell, outcome)
+                    stored.append(cell)
+            return stored, refused
+
+        stored, refused = _told(send)
+        if refused:
+            reasons = "\n".join(f"- {reason}" for reason in refused.values())
+            raise dg.Failure(
+                f"{len(refused)} predictions were refused, {len(stored)} stored:\n{reasons}",
+                metadata={"refused": dg.MetadataValue.json(refused)},
+                allow_retries=False,
+            )
+        return dg.Output(None, metadata={"stored": ", ".join(stored)})
+
+    @dg.op(name=f"download{OP}", description="Fetches artefacts into a local folder.", tags=TAGS)
+    def fetch(context: dg.OpExecutionContext, config: Download, bucket: Bucket) -> dg.Output[None]:
+        done = _told(
+            lambda: download.download(
+                bucket.checked_objects(),
+                bucket.layout,
+                study,
+                config.what,
+                selection.choose_patients(study, config.patients, _known(context, partitions)),
+                selection.choose_predictors(study, config.models),
+                Path(config.folder),
+                context.log.info,
+            )
+        )
+        if not done.fetched:
+            raise dg.Failure(f"nothing of {config.what} is in the bucket for what was asked", allow_retries=False)
+        if done.missing:
+            context.log.warning(f"not in the bucket: {', '.join(done.missing)}")
+        return dg.Output(
+            None,
+            metadata={
+                "folder": dg.MetadataValue.path(config.folder),
+                "fetched": done.fetched,
+                "bytes": done.size,
+                "not in the bucket": ", ".join(done.missing) or "none",
+            },
+        )
+
+    @dg.op(
+        name=f"make_missing{OP}",
+        description="Launches runs for what is missing (or stale) and follows them.",
+        tags=TAGS,
+    )
+    def make(context: dg.OpExecutionContext, config: MakeMissing) -> None:
+        stages = _told(lambda: chosen_stages(study, config.stages))
+        everyone, everything = config.patients == [selection.ALL], config.models == [selection.ALL]
+        scope = _told(
+            lambda: Scope(
+                None
+                if everyone
+                else frozenset(selection.choose_patients(study, config.patients, _known(context, partitions))),
+                None if everything else columns_of(study, selection.choose_predictors(study, config.models)),
+                config.stale,
+            )
+        )
+        left = [name for stage in stages for name in StageRunner(context, scope).run(stage)]
+        if left:
+            raise dg.Failure(
+                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch this again "
+                "when it is mended: what is done stays done.",
+                allow_retries=False,
+            )
+
+    @dg.op(name=f"about{OP}", description="Study, versions, store, counts: in this step's log and metadata.", tags=TAGS)
+    def tell_about(context: dg.OpExecutionContext, bucket: Bucket) -> dg.Output[None]:
+        objects = bucket.checked_objects()
+        facts = {**about.about_study(study), **about.about_patients(study, _known(context, partitions))}
+        stored = about.about_storage(objects, bucket.layout)
+        made = about.about_assets(context.instance, context.repository_def.asset_graph)
+        versions = about.about_code()
+        for title, text in (
+            ("study", "\n".join(f"{name}: {value}" for name, value in facts.items())),
+            ("versions", "\n".join(f"{name} {value}" for name, value in versions.items())),
+            ("store", stored.to_string(index=False)),
+            ("assets", made.to_string(index=False)),
+        ):
+            context.log.info(f"{title}\n{text}")
+        return dg.Output(
+            None,
+            metadata={
+                "study": dg.MetadataValue.json(facts),
+                "versions": dg.MetadataValue.json(versions),
+                "store": metadata.table(stored),
+                "assets": metadata.table(made),
+                "stored": human_bytes(int(stored["bytes"].sum())),
+            },
+        )
+
+    def emptied(context: dg.OpExecutionContext, bucket: Bucket, prefix: str, config: EmptyData) -> dg.Output[None]:
+        objects, layout = bucket.checked_objects(), bucket.layout
+        graph = context.repository_def.asset_graph
+        names = [key.to_user_string() for key in graph.get_all_asset_keys()]
+        assets = emptying.assets_below(layout, prefix, names)
+        found = emptying.contents(objects, prefix)
+        facts = {
+            "prefix": found.name,
+            "objects": len(found.objects),
+            "bytes": found.size,
+            "folders": metadata.table(found.by_folder(prefix)),
+            "assets": ", ".join(assets),
+        }
+        if config.dry_run:
+            context.log.info(
+                f"would remove {total(o.size for o in found.objects)} below {found.name}/, and forget {', '.join(assets)}.\n"
+                f"{found.by_folder(prefix).to_string(index=False)}\n"
+                f"To do it: dry_run: false, confirm: {found.name}"
+            )
+            return dg.Output(None, metadata={"removed": False, **facts})
+        if busy := _other_runs(context):
+            raise dg.Failure(
+                f"{len(busy)} other runs have not ended ({', '.join(busy[:5])}): nothing was removed. Wait or end them.",
+                allow_retries=False,
+            )
+        removed = _told(lambda: emptying.empty(objects, prefix, config.confirm.strip(), context.log.info))
+        context.instance.wipe_assets([dg.AssetKey(asset) for asset in assets])
+        context.log.info(f"removed {removed}; forgotten: {', '.join(assets)}")
+        return dg.Output(
+            None,
+            metadata={
+                "removed": True,
+                **facts,
+                "keys": dg.MetadataValue.json({item.key: item.size for item in removed.objects}),
+            },
+        )
+
+    @dg.op(name=f"empty_data{OP}", description="Lists, or removes, all patients' files; nothing else.", tags=TAGS)
+    def remove_data(context: dg.OpExecutionContext, config: EmptyData, bucket: Bucket) -> dg.Output[None]:
+        return emptied(context, bucket, bucket.layout.data, config)
+
+    @dg.op(name=f"empty_artifacts{OP}", description="Lists, or removes, all that was made below one prefix.", tags=TAGS)
+    def remove_artifacts(context: dg.OpExecutionContext, config: EmptyArtifacts, bucket: Bucket) -> dg.Output[None]:
+        return emptied(context, bucket, getattr(bucket.layout, config.what), config)
+
+    return [
+        _job(op, settings, bucket_resource)
+        for op, settings in (
+            (upload_patients, UploadPatients),
+            (upload_model, UploadModel),
+            (upload_preprocessing, UploadPreprocessing),
+            (upload_predictions, UploadPredictions),
+            (fetch, Download),
+            (make, MakeMissing),
+            (tell_about, None),
+            (remove_data, EmptyData),
+            (remove_artifacts, EmptyArtifacts),
+        )
+    ]
+
+
+def chosen_stages(study: Study, asked: list[str]) -> list[str]:
+    """Stage jobs in the order of the study, from a list of their names, of assets, or `all`."""
+    words = set(asked)
+    chosen = [stage for stage, assets in STAGES.items() if words & {stage, *assets, selection.ALL}]
+    known = {selection.ALL, *STAGES, *(asset for assets in STAGES.values() for asset in assets)}
+    if not chosen or words - known:
+        raise CurvasError(
+            "choosing stages",
+            study.name,
+            f"{', '.join(sorted(words - known)) or 'nothing'} is no stage",
+            f"Use all, or some of {', '.join(sorted(known))}.",
+        )
+    return chosen
+
+
+def _job(op: dg.OpDefinition, settings: type[dg.Config] | None, bucket: Bucket) -> dg.JobDefinition:
+    """A job of one op, whose launchpad holds the op's settings and nothing around them."""
+    name = op.name.removesuffix(OP)
+
+    @dg.graph(name=name, description=op.description)
+    def operation() -> None:
+        op()
+
+    return operation.to_job(
+        config=None if settings is None else _mapping(op.name, settings),
+        resource_defs={"bucket": bucket, "io_manager": dg.mem_io_manager},
+        executor_def=dg.in_process_executor,
+        tags={"curvas/operation": name},
+    )
+
+
+def _mapping(op: str, settings: type[dg.Config]) -> dg.ConfigMapping:
+    def to_op(given: dg.Config) -> dg.RunConfig:
+        return dg.RunConfig(ops={op: given})
+
+    to_op.__annotations__["given"] = settings  # what Dagster reads the launchpad's fields from
+    return dg.config_mapping(to_op)
+
+
+def _told(work):
+    """What work returns; an error that a person must mend fails the step with its message, once."""
+    try:
+        return work()
+    except CurvasError as error:
+        raise dg.Failure(str(error), allow_retries=error.may_retry) from error
+
+
+def _materialised(
+    context: dg.OpExecutionContext, bucket: Bucket, asset: str, partition: str, stored: Stored
+) -> dg.Output[None]:
+    """Report a partition that was stored by hand: fresh until what it is made from changes."""
+    definition = context.repository_def.assets_defs_by_key[dg.AssetKey(asset)]
+    facts = {**stored.metadata, "uri": f"{bucket.objects().name}/{stored.key}"}
+    tags = provenance_tags(context.instance, definition, context.run.run_id)
+    context.log_event(cell_event(definition, partition, stored, facts, tags))
+    return dg.Output(None, metadata={"partition": f"{asset} {partition}", "uri": facts["uri"]})
+
+
+def _known(context: dg.OpExecutionContext, partitions: Partitions) -> list[str]:
+    return list(partitions.patient.get_partition_keys(dynamic_partitions_store=context.instance))
+
+
+def _other_runs(context: dg.OpExecutionContext) -> list[str]:
+    runs = unfinished_runs(context.instance)
+    return [f"{run.job_name} {run.run_id[:8]}" for run in runs if run.run_id != context.run.run_id]

@@ -1,0 +1,91 @@
+"""Uploading what was made elsewhere: checked, put into the platform's form, stored where the asset's own work would."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+
+from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.operations.selection import choose_annotator, choose_models
+from curvas_assets.report import previews
+from curvas_assets.segmentation import adopt_dataset, adopt_model
+from curvas_assets.storage import directories
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import ModelId, Study
+
+
+def upload_model(objects: ObjectStore, layout: Layout, study: Study, name: str, folder: Path, origin: str) -> Stored:
+    """Store a trained nnU-Net model as the model of this name.
+
+    Args:
+        objects: the bucket.
+        layout: where models stand in it.
+        study: its models, classes and configuration.
+        name: one of the study's models.
+        folder: nnU-Net's results folder of one trainer, or a model of this platform that was downloaded.
+        origin: where it comes from, in words; shown with the partition.
+
+    Raises:
+        StudyError: the study has no such model.
+        SegmentationError: it is no model of this study; says why.
+    """
+    (name,) = choose_models(study, [name])
+    model = ModelId.parse(name)
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        adopted = adopt_model(study, model, folder, Path(scratch, "model"))
+        stored = directories.write_directory(objects, layout.model(name), Path(scratch, "model"))
+    curve = adopted.curve
+    return Stored(
+        layout.model(name),
+        stored.version,
+        {
+            **_provenance(folder, origin),
+            "annotator": model.annotator,
+            "seed": model.seed,
+            "fold": str(model.fold),
+            "checkpoint": adopted.checkpoint,
+            "trainer": adopted.trainer,
+            "epochs": adopted.epochs,
+            "best EMA pseudo-Dice": "unknown" if adopted.best_ema_dice is None else round(adopted.best_ema_dice, 4),
+            "bytes": stored.size,
+            **(
+                {"training curve": metadata.image(previews.training_curve(curve, title=name), f"training of {name}")}
+                if len(curve)
+                else {}
+            ),
+        },
+    )
+
+
+def upload_preprocessing(
+    objects: ObjectStore, layout: Layout, study: Study, annotator: str, folder: Path, origin: str
+) -> Stored:
+    """Store a dataset of `nnUNet_preprocessed` as the dataset of an annotator.
+
+    Raises:
+        StudyError: the study has no such annotator.
+        SegmentationError: it is no dataset of this study; says why.
+    """
+    annotator = choose_annotator(study, annotator)
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        facts = adopt_dataset(study, annotator, folder, Path(scratch, "dataset"))
+        stored = directories.write_directory(objects, layout.dataset(annotator), Path(scratch, "dataset"))
+    return Stored(
+        layout.dataset(annotator),
+        facts.digest,
+        {
+            **_provenance(folder, origin),
+            "annotator": annotator,
+            "cases": facts.cases,
+            "training patients": len(study.training_patients()),
+            "bytes": stored.size,
+            "facts": dg.MetadataValue.json(facts.as_dict()),
+        },
+    )
+
+
+def _provenance(folder: Path, origin: str) -> dict[str, str]:
+    return {"made": "elsewhere, and uploaded", "origin": origin or "not told", "uploaded from": str(folder)}

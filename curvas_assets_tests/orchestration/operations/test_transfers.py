@@ -1,0 +1,136 @@
+"""Claims proved here, against a real S3 server.
+
+- A folder of patients is uploaded; one that is damaged is refused before its first byte, and the others go on.
+- An upload is resumable: what stands there with the same bytes is not sent again, one changed file is; large files too.
+- A patient whose folder in the bucket has another spelling is not doubled.
+- A dataset comes down as it went up, and a second download fetches nothing; folder artefacts come down verified.
+- What is not in the bucket is told, and does not stop the rest.
+"""
+
+import pytest
+
+from curvas_assets.cohort.phantom import write_cohort
+from curvas_assets.errors import PatientError, StudyError
+from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.operations.download import download
+from curvas_assets.orchestration.operations.transfer import PART, same_content
+from curvas_assets.orchestration.operations.upload_patients import upload_patients
+from curvas_assets.storage import directories
+from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.study import load_study
+
+STUDY = load_study("phantom")
+LAYOUT = Layout()
+PATIENTS = ["PHANTOM001", "PHANTOM007", "PHANTOM008"]
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    folder = tmp_path / "cohort"
+    write_cohort(folder, patients=PATIENTS, shape=(12, 40, 40), spacing_mm=(10, 8, 8), seed=3)
+    return folder
+
+
+@pytest.fixture
+def objects(s3_store):
+    return MeteredObjects(s3_store)
+
+
+def upload(objects, folder, *asked):
+    told = []
+    return upload_patients(objects, LAYOUT, STUDY, folder, asked or ["all"], told.append), told
+
+
+def test_patients_are_uploaded_and_a_damaged_one_is_refused_whole(objects, cohort):
+    broken = cohort / "PHANTOM007/annotation_2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    done, told = upload(objects, cohort)
+    assert done.uploaded == ["PHANTOM001", "PHANTOM008"]
+    assert list(done.refused) == ["PHANTOM007"]
+    assert "annotation_2.nii.gz" in done.refused["PHANTOM007"]
+    assert not list(objects.list("data/PHANTOM007/"))
+    assert len(list(objects.list("data/"))) == 8
+    assert any("3 of 3, PHANTOM008: 4 of 4 files uploaded" in line for line in told)
+
+
+def test_an_upload_sends_only_what_is_not_there_yet(objects, cohort):
+    upload(objects, cohort, "test")
+    before = objects.bytes_up
+    done, _ = upload(objects, cohort, "all")
+    assert (done.uploaded, done.unchanged) == (["PHANTOM001"], ["PHANTOM007", "PHANTOM008"])
+    assert objects.bytes_up - before == done.size
+    objects.delete(["data/PHANTOM008/annotation_3.nii.gz"])
+    done, _ = upload(objects, cohort)
+    assert done.uploaded == ["PHANTOM008"]
+    assert done.size == (cohort / "PHANTOM008/annotation_3.nii.gz").stat().st_size
+
+
+def test_a_large_file_is_known_again_by_its_parts(objects, tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (PART // 256) * 2 + b"end")
+    objects.upload("large", path)
+    assert same_content(objects.head("large"), path)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert not same_content(objects.head("large"), path)
+
+
+def test_a_patient_of_another_spelling_is_not_doubled(objects, cohort):
+    (cohort / "PHANTOM008").rename(cohort / "8")
+    objects.put("data/008/image.nii.gz", b"old")
+    done, _ = upload(objects, cohort, "PHANTOM008")
+    assert done.uploaded == ["PHANTOM008"]
+    assert {item.key.split("/")[1] for item in objects.list("data/")} == {"008"}
+
+
+def test_a_folder_without_patients_and_a_patient_who_is_not_there_are_told(objects, cohort, tmp_path):
+    with pytest.raises(PatientError, match="no such folder"):
+        upload(objects, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PatientError, match="no folder in it is named like a patient"):
+        upload(objects, tmp_path / "empty")
+    with pytest.raises(StudyError, match="PHANTOM009"):
+        upload(objects, cohort, "9")
+
+
+def test_a_dataset_comes_down_as_it_went_up_and_only_once(objects, cohort, tmp_path):
+    (cohort / "PHANTOM008").rename(cohort / "8")
+    upload(objects, cohort)
+    told = []
+    done = download(objects, LAYOUT, STUDY, "dataset", [*PATIENTS, "PHANTOM009"], [], tmp_path / "down", told.append)
+    assert done.missing == ("PHANTOM009",)
+    assert done.fetched == 3
+    for path in cohort.rglob("*.nii.gz"):
+        patient = STUDY.patients.normalise(path.parent.name)
+        assert (tmp_path / "down/dataset" / patient / path.name).read_bytes() == path.read_bytes()
+    before = objects.bytes_down
+    assert download(objects, LAYOUT, STUDY, "dataset", PATIENTS, [], tmp_path / "down", told.append).fetched == 3
+    assert objects.bytes_down == before
+
+
+def test_models_and_preprocessing_come_down_verified_and_missing_ones_are_told(objects, tmp_path):
+    models = [str(m) for m in STUDY.models]
+    (tmp_path / "model/fold_all").mkdir(parents=True)
+    (tmp_path / "model/fold_all/checkpoint_best.pth").write_bytes(b"weights")
+    directories.write_directory(objects, LAYOUT.model(models[0]), tmp_path / "model")
+    directories.write_directory(objects, LAYOUT.dataset("anno1"), tmp_path / "model")
+    done = download(objects, LAYOUT, STUDY, "models", [], models[:2], tmp_path / "down", print)
+    assert done.missing == (models[1],)
+    assert (tmp_path / "down/models" / models[0] / "fold_all/checkpoint_best.pth").read_bytes() == b"weights"
+    done = download(objects, LAYOUT, STUDY, "preprocessing", [], models, tmp_path / "down", print)
+    assert done.missing == ("preprocessing of anno2", "preprocessing of anno3")
+    assert (tmp_path / "down/preprocessing/anno1/fold_all/checkpoint_best.pth").is_file()
+
+
+def test_predictions_of_some_patients_and_models_come_down_with_their_maps(objects, tmp_path):
+    for patient in PATIENTS:
+        objects.put(f"output/{patient}/ensemble_all/softmax.zarr/zarr.json", b"{}")
+        objects.put(f"output/{patient}/ensemble_all/entropy.nii.gz", b"map")
+        objects.put(f"output/{patient}/{STUDY.models[0]}/softmax.zarr/zarr.json", b"{}")
+    asked = (PATIENTS[1:], [str(STUDY.models[0]), "ensemble_all"])
+    assert download(objects, LAYOUT, STUDY, "ensembles", *asked, tmp_path / "down", print).fetched == 2
+    assert download(objects, LAYOUT, STUDY, "predictions", *asked, tmp_path / "down", print).fetched == 2
+    found = sorted(p.relative_to(tmp_path / "down").as_posix() for p in (tmp_path / "down").rglob("*") if p.is_file())
+    assert found == sorted(
+        [f"ensembles/{p}/ensemble_all/{f}" for p in PATIENTS[1:] for f in ("entropy.nii.gz", "softmax.zarr/zarr.json")]
+        + [f"predictions/{p}/{STUDY.models[0]}/softmax.zarr/zarr.json" for p in PATIENTS[1:]]
+    )

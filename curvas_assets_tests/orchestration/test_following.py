@@ -1,0 +1,172 @@
+"""Claims proved here.
+
+- A new patient is taken from its scan to its scores stage by stage, by all models, and nobody else is touched.
+- While a patient's run goes on, nothing is asked for that patient.
+- What failed is not asked for again, until the patient's files change.
+- The sensor says what it waits for, asks with the real definitions, and is silent without a bucket.
+- The report is asked for once when scores have changed, not while they are being made, and not again for the same inputs.
+- A failed run is posted to the webhook, if one is set.
+"""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import dagster as dg
+import pytest
+
+from curvas_assets.definitions import build_definitions
+from curvas_assets.errors import PatientError
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.following import due_for_patients
+from curvas_assets.study import load_study
+from curvas_assets_tests.orchestration.lineage import DummyLineage
+
+OLD, NEW = "UKCHLL003", "UKCHLL005"
+
+
+@pytest.fixture
+def lineage():
+    lineage = DummyLineage()
+    lineage.register(OLD)
+    lineage.run_all()
+    lineage.instance.add_dynamic_partitions("patient", [NEW])
+    lineage.instance.add_dynamic_partitions("test_patient", [NEW])
+    lineage.made.clear()
+    return lineage
+
+
+class Sensor:
+    """What Dagster's daemon does with run requests: launches those whose run key is new."""
+
+    def __init__(self, lineage):
+        self.lineage, self.seen = lineage, set()
+
+    def tick(self, files="a"):
+        lineage = self.lineage
+        due = due_for_patients(lineage.study, lineage.staleness, [OLD, NEW], {NEW: files})
+        new = [request for request in due if request.run_key not in self.seen]
+        for request in new:
+            self.seen.add(request.run_key)
+            job = lineage.definitions.resolve_job_def(request.job_name)
+            job.execute_in_process(instance=lineage.instance, tags=request.tags, raise_on_error=False)
+        return [request.job_name for request in new]
+
+
+def test_a_new_patient_is_taken_from_scan_to_scores_and_nobody_else(lineage):
+    sensor = Sensor(lineage)
+    stages = [sensor.tick() for _ in range(6)]
+    assert stages == [
+        ["take_in_scans"],
+        ["select_test_scans"],
+        ["predict"],
+        ["build_ensembles"],
+        ["score_patients"],
+        [],
+    ]
+    assert lineage.due() == {}
+    assert len(lineage.made) == 1 + 1 + 9 + 4 + 1
+    assert all(NEW in key for _, key in lineage.made)
+
+
+def test_nothing_is_asked_for_while_a_run_of_the_patient_goes_on(lineage):
+    lineage.instance.add_run(
+        dg.DagsterRun(job_name="predict", status=dg.DagsterRunStatus.STARTED, tags={"curvas/new_patient": NEW})
+    )
+    assert Sensor(lineage).tick() == []
+
+
+def test_what_failed_is_not_asked_for_again_until_the_files_change(lineage):
+    lineage.broken[NEW] = PatientError("reading", NEW, "a truncated file", "Upload it again.")
+    sensor = Sensor(lineage)
+    assert sensor.tick() == ["take_in_scans"]
+    assert sensor.tick() == []
+    lineage.broken.clear()
+    assert sensor.tick() == []
+    assert sensor.tick(files="b") == ["take_in_scans"]
+    assert sensor.tick(files="b") == ["select_test_scans"]
+
+
+def test_the_sensor_asks_with_the_real_definitions(bucket_environment, monkeypatch):
+    repository = build_definitions(load_study("phantom")).get_repository_def()
+    sensor = repository.get_sensor_def("follow_new_patients")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for name, value in bucket_environment.items():
+            monkeypatch.setenv(name, value)
+        context = dg.build_sensor_context(instance=instance, repository_def=repository, resources={"bucket": Bucket()})
+        monkeypatch.setenv("S3_BUCKET", "nowhere")
+        assert "there is no bucket 'nowhere'" in sensor.evaluate_tick(context).skip_message
+        monkeypatch.setenv("S3_BUCKET", bucket_environment["S3_BUCKET"])
+        assert "nothing missing" in sensor.evaluate_tick(context).skip_message
+        instance.add_dynamic_partitions("patient", ["PHANTOM007"])
+        instance.add_dynamic_partitions("test_patient", ["PHANTOM007"])
+        (request,) = sensor.evaluate_tick(context).run_requests
+    assert request.job_name == "take_in_scans"
+    assert request.tags["dagster/partition"] == "PHANTOM007"
+
+
+def test_the_report_is_asked_for_when_scores_have_changed():
+    repository = build_definitions(load_study("phantom")).get_repository_def()
+    sensor = repository.get_sensor_def("report_after_scores")
+
+    def scored(instance, version):
+        tags = {"dagster/data_version": version}
+        instance.report_runless_asset_event(dg.AssetMaterialization("scores", partition="PHANTOM007", tags=tags))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_sensor_context(instance=instance, repository_def=repository)
+        assert sensor.evaluate_tick(context).skip_message == "there are no scores yet"
+        instance.add_dynamic_partitions("test_patient", ["PHANTOM007"])
+        scored(instance, "a")
+        (first,) = sensor.evaluate_tick(context).run_requests
+        (same,) = sensor.evaluate_tick(context).run_requests
+        scored(instance, "b")
+        (changed,) = sensor.evaluate_tick(context).run_requests
+        assert first.run_key == same.run_key != changed.run_key
+        under_way = dg.DagsterRun(
+            "score_patients", asset_selection=frozenset({dg.AssetKey("scores")}), status=dg.DagsterRunStatus.STARTED
+        )
+        instance.add_run(under_way)
+        assert sensor.evaluate_tick(context).skip_message == "scores or report are being made"
+
+
+def test_a_failed_run_is_posted_to_the_webhook(monkeypatch):
+    posted = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    @dg.op
+    def breaks():
+        raise ValueError("as it should")
+
+    @dg.job
+    def broken():
+        breaks()
+
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("CURVAS_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}/")
+    repository = build_definitions(load_study("phantom")).get_repository_def()
+    try:
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = broken.execute_in_process(instance=instance, raise_on_error=False)
+            context = dg.build_run_status_sensor_context(
+                "report_failures",
+                dagster_event=next(e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE"),
+                dagster_instance=instance,
+                dagster_run=result.dagster_run,
+            ).for_run_failure()
+            repository.get_sensor_def("report_failures")(context)
+    finally:
+        server.shutdown()
+        server.server_close()
+    (message,) = posted
+    assert message["run_id"] == result.run_id
+    assert message["text"].startswith("broken ")
