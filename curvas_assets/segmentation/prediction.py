@@ -249,18 +249,19 @@ class Predictor:
 def estimate_memory(
     shape: Sequence[int], spacing_mm: Sequence[float], target_spacing_mm: Sequence[float], classes: int
 ) -> int:
-    """Host memory that predicting one scan takes at most, bytes.
+    """Host memory that predicting one scan takes at most, beside torch and nnU-Net themselves, bytes.
 
-    Counts the scan as nnU-Net reads and copies it (three float32 volumes), its resampled form while it is made (float64
-    and float32), the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
+    Preprocessing takes most: the scan as it is read, cropped and normalised, and nnU-Net's cubic resampling, which works
+    on float64 copies. Measured at 866 × 512 × 512 from 1.0 to 1.1 mm: 9.0 GiB (10.0 with the process), 9.3 by this
+    estimate. Then come the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
     """
     voxels = float(np.prod(shape, dtype=float))
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
     slab_voxels = SLAB * float(np.prod(shape[1:], dtype=float))
-    preprocessing = 3 * 4 * voxels + (8 + 4 + 4) * network_voxels
+    preprocessing = 26 * voxels + 20 * network_voxels
     window = 4 * network_voxels + 2 * (2 * classes + 2) * network_voxels
-    return int(max(preprocessing, window) + 6 * 4 * classes * slab_voxels)
+    return int(max(preprocessing, window + 6 * 4 * classes * slab_voxels))
 
 
 # Export --------------------------------------------------------------------------------------------------------------
