@@ -28,12 +28,20 @@ _ELLIPSOIDS = np.array(
 )
 
 
-def label_maps(shape: tuple[int, int, int], annotators: int = 3) -> npt.NDArray[np.uint8]:
-    """Label maps uint8 (R, Z, Y, X), one annotator a little different from the next."""
-    out = np.empty((annotators, *shape), np.uint8)
+def label_slabs(shape: tuple[int, int, int], annotators: int = 3) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+    """(annotator, z0, labels uint8 (dz, Y, X)), one annotator a little different from the next."""
     for r in range(annotators):
         for z0 in range(0, shape[0], DEPTH):
-            _labels(z0, shape, float(r), out[r, z0 : z0 + DEPTH])
+            slab = np.empty((min(DEPTH, shape[0] - z0), *shape[1:]), np.uint8)
+            _labels(z0, shape, float(r), slab)
+            yield r, z0, slab
+
+
+def label_maps(shape: tuple[int, int, int], annotators: int = 3) -> npt.NDArray[np.uint8]:
+    """Label maps uint8 (R, Z, Y, X), all at once."""
+    out = np.empty((annotators, *shape), np.uint8)
+    for r, z0, slab in label_slabs(shape, annotators):
+        out[r, z0 : z0 + len(slab)] = slab
     return out
 
 

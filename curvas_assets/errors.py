@@ -52,6 +52,10 @@ class CorruptArtefactError(StorageError):
     """An artefact is there, but its bytes are not what its manifest promises."""
 
 
+class DiskError(CurvasError):
+    """The machine's disk has no room for the work."""
+
+
 class SegmentationError(CurvasError):
     """nnU-Net could not prepare, train or predict."""
 

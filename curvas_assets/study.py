@@ -211,6 +211,8 @@ class Report(_Part):
     """How the report is written."""
 
     language: Literal["en", "fr"] = "en"
+    published_table: str = Field(default="published.csv", pattern=r"^[^/].*\.csv$")
+    """Key below the metrics prefix of the study's wide table; once it is uploaded, this run is compared with it."""
 
 
 class Prices(_Part):

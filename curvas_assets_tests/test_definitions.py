@@ -24,7 +24,7 @@ from curvas_assets.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_ASSETS = {"trained_model", "softmax"}
-OBSERVED = "patient_files"
+OBSERVED = ("patient_files", "published_table")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 15
+    assert len(graph.get_all_asset_keys()) == 17
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
         assert node.group_name != "default", key
         assert node.owners, key
         assert node.kinds, key
-        if key.path[-1] != OBSERVED:
+        if key.path[-1] not in OBSERVED:
             assert node.code_version, key
 
 
@@ -148,7 +148,9 @@ def test_schedules_ask_for_nothing_where_there_is_nothing(definitions, tmp_path)
 
 
 def test_executors_are_chosen_by_name_and_others_refused():
-    assert executor("multiprocess").name == "multiprocess"
+    assert executor("local").name == executor("multiprocess").name == "multiprocess"
+    assert executor("celery").name == "celery"
+    assert executor("kubernetes").name == "k8s"
     assert executor("in_process").name == "in_process"
     with pytest.raises(ValueError, match="allowed is one of " + ", ".join(EXECUTORS)):
         executor("slurm")

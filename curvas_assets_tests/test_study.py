@@ -6,12 +6,15 @@
 - A training that was interrupted resumes from the checkpoint in the bucket.
 - The report holds its sections; a remade report with equal inputs is due no more.
 - An annotation that is changed afterwards makes that patient's scores stale, and no prediction.
+- A published table that people upload makes the comparison and the report due, and nothing else; it stands in the report.
 - No key of the store is in any event, log or artefact.
 """
 
 import gzip
 import io
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import dagster as dg
 import nibabel as nib
@@ -20,7 +23,7 @@ import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
@@ -46,18 +49,23 @@ class Lineage:
 
     def register(self) -> None:
         folders = patient_folders(self.bucket.objects(), self.bucket.layout)
-        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None)
+        name = self.study.report.published_table
+        published = published_digest(self.bucket.objects(), self.bucket.layout, name)
+        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None, published)
         for request in found.dynamic_partitions_requests:
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        for event in found.asset_events:
+            self.instance.report_runless_asset_event(event)
 
     def due(self, asset: str) -> list[str | None]:
         staleness = Staleness(self.graph, self.instance)
         key = dg.AssetKey(asset)
         return [p for p in staleness.due(key) if staleness.ready(key, p)]
 
-    def run(self, stage: str) -> list[dg.ExecuteInProcessResult]:
-        """What is due of a stage: a range of partitions in one run where they are all of them, else one by one."""
-        assets = STAGES[stage]
+    def run(self, stage: str, assets: Sequence[str] = ()) -> list[dg.ExecuteInProcessResult]:
+        """What is due of a stage (or of these of its assets): a range of partitions in one run where they are all of
+        them, else one by one."""
+        assets = assets or STAGES[stage]
         partitions = self.due(assets[0])
         job = self.definitions.resolve_job_def(stage)
         if partitions and partitions[0] is not None and len(partitions) > 1:
@@ -69,7 +77,11 @@ class Lineage:
             ]
         else:
             tags = [self._tags(p) for p in partitions]
-        return [job.execute_in_process(instance=self.instance, tags=t, raise_on_error=False) for t in tags]
+        chosen = [dg.AssetKey(asset) for asset in assets]
+        return [
+            job.execute_in_process(instance=self.instance, tags=t, raise_on_error=False, asset_selection=chosen)
+            for t in tags
+        ]
 
     def _tags(self, partition: str | None) -> dict[str, str]:
         return {} if partition is None else {"dagster/partition": partition}
@@ -162,6 +174,19 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     for section in ("Question", "Data", "Protocol", "Results", "Statistics", "Cost", "Reproducibility"):
         assert f"## {section}" in page
     assert DAMAGED in page
+    assert "No published table of the study was given" in page
+
+    objects.put(layout.published_table(study.report.published_table), objects.get(layout.merged_csv()))
+    lineage.register()
+    due = [asset for assets in STAGES.values() for asset in assets if [p for p in lineage.due(asset) if p != DAMAGED]]
+    assert due == ["published_comparison"]
+    _ok(lineage.run("write_report", assets=("published_comparison", "figures", "report")))
+    beside = tables.read_table(objects, layout.table("published_comparison"))
+    dice = beside[beside["metric"] == "dice"]
+    assert len(dice) == 3
+    page = directories.read_file(objects, layout.report(), "report.md").decode()
+    assert "No published table of the study was given" not in page
+    pd.testing.assert_series_equal(dice["mean"], dice["published_mean"], check_names=False)
     _no_key_anywhere(lineage, objects, s3_server)
     _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout)
 
@@ -184,7 +209,6 @@ def _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, la
 
 def _interrupt_training(lineage, model):
     """Train one epoch of a model as the asset does, and stop: what is in the bucket is what a killed run leaves."""
-    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from curvas_assets.assets.models import Checkpoints
@@ -211,5 +235,10 @@ def _no_key_anywhere(lineage, objects, server):
     for item in objects.list(""):
         assert secret not in objects.get(item.key), item.key
     for run in lineage.instance.get_runs():
+        assert secret not in str(run).encode()
         assert secret not in json.dumps(run.run_config).encode()
         assert all(secret not in str(entry).encode() for entry in lineage.instance.all_logs(run.run_id))
+    # Step logs and the databases, as they stand on disk.
+    files = [path for path in Path(lineage.instance.root_directory).rglob("*") if path.is_file()]
+    assert files
+    assert all(secret not in path.read_bytes() for path in files)

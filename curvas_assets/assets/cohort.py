@@ -1,6 +1,5 @@
 """Cohort: what people put into the bucket, validated patient by patient."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.checks import Check, Checks, specs
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import CPU, LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
@@ -40,6 +39,7 @@ TEST_SCAN_CHECKS = (Check("region_is_not_empty", "The region in which predictors
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The cohort's assets for one study."""
+    needs = StageNeeds.of(study)
     patient_files = dg.AssetSpec(
         "patient_files",
         group_name=GROUP,
@@ -63,7 +63,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         metadata=artefact("record"),
         output_required=False,
         check_specs=specs("scan", SCAN_CHECKS),
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.intake.op_tags,
         retry_policy=RETRY,
     )
     def scan(context: dg.AssetExecutionContext, bucket: Bucket):
@@ -77,9 +77,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         checks = Checks(*SCAN_CHECKS)
 
         def take_in(patient: str) -> Stored:
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            named = folder_of(patient, folders)
+            with scratch_space(patient, bytes_below(objects, layout.patient_file(named, ""))) as scratch:
                 try:
-                    folder, files = fetch_patient(objects, layout, study, folder_of(patient, folders), Path(scratch))
+                    folder, files = fetch_patient(objects, layout, study, named, scratch)
                     found = intake.read_patient(folder, study)
                 except PatientError as error:
                     raise checks["files_are_sound"].refuse(patient, error) from error
@@ -115,7 +116,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         metadata=artefact("record"),
         output_required=False,
         check_specs=specs("test_scan", TEST_SCAN_CHECKS),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
@@ -161,7 +162,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         kinds={"parquet"},
         code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}",
         metadata=artefact("table"),
-        op_tags=CPU.op_tags,
+        op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts) -> dg.Output[pd.DataFrame]:

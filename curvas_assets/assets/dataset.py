@@ -1,6 +1,7 @@
 """Dataset: nnU-Net's fingerprint, plans and preprocessed training patients, one dataset an annotator."""
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
@@ -8,17 +9,21 @@ import dagster as dg
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.storage import directories
 from curvas_assets.study import Study
 
+PREPROCESSING_GROWTH = 6
+"""Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, and CTs are noisier."""
+
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The datasets of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"scan": dg.AssetIn(partition_mapping=partitions.training_patients)},
@@ -30,27 +35,31 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.dataset.op_tags,
         retry_policy=RETRY,
     )
     def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
         """The training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net."""
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = bucket.checked_objects(hours=needs.dataset.hours * len(context.partition_keys)), bucket.layout
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-            patients: dict[str, Path] = {}
+        patients: dict[str, Path] = {}
+
+        with ExitStack() as held:
 
             def fetched() -> dict[str, Path]:
                 """Image and annotations of every training patient, fetched once for all annotators of the step."""
-                for patient in sorted(scan):
-                    if patient not in patients:
-                        record = scan[patient].record()
-                        fetch_files(objects, record, Path(scratch, patient), [study.image, *label_files.values()])
-                        patients[patient] = Path(scratch, patient)
+                if not patients:
+                    records = {patient: scan[patient].record() for patient in sorted(scan)}
+                    size = sum(file["size"] for record in records.values() for file in record["files"])
+                    scratch = held.enter_context(scratch_space("preprocessed_dataset", PREPROCESSING_GROWTH * size))
+                    for patient, record in records.items():
+                        fetch_files(objects, record, scratch / patient, [study.image, *label_files.values()])
+                    patients.update({patient: scratch / patient for patient in records})
                 return patients
 
             def prepare(annotator: str) -> Stored:
+                scratch = next(iter(fetched().values())).parent
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     facts = prepare_dataset(
                         study,

@@ -1,27 +1,31 @@
 """Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
 
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS
-from curvas_assets.ensembling import stream_ensembles
+from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.checks import Check, Checks, specs
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.provenance import code_facts
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 from curvas_assets.study import Study
 
+MAP_BYTES = 4 + 4 + 1
+"""Of one voxel's entropy, mutual information and label: what an ensemble's maps can take in scratch at most."""
 CHECKS = (
     Check(
         "members_are_complete",
@@ -33,6 +37,7 @@ CHECKS = (
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The ensembles of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"softmax": dg.AssetIn(partition_mapping=partitions.members_of_ensemble)},
@@ -45,7 +50,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         metadata=artefact("softmax"),
         output_required=False,
         check_specs=specs("ensemble_softmax", CHECKS),
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.ensembling.op_tags,
         retry_policy=RETRY,
     )
     def ensemble_softmax(context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts):
@@ -55,7 +60,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         ensembles of a patient come from one pass over the members. A missing member is an error, never a smaller
         ensemble.
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.ensembling.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
         checks = Checks(*CHECKS)
 
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
@@ -102,12 +110,14 @@ def store_ensembles(
     tail: float,
 ) -> dict[str, Stored]:
     """Stream a patient's members once; store each ensemble's volume and its three maps."""
-    first = next(iter(volumes.values()))
+    first, code = next(iter(volumes.values())), code_facts("numba")
     names = ("entropy", "mutual_information", "labels")
     sums = {name: {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0} for name in ensembles}
     fullest: dict[str, tuple[float, int]] = dict.fromkeys(ensembles, (-1.0, 0))
     slices = {}
+    voxels = first.shape[1] * first.shape[2] * first.shape[3]
     with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_space(patient, voxels * MAP_BYTES * len(ensembles)))
         writers = {
             name: stack.enter_context(
                 SoftmaxWriter(
@@ -117,7 +127,13 @@ def store_ensembles(
                     class_names=first.class_names,
                     spacing_mm=first.spacing_mm,
                     affine=first.affine,
-                    provenance={"patient": patient, "predictor": name, "members": members},
+                    provenance={
+                        "patient": patient,
+                        "predictor": name,
+                        "members": members,
+                        "member_versions": {member: volumes[member].version for member in members},
+                        "code": code,
+                    },
                     tail=tail,
                 )
             )
@@ -132,18 +148,24 @@ def store_ensembles(
                     kind="labels" if kind == "labels" else "entropy",
                     spacing_mm=first.spacing_mm,
                     affine=first.affine,
-                    scratch=scratch_folder(),
+                    scratch=scratch,
                 )
             )
             for name in ensembles
             for kind in names
         }
-        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+        compressing = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="curvas-maps"))
+
+        def write(z0: int, slabs: dict[str, EnsembleSlab]) -> None:
+            written = [
+                compressing.submit(maps[name, kind].write, z0, values)
+                for name, slab in slabs.items()
+                for kind, values in zip(
+                    names, (slab.predictive_entropy, slab.mutual_information, slab.labels), strict=True
+                )
+            ]
             for name, slab in slabs.items():
                 writers[name].write(z0, slab.mean)
-                maps[name, "entropy"].write(z0, slab.predictive_entropy)
-                maps[name, "mutual_information"].write(z0, slab.mutual_information)
-                maps[name, "labels"].write(z0, slab.labels)
                 sums[name]["entropy"] += float(slab.predictive_entropy.sum(dtype="f8"))
                 sums[name]["expected entropy"] += float(slab.expected_entropy.sum(dtype="f8"))
                 sums[name]["mutual information"] += float(slab.mutual_information.sum(dtype="f8"))
@@ -151,12 +173,15 @@ def store_ensembles(
                 z = int(foreground.argmax())
                 if foreground[z] > fullest[name][0]:
                     fullest[name] = (float(foreground[z]), z0 + z)
-                    slices[name] = (
-                        slab.predictive_entropy[z].copy(),
-                        slab.mutual_information[z].copy(),
-                        slab.labels[z],
+                    slices[name] = tuple(
+                        part[z].copy() for part in (slab.predictive_entropy, slab.mutual_information, slab.labels)
                     )
-    voxels = first.shape[1] * first.shape[2] * first.shape[3]
+            for one in written:
+                one.result()
+
+        for z0, _, slabs in stream_ensembles(volumes, ensembles):
+            write(z0, slabs)
+            del slabs  # not held while the next ones are made
     stored = {}
     for name, members in ensembles.items():
         facts = writers[name].facts

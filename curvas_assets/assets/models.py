@@ -1,6 +1,5 @@
 """Models: one nnU-Net for each annotator × seed, trained so that it can be killed and go on."""
 
-import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -14,10 +13,10 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import GPU, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.segmentation import EpochReport, TrainingOutcome, train_model
 from curvas_assets.storage import directories
@@ -33,6 +32,7 @@ CHECKS = (
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The models of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={"preprocessed_dataset": dg.AssetIn(partition_mapping=partitions.annotator_of_model)},
@@ -44,8 +44,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('plans', 'training')}",
         metadata=artefact("folder"),
         output_required=False,
-        pool=GPU.pool,
-        op_tags=GPU.op_tags,
+        pool=needs.training.pool,
+        op_tags=needs.training.op_tags,
         retry_policy=RETRY,
         check_specs=specs("trained_model", CHECKS),
     )
@@ -55,12 +55,15 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         While it trains, its latest checkpoint is kept in the bucket: a run that is killed goes on where it was, on any
         machine, and ends with the weights of an unbroken one (on the CPU to the bit).
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.training.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
         checks = Checks(*CHECKS)
 
         def train(name: str) -> Stored:
             model = ModelId.parse(name)
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            with scratch_space(name, bytes_below(objects, f"{layout.dataset(model.annotator)}/")) as scratch:
                 dataset = preprocessed_dataset[model.annotator].folder(Path(scratch, "dataset"))
                 unfinished = Checkpoints(objects, layout.unfinished_training(name))
                 resume_from = unfinished.fetch(Path(scratch, "unfinished"))

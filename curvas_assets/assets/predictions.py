@@ -2,25 +2,29 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
-from curvas_assets.errors import SegmentationError
+from curvas_assets.errors import DiskError, SegmentationError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import GPU, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.provenance import code_facts
+from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
-from curvas_assets.segmentation import Predictor
+from curvas_assets.segmentation import Predictor, PreparedScan
+from curvas_assets.storage import directories
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
 
@@ -35,6 +39,7 @@ CHECKS = (
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The predictions of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={
@@ -49,8 +54,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"1-{study.fingerprint('prediction')}",
         metadata=artefact("softmax"),
         output_required=False,
-        pool=GPU.pool,
-        op_tags=GPU.op_tags,
+        pool=needs.prediction.pool,
+        op_tags=needs.prediction.op_tags,
         retry_policy=RETRY,
         check_specs=specs("softmax", CHECKS),
     )
@@ -60,15 +65,24 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         A step takes any rectangle of patients × models: each patient is fetched and preprocessed once, each model loaded
         once, and every volume is stored and reported as soon as it is done.
         """
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = (
+            bucket.checked_objects(hours=needs.prediction.hours * len(context.partition_keys)),
+            bucket.layout,
+        )
         checks = Checks(*CHECKS)
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-            predictor = Predictor(study)
-            with (
-                tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
-                leased_device(context.log.info) as leased,
-            ):
+            predictor = Predictor(study, tell=context.log.info)
+            code = code_facts("nnunetv2", "torch")
+            models_wanted = {grid_key(context, key)["model"] for key in keys}
+            model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)
+            with ExitStack() as held:
+                try:
+                    scratch = held.enter_context(scratch_space("softmax", model_bytes))
+                except DiskError as error:
+                    yield from ((key, error) for key in keys)
+                    return
+                leased = held.enter_context(leased_device(context.log.info))
                 models: dict[str, Path] = {}
                 for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -82,12 +96,22 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
                                     models[model] = trained_model[model].folder(Path(scratch, "models", model))
-                                yield key, store(predictor, opened, key, model, models[model], leased)
+                                made_by = {
+                                    "model_version": directories.version_of(objects, layout.model(model)),
+                                    "code": code,
+                                }
+                                yield key, store(predictor, opened, key, model, models[model], leased, made_by)
                             except Exception as error:
                                 yield key, error
 
         def store(
-            predictor: Predictor, opened, cell: str, model: str, model_folder: Path, leased: str | None
+            predictor: Predictor,
+            opened: PreparedScan,
+            cell: str,
+            model: str,
+            model_folder: Path,
+            leased: str | None,
+            made_by: dict[str, Any],
         ) -> Stored:
             patient = grid_key(context, cell)["patient"]
             prediction = predictor.predict(opened, model_folder)
@@ -99,7 +123,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 class_names=study.class_names,
                 spacing_mm=prediction.spacing_mm,
                 affine=prediction.affine,
-                provenance={"patient": patient, "predictor": model},
+                provenance={"patient": patient, "predictor": model, **made_by},
                 tail=study.prediction.tail,
             ) as writer:
                 for z0, slab in prediction.slabs:
@@ -120,6 +144,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "shape": metadata.by(prediction.shape),
                     "bytes": writer.facts.size,
                     "device": metadata.device(prediction.device, leased),
+                    "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
                     "voxels by label": dg.MetadataValue.json(voxels),
                     "volumes (ml)": dg.MetadataValue.json({n: round(ml, 2) for n, ml in volumes_ml.items()}),
                     "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),

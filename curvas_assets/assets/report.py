@@ -1,7 +1,6 @@
 """Report: the figures, and one page that a reviewer can read offline."""
 
 import json
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,15 +10,16 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.assets.comparisons import published_scores
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.checks import Check, Checks
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import (
     OrganView,
     Provenance,
@@ -56,6 +56,7 @@ LARGEST_3D = 128
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The report of one study."""
+    needs = StageNeeds.of(study)
     code_version = f"1-{study.fingerprint()}"
 
     @dg.multi_asset(
@@ -66,6 +67,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             "family_comparisons": dg.AssetIn(),
             "leaderboard": dg.AssetIn(),
             "cost": dg.AssetIn(),
+            "published_comparison": dg.AssetIn(),
             "scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
             "trained_model": dg.AssetIn(partition_mapping=dg.AllPartitionMapping()),
         },
@@ -88,7 +90,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             ),
         },
         check_specs=[REPORT_CHECK.spec("report")],
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
     def write_report(
@@ -99,6 +101,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         family_comparisons: Artefact,
         leaderboard: Artefact,
         cost: Artefact,
+        published_comparison: Artefact,
         scores: Artefacts,
         trained_model: Artefacts,
     ):
@@ -106,8 +109,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         long, patients = study_scores.table(), cohort.table()
         scored = sorted(long["patient"].unique())
         shown = typical_patient(study, long)
+        published = None
+        if len(published_comparison.table()):
+            published = published_scores(objects, layout.published_table(study.report.published_table), study)
         context.log.info(f"report on {len(scored)} patients, pictures of {shown}")
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        with scratch_space("report") as scratch:
             slices, organs = pictures(study, objects, layout, shown, Path(scratch))
         report = build_report(
             ReportInputs(
@@ -132,6 +138,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 failure=failure_over_patients(long),
                 out_of_distribution=out_of_distribution(long, study.in_distribution_group),
                 leaderboard=leaderboard.table(),
+                published=published,
                 reliability=pd.concat([scores[p].table("reliability") for p in scored], ignore_index=True),
                 risk_coverage=pd.concat([scores[p].table("risk_coverage") for p in scored], ignore_index=True),
                 cost=cost.table(),
@@ -140,7 +147,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 organs=organs,
             )
         )
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        with scratch_space("report") as scratch:
             figures, page = Path(scratch, "figures"), Path(scratch, "page")
             for name, content in report.attachments.items():
                 for folder in (figures, page / "figures") if name.endswith(".png") else (figures,):

@@ -1,6 +1,5 @@
 """Scores: every predictor of a patient against every annotator, and the study's one table."""
 
-import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -13,12 +12,12 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.checks import Check, Checks, specs
-from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.execution import LARGE_MEMORY, RETRY
+from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact, table_version
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
-from curvas_assets.scoring import PatientReference, check_scores, study_columns
+from curvas_assets.scoring import PatientReference, check_scores, metric_table, study_columns
 from curvas_assets.storage import directories
 from curvas_assets.study import Study
 
@@ -37,6 +36,7 @@ CHECKS = (
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The scores of one study."""
+    needs = StageNeeds.of(study)
 
     @dg.asset(
         ins={
@@ -49,10 +49,10 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"numba", "parquet"},
-        code_version=f"1-{study.fingerprint('evaluation', 'organs')}",
+        code_version=f"2-{study.fingerprint('evaluation', 'organs')}",
         metadata=artefact("folder"),
         output_required=False,
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.scoring.op_tags,
         retry_policy=RETRY,
         check_specs=specs("scores", CHECKS),
     )
@@ -64,12 +64,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scan: Artefacts,
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
-        objects, layout = bucket.checked_objects(), bucket.layout
+        objects, layout = bucket.checked_objects(hours=needs.scoring.hours * len(context.partition_keys)), bucket.layout
         checks = Checks(*CHECKS)
 
         def score_patient(patient: str) -> Stored:
             record = scan[patient].record()
-            with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+            with scratch_space(patient) as scratch:
                 folder = Path(scratch, patient)
                 fetch_files(objects, record, folder, [annotator.file for annotator in study.annotators])
                 z, y, x = (slice(start, stop) for start, stop in region_of(study, record))
@@ -141,7 +141,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "csv"},
         code_version=f"2-{study.fingerprint('groups')}",
         metadata=artefact("table"),
-        op_tags=LARGE_MEMORY.op_tags,
+        op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
     def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
@@ -165,6 +165,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "metrics": int(table["metric"].nunique()),
                 "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
                 "means": metadata.table(means_by_predictor(table)),
+                "what the metrics are": metadata.table(metric_table()),
             },
         )
 

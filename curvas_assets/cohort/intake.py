@@ -6,7 +6,7 @@ stored here, and nothing outside the patient's folder is read.
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.storage.labels import DEPTH, PackedLabels
 from curvas_assets.study import Study
 
 Labels = npt.NDArray[np.uint8]
@@ -73,7 +75,12 @@ def read_patient(folder: Path, study: Study) -> Patient:
     image = _load(folder / study.image, patient)
     scan = _scan(image, patient, study.image)
     spacing_mm = _spacing_zyx(image)
-    annotations, warnings, exclusions = _annotations(folder, study, patient, scan.shape, image)
+    annotations = np.empty((len(study.annotators), *scan.shape), np.uint8)
+
+    def keep(r: int, z0: int, slab: Labels) -> None:
+        annotations[r, z0 : z0 + len(slab)] = slab
+
+    warnings, exclusions = _annotations(folder, study, patient, image, keep)
     facts = {
         "shape": list(scan.shape),
         "spacing_mm": list(spacing_mm),
@@ -96,8 +103,13 @@ def read_patient(folder: Path, study: Study) -> Patient:
     )
 
 
-def read_annotations(folder: Path, study: Study) -> Labels:
-    """The label maps of a patient alone, uint8 (R, Z, Y, X), validated among themselves; the CT is not needed.
+def read_annotations(folder: Path, study: Study) -> PackedLabels:
+    """The label maps of a patient alone, validated among themselves; the CT is not needed.
+
+    They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB.
+
+    Returns:
+        uint8 (R, Z, Y, X), sliced as a NumPy array is.
 
     Raises:
         PatientError: as `read_patient`, for the annotations; the first one stands for the image.
@@ -105,7 +117,10 @@ def read_annotations(folder: Path, study: Study) -> Labels:
     patient = _patient_id(folder, study)
     _require_files(folder, study, patient, [annotator.file for annotator in study.annotators])
     first = _load(folder / study.annotators[0].file, patient)
-    return _annotations(folder, study, patient, tuple(reversed(first.shape)), first)[0]
+    x, y, z = first.shape
+    annotations = PackedLabels(len(study.annotators), (z, y, x))
+    _annotations(folder, study, patient, first, annotations.put)
+    return annotations
 
 
 def body_region(scan: npt.NDArray[Any]) -> tuple[slice, slice, slice]:
@@ -194,33 +209,38 @@ def _read_to_end(path: Path) -> None:
                 pass
 
 
-def _zyx(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """NIfTI's (X, Y, Z) order to this project's (Z, Y, X): the one place where axes are swapped."""
-    return np.ascontiguousarray(array.transpose(2, 1, 0))
-
-
 def _spacing_zyx(image: Any) -> tuple[float, float, float]:
     """Voxel size along (Z, Y, X), mm, from the affine."""
     x, y, z = (float(s) for s in voxel_sizes(image.affine))
     return z, y, x
 
 
-def _values(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
-    """Voxels as stored, if the scale is trivial, else scaled to float32; (Z, Y, X)."""
-    slope, inter = image.dataobj.slope, image.dataobj.inter
-    try:
-        raw = np.asanyarray(image.dataobj.get_unscaled())
-    except (OSError, ValueError, EOFError) as error:
-        raise PatientError(
-            f"reading {name}",
-            patient,
-            f"the file holds fewer voxels than its header promises ({' '.join(str(error).split())})",
-            "Upload it again from its source.",
-        ) from error
-    if slope == 1 and inter == 0:
-        return _zyx(raw)
-    scaled = raw.astype(np.float32 if raw.dtype.itemsize <= 2 else np.float64) * slope + inter
-    return _zyx(scaled)
+def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """(z0, voxels (≤ 16, Y, X)) from the first slice to the last; as stored if the scale is trivial, else scaled.
+
+    In a NIfTI file x varies fastest and z slowest, so that the bytes of a slab, one after the other, are in (Z, Y, X)
+    order: the one place where axes are swapped.
+    """
+    stored = image.dataobj
+    x, y, z = stored.shape
+    scaled = (
+        None if (stored.slope, stored.inter) == (1, 0) else np.float32 if stored.dtype.itemsize <= 2 else np.float64
+    )
+    with ImageOpener(image.get_filename()) as file:
+        file.seek(stored.offset)
+        for z0 in range(0, z, DEPTH):
+            depth = min(DEPTH, z - z0)
+            wanted = depth * y * x * stored.dtype.itemsize
+            content = file.read(wanted)
+            if len(content) < wanted:
+                raise PatientError(
+                    f"reading {name}",
+                    patient,
+                    f"the file holds fewer voxels than its header promises: it ends in slice {z0 + len(content) * depth // wanted} of {z}",
+                    "Upload it again from its source.",
+                )
+            voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
+            yield z0, voxels if scaled is None else voxels.astype(scaled) * stored.slope + stored.inter
 
 
 # The scan ------------------------------------------------------------------------------------------------------------
@@ -228,7 +248,12 @@ def _values(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
 
 def _scan(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
     """The CT as int16 if it holds whole HU, else float32."""
-    values = _values(image, patient, name)
+    slabs = _slabs(image, patient, name)
+    _, first = next(slabs)
+    values = np.empty(image.shape[::-1], first.dtype.newbyteorder("="))
+    values[: len(first)] = first
+    for z0, slab in slabs:
+        values[z0 : z0 + len(slab)] = slab
     if not np.issubdtype(values.dtype, np.integer):
         bad = sum(int((~np.isfinite(values[z : z + BLOCK])).sum()) for z in range(0, len(values), BLOCK))
         if bad:
@@ -259,24 +284,29 @@ def _describe_intensities(scan: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _annotations(
-    folder: Path, study: Study, patient: str, shape: tuple[int, ...], image: Any
-) -> tuple[Labels, list[str], list[dict[str, str]]]:
-    annotations = np.zeros((len(study.annotators), *shape), dtype=np.uint8)
+    folder: Path, study: Study, patient: str, image: Any, keep: Callable[[int, int, Labels], None]
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Hand every annotator's validated slabs to `keep(annotator, z0, slab)`; warnings and exclusions."""
     warnings: list[str] = []
     exclusions: list[dict[str, str]] = []
     for r, annotator in enumerate(study.annotators):
         annotation = _load(folder / annotator.file, patient)
         _require_same_geometry(study, patient, annotator.file, annotation, image)
-        rounded = _labels(annotation, study, patient, annotator.file, annotations[r])
-        if rounded:
+        present = np.zeros(len(study.organs) + 1, np.int64)
+        rounded = 0.0
+        for z0, slab in _slabs(annotation, patient, annotator.file):
+            labels, far = _labels(slab, study, patient, annotator.file)
+            keep(r, z0, labels)
+            present += np.bincount(labels.ravel(), minlength=len(present))
+            rounded = max(rounded, far)
+        if rounded > ROUNDED:
             warnings.append(f"{annotator.file}: labels were up to {rounded:.2g} from an integer and were rounded")
-        present = np.bincount(annotations[r].ravel(), minlength=len(study.organs) + 1)
         for organ, label in study.organs.items():
             if not present[label]:
                 reason = f"{annotator.file} has no {organ}"
                 warnings.append(reason)
                 exclusions.append({"patient": patient, "annotator": annotator.name, "organ": organ, "reason": reason})
-    return annotations, warnings, exclusions
+    return warnings, exclusions
 
 
 def _require_same_geometry(study: Study, patient: str, name: str, annotation: Any, image: Any) -> None:
@@ -314,34 +344,28 @@ def _largest_displacement_mm(one: npt.NDArray[Any], other: npt.NDArray[Any], sha
     return float(np.linalg.norm(difference[:3], axis=0).max())
 
 
-def _labels(annotation: Any, study: Study, patient: str, name: str, into: Labels) -> float:
-    """Fill `into` with an annotation's labels; the largest distance from an integer, 0 if none was rounded."""
-    values = _values(annotation, patient, name)
+def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tuple[Labels, float]:
+    """A slab's labels as whole numbers, and the largest distance from one."""
     allowed = {0: "background", **{label: organ for organ, label in study.organs.items()}}
-    worst = 0.0
-    for z in range(0, len(values), BLOCK):
-        block = values[z : z + BLOCK]
-        if not np.issubdtype(block.dtype, np.integer):
-            bad = int((~np.isfinite(block)).sum())
-            if bad:
-                raise PatientError(
-                    f"reading {name}", patient, f"{bad} voxels of the label map are NaN or infinite", "Export it again."
-                )
-            whole = np.round(block)
-            worst = max(worst, float(np.abs(block - whole).max()))
-            block = whole
-        found = np.unique(block)
-        strange = [f"{label:g}" for label in found if label not in allowed]
-        if strange or worst > study.intake.label_tolerance:
-            what = f"label {', '.join(strange[:5])}" if strange else f"labels up to {worst:.3g} from an integer"
+    whole, worst = slab, 0.0
+    if not np.issubdtype(slab.dtype, np.integer):
+        bad = int((~np.isfinite(slab)).sum())
+        if bad:
             raise PatientError(
-                f"reading {name}",
-                patient,
-                f"{what} (allowed: {', '.join(f'{k} {v}' for k, v in sorted(allowed.items()))})",
-                "Map the labels to the study's, or add the organ to the study.",
+                f"reading {name}", patient, f"{bad} voxels of the label map are NaN or infinite", "Export it again."
             )
-        into[z : z + BLOCK] = block
-    return worst if worst > ROUNDED else 0.0
+        whole = np.round(slab)
+        worst = float(np.abs(slab - whole).max())
+    strange = [f"{label:g}" for label in np.unique(whole) if label not in allowed]
+    if strange or worst > study.intake.label_tolerance:
+        what = f"label {', '.join(strange[:5])}" if strange else f"labels up to {worst:.3g} from an integer"
+        raise PatientError(
+            f"reading {name}",
+            patient,
+            f"{what} (allowed: {', '.join(f'{k} {v}' for k, v in sorted(allowed.items()))})",
+            "Map the labels to the study's, or add the organ to the study.",
+        )
+    return whole.astype(np.uint8), worst
 
 
 def _describe_annotations(annotations: Labels, study: Study, spacing_mm: Sequence[float]) -> dict[str, Any]:

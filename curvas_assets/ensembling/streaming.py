@@ -1,7 +1,7 @@
 """All ensembles of one patient in one pass over the stored members: memory for a few slabs, whatever the volume."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,93 +58,131 @@ def stream_ensembles(
     names = list(members)
     groups = np.array([[name in chosen for name in names] for chosen in ensembles.values()], np.bool_)
     counts = groups.sum(axis=1)
+    tables = [_entropy_table(int(count) * FULL) for count in counts]
+    begins = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+    entropy_of_mean = np.concatenate(tables)
     classes = next(iter(members.values())).shape[0]
     streams = [members[name].code_slabs() for name in names]
-    for slabs in zip(*streams, strict=True):
-        z0, z1, first = slabs[0]
-        voxels = first.shape[1:]
-        sums = np.zeros((len(ensembles), classes, *voxels), np.int32)  # exact up to 32,767 members
-        entropies = np.zeros((len(ensembles), *voxels), np.float64)
-        found = {name: _empty_slab(classes, voxels) for name in ensembles}
+    held: npt.NDArray[np.uint16] | None = None
+    for z0, z1, first in streams[0]:
+        others = [next(stream)[2] for stream in streams[1:]]
+        slab = _empty_slab((len(ensembles),), classes, first.shape[1:])
+        if held is None or held.shape[2:] != first.shape[1:]:
+            held = np.empty((len(names), *first.shape), np.uint16)
+        codes = np.stack([first, *others], out=held)
+        del others, first  # two slabs of nine members are a quarter of what is held
         with PARALLEL:
-            for m, (_, _, codes) in enumerate(slabs):
-                _add_codes(np.ascontiguousarray(codes), groups[:, m].copy(), sums, entropies, ENTROPY)
-            for e, slab in enumerate(found.values()):
-                _finish_codes(
-                    sums[e],
-                    entropies[e],
-                    int(counts[e]),
-                    slab.mean,
-                    slab.predictive_entropy,
-                    slab.expected_entropy,
-                    slab.mutual_information,
-                    slab.labels,
-                )
+            _combine(
+                codes,
+                groups,
+                counts,
+                ENTROPY,
+                entropy_of_mean,
+                begins,
+                slab.mean,
+                slab.predictive_entropy,
+                slab.expected_entropy,
+                slab.mutual_information,
+                slab.labels,
+            )
+        found = {
+            name: EnsembleSlab(*(part[e] for part in (getattr(slab, field.name) for field in fields(slab))))
+            for e, name in enumerate(ensembles)
+        }
+        del slab
         yield z0, z1, found
+        del found
 
 
-def _empty_slab(classes: int, voxels: tuple[int, ...]) -> EnsembleSlab:
-    predictive, expected, mutual = (np.empty(voxels, np.float32) for _ in range(3))
+def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...]) -> EnsembleSlab:
+    predictive, expected, mutual = (np.empty((*ensembles, *voxels), np.float32) for _ in range(3))
     return EnsembleSlab(
-        np.empty((classes, *voxels), np.float32), predictive, expected, mutual, np.empty(voxels, np.uint8)
+        np.empty((*ensembles, classes, *voxels), np.float32),
+        predictive,
+        expected,
+        mutual,
+        np.empty((*ensembles, *voxels), np.uint8),
     )
 
 
-def _entropy_table() -> npt.NDArray[np.float64]:
-    """−p ln p of every code."""
-    p = np.arange(FULL + 1) / FULL
+def _entropy_table(full: int) -> npt.NDArray[np.float64]:
+    """−p ln p of every p = sum / full."""
+    p = np.arange(full + 1) / full
     return -p * np.log(np.where(p > 0, p, 1))
 
 
-ENTROPY = _entropy_table()
+ENTROPY = _entropy_table(FULL)
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _add_codes(codes, chosen, sums, entropies, table):
-    """Add a member's codes and entropy to the sums of the ensembles it belongs to."""
-    for z in prange(codes.shape[1]):
-        for y in range(codes.shape[2]):
-            for x in range(codes.shape[3]):
-                rest = FULL
-                for c in range(codes.shape[0]):
-                    rest -= np.int64(codes[c, z, y, x])
-                if rest == FULL:
-                    for e in range(chosen.shape[0]):
-                        if chosen[e]:
-                            sums[e, 0, z, y, x] += FULL
+def _combine(codes, groups, counts, table, table_of_mean, begins, mean, predictive, expected, mutual, labels):
+    """All ensembles of a slab, row by row of voxels, so that sums never leave the processor's cache.
+
+    `codes` are (member, foreground class, z, y, x), `groups` (ensemble, member) says who is in which, `counts` how many
+    that are. `table` has −p ln p of each code, `table_of_mean` of each sum of codes, one ensemble after the other, which
+    begin at `begins`.
+    """
+    members, foreground, depth, height, width = codes.shape
+    for row in prange(depth * height):
+        z, y = row // height, row % height
+        sums = np.zeros((groups.shape[0], foreground, width), np.int32)  # exact up to 32,767 members
+        entropies = np.zeros((groups.shape[0], width))
+        rest = np.empty(width, np.int32)
+        entropy = np.empty(width)
+        for m in range(members):
+            rest[:] = FULL
+            for c in range(foreground):
+                line = codes[m, c, z, y]
+                for x in range(width):
+                    rest[x] -= line[x]
+            some = False
+            for x in range(width):
+                some |= rest[x] != FULL
+            if not some:
+                continue
+            for x in range(width):
+                entropy[x] = table[rest[x]]
+            for c in range(foreground):
+                line = codes[m, c, z, y]
+                for x in range(width):
+                    entropy[x] += table[line[x]]
+            for e in range(groups.shape[0]):
+                if groups[e, m]:
+                    for c in range(foreground):
+                        line, total = codes[m, c, z, y], sums[e, c]
+                        for x in range(width):
+                            total[x] += line[x]
+                    of_members = entropies[e]
+                    for x in range(width):
+                        of_members[x] += entropy[x]
+        for e in range(groups.shape[0]):
+            full = counts[e] * FULL
+            scale = 1.0 / full
+            terms = table_of_mean[begins[e] : begins[e] + full + 1]
+            for x in range(width):
+                left = full
+                for c in range(foreground):
+                    left -= sums[e, c, x]
+                mean[e, 0, z, y, x] = left * scale
+                if left == full:
+                    for c in range(foreground):
+                        mean[e, c + 1, z, y, x] = 0.0
+                    predictive[e, z, y, x] = expected[e, z, y, x] = mutual[e, z, y, x] = 0.0
+                    labels[e, z, y, x] = 0
                     continue
-                entropy = table[rest]
-                for c in range(codes.shape[0]):
-                    entropy += table[codes[c, z, y, x]]
-                for e in range(chosen.shape[0]):
-                    if chosen[e]:
-                        sums[e, 0, z, y, x] += rest
-                        for c in range(codes.shape[0]):
-                            sums[e, c + 1, z, y, x] += np.int64(codes[c, z, y, x])
-                        entropies[e, z, y, x] += entropy
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def _finish_codes(sums, entropies, count, mean, predictive, expected, mutual, labels):
-    full = np.float64(count) * FULL
-    for z in prange(sums.shape[1]):
-        for y in range(sums.shape[2]):
-            for x in range(sums.shape[3]):
-                best = 0
-                for c in range(1, sums.shape[0]):
-                    if sums[c, z, y, x] > sums[best, z, y, x]:
-                        best = c
-                labels[z, y, x] = best
-                entropy = 0.0
-                for c in range(sums.shape[0]):
-                    p = sums[c, z, y, x] / full
-                    mean[c, z, y, x] = p
-                    if p > 0.0 and p < 1.0:
-                        entropy -= p * np.log(p)
-                inner = min(entropies[z, y, x] / count, entropy)
-                predictive[z, y, x] = entropy
-                expected[z, y, x] = inner
-                mutual[z, y, x] = entropy - inner
+                best, most = 0, left
+                whole = terms[left]
+                for c in range(foreground):
+                    code = sums[e, c, x]
+                    mean[e, c + 1, z, y, x] = code * scale
+                    whole += terms[code]
+                    if code > most:
+                        best, most = c + 1, code
+                inner = min(entropies[e, x] / counts[e], whole)
+                predictive[e, z, y, x] = whole
+                expected[e, z, y, x] = inner
+                mutual[e, z, y, x] = whole - inner
+                labels[e, z, y, x] = best
 
 
 def _require_complete(members: Mapping[str, Member], ensembles: Mapping[str, Sequence[str]]) -> None:

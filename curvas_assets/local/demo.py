@@ -15,8 +15,7 @@ from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
-from curvas_assets.orchestration.environment import device_names
-from curvas_assets.orchestration.execution import GPU_POOL
+from curvas_assets.orchestration.environment import gpu_slots
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.storage import tables
 from curvas_assets.storage.connection import S3Settings, connect
@@ -53,10 +52,9 @@ def main() -> None:
         settings = S3Settings.from_environment(environment)
         upload_cohort(study, settings, deployment.state / "cohort", tell)
         os.environ.update(environment)
+        # One step a GPU; without any, as many side by side as there are cores, one thread each.
+        deployment.set_gpu_slots(gpu_slots(without=os.cpu_count() or 1))
         with dg.DagsterInstance.get() as instance:
-            # One step a GPU; without any, as many side by side as there are cores, one thread each.
-            slots = len(device_names()) or os.cpu_count() or 1
-            instance.event_log_storage.set_concurrency_slots(GPU_POOL, slots)
             port = free_port(arguments.port)
             with deployment.dagster(environment, port) as process:
                 tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")

@@ -11,9 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import dagster as dg
+
+from curvas_assets.errors import StorageError
 from curvas_assets.local.server import EmbeddedS3
+from curvas_assets.orchestration.environment import postgres_url
+from curvas_assets.orchestration.execution import GPU_POOL
 
 ROOT = Path(__file__).resolve().parents[2]
+POSTGRES_SCHEME = "postgresql+psycopg2://"
 
 
 class LocalDeployment:
@@ -32,7 +38,7 @@ class LocalDeployment:
         self.logs = self.state / "logs"
         for folder in (self.home, self.scratch, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "dagster.yaml", self.home / "dagster.yaml")
+        shutil.copyfile(instance_file(), self.home / "dagster.yaml")
         self.s3 = EmbeddedS3(self.state)
 
     def environment(self) -> dict[str, str]:
@@ -65,9 +71,33 @@ class LocalDeployment:
             finally:
                 stop(process)
 
+    def set_gpu_slots(self, slots: int) -> None:
+        """How many GPU steps run at a time, over all runs of this deployment."""
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            instance.event_log_storage.set_concurrency_slots(GPU_POOL, slots)
+
     def dagster_command(self, port: int) -> list[str]:
         binary = Path(sys.executable).with_name("dagster")
         return [str(binary), "dev", "-w", str(ROOT / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
+
+
+def instance_file() -> Path:
+    """The instance file of this machine: SQLite, or Postgres where `CURVAS_POSTGRES_URL` names one.
+
+    Raises:
+        StorageError: the URL names no driver. SQLAlchemy 2.1 would take psycopg 3, and dagster-postgres has psycopg 2.
+    """
+    url = postgres_url()
+    if url is None:
+        return ROOT / "dagster.yaml"
+    if not url.startswith(POSTGRES_SCHEME):
+        raise StorageError(
+            "choosing Dagster's storage",
+            "CURVAS_POSTGRES_URL",
+            f"it begins with {url.partition('://')[0]}://",
+            f"Begin it with {POSTGRES_SCHEME}.",
+        )
+    return ROOT / "deploy" / "postgres" / "dagster.yaml"
 
 
 def stop_cleanly_when_terminated() -> None:

@@ -7,11 +7,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
+import dagster as dg
 from dagster_aws.s3 import S3Resource
 
 from curvas_assets.orchestration.environment import environment
-from curvas_assets.storage.connection import S3Settings, check, connect
+from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import ObjectStore
 
@@ -59,6 +61,9 @@ class Layout:
     def table(self, name: str) -> str:
         return f"{self.metrics}/{name}.parquet"
 
+    def published_table(self, name: str) -> str:
+        return f"{self.metrics}/{name}"
+
     def merged_csv(self) -> str:
         return f"{self.metrics}/metrics.csv"
 
@@ -92,8 +97,15 @@ class Bucket(S3Resource):
             _STORES[settings] = MeteredObjects(connect(settings))
         return _STORES[settings]
 
-    def checked_objects(self) -> MeteredObjects:
-        """The store, once endpoint, keys and bucket have been tried: one clear error before any work."""
+    def checked_objects(self, hours: float = 0) -> MeteredObjects:
+        """The store, once endpoint, keys and bucket have been tried: one clear error before any work.
+
+        Args:
+            hours: how long the work may take, h; a session token that ends sooner is told in the run's log.
+        """
+        warning = expiry_warning(self.settings(), datetime.now(UTC), timedelta(hours=hours))
+        if warning:
+            dg.get_dagster_logger().warning(warning)
         objects = self.objects()
         check(objects)
         return objects
@@ -118,3 +130,9 @@ def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
         if separator and file:
             digests.setdefault(folder, hashlib.sha256()).update(f"{file} {item.size} {item.tag}\n".encode())
     return {folder: digest.hexdigest()[:16] for folder, digest in sorted(digests.items())}
+
+
+def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:
+    """A digest of the published table that people uploaded; None if they have not."""
+    found = objects.head(layout.published_table(name))
+    return None if found is None else hashlib.sha256(f"{found.size} {found.tag}".encode()).hexdigest()[:16]

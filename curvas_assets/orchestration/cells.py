@@ -8,9 +8,6 @@ its own events (with the tags that Dagster's staleness reads) and yields no outp
 way. The assets that use this are therefore `output_required=False`.
 """
 
-import resource
-import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +25,7 @@ from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.partitions import dimension_tags, ordered
+from curvas_assets.orchestration.usage import Usage
 from curvas_assets.storage.metering import MeteredObjects
 
 Outcome = Stored | Exception
@@ -71,18 +69,18 @@ def materialise(
         context.log.info(f"{asset}: {len(keys) - len(pending)} of {len(keys)} were made before this retry")
     tags = provenance_tags(context.instance, context.assets_def, context.run.run_id) if len(keys) > 1 else {}
     failures: dict[str, Exception] = {}
-    meter = _Meter(objects)
+    usage = Usage(objects)
     done = len(keys) - len(pending)
     for key, outcome in work(pending):
         done += 1
         if isinstance(outcome, Exception):
             failures[key] = outcome
             context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
-            meter.lap()
+            usage.lap()
             continue
-        metadata = {"uri": f"{objects.name}/{outcome.key}", **outcome.metadata, **meter.lap()}
+        metadata = {"uri": f"{objects.name}/{outcome.key}", "device": "cpu", **outcome.metadata, **usage.lap()}
         context.log.info(
-            f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {meter.elapsed:.0f} s"
+            f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {usage.elapsed:.0f} s"
         )
         if len(keys) == 1:
             yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
@@ -92,31 +90,6 @@ def materialise(
         yield check.result(context.asset_key)
     if failures:
         raise _failure(asset, failures, len(keys))
-
-
-class _Meter:
-    """Seconds, bytes and memory since the last lap."""
-
-    def __init__(self, objects: MeteredObjects):
-        self.objects = objects
-        self.start = self.last = time.monotonic()
-        self.down, self.up = objects.bytes_down, objects.bytes_up
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.start
-
-    def lap(self) -> dict[str, Any]:
-        now = time.monotonic()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-        lap = {
-            "seconds": round(now - self.last, 3),
-            "bytes_down": self.objects.bytes_down - self.down,
-            "bytes_up": self.objects.bytes_up - self.up,
-            "peak_memory_mib": round(peak, 1),
-        }
-        self.last, self.down, self.up = now, self.objects.bytes_down, self.objects.bytes_up
-        return lap
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,14 @@ from dotenv import dotenv_values
 STUDY = "CURVAS_STUDY"
 EXECUTOR = "CURVAS_EXECUTOR"
 SCRATCH = "CURVAS_SCRATCH"
+SCRATCH_GIB = "CURVAS_SCRATCH_GIB"
 GIT_COMMIT = "CURVAS_GIT_COMMIT"
 DEVICES = "CURVAS_DEVICES"
+GPU_SLOTS = "CURVAS_GPU_SLOTS"
+GPU_NODES = "CURVAS_GPU_NODES"
+BROKER = "CURVAS_BROKER"
+LOST_AFTER = "CURVAS_LOST_AFTER_SECONDS"
+POSTGRES = "CURVAS_POSTGRES_URL"
 
 
 def environment() -> Mapping[str, str]:
@@ -28,8 +34,8 @@ def study_name() -> str:
 
 
 def executor_name() -> str:
-    """The executor to run with: `CURVAS_EXECUTOR`; `multiprocess` if it is not set."""
-    return environment().get(EXECUTOR, "").strip() or "multiprocess"
+    """The executor to run with: `CURVAS_EXECUTOR`; `local` if it is not set."""
+    return environment().get(EXECUTOR, "").strip() or "local"
 
 
 def scratch_folder() -> Path | None:
@@ -41,6 +47,11 @@ def scratch_folder() -> Path | None:
     return Path(named)
 
 
+def scratch_gib() -> float:
+    """What all steps of this machine may keep there at once: `CURVAS_SCRATCH_GIB`, GiB; 80 (of Onyxia's 100 GB) if not set."""
+    return float(environment().get(SCRATCH_GIB, "").strip() or 80)
+
+
 def device_names() -> list[str]:
     """The GPUs that steps may use: `CURVAS_DEVICES` ("0,1,2"), else `CUDA_VISIBLE_DEVICES`, else all that are there."""
     variables = environment()
@@ -48,3 +59,38 @@ def device_names() -> list[str]:
         if variable in variables:
             return [name.strip() for name in variables[variable].split(",") if name.strip()]
     return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def gpu_slots(without: int = 1) -> int:
+    """GPU steps at a time over the whole deployment: `CURVAS_GPU_SLOTS`, else this machine's GPUs.
+
+    Args:
+        without: the answer where neither says anything.
+    """
+    named = environment().get(GPU_SLOTS, "").strip()
+    return int(named) if named else len(device_names()) or without
+
+
+def gpu_node_labels() -> dict[str, str]:
+    """Labels of the cluster's nodes with a GPU: `CURVAS_GPU_NODES` ("key=value,key=value"; empty: any node).
+
+    The default is the label that NVIDIA's GPU operator gives.
+    """
+    named = environment().get(GPU_NODES, "nvidia.com/gpu.present=true")
+    pairs = [pair.partition("=") for pair in named.split(",") if pair.strip()]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def broker_url() -> str:
+    """Where Celery's tasks wait: `CURVAS_BROKER`; Redis on this machine if it is not set."""
+    return environment().get(BROKER, "").strip() or "redis://127.0.0.1:6379/0"
+
+
+def lost_after_seconds() -> float:
+    """Silence after which a Celery worker counts as dead: `CURVAS_LOST_AFTER_SECONDS`, s; a minute if it is not set."""
+    return float(environment().get(LOST_AFTER, "").strip() or 60)
+
+
+def postgres_url() -> str | None:
+    """Where Dagster keeps its runs and events: `CURVAS_POSTGRES_URL`; None (SQLite) if it is not set."""
+    return environment().get(POSTGRES, "").strip() or None

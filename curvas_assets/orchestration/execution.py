@@ -1,43 +1,151 @@
 """What each stage needs to run, and what "gpu" and "large memory" mean: said here, and only here.
 
-Pools limit across runs on one instance; the queue and Kubernetes tags act when the executor is Celery or Kubernetes and
-are inert otherwise. `CURVAS_EXECUTOR` picks the executor.
+A step says what it needs; the deployment says where that is. Pools limit across runs on one instance; the queue and
+Kubernetes tags act when the executor is Celery or Kubernetes and are inert otherwise. `CURVAS_EXECUTOR` picks the
+executor.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import dagster as dg
 
+from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, gpu_node_labels
+from curvas_assets.study import Study
+
 GPU_POOL = "gpu"
-EXECUTORS = ("multiprocess", "in_process", "celery", "kubernetes")
+EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
+"""`local` and `multiprocess` are the same: a process a step, on this machine."""
+SCRATCH_MOUNT = "/scratch"
+LARGE_MEMORY_GIB = 16
+"""What a step asks for that holds whole volumes in nnU-Net's hands. A choice with room, not a measurement."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The pool of a stage and the tags that clusters read from its op."""
+    """What one step of a stage asks of the machine it runs on.
 
-    pool: str | None = None
-    op_tags: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        cpus: cores it keeps busy.
+        memory_gib: memory it may use, GiB; more ends it.
+        hours: how long one partition may take, h, to tell in time that keys expire.
+        scratch_gib: disk it may use while it works, GiB.
+        gpus: whole GPUs. A step with one stands in the pool and the queue `gpu`.
+        gpu_memory_gb: memory each of those must have, GB; None if any will do.
+        shared_memory_gib: size of `/dev/shm`, GiB, where loader processes pass arrays; part of the memory.
+    """
+
+    cpus: int
+    memory_gib: float
+    hours: float
+    scratch_gib: int
+    gpus: int = 0
+    gpu_memory_gb: float | None = None
+    shared_memory_gib: int = 0
+
+    @property
+    def queue(self) -> Literal["cpu", "gpu"]:
+        return "gpu" if self.gpus else "cpu"
+
+    @property
+    def pool(self) -> str | None:
+        return GPU_POOL if self.gpus else None
+
+    @property
+    def op_tags(self) -> dict[str, Any]:
+        """Tags of the step's op: the Celery queue, and what its pod is made of. Job tags do not reach backfills."""
+        return {
+            "curvas/needs": self.queue,
+            "dagster-celery/queue": self.queue,
+            "dagster-k8s/config": {"container_config": self._container(), "pod_spec_config": self._pod()},
+        }
+
+    def _container(self) -> dict[str, Any]:
+        memory = f"{round((self.memory_gib + self.shared_memory_gib) * 1024)}Mi"
+        held = {"memory": memory, "ephemeral-storage": f"{self.scratch_gib + 1}Gi"}  # 1: logs and what Python writes
+        mounts = [{"name": "scratch", "mount_path": SCRATCH_MOUNT}]
+        if self.shared_memory_gib:
+            mounts.append({"name": "shm", "mount_path": "/dev/shm"})
+        return {
+            "resources": {
+                "requests": {"cpu": str(self.cpus), **held},
+                "limits": held | ({"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}),
+            },
+            "env": [
+                {"name": SCRATCH, "value": SCRATCH_MOUNT},
+                {"name": SCRATCH_GIB, "value": str(self.scratch_gib)},
+            ],
+            "volume_mounts": mounts,
+        }
+
+    def _pod(self) -> dict[str, Any]:
+        volumes: list[dict[str, Any]] = [{"name": "scratch", "empty_dir": {"size_limit": f"{self.scratch_gib}Gi"}}]
+        if self.shared_memory_gib:
+            shared = {"medium": "Memory", "size_limit": f"{self.shared_memory_gib}Gi"}
+            volumes.append({"name": "shm", "empty_dir": shared})
+        pod: dict[str, Any] = {"volumes": volumes}
+        if self.gpus:
+            pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            labels = gpu_node_labels()
+            if labels:
+                pod["node_selector"] = labels
+            if labels and self.gpu_memory_gb is not None:
+                enough = {
+                    "key": "nvidia.com/gpu.memory",
+                    "operator": "Gt",
+                    "values": [f"{self.gpu_memory_gb * 950:.0f}"],
+                }
+                terms = [{"match_expressions": [enough]}]  # MiB; a "24 GB" GPU reports a little less
+                pod["affinity"] = {
+                    "node_affinity": {
+                        "required_during_scheduling_ignored_during_execution": {"node_selector_terms": terms}
+                    }
+                }
+        return pod
 
 
-def _needs(queue: str, *, cpu: str, memory: str, pool: str | None = None, gpus: int = 0) -> Needs:
-    requests = {"cpu": cpu, "memory": memory}
-    limits = {"memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    return Needs(
-        pool=pool,
-        op_tags={
-            "curvas/needs": queue,
-            "dagster-celery/queue": queue,
-            "dagster-k8s/config": {"container_config": {"resources": {"requests": requests, "limits": limits}}},
-        },
-    )
+@dataclass(frozen=True)
+class StageNeeds:
+    """What each stage of one study needs."""
 
+    table: Needs
+    intake: Needs
+    dataset: Needs
+    training: Needs
+    prediction: Needs
+    ensembling: Needs
+    scoring: Needs
+    report: Needs
 
-GPU = _needs("gpu", cpu="4", memory="16Gi", pool=GPU_POOL, gpus=1)
-LARGE_MEMORY = _needs("cpu", cpu="2", memory="16Gi")
-CPU = _needs("cpu", cpu="1", memory="4Gi")
+    @classmethod
+    def of(cls, study: Study) -> "StageNeeds":
+        """Needs scaled by the study's settings: annotators, classes, loader processes, GPU memory, epochs.
+
+        Hours are the study's own (its report, table 4: a training 24 h, a volume 1 h, an ensemble 2 h, a patient's
+        scores 1 h) and upper bounds here. Two steps of the greediest stage fit on Onyxia's 100 GB of disk.
+        """
+        plans, training = study.plans, study.training
+        annotators, classes = len(study.annotators), len(study.class_names)
+        gpu = {"gpus": 1, "gpu_memory_gb": plans.gpu_memory_gb, "shared_memory_gib": 1 + training.loader_workers}
+        full_training = 300 * 250
+        return cls(
+            table=Needs(cpus=1, memory_gib=4, hours=0.1, scratch_gib=2),
+            intake=Needs(cpus=1, memory_gib=4 + 4 * annotators, hours=0.1, scratch_gib=5),
+            dataset=Needs(cpus=2, memory_gib=LARGE_MEMORY_GIB, hours=2, scratch_gib=40),
+            training=Needs(
+                cpus=4 + training.loader_workers,
+                memory_gib=LARGE_MEMORY_GIB + 2 * training.loader_workers,
+                hours=24 * training.epochs * training.iterations_per_epoch / full_training,
+                scratch_gib=40,
+                **gpu,
+            ),
+            # Logits of every class at full size, beside the scan.
+            prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
+            ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),  # streamed: 0.6 GiB measured, 9 members
+            scoring=Needs(cpus=2, memory_gib=4 + 4 * annotators, hours=1, scratch_gib=5),
+            report=Needs(cpus=2, memory_gib=LARGE_MEMORY_GIB, hours=0.5, scratch_gib=5),
+        )
+
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """For passing faults of the store or the machine. Errors that only a person can mend are not retried (`cells`)."""
@@ -52,19 +160,19 @@ def executor(name: str) -> dg.ExecutorDefinition:
     Raises:
         ValueError: another name, or its package is not installed.
     """
-    if name == "multiprocess":
+    if name in ("local", "multiprocess"):
         return dg.multiprocess_executor.configured({"start_method": {"forkserver": {}}})
     if name == "in_process":
         return dg.in_process_executor
-    if name in ("celery", "kubernetes"):
-        module, attribute = {
-            "celery": ("dagster_celery", "celery_executor"),
-            "kubernetes": ("dagster_k8s", "k8s_job_executor"),
-        }[name]
-        try:
-            return getattr(__import__(module), attribute)
-        except ImportError as error:
-            raise ValueError(
-                f"CURVAS_EXECUTOR={name!r} needs {module.replace('_', '-')}: pip install 'curvas-assets[{name}]'."
-            ) from error
-    raise ValueError(f"CURVAS_EXECUTOR={name!r}: allowed is one of {', '.join(EXECUTORS)}.")
+    if name not in EXECUTORS:
+        raise ValueError(f"CURVAS_EXECUTOR={name!r}: allowed is one of {', '.join(EXECUTORS)}.")
+    try:
+        if name == "celery":
+            from curvas_assets.orchestration.workers import watched_celery_executor
+
+            return watched_celery_executor
+        from dagster_k8s import k8s_job_executor
+
+        return k8s_job_executor
+    except ImportError as error:
+        raise ValueError(f"CURVAS_EXECUTOR={name!r}: {error}; pip install 'curvas-assets[{name}]'.") from error

@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
+from pydantic import PrivateAttr
 
 from curvas_assets.errors import MissingArtefactError, StorageError
 from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.usage import Usage
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, open_softmax
@@ -119,10 +121,21 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
     """Artefacts of the study in its bucket."""
 
     bucket: dg.ResourceDependency[Bucket]
+    _usage: Usage = PrivateAttr(default_factory=Usage)
+    """Of the step that runs; from the start of the process or the run for one without inputs."""
+    _reading: str = PrivateAttr(default="")
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        self._usage = Usage()
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if obj is None:
             return
+        self._store(context, obj)
+        if "seconds" not in context.output_metadata:  # `materialise` says it of what it makes
+            context.add_output_metadata({**self._usage.lap(), "device": "cpu"})
+
+    def _store(self, context: dg.OutputContext, obj: Any) -> None:
         objects, layout = self.bucket.objects(), self.bucket.layout
         if isinstance(obj, Stored):
             # Directories and volumes are marked by an object below their key, so a prefix is proof enough.
@@ -152,6 +165,8 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         objects, layout = self.bucket.objects(), self.bucket.layout
         asset = context.asset_key.path[-1]
         upstream = context.upstream_output
+        if self._reading != context.op_def.name:  # the first input of a step: what it uses counts from here
+            self._reading, self._usage = context.op_def.name, Usage(objects)
         kind: Kind = (upstream.definition_metadata if upstream else {}).get(ARTEFACT, "table")
         if not context.has_asset_partitions:
             return Artefact(objects, artefact_key(layout, asset), kind, asset)

@@ -11,7 +11,15 @@ STAGES: dict[str, tuple[str, ...]] = {
     "predict": ("softmax",),
     "build_ensembles": ("ensemble_softmax",),
     "score_patients": ("scores",),
-    "write_report": ("study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
+    "write_report": (
+        "study_scores",
+        "family_comparisons",
+        "leaderboard",
+        "published_comparison",
+        "cost",
+        "figures",
+        "report",
+    ),
 }
 """Stage job → assets it makes, in the order in which a study runs."""
 

@@ -10,12 +10,14 @@ from curvas_assets.study import Prices
 
 PAGE = 500
 COST_STAGES = {
-    "training": "trained_model",
-    "inference": "softmax",
-    "ensembling": "ensemble_softmax",
-    "evaluation": "scores",
+    "preparation": ("scan", "test_scan", "cohort", "preprocessed_dataset"),
+    "training": ("trained_model",),
+    "inference": ("softmax",),
+    "ensembling": ("ensemble_softmax",),
+    "evaluation": ("scores", "study_scores"),
+    "reporting": ("family_comparisons", "leaderboard", "cost", "figures", "report"),
 }
-"""Row of the study's table 4 → the asset it is about."""
+"""Stage → its assets. The study's table 4 has the middle four; the others are there so that nothing is left out."""
 
 STUDY_COSTS = pd.DataFrame(
     {
@@ -30,9 +32,9 @@ STUDY_COSTS = pd.DataFrame(
 
 
 def materialisation_ledger(instance: dg.DagsterInstance) -> pd.DataFrame:
-    """One row per materialisation of a stage with a price: asset, partition, run, seconds, bytes, memory, device."""
+    """One row per materialisation: asset, partition, run, seconds, bytes down and up, peak memory, device, bytes stored."""
     columns = ["asset", "partition", "run", "seconds", "bytes_down", "bytes_up", "peak_memory_mib", "device", "bytes"]
-    rows = [row for asset in COST_STAGES.values() for row in _rows(instance, dg.AssetKey(asset))]
+    rows = [row for assets in COST_STAGES.values() for name in assets for row in _rows(instance, dg.AssetKey(name))]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -60,7 +62,7 @@ def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, 
 
 
 def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
-    """The study's table 4: per stage count, hours, GB down and up, peak memory and euros, beside the study's own.
+    """The study's table 4: per stage count, hours, GB down, up and stored, peak memory and euros, beside the study's own.
 
     Repeated materialisations of a partition are all counted: they were all paid for. What is stored is counted once.
 
@@ -69,30 +71,31 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
         prices: of an hour, a GB stored for a month and a GB down.
     """
     rows: list[dict[str, Any]] = []
-    for stage, asset in COST_STAGES.items():
-        own = ledger[ledger["asset"] == asset]
-        hours = own["seconds"].sum() / 3600
+    for stage, assets in COST_STAGES.items():
+        own = ledger[ledger["asset"].isin(assets)]
+        used = own[["seconds", "bytes_down", "bytes_up", "peak_memory_mib", "bytes"]].astype(float)
+        latest = ~own.duplicated(["asset", "partition"], keep="first")  # the ledger's newest come first
         gpu = own["device"].astype(str).str.startswith("cuda")
-        stored = own.drop_duplicates("partition", keep="first")["bytes"].fillna(0).astype(float).sum() / 1e9
-        down, up = own["bytes_down"].sum() / 1e9, own["bytes_up"].sum() / 1e9
+        stored = used.loc[latest, "bytes"].sum() / 1e9
+        down, up = used["bytes_down"].sum() / 1e9, used["bytes_up"].sum() / 1e9
         compute = (
-            own.loc[gpu, "seconds"].sum() * prices.gpu_hour_eur + own.loc[~gpu, "seconds"].sum() * prices.cpu_hour_eur
+            used.loc[gpu, "seconds"].sum() * prices.gpu_hour_eur + used.loc[~gpu, "seconds"].sum() * prices.cpu_hour_eur
         ) / 3600
         rows.append(
             {
                 "stage": stage,
                 "count": len(own),
-                "hours": hours,
+                "hours": used["seconds"].sum() / 3600,
                 "gb_down": down,
                 "gb_up": up,
                 "gb_stored": stored,
-                "peak_memory_gib": own["peak_memory_mib"].max() / 1024 if len(own) else float("nan"),
+                "peak_memory_gib": used["peak_memory_mib"].max() / 1024,
                 "euros": compute
                 + stored * prices.storage_gb_month_eur * prices.storage_days / 30
                 + down * prices.egress_gb_eur,
             }
         )
-    table = pd.DataFrame(rows).merge(STUDY_COSTS, on="stage")
+    table = pd.DataFrame(rows).merge(STUDY_COSTS, on="stage", how="left")
     total = {"stage": "total", **table.drop(columns=["stage", "peak_memory_gib"]).sum().to_dict()}
     total["peak_memory_gib"] = table["peak_memory_gib"].max()
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)

@@ -15,13 +15,15 @@ def image(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def table(frame: pd.DataFrame) -> dg.MarkdownMetadataValue:
-    """The first rows of a table, as Markdown."""
+def table(frame: pd.DataFrame) -> dg.TableMetadataValue:
+    """The first rows of a table. Numbers are shown as text: a NaN would break the page's JSON."""
     shown = frame.head(TABLE_ROWS).map(lambda cell: f"{cell:.5g}" if isinstance(cell, float) else str(cell))
-    lines = [" | ".join(map(str, frame.columns)), " | ".join("---" for _ in frame.columns)]
-    lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in shown.to_numpy()]
-    more = f"\n\n… {len(frame) - TABLE_ROWS} more rows" if len(frame) > TABLE_ROWS else ""
-    return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines) + more)
+    names = [str(column) for column in frame.columns]
+    records = [dg.TableRecord(dict(zip(names, row, strict=True))) for row in shown.to_numpy().tolist()]
+    if len(frame) > TABLE_ROWS:
+        more = dict.fromkeys(names, "…") | {names[0]: f"… {len(frame) - TABLE_ROWS} more rows"}
+        records.append(dg.TableRecord(more))
+    return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name) for name in names]))
 
 
 def by(sizes: Sequence[float]) -> str:

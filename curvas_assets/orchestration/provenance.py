@@ -43,6 +43,12 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def code_facts(*packages: str) -> dict[str, str]:
+    """What an artefact says about the code that made it: commit, own version, versions of the packages that count."""
+    versions = package_versions()
+    return {"commit": git_commit(), **{name: versions[name] for name in ("curvas-assets", *packages)}}
+
+
 def data_versions(instance: dg.DagsterInstance, assets: Iterable[str], partitions: Iterable[str]) -> dict[str, str]:
     """Asset (and partition) → data version of its latest materialisation; what was never materialised is left out."""
     found: dict[str, str] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
-from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.following import FOLLOWED, due_for_patients
 from curvas_assets.orchestration.partitions import Partitions
@@ -15,6 +15,8 @@ from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
+DATA_VERSION = "dagster/data_version"
+PUBLISHED = "published_table"
 
 
 def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
@@ -28,10 +30,12 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
         try:
-            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+            objects, layout = bucket.checked_objects(), bucket.layout
+            folders = patient_folders(objects, layout)
+            published = published_digest(objects, layout, study.report.published_table)
         except StorageError as error:
             return dg.SkipReason(str(error))
-        return registration(study, partitions, context.instance, folders, context.cursor)
+        return registration(study, partitions, context.instance, folders, context.cursor, published)
 
     @dg.sensor(
         name="follow_new_patients",
@@ -73,7 +77,12 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
 
 
 def registration(
-    study: Study, partitions: Partitions, instance: dg.DagsterInstance, folders: dict[str, str], cursor: str | None
+    study: Study,
+    partitions: Partitions,
+    instance: dg.DagsterInstance,
+    folders: dict[str, str],
+    cursor: str | None,
+    published: str | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
     """What a look at the bucket changes: partitions to add, and an observation of each patient whose files changed.
 
@@ -83,6 +92,7 @@ def registration(
         instance: which partitions there are.
         folders: folder below the data prefix → digest of its files.
         cursor: what was seen last time, JSON patient → digest.
+        published: digest of the published table, if there is one.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
     found, strange = digests(study, folders)
@@ -92,16 +102,22 @@ def registration(
     new_tests = sorted(set(tests) - set(partitions.test_patient.get_partition_keys(dynamic_partitions_store=instance)))
     changed = [p for p in patients if seen.get(p) != found[p]]
     ignored = f"; not named like a patient of this study: {', '.join(strange[:5])}" if strange else ""
-    if not (new or new_tests or changed):
+    observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
+        dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
+    ]
+    if published is not None:
+        found[PUBLISHED] = published
+        if seen.get(PUBLISHED) != published:
+            # Of an external asset without partitions, Dagster's staleness reads materialisations only.
+            observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: published}))
+    if not (new or new_tests or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{ignored}")
     return dg.SensorResult(
         dynamic_partitions_requests=[
             *([partitions.patient.build_add_request(new)] if new else []),
             *([partitions.test_patient.build_add_request(new_tests)] if new_tests else []),
         ],
-        asset_events=[
-            dg.AssetObservation("patient_files", partition=p, tags={"dagster/data_version": found[p]}) for p in changed
-        ],
+        asset_events=observed,
         cursor=json.dumps(found, sort_keys=True),
     )
 
@@ -120,8 +136,9 @@ def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list
 
 def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
     """From within a run: what the sensor would do at its next look. The patients that were added."""
-    folders = patient_folders(bucket.checked_objects(), bucket.layout)
-    found = registration(study, partitions, context.instance, folders, None)
+    objects, layout = bucket.checked_objects(), bucket.layout
+    published = published_digest(objects, layout, study.report.published_table)
+    found = registration(study, partitions, context.instance, patient_folders(objects, layout), None, published)
     if isinstance(found, dg.SkipReason):
         return []
     added: list[str] = []
@@ -129,13 +146,14 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
         context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
         added += [key for key in request.partition_keys if key not in added]
-    observed = context.instance.fetch_observations(dg.AssetKey("patient_files"), limit=10_000).records
-    seen = {(str(record.partition_key), str(_version(record.asset_observation))) for record in observed}
     for event in found.asset_events:
-        if isinstance(event, dg.AssetObservation) and (str(event.partition), str(_version(event))) not in seen:
+        assert isinstance(event, dg.AssetObservation | dg.AssetMaterialization)
+        latest = context.instance.get_latest_data_version_record(event.asset_key, partition_key=event.partition)
+        known = latest and (latest.asset_observation or latest.asset_materialization)
+        if _version(known) != _version(event):
             context.log_event(event)
     return added
 
 
-def _version(observation: dg.AssetObservation | None) -> str | None:
-    return (observation.tags or {}).get("dagster/data_version") if observation else None
+def _version(event: dg.AssetObservation | dg.AssetMaterialization | None) -> str | None:
+    return (event.tags or {}).get(DATA_VERSION) if event else None

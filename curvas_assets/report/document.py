@@ -31,22 +31,20 @@ from curvas_assets.report.words import Words
 from curvas_assets.statistics import (
     PublishedScores,
     best_predictors,
-    compare_families,
     directions,
+    judges_annotators,
     leaderboard_wide,
     paired_scores,
+    published_tests,
     reduce_scores,
     summarise,
 )
-from curvas_assets.statistics.families import Alternative
 from curvas_assets.study import Study
 
 UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
 ACCURACY = ("dice", "hd95")
 FAILURE = ("aurc", "eaurc")
 HEADLINE = ("dice", "ece")
-PUBLISHED_TESTS: tuple[tuple[str, Alternative], ...] = (("dice", "greater"), ("ece", "less"))
-"""What the study's report tests (its tables 1 and 2)."""
 PRINTED: Mapping[str, tuple[float, int]] = {
     "dice": (100, 2),
     "confidence": (100, 2),
@@ -549,7 +547,7 @@ class _Writer:
 
     def _metric_groups(self) -> dict[str, list[str]]:
         """The scored metrics by family of the registry, at most eight to a table."""
-        metrics = [m for m in dict.fromkeys(map(str, self.reduced["metric"])) if not m.startswith("agreement")]
+        metrics = [m for m in dict.fromkeys(map(str, self.reduced["metric"])) if not judges_annotators(m)]
         registry = self.inputs.metrics
         known = (
             dict(zip(registry["metric"].astype(str), registry["family"].astype(str), strict=True))
@@ -736,22 +734,9 @@ class _Writer:
             )
         columns = {c: w.column(c) for c in ("metric", "family", "this_run", "published", "n", "difference_note")}
         blocks = [self._table(pd.DataFrame(rows), columns, caption=w("published_caption"), folded=len(rows) > 30)]
-        tests = [
-            compare_families(
-                published.scores,
-                metric,
-                alternative,
-                bootstrap_samples=self.study.statistics.bootstrap_samples,
-                bootstrap_seed=self.study.statistics.bootstrap_seed,
-            )
-            for metric, alternative in PUBLISHED_TESTS
-            if (published.scores["metric"] == metric).any()
-        ]
-        if tests:
-            blocks += [
-                _heading(w("published_statistics")),
-                *self._comparison_tables(pd.concat(tests, ignore_index=True), folded=True),
-            ]
+        tests = published_tests(published, self.study.statistics)
+        if len(tests):
+            blocks += [_heading(w("published_statistics")), *self._comparison_tables(tests, folded=True)]
         if len(published.unusable):
             reasons = (
                 published.unusable.groupby("reason", sort=False)

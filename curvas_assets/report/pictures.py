@@ -114,11 +114,11 @@ def dissensus(annotations: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.any(annotations != annotations[:1], axis=0)
 
 
-def most_disputed_slice(annotations: npt.NDArray[Any]) -> int:
+def most_disputed_slice(annotations: Any) -> int:
     """The slice worth showing: with the most organs and, among those, the most voxels of dissensus.
 
     Args:
-        annotations: label maps (R, Z, Y, X); needs no more than one slice of each in memory at a time.
+        annotations: label maps (R, Z, Y, X), sliceable; one slice of each is looked at at a time.
     """
     worth = []
     for z in range(annotations.shape[1]):

@@ -71,10 +71,10 @@ def volumes(found: Counts, organs: Mapping[str, int], soft_voxels: Sequence[floa
     """`crps` and `crps_published`, from the sum of each class's probability in voxels."""
     for organ, c in organs.items():
         drawn = [int(found.overlap[r, r, c]) * voxel_mm3 for r in range(1, found.overlap.shape[0])]
-        yield "crps", organ, "", crps(soft_voxels[c] * voxel_mm3, drawn), ""
+        equal = "the annotators' volumes are equal" if len(set(drawn)) == 1 else ""
+        yield "crps", organ, "", crps(soft_voxels[c] * voxel_mm3, drawn), equal and f"{equal}: |V − μ|"
         cut = crps_published(soft_voxels[c] * voxel_mm3, drawn)
-        note = "the annotators' volumes are equal" if math.isnan(cut) else "integral from μ − 3σ to μ + 3σ"
-        yield "crps_published", organ, "", cut, note
+        yield "crps_published", organ, "", cut, equal or "integral from μ − 3σ to μ + 3σ"
 
 
 def crps(volume: float, volumes: npt.NDArray[np.floating] | Sequence[float]) -> float:
@@ -86,7 +86,7 @@ def crps(volume: float, volumes: npt.NDArray[np.floating] | Sequence[float]) -> 
         Gneiting & Raftery 2007, doi:10.1198/016214506000001437, equation 21.
     """
     mean, deviation = float(np.mean(volumes)), float(np.std(volumes))
-    if deviation == 0:
+    if np.ptp(volumes) == 0:
         return abs(volume - mean)
     z = (volume - mean) / deviation
     return float(deviation * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi)))
@@ -98,7 +98,7 @@ def crps_published(volume: float, volumes: npt.NDArray[np.floating] | Sequence[f
     A volume far outside costs no more than one at the limit: this is not a proper score.
     """
     mean, deviation = float(np.mean(volumes)), float(np.std(volumes))
-    if deviation == 0:
+    if np.ptp(volumes) == 0:  # whose deviation may be a rounding error
         return math.nan
     z = min(max((volume - mean) / deviation, -3.0), 3.0)
     return float(deviation * (_squared_cdf(z) - 2 * _squared_cdf(-3.0) + _squared_cdf(-z)))

@@ -17,17 +17,16 @@ CODE = np.arange(CODES, dtype=np.int64)
 
 def calibration(found: Counts, organs: Mapping[str, int], ece_bins: int, ace_bins: int) -> Iterator[Row]:
     """`ece`, `ace`, `adaptive_ece`, `classwise_ece`, `brier`, `nll` per annotator; `ece_mean_response` per organ."""
-    ece_edges, ace_edges = np.linspace(0, 1, ece_bins + 1), np.linspace(0, 1, ace_bins + 1)
     names = {BACKGROUND: 0, **organs}
     squares = sum(int(_total(h) @ CODE**2) for h in found.classes[:, 0])
     losses = -np.log(np.maximum(CODE / FULL, CLIP))
     for r in range(found.top.shape[0]):
         annotator = str(r + 1)
         top, own = found.top[r], found.classes[:, r]
-        yield "ece", "", annotator, expected_error(top[1], _total(top), ece_edges), ""
-        yield "ace", "", annotator, average_error(top[1], _total(top), ace_edges), ""
+        yield "ece", "", annotator, expected_error(top[1], _total(top), ece_bins), ""
+        yield "ace", "", annotator, average_error(top[1], _total(top), ace_bins), ""
         yield "adaptive_ece", "", annotator, equal_count_error(top[1], _total(top), ace_bins), ""
-        each = {name: expected_error(own[c, 1], _total(own[c]), ece_edges) for name, c in names.items()}
+        each = {name: expected_error(own[c, 1], _total(own[c]), ece_bins) for name, c in names.items()}
         for organ in organs:
             yield "classwise_ece", organ, annotator, each[organ], ""
         yield "classwise_ece", "", annotator, sum(each.values()) / len(each), "mean over classes, background included"
@@ -36,7 +35,7 @@ def calibration(found: Counts, organs: Mapping[str, int], ece_bins: int, ace_bin
         yield "nll", "", annotator, float((own[:, 1] @ losses).sum()) / found.voxels, "clipped at 1e-7"
     for organ, c in organs.items():
         responses = found.classes[c, :, 1].mean(axis=0)
-        yield "ece_mean_response", organ, "", expected_error(responses, _total(found.classes[c, 0]), ece_edges), ""
+        yield "ece_mean_response", organ, "", expected_error(responses, _total(found.classes[c, 0]), ece_bins), ""
 
 
 def reliability(found: Counts, bins: int) -> pd.DataFrame:
@@ -44,7 +43,7 @@ def reliability(found: Counts, bins: int) -> pd.DataFrame:
     edges = np.linspace(0, 1, bins + 1)
     parts = []
     for r, top in enumerate(found.top, 1):
-        voxels, correct, codes = _bins(top[1], _total(top), edges)
+        voxels, correct, codes = _bins(top[1], _total(top), bins)
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(
                 pd.DataFrame(
@@ -62,21 +61,21 @@ def reliability(found: Counts, bins: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def expected_error(positive: Histogram, every: Histogram, edges: npt.NDArray[np.float64]) -> float:
-    """Σ n_b/n |frequency − mean probability| over bins.
+def expected_error(positive: Histogram, every: Histogram, bins: int) -> float:
+    """Σ n_b/n |frequency − mean probability| over bins of equal width.
 
     Args:
         positive: (65536,) voxels, or shares of voxels, for which the event came true, by code.
         every: (65536,) voxels by code.
-        edges: of the bins.
+        bins: their number.
     """
-    voxels, hits, codes = _bins(positive, every, edges)
+    voxels, hits, codes = _bins(positive, every, bins)
     return float(np.abs(hits - codes / FULL).sum() / voxels.sum())
 
 
-def average_error(positive: Histogram, every: Histogram, edges: npt.NDArray[np.float64]) -> float:
+def average_error(positive: Histogram, every: Histogram, bins: int) -> float:
     """As `expected_error`, but every bin that holds a voxel counts the same."""
-    voxels, hits, codes = _bins(positive, every, edges)
+    voxels, hits, codes = _bins(positive, every, bins)
     filled = voxels > 0
     return float((np.abs(hits - codes / FULL)[filled] / voxels[filled]).mean())
 
@@ -100,8 +99,11 @@ def _total(histogram: Histogram) -> Histogram:
     return histogram.sum(axis=0)
 
 
-def _bins(positive: Histogram, every: Histogram, edges: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], ...]:
-    """Voxels, positives and sum of codes in each bin [lower, upper), the last one closed."""
-    limits = np.searchsorted(CODE / FULL, edges[1:-1], side="left")
+def _bins(positive: Histogram, every: Histogram, bins: int) -> tuple[npt.NDArray[Any], ...]:
+    """Voxels, positives and sum of codes in each bin [lower, upper), the last one closed.
+
+    Limits are whole codes: with 50 bins those of 0.2, 0.4, … lie on one, where float edges may fall on either side.
+    """
+    limits = -(-np.arange(1, bins) * FULL // bins)
     ends = np.concatenate([[0], limits, [CODES]])
     return tuple(np.diff(np.concatenate([[0], np.cumsum(h)])[ends]) for h in (every, positive, every * CODE))

@@ -18,8 +18,8 @@ from numba import njit, prange
 
 from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
-from curvas_assets.scoring.labels import DEPTH, PackedLabels
 from curvas_assets.scoring.uncertainty_maps import MapSummary
+from curvas_assets.storage.labels import DEPTH, PackedLabels
 
 FULL = 65535
 CODES = FULL + 1

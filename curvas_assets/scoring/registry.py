@@ -24,7 +24,7 @@ class Metric:
         family: what it judges.
         unit: of its values; empty for a share.
         low, high: its range, limits included.
-        direction: which way is better; empty if neither.
+        direction: which way is better; empty if neither, or if the annotators alone decide it.
         per: what one value is about. `annotator` metrics also have a `mean` over annotators.
         when_empty: the value where an organ (or its absence) is not there.
         definition: in one line.
@@ -126,16 +126,16 @@ METRICS: dict[str, Metric] = {
         Metric("ncc", "aleatoric", "", -1, 1, "higher", "image", "one of the maps is constant: NaN",
                "Pearson correlation of the annotators' disagreement map and the predictive entropy map",
                "SciPy pearsonr", _VALUES),
-        Metric("ncc_annotators", "aleatoric", "", -1, 1, "higher", "pair of annotators", "every organ empty for one: NaN",
+        Metric("ncc_annotators", "aleatoric", "", -1, 1, "", "pair of annotators", "every organ empty for one: NaN",
                "Mean over organs of the Pearson correlation of the two annotators' masks", "SciPy pearsonr", _VALUES),
         Metric("ged", "aleatoric", "", 0, 2, "lower", "image", "an organ in neither of two label maps counts as agreement",
                "Generalised energy distance of the members' label maps and the annotators', with 1 − mean organ Dice as the "
                "distance; all pairs, a map with itself too", "the definition written out with scikit-learn f1_score",
                "Kohl et al. 2018, arXiv:1806.05034", True),
-        Metric("agreement", "aleatoric", "", 0, 1, "higher", "organ", "drawn by nobody, or one annotator: NaN",
+        Metric("agreement", "aleatoric", "", 0, 1, "", "organ", "drawn by nobody, or one annotator: NaN",
                "Mean Dice over pairs of annotators; a pair without the organ is left out", "scikit-learn f1_score",
                "Dice 1945, doi:10.2307/1932409"),
-        Metric("agreement_kappa", "aleatoric", "", -1, 1, "higher", "organ", "agreement on the whole union: NaN",
+        Metric("agreement_kappa", "aleatoric", "", -1, 1, "", "organ", "agreement on the whole union: NaN",
                "Fleiss' κ of the annotators on the union of their organ", "statsmodels fleiss_kappa",
                "Fleiss 1971, doi:10.1037/h0031619"),
         *_uncertainty("predictive_entropy", "Entropy of the prediction", "SciPy entropy", of_ensembles=False),

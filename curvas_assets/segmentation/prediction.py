@@ -7,7 +7,7 @@ reversal of crop and transpose.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ SLAB = 16
 """Slices produced together: the depth of the store's chunks."""
 MODELS_KEPT = 12
 """Networks kept between patients; more are loaded again."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what the container this runs in may use."""
 Slab = tuple[int, npt.NDArray[np.float32]]
 
 
@@ -53,6 +55,7 @@ class Prediction:
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it.
         device: `cuda …`, `mps` or `cpu`.
+        memory_bytes: host memory that was estimated before the start.
         slabs: (z0, probabilities float32 (C, dz, Y, X)) from the first slice to the last.
     """
 
@@ -60,6 +63,7 @@ class Prediction:
     spacing_mm: tuple[float, float, float]
     affine: npt.NDArray[np.float64]
     device: str
+    memory_bytes: int
     slabs: Iterator[Slab] = field(repr=False)
 
 
@@ -80,12 +84,16 @@ class Predictor:
 
     Args:
         study: prediction settings and class names.
-        memory_bytes: what may be used; None asks the machine.
+        memory_bytes: what may be used; None asks the machine, and the container this runs in.
+        tell: told before each prediction how much memory it is estimated to take.
     """
 
-    def __init__(self, study: Study, *, memory_bytes: int | None = None):
+    def __init__(
+        self, study: Study, *, memory_bytes: int | None = None, tell: Callable[[str], None] = lambda message: None
+    ):
         self.study = study
         self.memory_bytes = memory_bytes
+        self.tell = tell
         self._models: OrderedDict[Path, _Model] = OrderedDict()
 
     def open(self, image: Path, patient: str) -> PreparedScan:
@@ -107,15 +115,15 @@ class Predictor:
                 not suffice; names the setting to change.
         """
         model = self.load(Path(model_folder))
-        self._require_memory(scan, model)
+        needed = self._require_memory(scan, model)
         try:
             data, properties = self._preprocess(scan, model)
             logits = self._logits(model, data)
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(scan, model, error) or error from error
         classes = len(self.study.class_names)
-        slabs = _export(logits, model.plans, model.configuration, properties, scan.shape)
-        return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), slabs)
+        slabs = _told_of_memory(scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape))
+        return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
     def load(self, folder: Path) -> _Model:
         """The network of a model folder, ready; a SegmentationError if files are missing or classes are not the study's."""
@@ -210,19 +218,26 @@ class Predictor:
         with pinned_threads(self.study.training.threads, model.predictor.device), nnunet_folders(), quiet():
             return model.predictor.predict_logits_from_preprocessed_data(data)
 
-    def _require_memory(self, scan: PreparedScan, model: _Model) -> None:
+    def _require_memory(self, scan: PreparedScan, model: _Model) -> int:
+        """What is estimated, bytes, if there is as much."""
         needed = estimate_memory(
             scan.shape, scan.spacing_mm, model.configuration.configuration["spacing"], len(self.study.class_names)
         )
-        available = _available_memory() if self.memory_bytes is None else self.memory_bytes
+        available = available_memory() if self.memory_bytes is None else self.memory_bytes
+        found = (
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.shape))} voxels, "
+            f"{available / 2**30:.1f} GiB are free"
+        )
+        subject = f"{scan.patient} by {model.name}"
         if needed > available:
             raise SegmentationError(
                 "predicting",
-                f"{scan.patient} by {model.name}",
-                f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.shape))} voxels, "
-                f"{available / 2**30:.1f} GiB are free",
+                subject,
+                found,
                 "Give the step more memory, predict fewer patients side by side, or train with a coarser plans.spacing_mm.",
             )
+        self.tell(f"{subject}: {found}")
+        return needed
 
     def _device_name(self) -> str:
         import torch
@@ -329,16 +344,36 @@ def _resample_axis(volume: "torch.Tensor", dim: int, wanted: range, size: int, m
     return low + weight * (volume.index_select(dim, above).float() - low)
 
 
-def _available_memory() -> int:
+def available_memory(cgroup: Path = CGROUP) -> int:
+    """Memory that may still be taken, bytes: what the machine has free, or what the container's limit leaves if that is less."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, held = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:
+        return free
+    # Pages of files are given back when memory runs short.
+    return free if limit == "max" else min(free, int(limit) - int(held) + int(pages.get("inactive_file", 0)))
+
+
+def _told_of_memory(scan: PreparedScan, model: _Model, slabs: Iterator[Slab]) -> Iterator[Slab]:
+    """The same slabs; running out of memory while they are made is told as before."""
+    try:
+        yield from slabs
+    except (MemoryError, RuntimeError) as error:
+        raise _out_of_memory(scan, model, error) or error from error
 
 
 def _out_of_memory(scan: PreparedScan, model: _Model, error: BaseException) -> SegmentationError | None:
     text = str(error).lower()
     if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
         return None
+    if model.predictor.device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # for the cells that follow
     return SegmentationError(
         "predicting",
         f"{scan.patient} by {model.name}",

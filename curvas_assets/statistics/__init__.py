@@ -1,11 +1,21 @@
 """From scores to answers: means with their gaps, tests between families, the study's published table, ranks."""
 
-from curvas_assets.statistics.association import annotator_agreement, dice_against_entropy, paired_scores
+from curvas_assets.statistics.association import (
+    annotator_agreement,
+    dice_against_entropy,
+    judges_annotators,
+    paired_scores,
+)
 from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
-from curvas_assets.statistics.published import PublishedScores, read_published_scores
+from curvas_assets.statistics.published import (
+    PublishedScores,
+    compare_with_published,
+    published_tests,
+    read_published_scores,
+)
 from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
 
 __all__ = [
@@ -14,13 +24,16 @@ __all__ = [
     "best_predictors",
     "compare_all_families",
     "compare_families",
+    "compare_with_published",
     "dice_against_entropy",
     "directions",
     "failure_over_patients",
+    "judges_annotators",
     "leaderboard",
     "leaderboard_wide",
     "out_of_distribution",
     "paired_scores",
+    "published_tests",
     "read_published_scores",
     "reduce_scores",
     "summarise",

@@ -83,6 +83,11 @@ def dice_against_entropy(
     return pd.DataFrame(rows, columns=list(ASSOCIATION_COLUMNS))
 
 
+def judges_annotators(metric: str) -> bool:
+    """Whether a metric is about the annotators alone, whatever the predictor."""
+    return metric.startswith("agreement") or metric == "ncc_annotators"
+
+
 def annotator_agreement(scores: pd.DataFrame, metrics: tuple[str, ...] | None = None) -> pd.DataFrame:
     """How far the annotators agree, per organ, over patients.
 
@@ -90,12 +95,12 @@ def annotator_agreement(scores: pd.DataFrame, metrics: tuple[str, ...] | None = 
 
     Args:
         scores: long scores.
-        metrics: the agreement metrics; those whose names start with `agreement` when left out.
+        metrics: the agreement metrics; those that judge the annotators alone when left out.
 
     Returns:
         As `summarise` by `organ`; no row when there is no such metric.
     """
-    wanted = metrics or tuple(m for m in map(str, scores["metric"].unique()) if m.startswith("agreement"))
+    wanted = metrics or tuple(m for m in map(str, scores["metric"].unique()) if judges_annotators(m))
     part = scores[scores["metric"].isin(wanted)].copy()
     part["organ"] = part["organ"].fillna("").astype(str) if "organ" in part else ""
     once = part.drop_duplicates(["patient", "metric", "organ", *(["annotator"] if "annotator" in part else [])])

@@ -1,7 +1,7 @@
 """The study's published per-patient table, read into the platform's form, flaws and all.
 
-Belongs here: the wide CSV's columns, what they mean, and what of a given file could not be used. Does not belong here:
-numbers of the study; tests on them (`families`). A row or cell is never dropped in silence: `unusable` lists each.
+Belongs here: the wide CSV's columns, what they mean, what of a given file could not be used, and this run's means beside
+it. Does not belong here: numbers of the study; how tests are made (`families`). A row or cell is never dropped in silence: `unusable` lists each.
 """
 
 import io
@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.errors import StatisticsError, StudyError
-from curvas_assets.study import EnsembleId, ModelId, PatientIds, Study
+from curvas_assets.statistics.families import Alternative, compare_families
+from curvas_assets.statistics.reduction import summarise
+from curvas_assets.study import EnsembleId, ModelId, PatientIds, Statistics, Study
 
 CHALLENGE_IDS = PatientIds(prefix="UKCHLL", digits=3)
 UNUSABLE = ("line", "patient", "predictor", "column", "found", "reason")
@@ -62,6 +64,10 @@ DEFECTS: Mapping[str, str] = {
     "label_entropy_annotations": "entropy of the histogram of labels",
 }
 """What the study's code computed under each name, where that is not what our metric of the same name is."""
+
+
+TESTS: Mapping[str, Alternative] = {"dice": "greater", "ece": "less"}
+"""What the study's report tests (its tables 1 and 2)."""
 
 
 class PublishedScores(NamedTuple):
@@ -167,6 +173,43 @@ def read_published_scores(
     scores = pd.DataFrame(records, columns=columns)
     scores["value"] = scores["value"].astype(float)
     return PublishedScores(scores, pd.DataFrame(unusable, columns=list(UNUSABLE)).astype({"line": "Int64"}))
+
+
+def published_tests(published: PublishedScores, statistics: Statistics) -> pd.DataFrame:
+    """The study's own tests on its own table, as `compare_families` gives them; no rows without Dice and ECE."""
+    there = set(published.scores["metric"])
+    parts = [
+        compare_families(
+            published.scores,
+            metric,
+            alternative,
+            bootstrap_samples=statistics.bootstrap_samples,
+            bootstrap_seed=statistics.bootstrap_seed,
+        )
+        for metric, alternative in TESTS.items()
+        if metric in there
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def compare_with_published(scores: pd.DataFrame, published: PublishedScores) -> pd.DataFrame:
+    """This run's means beside the published ones, by metric and family.
+
+    Args:
+        scores: long scores of this run.
+        published: of the study.
+
+    Returns:
+        `metric`, `family`, `unit`, `n`, `mean`, `sd` of this run (missing where it has no such metric), the same as
+        `published_…`, and `comparability`: what the study's number is, where that is not what ours is.
+    """
+    columns = ["metric", "family", "unit", "n", "mean", "sd"]
+    theirs = summarise(published.scores, by=("family",))[columns]
+    ours = summarise(scores, by=("family",))[columns]
+    table = theirs.merge(ours, on=["metric", "family"], how="left", suffixes=("_theirs", ""))
+    table = table.rename(columns={f"{name}_theirs": f"published_{name}" for name in columns[2:]})
+    table["comparability"] = [DEFECTS.get(str(metric), "") for metric in table["metric"]]
+    return table[[*columns, *(f"published_{name}" for name in columns[2:]), "comparability"]]
 
 
 def column_meaning(column: str) -> Column | None:

@@ -3,9 +3,12 @@
 Pure of the process's environment: settings are read from a mapping that the caller gives.
 """
 
+import base64
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -164,6 +167,55 @@ def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment or in .env.",
         ) from failures[0]
     raise failures[0]
+
+
+def token_expiry(token: str) -> datetime | None:
+    """When a session token ends, as it says itself; None if it does not (MinIO's do, Amazon's are opaque).
+
+    Args:
+        token: a JSON web token; its signature is the store's to check.
+    """
+    try:
+        payload = token.split(".")[1]
+        said = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+        return datetime.fromtimestamp(float(said), UTC)
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def expiry_warning(settings: S3Settings, now: datetime, needed: timedelta) -> str | None:
+    """What to tell, before work begins, of a session token that ends before the work may.
+
+    Args:
+        settings: with the token, if there is one.
+        now: with its time zone.
+        needed: how long the work may take.
+
+    Returns:
+        One line; None if the token outlives the work, does not say when it ends, or there is none.
+
+    Raises:
+        StorageError: it has ended already.
+    """
+    ends = token_expiry(settings.session_token) if settings.session_token else None
+    if ends is None or ends - now > needed:
+        return None
+    if ends <= now:
+        raise StorageError(
+            "opening the store",
+            "AWS_SESSION_TOKEN",
+            f"it ended {ends:%Y-%m-%d %H:%M} UTC, {_span(now - ends)} ago",
+            "Set keys of a service account, which do not end, or fetch a new session's and start again.",
+        )
+    return (
+        f"AWS_SESSION_TOKEN ends {ends:%Y-%m-%d %H:%M} UTC, in {_span(ends - now)}; this work may take {_span(needed)}. "
+        "What is stored by then stays. Keys of a service account do not end."
+    )
+
+
+def _span(length: timedelta) -> str:
+    hours = length.total_seconds() / 3600
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} h"
 
 
 def _with_scheme(endpoint: str) -> str:

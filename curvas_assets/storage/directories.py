@@ -111,6 +111,11 @@ def exists(store: ObjectStore, key: str) -> bool:
     return store.head(f"{key}/{MANIFEST}") is not None
 
 
+def version_of(store: ObjectStore, key: str) -> str:
+    """The version of the artefact that stands there; a MissingArtefactError if there is none."""
+    return _manifest(store, key)["version"]
+
+
 def sweep(store: ObjectStore, key: str) -> int:
     """Remove what the manifest does not name (older versions, remains of killed writers); how many bytes went."""
     current = f"{key}/{_manifest(store, key)['version']}/"

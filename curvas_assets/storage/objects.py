@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 
 from curvas_assets.errors import MissingArtefactError, StorageError
@@ -173,7 +174,10 @@ class S3Objects:
 
     def upload(self, key: str, path: Path) -> None:
         with self._told("uploading", key):
-            self.client.upload_file(str(path), self.bucket, key)
+            try:
+                self.client.upload_file(str(path), self.bucket, key)
+            except S3UploadFailedError as error:  # boto3's cover over the store's own answer
+                raise error.__context__ or error from error
 
     def get(self, key: str) -> bytes:
         with self._told("reading", key):

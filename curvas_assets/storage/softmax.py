@@ -51,7 +51,7 @@ class SoftmaxFacts:
     """What was written.
 
     Args:
-        version: digest of the payload and its description.
+        version: digest of the payload and its description, without provenance.
         size: bytes stored.
         label_voxels: voxels of each class in the label map, background first.
         soft_voxels: sum of each class's stored probability.
@@ -165,14 +165,13 @@ class SoftmaxWriter:
         from curvas_assets.storage.encoding import encode
 
         z0 = self._next_z - self._pending_depth - slab.shape[1]
-        codes, labels = encode(slab, self.tail)
-        self._label_voxels += np.bincount(labels.ravel(), minlength=self.shape[0])
-        self._soft += codes.sum(axis=(1, 2, 3), dtype=np.int64)
-        foreground = np.count_nonzero(labels, axis=(1, 2))
-        if foreground.max() > self._fullest[0]:
-            self._fullest = (int(foreground.max()), z0 + int(foreground.argmax()))
+        encoded = encode(slab, self.tail)
+        self._label_voxels += encoded.label_voxels
+        self._soft += encoded.code_sums
+        if encoded.foreground.max() > self._fullest[0]:
+            self._fullest = (int(encoded.foreground.max()), z0 + int(encoded.foreground.argmax()))
         with ThreadPoolExecutor(2) as pool:
-            for content in pool.map(self._grid.pack, self._grid.tiles(codes)):
+            for content in pool.map(self._grid.pack, self._grid.tiles(encoded.codes)):
                 if content is None:
                     self._index.append((ABSENT, ABSENT))
                     continue
@@ -200,7 +199,7 @@ class SoftmaxWriter:
         content = self._payload.read()
         array = _array_metadata(self, size, self._digest.hexdigest())
         description = json.dumps(array, sort_keys=True).encode()
-        version = hashlib.sha256(description).hexdigest()[:16]
+        version = _content_version(array)
         self.store.put(f"{self.key}/{version}/{SHARD}", content)
         self.store.put(f"{self.key}/{version}/{GROUP}", description)
         group = {
@@ -390,8 +389,8 @@ class SoftmaxVolume:
             slabs = coming()
             ahead = next(slabs)
             for depth in range(depths):
-                codes, ahead = ahead.result(), next(slabs, ahead)
-                yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes
+                codes, ahead = [ahead.result()], next(slabs, None) or Future()
+                yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes.pop()  # held by the caller alone
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
@@ -608,6 +607,12 @@ def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, 
             "provenance": writer.provenance,
         },
     }
+
+
+def _content_version(array: Mapping[str, Any]) -> str:
+    """A digest of payload and description. Provenance is left out: the same content made by newer code is the same."""
+    content = {**array, "attributes": {k: v for k, v in array["attributes"].items() if k != "provenance"}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _default_affine(spacing_mm: Sequence[float]) -> npt.NDArray[np.float64]:

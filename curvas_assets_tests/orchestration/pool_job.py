@@ -8,7 +8,10 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.execution import CPU, GPU
+from curvas_assets.orchestration.execution import StageNeeds
+from curvas_assets.study import load_study
+
+NEEDS = StageNeeds.of(load_study("phantom"))
 
 
 def note(name: str, seconds: float) -> None:
@@ -19,14 +22,14 @@ def note(name: str, seconds: float) -> None:
     )
 
 
-@dg.op(pool=GPU.pool, tags=GPU.op_tags)
+@dg.op(pool=NEEDS.training.pool, tags=NEEDS.training.op_tags)
 def gpu_step(context: dg.OpExecutionContext) -> None:
     with leased_device(context.log.info) as device:
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == device
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == device
         note(f"gpu-{device}", 0.6)
 
 
-@dg.op(tags=CPU.op_tags)
+@dg.op(tags=NEEDS.table.op_tags)
 def cpu_step() -> None:
     note("cpu", 2.0)
 
@@ -40,5 +43,8 @@ def pool_job() -> None:
 
 if __name__ == "__main__":
     with dg.DagsterInstance.get() as instance:
-        result = dg.execute_job(dg.reconstructable(pool_job), instance=instance)
+        if "POOL_IN_PROCESS" in os.environ:
+            result = pool_job.execute_in_process(instance=instance)
+        else:
+            result = dg.execute_job(dg.reconstructable(pool_job), instance=instance)
         sys.exit(0 if result.success else 1)

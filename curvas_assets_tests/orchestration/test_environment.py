@@ -3,10 +3,30 @@
 - Variables come from `.env` too, and those that are set win.
 - The study and the executor have defaults; an empty variable counts as not set.
 - A bucket's settings never stand in the resource's configuration.
+- A session token that has ended is refused before the store is asked; one that ends during the work is told in its log.
+- GPU slots, GPU nodes, the broker and the bound of scratch have defaults, and follow their variables.
 """
 
+import base64
+import json
+import logging
+import time
+
+import dagster as dg
+import pytest
+
+from curvas_assets.errors import StorageError
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.environment import environment, executor_name, scratch_folder, study_name
+from curvas_assets.orchestration.environment import (
+    broker_url,
+    environment,
+    executor_name,
+    gpu_node_labels,
+    gpu_slots,
+    scratch_folder,
+    scratch_gib,
+    study_name,
+)
 
 
 def test_dotenv_is_read_and_variables_that_are_set_win(tmp_path, monkeypatch):
@@ -30,8 +50,62 @@ def test_study_and_executor_have_defaults(monkeypatch, tmp_path):
     for name in ("CURVAS_STUDY", "CURVAS_EXECUTOR", "CURVAS_SCRATCH"):
         monkeypatch.setenv(name, "")
     assert study_name() == "curvas"
-    assert executor_name() == "multiprocess"
+    assert executor_name() == "local"
     assert scratch_folder() is None
     monkeypatch.setenv("CURVAS_SCRATCH", str(tmp_path / "scratch"))
     assert scratch_folder() == tmp_path / "scratch"
     assert (tmp_path / "scratch").is_dir()
+
+
+def test_a_session_that_has_ended_is_refused_before_the_store_is_asked(monkeypatch):
+    ended = "e30.eyJleHAiOiAxMDAwfQ.x"  # {} . {"exp": 1000}
+    for name, value in {
+        "S3_BUCKET": "b",
+        "S3_ENDPOINT": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "topsecret",
+        "AWS_SESSION_TOKEN": ended,
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=r"AWS_SESSION_TOKEN: .* it ended 1970-01-01 00:16 UTC"):
+        Bucket().checked_objects()
+
+
+def test_a_session_that_ends_during_long_work_is_told_in_the_runs_log(monkeypatch, bucket_environment):
+    ends = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + 5 * 3600}).encode()).decode().rstrip("=")
+    for name, value in (bucket_environment | {"AWS_SESSION_TOKEN": f"e30.{ends}.x"}).items():
+        monkeypatch.setenv(name, value)
+
+    @dg.op
+    def long_work():
+        Bucket().checked_objects(hours=24)
+
+    @dg.job
+    def work():
+        long_work()
+
+    instance = dg.DagsterInstance.ephemeral()
+    result = work.execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success  # the embedded server issues no sessions, so it refuses this one, afterwards
+    told = [entry for entry in instance.all_logs(result.run_id) if "AWS_SESSION_TOKEN ends" in entry.user_message]
+    assert [entry.level for entry in told] == [logging.WARNING]
+    assert "in 5.0 h; this work may take 24.0 h" in told[0].user_message
+    assert ends not in "".join(map(str, instance.all_logs(result.run_id)))
+
+
+def test_settings_of_machines_have_defaults_and_follow_their_variables(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("GPU_SLOTS", "GPU_NODES", "BROKER", "SCRATCH_GIB"):
+        monkeypatch.delenv(f"CURVAS_{name}", raising=False)
+    monkeypatch.setenv("CURVAS_DEVICES", "0,1,2")
+    assert gpu_slots() == 3
+    monkeypatch.setenv("CURVAS_DEVICES", "")
+    assert (gpu_slots(), gpu_slots(without=2)) == (1, 2)
+    assert gpu_node_labels() == {"nvidia.com/gpu.present": "true"}
+    assert (broker_url(), scratch_gib()) == ("redis://127.0.0.1:6379/0", 80)
+    for name, value in (("GPU_SLOTS", "2"), ("GPU_NODES", "a=b, c=d"), ("BROKER", "redis://r/1"), ("SCRATCH_GIB", "9")):
+        monkeypatch.setenv(f"CURVAS_{name}", value)
+    assert (gpu_slots(), gpu_node_labels()) == (2, {"a": "b", "c": "d"})
+    assert (broker_url(), scratch_gib()) == ("redis://r/1", 9)
+    monkeypatch.setenv("CURVAS_GPU_NODES", "")
+    assert gpu_node_labels() == {}

@@ -3,6 +3,7 @@
 - A new folder becomes a patient, and a test patient if the sets say so; excluded ones do not.
 - Ids with and without prefix are one patient; folders of other names are told and left alone.
 - What has not changed is skipped; a changed file is an observation of that patient only.
+- A published table that people upload, or replace, is told to Dagster.
 """
 
 import dagster as dg
@@ -54,3 +55,16 @@ def test_new_folders_become_patients_and_test_patients(study, instance):
 
 def test_an_empty_bucket_is_skipped(study, instance):
     assert isinstance(registration(study, Partitions.of(study), instance, {}, None), dg.SkipReason)
+
+
+def test_a_published_table_is_told_when_it_changes(study, instance):
+    partitions = Partitions.of(study)
+    result = registration(study, partitions, instance, {"7": "b"}, None)
+    _apply(instance, result)
+    uploaded = registration(study, partitions, instance, {"7": "b"}, result.cursor, "first")
+    assert [(e.asset_key.to_user_string(), e.tags) for e in uploaded.asset_events] == [
+        ("published_table", {"dagster/data_version": "first"})
+    ]
+    assert isinstance(registration(study, partitions, instance, {"7": "b"}, uploaded.cursor, "first"), dg.SkipReason)
+    replaced = registration(study, partitions, instance, {"7": "b"}, uploaded.cursor, "second")
+    assert len(replaced.asset_events) == 1

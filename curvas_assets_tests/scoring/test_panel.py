@@ -203,6 +203,7 @@ def test_crps_of_agreeing_annotators_is_the_distance_of_the_volume():
     softmax = np.stack([1 - np.full((1, 1, 4), 0.25), np.full((1, 1, 4), 0.25)])
     table = score(softmax, annotations, (2, 3, 4), organs={"a": 1})
     assert _value(table, "crps", "a") == pytest.approx(24 * abs(4 * 0.25 - 2), rel=1e-4)
+    assert list(table[table.metric == "crps"]["note"]) == ["the annotators' volumes are equal: |V − μ|"]
 
 
 def test_two_voxels_by_hand():
@@ -262,17 +263,48 @@ def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
     assert list(table.columns) == ["metric", "organ", "annotator", "value", "unit", "note"]
 
 
+PERFECT = {
+    "dice": 1, "dice_published": 1, "dice_annotator": 1, "hausdorff": 0, "hd95": 0, "assd": 0, "nsd": 1, "crps": 0,
+    "ece": 0, "ace": 0, "adaptive_ece": 0, "classwise_ece": 0, "ece_mean_response": 0, "brier": 0, "nll": 0,
+    "confidence": 1, "auroc": 1, "auroc_error": None, "aurc": 0, "eaurc": 0, "augrc": 0, "predictive_entropy": 0,
+    "predictive_entropy_patch": 0,
+}  # fmt: skip
+"""What a certain and right prediction of annotators who agree scores; None where that is not defined."""
+NOT_OF_THE_PREDICTION = {"agreement", "agreement_kappa", "ncc_annotators"}
+UNDEFINED_WHEN_PERFECT = {"crps_published", "ncc", "predictive_entropy_above"}
+
+
 @given(label_maps(4, 1, SHAPE))
 def test_a_perfect_prediction_is_best(annotation):
     softmax = np.eye(4)[annotation[0]].transpose(3, 0, 1, 2)
     annotations = np.repeat(annotation, 3, axis=0)
     table = score(softmax, annotations, SPACING, organs=ORGANS)
-    for metric, best in {
-        "dice": 1, "dice_annotator": 1, "confidence": 1, "auroc": 1, "ece": 0, "ace": 0, "brier": 0, "nll": 0, "crps": 0,
-        "aurc": 0, "eaurc": 0, "augrc": 0, "predictive_entropy": 0,
-    }.items():  # fmt: skip
-        values = table[table.metric == metric]["value"].dropna()
-        np.testing.assert_allclose(values, best, atol=1e-9)
+    for metric, best in PERFECT.items():
+        values = table[(table.metric == metric) & ((table.note == "") | (metric == "crps"))]["value"]
+        np.testing.assert_allclose(values, math.nan if best is None else best, atol=1e-9)
+    for metric in UNDEFINED_WHEN_PERFECT:
+        assert table[table.metric == metric]["value"].isna().all()
+
+
+def test_every_registered_metric_says_what_a_perfect_prediction_scores():
+    single = {metric.name for metric in METRICS.values() if not metric.of_ensembles}
+    assert set(PERFECT) | NOT_OF_THE_PREDICTION | UNDEFINED_WHEN_PERFECT == single
+    assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION)
+    for name, best in PERFECT.items():
+        known = METRICS[name]
+        if best is not None and known.direction:
+            assert best == (known.high if known.direction == "higher" else max(known.low, 0))
+
+
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_a_proper_score_is_best_at_the_annotators_frequencies(case, seed):
+    softmax, annotations = case
+    frequencies = np.stack([(annotations == c).mean(axis=0) for c in range(len(softmax))])
+    mixed = 0.7 * frequencies + 0.3 * np.random.default_rng(seed).permutation(softmax)
+    tables = [score(p, annotations, SPACING, organs=_organs(softmax)) for p in (frequencies, softmax, mixed)]
+    for metric in ("brier", "nll"):
+        best, *others = (_value(table, metric, "", "mean") for table in tables)
+        assert all(best <= other + 1e-4 for other in others)
 
 
 def test_a_background_just_below_zero_does_not_fall_out_of_the_bins():

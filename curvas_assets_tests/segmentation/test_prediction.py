@@ -4,7 +4,8 @@
   axes are transposed, the scan is cropped, or coarse slices are resampled to the nearest.
 - Outside nnU-Net's crop everything is background.
 - Preprocessing is done once for models that share it.
-- Memory is estimated before the start; too little is an error that says what to change.
+- Memory is estimated before the start and told, a container's limit counts; too little is an error that says what to
+  change.
 - A model with other classes, or without its files, is refused.
 """
 
@@ -18,6 +19,7 @@ import torch
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import Predictor, estimate_memory, train_model
+from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -119,6 +121,25 @@ def test_too_little_memory_is_an_error_that_says_what_to_change(model, scans):
         predictor.predict(scan, model)
 
 
+def test_memory_is_told_before_the_start(model, scans):
+    told = []
+    predictor = Predictor(tiny_study(), tell=told.append)
+    prediction = predictor.predict(predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007"), model)
+    (message,) = told
+    assert "PHANTOM007 by model: about 0.0 GiB of memory are needed for 30 × 56 × 56 voxels" in message
+    assert 0 < prediction.memory_bytes < 2**28
+
+
+def test_the_containers_limit_counts(tmp_path):
+    free = available_memory(tmp_path)  # no such files: the machine's
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 300000\n")
+    assert available_memory(tmp_path) == 400000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
+
+
 def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
     needed = estimate_memory((866, 512, 512), (0.8, 0.9, 0.9), (0.8, 0.9, 0.9), classes=4)
     assert 4 * 2**30 < needed < 16 * 2**30
@@ -132,6 +153,22 @@ def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeyp
     monkeypatch.setattr(predictor, "_logits", exhausted)
     with pytest.raises(SegmentationError, match=r"memory did not suffice.*prediction.device: cpu"):
         predictor.predict(predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007"), model)
+
+
+def test_also_when_it_runs_out_while_slabs_are_made_and_the_next_model_goes_on(model, scans, monkeypatch):
+    from curvas_assets.segmentation import prediction as module
+
+    def exhausted(*_):
+        raise MemoryError
+
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_resample_axis", exhausted)
+        slabs = predictor.predict(scan, model).slabs
+        with pytest.raises(SegmentationError, match=r"PHANTOM007 by model.*memory did not suffice \(MemoryError\)"):
+            list(slabs)
+    assert len(list(predictor.predict(scan, model).slabs)) == 2
 
 
 def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):

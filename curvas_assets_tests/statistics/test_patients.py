@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from curvas_assets.scoring.panel import risk_areas
+from curvas_assets.scoring.failure import risk_areas
 from curvas_assets.statistics import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.patients import risk_coverage_areas
 from curvas_assets_tests.statistics.tables import random_scores

@@ -5,6 +5,7 @@
 - What cannot be used is listed with line, patient, predictor and reason; nothing else is lost.
 - A table with the study's flaws gives the figures of the same table without them.
 - The platform's own metrics.csv is read back.
+- This run's means stand beside the published ones, with what may not be compared; the study's tests are those of its table.
 - What is no such table is refused, saying what was found.
 """
 
@@ -16,7 +17,13 @@ import pytest
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.scoring import study_columns
-from curvas_assets.statistics import compare_families, read_published_scores, reduce_scores
+from curvas_assets.statistics import (
+    compare_families,
+    compare_with_published,
+    published_tests,
+    read_published_scores,
+    reduce_scores,
+)
 from curvas_assets.statistics.published import Column, column_meaning
 from curvas_assets.study import PatientIds, load_study
 from curvas_assets_tests.statistics.tables import predictors, random_scores
@@ -178,6 +185,31 @@ def test_the_platforms_own_csv_is_read_back():
             for reduced in (reduce_scores(long), reduce_scores(scores))
         )
         pd.testing.assert_series_equal(one, two)
+
+
+def test_this_runs_means_stand_beside_the_published_ones():
+    published = read_published_scores(as_csv(wide_table(seed=1)))
+    scores = random_scores(6, ("dice", "ece", "crps"), seed=2)
+    table = compare_with_published(scores, published).set_index(["metric", "family"])
+    for (metric, family), row in table.iterrows():
+        theirs = reduce_scores(published.scores).query("metric == @metric and family == @family")["value"]
+        assert row["published_mean"] == pytest.approx(theirs.mean())
+        assert row["published_n"] == len(theirs)
+        ours = scores[(scores["metric"] == metric) & (scores["family"] == family)]
+        if len(ours):
+            expected = reduce_scores(scores).query("metric == @metric and family == @family")["value"].mean()
+            assert row["mean"] == pytest.approx(expected)
+        else:
+            assert np.isnan(row["mean"])
+    assert "voxels" in table.loc[("crps", "general"), "comparability"]
+
+
+def test_the_studys_tests_are_those_of_its_table():
+    published = read_published_scores(as_csv(wide_table(seed=1)))
+    found = published_tests(published, load_study("phantom").statistics)
+    assert list(found["metric"].unique()) == ["dice", "ece"]
+    alone = compare_families(published.scores, "ece", "less")
+    assert list(found[found["metric"] == "ece"]["U"]) == list(alone["U"])
 
 
 @pytest.mark.parametrize(

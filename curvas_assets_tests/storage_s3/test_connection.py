@@ -3,12 +3,18 @@
 - Endpoints are understood with and without scheme, by all their names; empty values count as absent.
 - Prefixes are configurable and must differ; the bucket must be named.
 - Secrets do not show in the settings' repr.
+- When a session token ends is read from the token; that is told before work that may outlive it, and an ended one is
+  refused before anything is sent.
 """
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from curvas_assets.errors import StorageError
-from curvas_assets.storage.connection import S3Settings
+from curvas_assets.storage.connection import S3Settings, expiry_warning, token_expiry
 
 BASE = {"S3_BUCKET": "b", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "topsecret"}
 
@@ -60,3 +66,33 @@ def test_secrets_do_not_show():
     shown = repr(S3Settings.from_environment({**BASE, "AWS_SESSION_TOKEN": "alsosecret"}))
     assert "topsecret" not in shown
     assert "alsosecret" not in shown
+
+
+def _token(expires: object) -> str:
+    """A session token as MinIO's security token service makes them, signed with nothing."""
+    parts = ({"alg": "HS512", "typ": "JWT"}, {"accessKey": "ABC", "exp": expires, "parent": "user"})
+    return ".".join(
+        [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts] + ["x"]
+    )
+
+
+@pytest.mark.parametrize("token", ["", "opaque", "a.b.c", _token("soon"), _token(None), _token(1e30), "a.e30.c"])
+def test_a_token_that_does_not_say_when_it_ends_is_not_guessed_at(token):
+    assert token_expiry(token) is None
+
+
+def test_a_session_that_ends_during_the_work_is_told_before_it():
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    ends = now + timedelta(days=7)
+    assert token_expiry(_token(ends.timestamp())) == ends
+    settings = S3Settings("study", session_token=_token(ends.timestamp()))
+    assert expiry_warning(settings, now, timedelta(hours=24)) is None
+    told = expiry_warning(settings, now, timedelta(days=41))
+    assert told is not None
+    assert told.startswith("AWS_SESSION_TOKEN ends 2026-01-08 12:00 UTC, in 7.0 days; this work may take 41.0 days.")
+    assert "service account" in told
+    with pytest.raises(StorageError, match=r"ended 2026-01-08 12:00 UTC, 1\.5 h ago") as ended:
+        expiry_warning(settings, ends + timedelta(hours=1.5), timedelta(0))
+    assert not ended.value.may_retry
+    assert expiry_warning(S3Settings("study"), now, timedelta(days=365)) is None
+    assert settings.session_token not in told + repr(settings)

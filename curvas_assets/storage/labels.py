@@ -1,5 +1,6 @@
-"""A predicted label map held compressed while a volume streams past: it is nearly all background."""
+"""Label maps held compressed in memory while volumes stream past: they are nearly all background."""
 
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ class PackedLabels:
         maps: how many label maps.
         shape: (Z, Y, X) of each.
     """
+
+    ndim = 4
+    dtype = np.dtype(np.uint8)
 
     def __init__(self, maps: int, shape: tuple[int, int, int]):
         self.shape = (maps, *shape)
@@ -32,12 +36,21 @@ class PackedLabels:
         """Bytes held."""
         return sum(len(content) for content in self._slabs.values())
 
-    def __getitem__(self, where: tuple[Any, ...]) -> npt.NDArray[np.uint8]:
-        """As NumPy: slices without steps along (R, Z, Y, X); later ones may be left out."""
-        spans = list(where) + [slice(None)] * (4 - len(where))
-        (r0, r1), (z0, z1), (y0, y1), (x0, x1) = (
-            span.indices(n)[:2] for span, n in zip(spans, self.shape, strict=True)
-        )
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All of it at once."""
+        return self[...].astype(dtype or np.uint8, copy=False)
+
+    def __getitem__(self, where: Any) -> npt.NDArray[np.uint8]:
+        """As NumPy: numbers, and slices without steps, along (R, Z, Y, X); later ones may be left out."""
+        named = [] if isinstance(where, EllipsisType) else list(where) if isinstance(where, tuple) else [where]
+        spans = [
+            slice(range(n)[at], range(n)[at] + 1) if isinstance(at, int | np.integer) else at
+            for at, n in zip(named, self.shape, strict=False)
+        ]
+        spans += [slice(None)] * (4 - len(spans))
+        one = tuple(axis for axis, at in enumerate(named) if isinstance(at, int | np.integer))
+        bounds = (span.indices(n)[:2] for span, n in zip(spans, self.shape, strict=True))
+        (r0, r1), (z0, z1), (y0, y1), (x0, x1) = ((start, max(start, stop)) for start, stop in bounds)
         out = np.zeros((r1 - r0, z1 - z0, y1 - y0, x1 - x0), np.uint8)
         for r in range(r0, r1):
             for block in range(z0 // DEPTH, -(-z1 // DEPTH)):
@@ -45,7 +58,7 @@ class PackedLabels:
                 if slab is not None:
                     lo, hi = max(z0, block * DEPTH), min(z1, (block + 1) * DEPTH)
                     out[r - r0, lo - z0 : hi - z0] = slab[lo - block * DEPTH : hi - block * DEPTH, y0:y1, x0:x1]
-        return out
+        return out.squeeze(axis=one) if one else out
 
     def _unpack(self, r: int, block: int) -> npt.NDArray[np.uint8] | None:
         from numcodecs import blosc

@@ -1,0 +1,165 @@
+"""The study's wall time and money on 1, 3 and 9 GPUs and n CPU workers, by discrete simulation: no voxel is touched.
+
+Run `python -m benchmarks.scaling`. A worker takes the next task that is ready, in the order of the study's job: stages one
+after the other, each as runs of at most ten patients. Costs are measured where that was possible, and the study's where not:
+
+- training, prediction: the study's table 4 (216 h for 9 models, 576 h for 576 volumes). No GPU was at hand to measure ours.
+- ensembling, scoring, `study`: the same table (128 h and 64 h for 64 patients).
+- ensembling, `measured`: at most 4 × 11 s a patient; 11 s is one ensemble of 9 members at 866×512×512, streamed from S3,
+  encoded and stored, on two cores.
+- scoring, `measured`: 180 s for the 13 predictors of such a patient, the limit that `benchmarks.scoring --full` holds.
+- a run's start: 10 s (9 to 11 s on two loaded cores).
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from curvas_assets.study import Prices
+
+STUDY_HOURS = 984.0
+"""216 + 576 + 128 + 64: what the study itself used, one thing after another."""
+RUN_START_HOURS = 10 / 3600
+GPUS = (1, 3, 9)
+CPU_WORKERS = (1, 3, 9)
+PATIENTS_PER_RUN = 10
+"""As the assets' backfill policies have it: 90 volumes of 9 models, 40 of 4 ensembles, 10 patients' scores."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Hours of one worker for one model, one volume, all ensembles of a patient, all scores of a patient."""
+
+    training: float
+    prediction: float
+    ensembling: float
+    scoring: float
+
+
+STUDY = Costs(training=216 / 9, prediction=576 / 576, ensembling=128 / 64, scoring=64 / 64)
+MEASURED = replace(STUDY, ensembling=4 * 11 / 3600, scoring=180 / 3600)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run: its stage, the kind of worker it needs, its hours, and the stages that must be done before."""
+
+    stage: str
+    kind: str
+    hours: float
+    after: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what was done: wall hours, worker hours by kind, and when each stage ended."""
+
+    wall_hours: float
+    busy_hours: dict[str, float]
+    ended: dict[str, float]
+
+
+def simulate(tasks: Sequence[Task], workers: Mapping[str, int]) -> Schedule:
+    """Each free worker takes the first task that is ready.
+
+    Args:
+        tasks: in order of preference.
+        workers: kind → how many there are.
+
+    Raises:
+        ValueError: a task can never run: no worker of its kind, or stages wait for one another.
+    """
+    waiting = list(tasks)
+    free = dict(workers)
+    left: dict[str, int] = {}
+    for task in tasks:
+        left[task.stage] = left.get(task.stage, 0) + 1
+    running: list[tuple[float, int, Task]] = []
+    now, count = 0.0, 0
+    busy = dict.fromkeys(workers, 0.0)
+    ended: dict[str, float] = {}
+    while waiting or running:
+        for task in list(waiting):
+            if free.get(task.kind, 0) > 0 and not any(left.get(stage) for stage in task.after):
+                waiting.remove(task)
+                free[task.kind] -= 1
+                busy[task.kind] += task.hours
+                heapq.heappush(running, (now + task.hours, count, task))
+                count += 1
+        if not running:
+            raise ValueError(f"{len(waiting)} tasks can never run, the first: {waiting[0]}")
+        now, _, done = heapq.heappop(running)
+        free[done.kind] += 1
+        left[done.stage] -= 1
+        if not left[done.stage]:
+            ended[done.stage] = now
+    return Schedule(now, busy, ended)
+
+
+def study_tasks(
+    costs: Costs,
+    *,
+    models: int = 9,
+    patients: int = 65,
+    patients_per_run: int = PATIENTS_PER_RUN,
+    run_start_hours: float = RUN_START_HOURS,
+) -> list[Task]:
+    """The runs that the job `study` launches for GPU and CPU stages; tables and report take minutes and are left out."""
+    batches = [min(patients_per_run, patients - first) for first in range(0, patients, patients_per_run)]
+
+    def runs(stage: str, kind: str, hours: Iterable[float], after: str | None) -> list[Task]:
+        before = frozenset({after} if after else ())
+        return [Task(stage, kind, run_start_hours + one, before) for one in hours]
+
+    return [
+        *runs("training", "gpu", [costs.training] * models, None),
+        *runs("prediction", "gpu", [costs.prediction * models * size for size in batches], "training"),
+        *runs("ensembling", "cpu", [costs.ensembling * size for size in batches], "prediction"),
+        *runs("scoring", "cpu", [costs.scoring * size for size in batches], "ensembling"),
+    ]
+
+
+def euros(schedule: Schedule, workers: Mapping[str, int], prices: Prices) -> tuple[float, float]:
+    """Money for the hours that workers were busy, and for all of them from start to end."""
+    price = {"gpu": prices.gpu_hour_eur, "cpu": prices.cpu_hour_eur}
+    used = sum(hours * price[kind] for kind, hours in schedule.busy_hours.items())
+    return used, sum(schedule.wall_hours * number * price[kind] for kind, number in workers.items())
+
+
+def bottleneck(tasks: Sequence[Task], workers: Mapping[str, int]) -> str:
+    """The kind of worker of which one more saves most wall time; `size of runs` if neither saves a hundredth."""
+    wall = simulate(tasks, workers).wall_hours
+    saved = {kind: wall - simulate(tasks, {**workers, kind: number + 1}).wall_hours for kind, number in workers.items()}
+    kind = max(saved, key=lambda k: saved[k])
+    return kind if saved[kind] > 0.01 * wall else "size of runs"
+
+
+def main() -> None:
+    print(f"The study itself: {STUDY_HOURS:.0f} h, one thing after another, 64 patients. Below: 65 patients.\n")
+    print(
+        "costs     patients/run  GPUs  CPU workers   wall h  of 984 h   € used  € kept on   longest stage  one more helps"
+    )
+    for name, costs in (("study", STUDY), ("measured", MEASURED)):
+        for size in (PATIENTS_PER_RUN, 1):
+            tasks = study_tasks(costs, patients_per_run=size)
+            for gpus in GPUS:
+                for cpus in CPU_WORKERS:
+                    workers = {"gpu": gpus, "cpu": cpus}
+                    schedule = simulate(tasks, workers)
+                    used, kept = euros(schedule, workers, Prices())
+                    print(
+                        f"{name:<9} {size:>12}  {gpus:>4}  {cpus:>11} {schedule.wall_hours:>8.1f} "
+                        f"{schedule.wall_hours / STUDY_HOURS:>8.0%} {used:>8.0f} {kept:>10.0f} "
+                        f"{_longest(schedule):>15}  {bottleneck(tasks, workers)}"
+                    )
+
+
+def _longest(schedule: Schedule) -> str:
+    """The stage that takes most of the wall time; stages follow one another."""
+    ends = sorted(schedule.ended.items(), key=lambda item: item[1])
+    spans = {stage: end - start for (stage, end), start in zip(ends, [0.0, *(end for _, end in ends)], strict=False)}
+    return max(spans, key=lambda stage: spans[stage])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Disk that steps work on: bounded, promised before the work, and given back whatever happens.
+
+Each step holds a folder of its own below `CURVAS_SCRATCH`, and a lock on it that the kernel takes back when the process
+ends. Whoever comes next removes the folders of the dead. What live steps were promised counts as used already, so that two
+steps are never let in on the same free space. How much a step needs is known from the store, before anything is fetched.
+"""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from curvas_assets.errors import DiskError
+from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, scratch_folder, scratch_gib
+from curvas_assets.storage.objects import ObjectStore
+
+PREFIX = "curvas-step-"
+RESERVE_BYTES = 1 << 30
+"""Kept free beside what a step needs: small files of every step, and the machine's own."""
+
+
+@contextmanager
+def scratch_space(subject: str, needed_bytes: int = 0) -> Iterator[Path]:
+    """A folder to work in, removed when the block ends, or by the next step if this process is killed.
+
+    Args:
+        subject: the patient, model or dataset it is for, as the error names it.
+        needed_bytes: what the work will put there.
+
+    Raises:
+        DiskError: there is no room; nothing has been done yet.
+    """
+    root = scratch_folder() or Path(tempfile.gettempdir())
+    with (root / f"{PREFIX}admission").open("a") as admission:
+        fcntl.flock(admission, fcntl.LOCK_EX)
+        promised = _sweep(root)
+        _make_sure_of_room(root, subject, needed_bytes, promised)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        lock = _lock_of(folder).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(str(needed_bytes))
+        lock.flush()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _lock_of(folder).unlink(missing_ok=True)
+        lock.close()
+
+
+def bytes_below(objects: ObjectStore, prefix: str) -> int:
+    """Bytes of all objects below a prefix."""
+    return sum(item.size for item in objects.list(prefix))
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _sweep(root: Path) -> int:
+    """Remove what dead steps left; what the live ones were promised and have not used yet, in bytes."""
+    promised = 0
+    for folder in root.glob(f"{PREFIX}*"):
+        if not folder.is_dir():
+            continue
+        try:
+            with _lock_of(folder).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                _lock_of(folder).unlink(missing_ok=True)
+        except BlockingIOError:
+            promised += max(0, int(_lock_of(folder).read_text() or 0) - _used(folder))
+        except FileNotFoundError:  # it ended by itself just now
+            continue
+    return promised
+
+
+def _make_sure_of_room(root: Path, subject: str, needed: int, promised: int) -> None:
+    used = sum(_used(folder) for folder in root.glob(f"{PREFIX}*") if folder.is_dir())
+    free = shutil.disk_usage(root).free - RESERVE_BYTES - promised
+    allowed = scratch_gib() * 2**30 - used - promised
+    if needed <= min(free, allowed):
+        return
+    what = "free" if free <= allowed else f"left of {SCRATCH_GIB}={scratch_gib():g}"
+    raise DiskError(
+        f"making room in {root}",
+        subject,
+        f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what}",
+        f"Free space, point {SCRATCH} to a larger disk, or raise {SCRATCH_GIB}.",
+        may_retry=bool(used or promised),  # of steps that end
+    )
+
+
+def _used(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    return total

@@ -1,0 +1,126 @@
+"""Claims proved here, on the Jobs that dagster-k8s sends to a (refusing) Kubernetes API for the first step of each stage.
+
+- Each Job is valid by Kubernetes' own schema, and a wrong one is not.
+- Training and prediction ask for one GPU, a GPU node and tolerate its taint; no other step does, nor the run's own pod.
+- Memory, cores, `/dev/shm` and the node's GPU memory follow the study's settings; scratch is bounded, at most half of 100 GB.
+- Image, service account and the S3 secret are the deployment's; no key stands in a manifest.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from curvas_assets.orchestration.execution import StageNeeds
+from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.study import Study, load_study
+from curvas_assets_tests.orchestration import manifests
+from curvas_assets_tests.orchestration.services import ROOT
+
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+GPU_STAGES = {"train_models", "predict"}
+ONYXIA_DISK_GIB = 100e9 / 2**30
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """Stage → Job, of the published study on GPUs of 24 GB with 4 loader processes."""
+    study = tmp_path_factory.mktemp("study") / "study.yaml"
+    raw = load_study("curvas").model_dump(mode="json")
+    raw["plans"]["gpu_memory_gb"], raw["training"]["loader_workers"] = 24, 4
+    study.write_text(yaml.safe_dump(raw))
+    environment = {
+        **os.environ,
+        "CURVAS_STUDY": str(study),
+        "CURVAS_EXECUTOR": "kubernetes",
+        "AWS_SECRET_ACCESS_KEY": "markedsecret",
+        "AWS_SESSION_TOKEN": "markedtoken",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", manifests.__name__]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_every_stage_has_a_job_that_kubernetes_accepts(jobs):
+    assert set(jobs) == {*STAGES, manifests.WHOLE_RUN}
+    for version in VERSIONS:
+        for job in jobs.values():
+            kubernetes_validate.validate(job, version, strict=True)
+    wrong = json.loads(json.dumps(jobs["predict"]))
+    wrong["spec"]["template"]["spec"]["nodeselector"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+def test_gpus_are_asked_for_where_they_are_used_and_nowhere_else(jobs):
+    for stage, job in jobs.items():
+        pod, container = _pod(job)
+        gpu = stage in GPU_STAGES
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == ("1" if gpu else None), stage
+        assert pod.get("nodeSelector") == ({"nvidia.com/gpu.present": "true"} if gpu else None), stage
+        tolerated = [taint["key"] for taint in pod.get("tolerations", [])]
+        assert tolerated == (["nvidia.com/gpu"] if gpu else []), stage
+        assert ("affinity" in pod) is gpu
+        shared = [v["emptyDir"] for v in pod.get("volumes", []) if v["name"] == "shm"]
+        assert shared == ([{"medium": "Memory", "sizeLimit": "5Gi"}] if gpu else [])
+        assert ("/dev/shm" in {m["mountPath"] for m in container["volumeMounts"]}) is gpu
+    (rule,) = _pod(jobs["train_models"])[0]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    assert rule == {
+        "matchExpressions": [{"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["22800"]}],
+    }
+
+
+def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
+    asked = {stage: _pod(job)[1]["resources"]["requests"] for stage, job in jobs.items()}
+    assert asked["train_models"]["cpu"] == "8"  # four of them load
+    assert asked["train_models"]["memory"] == f"{(16 + 2 * 4 + 5) * 1024}Mi"
+    heavy = ("train_models", "predict", "build_ensembles", "score_patients")
+    assert len({tuple(sorted(asked[stage].items())) for stage in heavy}) == len(heavy)
+    more = load_study("curvas").model_dump(mode="json")
+    more["organs"]["spleen"], more["annotators"] = (
+        4,
+        [*more["annotators"], {"name": "anno4", "file": "annotation_4.nii.gz"}],
+    )
+    few, many = StageNeeds.of(load_study("curvas")), StageNeeds.of(Study.model_validate(more))
+    assert many.prediction.memory_gib > few.prediction.memory_gib
+    assert many.scoring.memory_gib > few.scoring.memory_gib
+    assert StageNeeds.of(load_study("phantom")).training.hours < few.training.hours == 24
+
+
+def test_scratch_is_a_bounded_volume_of_its_own(jobs):
+    for stage in STAGES:
+        pod, container = _pod(jobs[stage])
+        (scratch,) = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "scratch"]
+        assert 2 * int(scratch.removesuffix("Gi")) <= ONYXIA_DISK_GIB, stage
+        mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        assert env["CURVAS_SCRATCH"] == mounts["scratch"]
+
+
+def test_the_deployment_says_image_account_and_secret_and_no_key_is_in_a_manifest(jobs):
+    for stage, job in jobs.items():
+        pod, container = _pod(job)
+        assert container["image"] == manifests.IMAGE, stage
+        assert pod["serviceAccountName"] == "curvas"
+        assert container["envFrom"] == [{"secretRef": {"name": "curvas-s3"}}]
+        assert container["securityContext"]["runAsNonRoot"] is True
+        packed = [e["value"] for e in container["env"] if e["name"].startswith("DAGSTER_COMPRESSED")]
+        told = json.dumps(job) + "".join(zlib.decompress(base64.b64decode(value)).decode() for value in packed)
+        assert "marked" not in told
+
+
+def _pod(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    return pod, container
