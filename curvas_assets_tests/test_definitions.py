@@ -107,7 +107,7 @@ def _edited(**edits) -> Study:
         ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),
         ({"prediction": {"tile_step": 0.25}}, {"softmax"}),
         ({"checks": {"dice_floor": 0.9}}, set()),
-        ({"statistics": {"alpha": 0.01}}, {"family_comparisons"}),
+        ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "published_comparison"}),
     ],
 )
 def test_an_edit_of_the_study_changes_the_code_version_of_what_it_concerns_and_of_the_report(edits, stale):
