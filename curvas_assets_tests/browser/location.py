@@ -55,7 +55,7 @@ class DrawnPredictor(Predictor):
             logits.append(20 * (0.25 + 0.05 * organ - away))
         odds = np.exp(np.clip(np.stack(logits), -20, 20))
         softmax = (odds / odds.sum(axis=0)).astype(np.float32)
-        return Prediction(softmax.shape, scan.spacing_mm, scan.affine, "cpu", iter([(0, softmax)]))
+        return Prediction(softmax.shape, scan.spacing_mm, scan.affine, "cpu", softmax.nbytes, iter([(0, softmax)]))
 
 
 def drawn_training(study, model, dataset_folder, model_folder, **_) -> TrainingOutcome:

@@ -52,7 +52,7 @@ def served(module: str, environment: Mapping[str, str], logs: Path, *, seconds: 
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            stack.callback(stop, processes[name])
+            stack.callback(stop, processes[name], 5)
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + seconds
         while not _answers(url):

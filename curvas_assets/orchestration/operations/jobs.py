@@ -95,7 +95,7 @@ class EmptyData(dg.Config):
 class EmptyArtifacts(EmptyData):
     what: Literal["artifacts", "output", "metrics", "reports"] = Field(
         default="artifacts",
-        description="artifacts: preprocessing and models; output: scans' records, predictions, ensembles; metrics: all tables; reports.",
+        description="artifacts: preprocessing and models; output: scans' records, predictions, ensembles; metrics: all tables, the published one too if people uploaded it; reports.",
     )
 
 
