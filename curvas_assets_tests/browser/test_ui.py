@@ -19,6 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.local.deployment import ROOT
 from curvas_assets.storage.connection import S3Settings, connect
@@ -73,6 +74,8 @@ def url(chromium, s3_server, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     with served("curvas_assets_tests.browser.location", environment, home) as url:
+        # A fresh instance is welcomed by a dialog that covers the page, at any moment.
+        DagsterGraphQLClient("127.0.0.1", port_number=int(url.rpartition(":")[2]))._execute("mutation { setNuxSeen }")
         yield url
 
 
@@ -80,8 +83,6 @@ def url(chromium, s3_server, tmp_path_factory):
 def page(chromium, url):
     page = chromium.new_page(viewport={"width": 1440, "height": 810})
     page.set_default_timeout(20_000)
-    # A fresh instance is welcomed by a dialog that covers the page.
-    page.add_locator_handler(page.get_by_role("button", name="Skip"), lambda button: button.click())
     yield page
     page.close()
 
@@ -105,6 +106,7 @@ def open_dialog(page):
 
 
 def test_the_graph_shows_every_asset(page, url):
+    page.set_viewport_size({"width": 1440, "height": 1000})
     page.goto(f"{url}/asset-groups/")
     page.get_by_text("predictions").first.wait_for()
     page.get_by_text("Hide navigation").click()
