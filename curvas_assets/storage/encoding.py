@@ -328,16 +328,22 @@ def _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
 
 @njit(parallel=True, cache=True, nogil=True)
 def _decode(codes, softmax):
+    # Row by row, one class after the other: the plain loop over voxels is as fast when numba has just compiled it, and
+    # ten times slower when it comes from numba's cache (0.68, measured).
     scale = np.float32(1.0 / FULL)
-    for z in prange(codes.shape[1]):
-        for y in range(codes.shape[2]):
-            for x in range(codes.shape[3]):
-                rest = FULL
-                for c in range(codes.shape[0]):
-                    code = np.int64(codes[c, z, y, x])
-                    rest -= code
-                    softmax[c + 1, z, y, x] = np.float32(code) * scale
-                softmax[0, z, y, x] = np.float32(rest) * scale
+    height = codes.shape[2]
+    for row in prange(codes.shape[1] * height):
+        z, y = row // height, row % height
+        background = softmax[0, z, y]
+        background[:] = np.float32(FULL)
+        for c in range(codes.shape[0]):
+            line, out = codes[c, z, y], softmax[c + 1, z, y]
+            for x in range(line.shape[0]):
+                code = np.float32(line[x])
+                background[x] -= code
+                out[x] = code * scale
+        for x in range(background.shape[0]):
+            background[x] *= scale
 
 
 @njit(parallel=True, cache=True, nogil=True)
