@@ -71,9 +71,14 @@ def encode(softmax: npt.NDArray[np.floating], tail: float) -> EncodedSlab:
 def decode(codes: Codes) -> npt.NDArray[np.float32]:
     """Probabilities float32 (C, Z, Y, X) of foreground codes; the background is what is left, never below 0."""
     softmax = np.empty((codes.shape[0] + 1, *codes.shape[1:]), np.float32)
-    with PARALLEL:
-        _decode(np.ascontiguousarray(codes), softmax)
+    decode_into(softmax, 0, codes)
     return softmax
+
+
+def decode_into(softmax: npt.NDArray[np.float32], z0: int, codes: Codes) -> None:
+    """The same into a larger volume (C, Z, Y, X), from slice z0 on."""
+    with PARALLEL:
+        _decode(np.ascontiguousarray(codes), softmax, z0)
 
 
 def labels_of(codes: Codes) -> npt.NDArray[np.uint8]:
@@ -327,17 +332,23 @@ def _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _decode(codes, softmax):
+def _decode(codes, softmax, z0):
+    # Row by row, one class after the other: the plain loop over voxels is as fast when numba has just compiled it, and
+    # ten times slower when it comes from numba's cache (0.68, measured).
     scale = np.float32(1.0 / FULL)
-    for z in prange(codes.shape[1]):
-        for y in range(codes.shape[2]):
-            for x in range(codes.shape[3]):
-                rest = FULL
-                for c in range(codes.shape[0]):
-                    code = np.int64(codes[c, z, y, x])
-                    rest -= code
-                    softmax[c + 1, z, y, x] = np.float32(code) * scale
-                softmax[0, z, y, x] = np.float32(rest) * scale
+    height = codes.shape[2]
+    for row in prange(codes.shape[1] * height):
+        z, y = row // height, row % height
+        background = softmax[0, z0 + z, y]
+        background[:] = np.float32(FULL)
+        for c in range(codes.shape[0]):
+            line, out = codes[c, z, y], softmax[c + 1, z0 + z, y]
+            for x in range(line.shape[0]):
+                code = np.float32(line[x])
+                background[x] -= code
+                out[x] = code * scale
+        for x in range(background.shape[0]):
+            background[x] *= scale
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -295,12 +295,15 @@ class SoftmaxVolume:
         Raises:
             CorruptArtefactError: a chunk is not what was written.
         """
-        if not 0 <= z0 < z1 <= self.shape[1]:
-            raise ValueError(f"slices {z0} to {z1} of {self.shape[1]}")
+        self._require_slices(z0, z1)
         first, last = z0 // DEPTH, -(-z1 // DEPTH)
         out = self._decode(first, last, self._fetch(first, last))
         begin = z0 - first * DEPTH
         return out[:, begin : begin + z1 - z0]
+
+    def _require_slices(self, z0: int, z1: int) -> None:
+        if not 0 <= z0 < z1 <= self.shape[1]:
+            raise ValueError(f"slices {z0} to {z1} of {self.shape[1]}")
 
     def _fetch(self, first: int, last: int) -> memoryview:
         """The bytes of the chunks at depths first … last − 1; one request, none if they hold only background."""
@@ -346,9 +349,16 @@ class SoftmaxVolume:
 
     def slab(self, z0: int, z1: int) -> npt.NDArray[np.float32]:
         """Probabilities (C, z1 − z0, Y, X), background first; they sum to 1."""
-        from curvas_assets.storage.encoding import decode
+        from curvas_assets.storage.encoding import decode, decode_into
 
-        return decode(self.codes(z0, z1))
+        if z1 - z0 <= 2 * DEPTH:
+            return decode(self.codes(z0, z1))
+        self._require_slices(z0, z1)
+        out = np.empty((self.shape[0], z1 - z0, *self.shape[2:]), np.float32)
+        for begin, end, codes in self._stream(z0 // DEPTH, -(-z1 // DEPTH)):
+            low, high = max(z0, begin), min(z1, end)
+            decode_into(out, low - z0, codes[:, low - begin : high - begin])
+        return out
 
     def labels(self, z0: int, z1: int) -> npt.NDArray[np.uint8]:
         """The label map (z1 − z0, Y, X)."""
@@ -362,33 +372,34 @@ class SoftmaxVolume:
         Compressed bytes are fetched for several slabs at once and ahead, and the next slab is decoded meanwhile, so that
         what is held is two slabs, whatever the volume.
         """
-        depths = self._grid.depths
+        return self._stream(0, self._grid.depths)
+
+    def _stream(self, begin: int, end: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
+        """The slabs of these depths of chunks."""
         with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as decoding:
 
             def fetch(first: int) -> Future[memoryview] | None:
-                return (
-                    fetching.submit(self._fetch, first, min(first + CHUNKS_PER_GET, depths)) if first < depths else None
-                )
+                return fetching.submit(self._fetch, first, min(first + CHUNKS_PER_GET, end)) if first < end else None
 
-            def decode(depth: int, content: memoryview, begin: int) -> npt.NDArray[np.uint16]:
+            def decode(depth: int, content: memoryview, offset: int) -> npt.NDArray[np.uint16]:
                 start, length = self._span(depth, depth + 1)
                 return self._decode(
-                    depth, depth + 1, content[start - begin : start - begin + length] if length else content
+                    depth, depth + 1, content[start - offset : start - offset + length] if length else content
                 )
 
             def coming() -> Iterator[Future[npt.NDArray[np.uint16]]]:
-                following = fetch(0)
-                for first in range(0, depths, CHUNKS_PER_GET):
+                following = fetch(begin)
+                for first in range(begin, end, CHUNKS_PER_GET):
                     assert following is not None
                     content, following = following.result(), fetch(first + CHUNKS_PER_GET)
-                    last = min(first + CHUNKS_PER_GET, depths)
-                    begin, _ = self._span(first, last)
+                    last = min(first + CHUNKS_PER_GET, end)
+                    offset, _ = self._span(first, last)
                     for depth in range(first, last):
-                        yield decoding.submit(decode, depth, content, begin)
+                        yield decoding.submit(decode, depth, content, offset)
 
             slabs = coming()
             ahead = next(slabs)
-            for depth in range(depths):
+            for depth in range(begin, end):
                 codes, ahead = [ahead.result()], next(slabs, None) or Future()
                 yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes.pop()  # held by the caller alone
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax, read_softmax, write_softmax
@@ -164,6 +165,7 @@ def test_slabs_are_what_the_volume_holds_and_fetch_their_own_bytes(tmp_path):
     whole = volume.codes(0, 50)
     for z0, z1 in ((0, 1), (15, 17), (16, 32), (49, 50), (3, 47)):
         np.testing.assert_array_equal(volume.codes(z0, z1), whole[:, z0:z1])
+        np.testing.assert_array_equal(volume.slab(z0, z1), decode(whole[:, z0:z1]))
     slabs = list(volume.code_slabs())
     assert [(z0, z1) for z0, z1, _ in slabs] == [(0, 16), (16, 32), (32, 48), (48, 50)]
     np.testing.assert_array_equal(np.concatenate([codes for _, _, codes in slabs], axis=1), whole)
