@@ -33,7 +33,7 @@ from curvas_assets_tests.strategies import label_maps, softmaxes
 SHAPE = (3, 9, 11)
 ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
 SPACING = (5.0, 3.0, 2.0)
-NEARLY_ONE = 1 - 1e-9
+NEARLY_ONE = 1 - 1e-6  # torchmetrics computes in float32, where 1e-9 less is 1
 
 
 @st.composite
