@@ -345,7 +345,7 @@ def part_prediction(shape: Shape) -> dict[str, Any]:
         told: list[str] = []
         predictor = Predictor(study, tell=told.append)
         scan = predictor.open(folder / "image.nii.gz", "P1")
-        loaded = predictor._load(folder / "model")
+        loaded = predictor.load(folder / "model")
         loaded.predictor.network, loaded.predictor.list_of_parameters = Linear(), [{}]
         loaded.predictor.tile_step_size = 1.0
         with Clock() as predict:
