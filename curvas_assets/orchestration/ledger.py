@@ -98,4 +98,5 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
     table = pd.DataFrame(rows).merge(STUDY_COSTS, on="stage", how="left")
     total = {"stage": "total", **table.drop(columns=["stage", "peak_memory_gib"]).sum().to_dict()}
     total["peak_memory_gib"] = table["peak_memory_gib"].max()
-    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    whole = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    return whole.astype({"count": "Int64", "study_count": "Int64"})
