@@ -1,6 +1,7 @@
-"""What tests of several packages share: one real S3 server, and Hypothesis' settings."""
+"""What tests of several packages share: one real S3 server, a browser, and Hypothesis' settings."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -10,6 +11,12 @@ from hypothesis import HealthCheck, settings
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.objects import S3Objects
+
+CHROMIUM_FLAGS = (
+    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+)
+"""No connection of its own, and WebGL without a GPU, for the report's 3-D view."""
 
 settings.register_profile(
     "curvas",
@@ -39,3 +46,16 @@ def bucket_environment(s3_server) -> dict[str, str]:
 @pytest.fixture
 def s3_store(bucket_environment) -> S3Objects:
     return connect(S3Settings.from_environment(bucket_environment))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium by Playwright. Of one module: its event loop would be in the way of other tests."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no chromium on the PATH: install it (apt-get install chromium) to run the browser tests")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the test extra brings playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()

@@ -24,7 +24,7 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 from curvas_assets.study import Study
 
-MAP_BYTES = 4 + 4 + 1
+MAP_BYTES = 2 + 2 + 1
 """Of one voxel's entropy, mutual information and label: what an ensemble's maps can take in scratch at most."""
 CHECKS = (
     Check(

@@ -25,10 +25,6 @@ from curvas_assets.local.deployment import ROOT
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets_tests.browser.serving import served
 
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 MODELS = [f"anno{n}_init1_foldall" for n in (1, 2, 3)]
 CELL = (MODELS[1], "PHANTOM008")
 ASSETS = (
@@ -38,18 +34,6 @@ ASSETS = (
 )
 RUN_MS = 60_000
 """How long a launched run may take until the UI shows it: a process starts and loads the definitions, on loaded cores."""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no chromium on the PATH: install it (apt-get install chromium) to run the browser tests")
-    playwright = pytest.importorskip("playwright.sync_api", reason="the test extra brings playwright")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,12 @@
 """
 
 import os
-import shutil
 
 import pytest
 
 from curvas_assets.report import build_report
 from curvas_assets_tests.report.studies import make_inputs, make_study
 
-FLAGS = (
-    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-)
 DRAWN = """() => {
   const figures = Array.from(document.querySelectorAll('figure'));
   return figures.map(figure => {
@@ -29,24 +24,12 @@ DRAWN = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no chromium on the PATH: install it (apt-get install chromium) to run the browser tests")
-    playwright = pytest.importorskip("playwright.sync_api", reason="the test extra brings playwright")
-    with playwright.sync_playwright() as driver:
-        instance = driver.chromium.launch(executable_path=executable, args=list(FLAGS))
-        yield instance
-        instance.close()
-
-
 @pytest.mark.parametrize("language", ["en", "fr"])
-def test_the_report_opens_offline_and_draws_every_figure(browser, tmp_path, language):
+def test_the_report_opens_offline_and_draws_every_figure(chromium, tmp_path, language):
     report = build_report(make_inputs(make_study(language=language)), image_formats=())
     path = tmp_path / "report.html"
     path.write_text(report.html, encoding="utf-8")
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
     errors, requests = [], []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
