@@ -27,11 +27,7 @@ def main() -> None:
         shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
         instance = dg.DagsterInstance.from_config(str(home))
         lineage = DummyLineage(instance=instance)
-        tests = sorted(lineage.study.sets["test"])
-        lineage.register(*tests)
-        for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
-            keys = lineage.staleness.partitions(dg.AssetKey(asset))
-            assert lineage.run(asset, str(keys[0]), str(keys[-1])).success
+        tests = lineage.run_up_to_models()
         models = [str(m) for m in lineage.study.models]
         with served(LOCATION, {"DAGSTER_HOME": folder}, home) as url:
             client = DagsterGraphQLClient("127.0.0.1", port_number=int(url.rpartition(":")[2]))

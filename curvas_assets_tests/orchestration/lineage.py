@@ -51,6 +51,15 @@ class DummyLineage:
         self.instance.add_dynamic_partitions("patient", [*self.study.training_patients(), *tests])
         self.instance.add_dynamic_partitions("test_patient", list(tests))
 
+    def run_up_to_models(self) -> list[str]:
+        """Register every test patient, and make all that predictions are made from; the test patients."""
+        tests = sorted(self.study.sets["test"])
+        self.register(*tests)
+        for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
+            keys = self.staleness.partitions(dg.AssetKey(asset))
+            assert self.run(asset, str(keys[0]), str(keys[-1])).success
+        return tests
+
     @property
     def definitions(self) -> dg.Definitions:
         p, i = self.partitions, dg.AssetIn

@@ -42,11 +42,7 @@ def platform(tmp_path_factory):
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
     instance = dg.DagsterInstance.from_config(str(home))
     lineage = DummyLineage(instance=instance)
-    tests = sorted(lineage.study.sets["test"])
-    lineage.register(*tests)
-    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
-        keys = lineage.staleness.partitions(dg.AssetKey(asset))
-        assert lineage.run(asset, str(keys[0]), str(keys[-1])).success
+    tests = lineage.run_up_to_models()
     models = [str(m) for m in lineage.study.models]
     for first, last in (
         (f"{models[0]}|{tests[0]}", f"{models[1]}|{tests[-1]}"),
