@@ -166,8 +166,6 @@ class Prediction(_Part):
     tile_step: Annotated[float, Field(gt=0, le=1)] = 0.5
     mirroring: bool = True
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    tail: Annotated[float, Field(ge=0, le=1e-2)] = 1e-4
-    """Probabilities below this share one level a block when stored (mass kept); 0 is the strict mode."""
 
 
 class Evaluation(_Part):

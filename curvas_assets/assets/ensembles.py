@@ -46,7 +46,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="ensembles",
         owners=OWNERS,
         kinds={"numba", "zarr", "nifti"},
-        code_version=f"1-{study.fingerprint('ensembles')}",
+        code_version=f"2-{study.fingerprint('ensembles')}",
         metadata=artefact("softmax"),
         output_required=False,
         check_specs=specs("ensemble_softmax", CHECKS),
@@ -88,7 +88,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 if not complete:
                     continue
                 try:
-                    stored = store_ensembles(objects, layout, patient, volumes, complete, study.prediction.tail)
+                    stored = store_ensembles(objects, layout, patient, volumes, complete)
                 except Exception as error:
                     yield from ((wanted[name], error) for name in complete)
                     continue
@@ -107,7 +107,6 @@ def store_ensembles(
     patient: str,
     volumes: dict[str, SoftmaxVolume],
     ensembles: dict[str, list[str]],
-    tail: float,
 ) -> dict[str, Stored]:
     """Stream a patient's members once; store each ensemble's volume and its three maps."""
     first, code = next(iter(volumes.values())), code_facts("numba")
@@ -134,7 +133,6 @@ def store_ensembles(
                         "member_versions": {member: volumes[member].version for member in members},
                         "code": code,
                     },
-                    tail=tail,
                 )
             )
             for name, members in ensembles.items()

@@ -51,7 +51,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="predictions",
         owners=OWNERS,
         kinds={"nnunet", "zarr"},
-        code_version=f"1-{study.fingerprint('prediction')}",
+        code_version=f"2-{study.fingerprint('prediction')}",
         metadata=artefact("softmax"),
         output_required=False,
         pool=needs.prediction.pool,
@@ -60,7 +60,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         check_specs=specs("softmax", CHECKS),
     )
     def softmax(context: dg.AssetExecutionContext, bucket: Bucket, trained_model: Artefacts, test_scan: Artefacts):
-        """Class probabilities (class, z, y, x) of one patient by one model, at 16 bits, as one zarr volume.
+        """Class probabilities (class, z, y, x) of one patient by one model, as one zarr volume.
 
         A step takes any rectangle of patients × models: each patient is fetched and preprocessed once, each model loaded
         once, and every volume is stored and reported as soon as it is done.
@@ -124,7 +124,6 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 spacing_mm=prediction.spacing_mm,
                 affine=prediction.affine,
                 provenance={"patient": patient, "predictor": model, **made_by},
-                tail=study.prediction.tail,
             ) as writer:
                 for z0, slab in prediction.slabs:
                     if defect := not_a_distribution(slab, f"{model} of {patient}", z0):

@@ -49,7 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"numba", "parquet"},
-        code_version=f"2-{study.fingerprint('evaluation', 'organs')}",
+        code_version=f"3-{study.fingerprint('evaluation', 'organs')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.scoring.op_tags,

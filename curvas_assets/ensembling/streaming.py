@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.entropy import entropy_term, entropy_terms
 from curvas_assets.errors import EnsembleError
 from curvas_assets.parallel import PARALLEL
+from curvas_assets.storage.encoding import background_of
 
-FULL = 65535
 Map = npt.NDArray[np.float32]
 
 
@@ -22,6 +23,7 @@ class Member(Protocol):
     class_names: tuple[str, ...]
     spacing_mm: tuple[float, ...]
     provenance: dict[str, Any]
+    levels: npt.NDArray[np.float64]
 
     def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]: ...
 
@@ -58,9 +60,8 @@ def stream_ensembles(
     names = list(members)
     groups = np.array([[name in chosen for name in names] for chosen in ensembles.values()], np.bool_)
     counts = groups.sum(axis=1)
-    tables = [_entropy_table(int(count) * FULL) for count in counts]
-    begins = np.cumsum([0, *(len(table) for table in tables)])[:-1]
-    entropy_of_mean = np.concatenate(tables)
+    levels, level_of = _tables([member.levels for member in members.values()])
+    entropies = np.stack([entropy_terms(table) for table in levels])
     classes = next(iter(members.values())).shape[0]
     streams = [members[name].code_slabs() for name in names]
     held: npt.NDArray[np.uint16] | None = None
@@ -76,9 +77,9 @@ def stream_ensembles(
                 codes,
                 groups,
                 counts,
-                ENTROPY,
-                entropy_of_mean,
-                begins,
+                levels,
+                entropies,
+                level_of,
                 slab.mean,
                 slab.predictive_entropy,
                 slab.expected_entropy,
@@ -105,83 +106,87 @@ def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...
     )
 
 
-def _entropy_table(full: int) -> npt.NDArray[np.float64]:
-    """−p ln p of every p = sum / full."""
-    p = np.arange(full + 1) / full
-    return -p * np.log(np.where(p > 0, p, 1))
-
-
-ENTROPY = _entropy_table(FULL)
+def _tables(levels: Sequence[npt.NDArray[np.float64]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The different tables of levels, of one length (more codes than a table has do not occur), and each member's."""
+    different: list[npt.NDArray[np.float64]] = []
+    for table in levels:
+        if not any(np.array_equal(table, known) for known in different):
+            different.append(table)
+    out = np.zeros((len(different), max(map(len, different))))
+    for row, table in zip(out, different, strict=True):
+        row[: len(table)] = table
+    return out, np.array([next(i for i, d in enumerate(different) if np.array_equal(d, table)) for table in levels])
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _combine(codes, groups, counts, table, table_of_mean, begins, mean, predictive, expected, mutual, labels):
+def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictive, expected, mutual, labels):
     """All ensembles of a slab, row by row of voxels, so that sums never leave the processor's cache.
 
     `codes` are (member, foreground class, z, y, x), `groups` (ensemble, member) says who is in which, `counts` how many
-    that are. `table` has −p ln p of each code, `table_of_mean` of each sum of codes, one ensemble after the other, which
-    begin at `begins`.
+    that are. `levels` and `entropies` are p and −p ln p of each code, in the table `level_of` the member.
     """
     members, foreground, depth, height, width = codes.shape
     for row in prange(depth * height):
         z, y = row // height, row % height
-        sums = np.zeros((groups.shape[0], foreground, width), np.int32)  # exact up to 32,767 members
-        entropies = np.zeros((groups.shape[0], width))
-        rest = np.empty(width, np.int32)
+        sums = np.zeros((groups.shape[0], foreground + 1, width))
+        inner = np.zeros((groups.shape[0], width))
+        rest = np.empty(width)
         entropy = np.empty(width)
+        anything = np.uint16(0)
         for m in range(members):
-            rest[:] = FULL
+            some = np.uint16(0)
             for c in range(foreground):
                 line = codes[m, c, z, y]
                 for x in range(width):
-                    rest[x] -= line[x]
-            some = False
-            for x in range(width):
-                some |= rest[x] != FULL
-            if not some:
+                    some |= line[x]
+            anything |= some
+            if some == 0:
+                for e in range(groups.shape[0]):
+                    if groups[e, m]:
+                        sums[e, 0] += 1.0
                 continue
-            for x in range(width):
-                entropy[x] = table[rest[x]]
+            p_of, entropy_of = levels[level_of[m]], entropies[level_of[m]]
+            rest[:] = 0.0
+            entropy[:] = 0.0
             for c in range(foreground):
                 line = codes[m, c, z, y]
                 for x in range(width):
-                    entropy[x] += table[line[x]]
+                    rest[x] += p_of[line[x]]
+                    entropy[x] += entropy_of[line[x]]
+            for x in range(width):
+                rest[x] = background_of(rest[x])
+                entropy[x] += entropy_term(rest[x])
             for e in range(groups.shape[0]):
                 if groups[e, m]:
                     for c in range(foreground):
-                        line, total = codes[m, c, z, y], sums[e, c]
+                        line, total = codes[m, c, z, y], sums[e, c + 1]
                         for x in range(width):
-                            total[x] += line[x]
-                    of_members = entropies[e]
+                            total[x] += p_of[line[x]]
+                    total, of_members = sums[e, 0], inner[e]
                     for x in range(width):
+                        total[x] += rest[x]
                         of_members[x] += entropy[x]
+        if anything == 0:
+            for e in range(groups.shape[0]):
+                mean[e, 0, z, y] = 1.0
+                mean[e, 1:, z, y] = 0.0
+                predictive[e, z, y] = expected[e, z, y] = mutual[e, z, y] = 0.0
+                labels[e, z, y] = 0
+            continue
         for e in range(groups.shape[0]):
-            full = counts[e] * FULL
-            scale = 1.0 / full
-            terms = table_of_mean[begins[e] : begins[e] + full + 1]
+            scale = 1.0 / counts[e]
             for x in range(width):
-                left = full
-                for c in range(foreground):
-                    left -= sums[e, c, x]
-                mean[e, 0, z, y, x] = left * scale
-                if left == full:
-                    for c in range(foreground):
-                        mean[e, c + 1, z, y, x] = 0.0
-                    predictive[e, z, y, x] = expected[e, z, y, x] = mutual[e, z, y, x] = 0.0
-                    labels[e, z, y, x] = 0
-                    continue
-                best, most = 0, left
-                whole = terms[left]
-                for c in range(foreground):
-                    code = sums[e, c, x]
-                    mean[e, c + 1, z, y, x] = code * scale
-                    whole += terms[code]
-                    if code > most:
-                        best, most = c + 1, code
-                inner = min(entropies[e, x] / counts[e], whole)
+                best, most, whole = 0, np.float32(0.0), 0.0
+                for c in range(foreground + 1):
+                    p = sums[e, c, x] * scale
+                    whole += entropy_term(p)
+                    mean[e, c, z, y, x] = p
+                    if c == 0 or mean[e, c, z, y, x] > most:
+                        best, most = c, mean[e, c, z, y, x]
+                own = min(inner[e, x] * scale, whole)
                 predictive[e, z, y, x] = whole
-                expected[e, z, y, x] = inner
-                mutual[e, z, y, x] = whole - inner
+                expected[e, z, y, x] = own
+                mutual[e, z, y, x] = whole - own
                 labels[e, z, y, x] = best
 
 

@@ -1,9 +1,10 @@
-"""One pass over the voxels of a predictor: exact integer counts, from which every metric without geometry follows.
+"""One pass over the voxels of a predictor: counts and sums from which every metric without geometry follows.
 
-Probabilities come as 16-bit codes, so a histogram over codes keeps all that ranks, bins and sums need: nothing is sorted,
-and what is held is one slab. Runs of voxels where nobody saw an organ, the predictor none either, are only counted.
-Where all annotators agree, which is nearly everywhere, one increment per class serves them all; pairs of annotators are
-looked at only where they disagree.
+Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where float32
+has few enough values to count each. Sums are float64 by slice, added up in the order of the slices, so that they do not
+depend on threads. Runs of voxels where nobody saw an organ, the predictor none either, are only counted. Where all
+annotators agree, which is nearly everywhere, one increment per class serves them all; pairs of annotators are looked at
+only where they disagree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,22 +17,54 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.entropy import entropy_term, entropy_terms
 from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
+from curvas_assets.scoring.published import PublishedCalibration
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 from curvas_assets.storage.labels import DEPTH, PackedLabels
 
-FULL = 65535
-CODES = FULL + 1
 CLIP = 1e-7
-"""Probabilities below it count as it in the negative log likelihood (DEFINITIONS: nll)."""
+"""Probabilities below it count as it in the negative log likelihood."""
 GROUP = 4
 """Annotators whose answers share one histogram, one row per combination of answers."""
 RUN = 16
 """Voxels of a row that are skipped together if there is nothing in them."""
 MOST_VOXELS = 2**32 - 1
+NEARLY = 0.95
+"""Of 1 / C, the least that a confidence can be: what lies below are sums that are not quite 1."""
+ONE = int(np.float32(1.0).view(np.int32))
 
-Slab = tuple[int, int, npt.NDArray[np.uint16]]
+Slab = tuple[int, int, npt.NDArray[np.float32], npt.NDArray[np.uint16] | None]
+"""z0, z1, probabilities (C, z1 − z0, Y, X), and the foreground's codes if the softmax is a stored one."""
+
+
+@dataclass(frozen=True)
+class Confidences:
+    """How many voxels have each confidence, and how many of them are wrong.
+
+    Args:
+        values: float64 (D,), the distinct confidences, ascending.
+        voxels: int64 (D,).
+        wrong: int64 (R, D), voxels whose predicted label is not the annotator's.
+    """
+
+    values: npt.NDArray[np.float64]
+    voxels: npt.NDArray[np.int64]
+    wrong: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many voxels have each rank of one organ's probability, and to how many of them an annotator gave the organ.
+
+    Args:
+        voxels: int64 (L,), ascending in probability.
+        positives: int64 (R, L).
+    """
+
+    voxels: npt.NDArray[np.int64]
+    positives: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,15 +73,18 @@ class Counts:
 
     Args:
         voxels: N.
-        top: int64 (R, 2, 65536): voxels by annotator, whether the predicted label is the annotator's, and code of the
-            largest probability.
-        classes: int64 (C, R, 2, 65536): voxels by class, annotator, whether the annotator gave the class, and its code.
+        confidences: of the predicted label.
+        bins: of each class's probability: voxels int64 (C, B) and sum of probabilities float64 (C, B).
+        bin_hits: int64 (R, C, B), voxels of a bin to which the annotator gave the class.
+        ranks: of each organ; None where the codes were not known.
         overlap: int64 (1 + R, 1 + R, C): voxels to which both label maps give the class; map 0 is the prediction, r the
             annotator r. On the diagonal, the class's volume.
         votes: int64 (C, 1 + R, 2): voxels by class, how many annotators gave it, and whether it is the prediction.
-        consensus_codes: int64 (C, 2): sum of the class's codes where all annotators gave it, and where none did.
+        consensus: float64 (C, 2): sum of the class's probability where all annotators gave it, and where none did.
+        proper: float64 (R, 2): sums over voxels of the squared distance and of −ln of the annotator's class.
         published_dice: float64 (C,): mean over slices of the mean over rows of the one-dimensional Dice, over rows with
             consensus; NaN without any.
+        published_ece: float64 (R,): the calibration error as the challenge's code adds it up.
         disagreement: float64 (4,): Σ d, Σ d², Σ d·u, Σ u² of the annotators' entropy d and the predictive entropy u.
         entropy: the map of predictive entropy, aggregated.
         labels: the predicted label map of the region.
@@ -56,33 +92,46 @@ class Counts:
     """
 
     voxels: int
-    top: npt.NDArray[np.int64]
-    classes: npt.NDArray[np.int64]
+    confidences: Confidences
+    bins: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+    bin_hits: npt.NDArray[np.int64]
+    ranks: list[Ranks] | None
     overlap: npt.NDArray[np.int64]
     votes: npt.NDArray[np.int64]
-    consensus_codes: npt.NDArray[np.int64]
+    consensus: npt.NDArray[np.float64]
+    proper: npt.NDArray[np.float64]
     published_dice: npt.NDArray[np.float64]
+    published_ece: npt.NDArray[np.float64]
     disagreement: npt.NDArray[np.float64]
     entropy: MapSummary
     labels: PackedLabels
     boxes: list[tuple[slice, slice, slice] | None]
 
-    def code_sum(self, c: int) -> int:
-        """Sum of a class's codes over the region."""
-        return int(self.classes[c, 0].sum(axis=0) @ np.arange(CODES))
+    @property
+    def soft_voxels(self) -> npt.NDArray[np.float64]:
+        """Sum of each class's probability over the region, (C,)."""
+        return self.bins[1].sum(axis=1)
 
 
 def count(
-    slabs: Iterator[Slab], annotations: Any, classes: int, region: tuple[slice, slice, slice], threshold: float
+    slabs: Iterator[Slab],
+    annotations: Any,
+    classes: int,
+    region: tuple[slice, slice, slice],
+    threshold: float,
+    bins: int,
+    levels: npt.NDArray[np.float64] | None = None,
 ) -> Counts:
     """Count a predictor's slabs against the annotations.
 
     Args:
-        slabs: (z0, z1, foreground codes (C − 1, z1 − z0, Y, X)) from the first slice to the last.
+        slabs: from the first slice to the last.
         annotations: uint8 (R, Z, Y, X), sliceable.
         classes: C, background included.
         region: slices along (Z, Y, X) with start and stop; voxels outside do not count.
         threshold: nats, above which a voxel's entropy counts as high.
+        bins: B, of each class's probability.
+        levels: the probability of each code, if slabs have codes.
 
     Raises:
         ScoringError: the region holds more voxels than are counted exactly.
@@ -93,23 +142,34 @@ def count(
         raise ScoringError("scoring", "the patient", f"a region of {shape} voxels", "Score parts of it.")
     annotators, threads = annotations.shape[0], numba.get_num_threads()
     groups, patterns = -(-annotators // GROUP), 2 ** min(annotators, GROUP)
-    top = np.zeros((threads, groups, patterns, CODES), np.uint32)
-    histograms = np.zeros((threads, classes, groups, patterns, CODES), np.uint32)
+    table = np.zeros(1) if levels is None else entropy_terms(levels)
+    least = int(np.float32(NEARLY / classes).view(np.int32))
+    every = np.zeros((threads, ONE - least + 1), np.uint32)
+    ranks = np.zeros((threads, classes - 1, groups, patterns, table.size), np.uint32)
+    binned = np.zeros((threads, classes, bins), np.int64)
+    hits = np.zeros((threads, annotators + 1, classes, bins), np.int64)  # the last row: all annotators agree
     agreed = np.zeros((threads, classes, classes), np.int64)
     overlap = np.zeros((threads, annotators + 1, annotators + 1, classes), np.int64)
     votes = np.zeros((threads, classes, annotators + 1, 2), np.int64)
-    codes_where = np.zeros((threads, 2, classes), np.int64)
     empty = np.zeros(threads, np.int64)
     boxes = np.tile(np.array([2**31, -1] * 3, np.int64), (threads, classes, 1))
-    sums = np.zeros((shape[0], 4))
+    mass = np.zeros((classes, bins))
+    where = np.zeros((2, classes))  # probability where all gave the class, where some did
+    proper = np.zeros((annotators + 1, 2))
+    disagreement = np.zeros(4)
     rows = np.zeros((shape[0], classes, 2))
+    wrong: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(annotators)]
     entropy = MapSummary(shape, classes, threshold)
     packed = _Packer(PackedLabels(1, shape))
-    for z0, z1, codes in slabs:
+    published = PublishedCalibration(annotators, bins)
+    for z0, z1, softmax, codes in slabs:
         lo, hi = max(z0, zs.start), min(z1, zs.stop)
         if lo >= hi:
             continue
-        part = np.ascontiguousarray(codes[:, lo - z0 : hi - z0])
+        part = np.ascontiguousarray(softmax[:, lo - z0 : hi - z0])
+        coded = (
+            np.zeros((0, 1, 1, 1), np.uint16) if codes is None else np.ascontiguousarray(codes[:, lo - z0 : hi - z0])
+        )
         drawn = np.ascontiguousarray(annotations[:, lo:hi, ys, xs])
         if drawn.size and drawn.max() >= classes:
             raise ScoringError(
@@ -119,43 +179,55 @@ def count(
                 f"Labels are 0 to {classes - 1}.",
             )
         labels = np.zeros((hi - lo, *shape[1:]), np.uint8)
+        confidence = np.ones(labels.shape, np.float32)
         nats = np.zeros(labels.shape, np.int32)
-        here = slice(lo - zs.start, hi - zs.start)
+        by_slice = (
+            np.zeros((hi - lo, classes, bins)),
+            np.zeros((hi - lo, 2, classes)),
+            np.zeros((hi - lo, annotators + 1, 2)),
+            np.zeros((hi - lo, 4)),
+        )
+        first = lo - zs.start
         with PARALLEL:
-            _count(part, drawn, ys.start, xs.start, here.start, top, histograms, agreed, overlap, votes, codes_where,
-                   empty, boxes, sums[here], rows[here], labels, nats, entropy.units, entropy_of(), _votes_entropy(annotators))  # fmt: skip
+            _count(part, coded, drawn, ys.start, xs.start, first, least, table, _votes_entropy(annotators), entropy.units,
+                   every, ranks, binned, hits, agreed, overlap, votes, empty, boxes, *by_slice,
+                   rows[first : first + hi - lo], confidence, labels, nats)  # fmt: skip
+        for total, parts in zip((mass, where, proper, disagreement), by_slice, strict=True):
+            for one in parts:  # in order: sums are the same however many slices a slab has
+                total += one
+        for r in range(annotators):
+            wrong[r].append(confidence[labels != drawn[r]].view(np.int32))
+        published.add(confidence, labels, drawn)
         entropy.add(nats)
         packed.add(labels)
     packed.finish()
-    whole = _Sums(
-        top.sum(axis=0, dtype=np.int64),
-        histograms.sum(axis=0, dtype=np.int64),
-        agreed.sum(axis=0),
-        overlap.sum(axis=0),
-        votes.sum(axis=0),
-        codes_where.sum(axis=0),
-        int(empty.sum()),
-    )
+    unseen = int(empty.sum())
+    agreements = agreed.sum(axis=0)
+    agreements[0, 0] += unseen
+    in_bins = binned.sum(axis=0)
+    in_bins[0, -1] += unseen
+    in_bins[1:, 0] += unseen
+    mass[0, -1] += unseen
+    bin_hits = hits.sum(axis=0)
+    bin_hits[-1, 0, -1] += unseen
+    where[0, 0] += unseen
     return Counts(
         voxels=int(np.prod(shape)),
-        top=_by_annotator(whole.top_with_empty(annotators), annotators),
-        classes=np.stack([_by_annotator(h, annotators) for h in whole.histograms_with_empty(annotators)]),
-        overlap=whole.all_overlap(),
-        votes=whole.all_votes(),
-        consensus_codes=whole.consensus_codes(),
+        confidences=_confidences(every, wrong, least, unseen),
+        bins=(in_bins, mass),
+        bin_hits=bin_hits[:-1] + bin_hits[-1],
+        ranks=None if levels is None else _ranks(ranks.sum(axis=0, dtype=np.int64), annotators, unseen),
+        overlap=_all_overlap(overlap.sum(axis=0), agreements),
+        votes=_all_votes(votes.sum(axis=0), agreements),
+        consensus=np.stack([where[0], mass.sum(axis=1) - where.sum(axis=0)], axis=1),
+        proper=proper[:-1] + proper[-1],
         published_dice=_mean_over_slices(rows),
-        disagreement=np.array([np.sum(column) for column in sums.T]),
+        published_ece=published.errors(),
+        disagreement=disagreement,
         entropy=entropy,
         labels=packed.labels,
         boxes=[_span(boxes[:, c]) for c in range(classes)],
     )
-
-
-def slabs_of_array(codes: npt.NDArray[np.uint16]) -> Iterator[Slab]:
-    """An array of codes as slabs."""
-    for z0 in range(0, codes.shape[1], DEPTH):
-        z1 = min(z0 + DEPTH, codes.shape[1])
-        yield z0, z1, codes[:, z0:z1]
 
 
 def region_of(shape: Sequence[int], region: tuple[slice, slice, slice] | None) -> tuple[slice, slice, slice]:
@@ -165,55 +237,58 @@ def region_of(shape: Sequence[int], region: tuple[slice, slice, slice] | None) -
     return z, y, x
 
 
-@dataclass
-class _Sums:
-    """Counts of all threads, where agreeing annotators and empty runs are still kept apart."""
+def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArray[np.int64]:
+    """(group, combination, …) → (annotator, …): what is counted for a combination in which the annotator says yes."""
+    combinations = np.arange(patterns.shape[1])
+    return np.stack(
+        [patterns[r // GROUP][(combinations >> (r % GROUP)) & 1 == 1].sum(axis=0) for r in range(annotators)]
+    )
 
-    top: npt.NDArray[np.int64]
-    histograms: npt.NDArray[np.int64]
-    agreed: npt.NDArray[np.int64]
-    overlap: npt.NDArray[np.int64]
-    votes: npt.NDArray[np.int64]
-    codes_where: npt.NDArray[np.int64]
-    empty: int
 
-    def __post_init__(self) -> None:
-        self.agreed[0, 0] += self.empty
+def _confidences(
+    every: npt.NDArray[np.uint32], wrong: list[list[npt.NDArray[np.int32]]], least: int, unseen: int
+) -> Confidences:
+    voxels = every[0].astype(np.int64) if len(every) == 1 else every.sum(axis=0, dtype=np.int64)
+    voxels[-1] += unseen
+    found = np.flatnonzero(voxels)
+    errors = np.zeros((len(wrong), found.size), np.int64)
+    for row, parts in zip(errors, wrong, strict=True):
+        bits, times = np.unique(np.concatenate(parts) if parts else np.zeros(0, np.int32), return_counts=True)
+        np.add.at(row, np.searchsorted(found, np.maximum(bits - least, 0)), times)
+    values = (found + least).astype(np.int32).view(np.float32).astype(np.float64)
+    return Confidences(values, voxels[found], errors)
 
-    def top_with_empty(self, annotators: int) -> npt.NDArray[np.int64]:
-        for group, full in enumerate(_full_patterns(annotators)):
-            self.top[group, full, FULL] += self.empty
-        return self.top
 
-    def histograms_with_empty(self, annotators: int) -> npt.NDArray[np.int64]:
-        for group, full in enumerate(_full_patterns(annotators)):
-            self.histograms[0, group, full, FULL] += self.empty
-            self.histograms[1:, group, 0, 0] += self.empty
-        return self.histograms
+def _ranks(histograms: npt.NDArray[np.int64], annotators: int, unseen: int) -> list[Ranks]:
+    """Per organ, from its histograms (group, combination, code)."""
+    histograms[:, :, 0, 0] += unseen
+    found = []
+    for histogram in histograms:
+        every = histogram[0].sum(axis=0)
+        filled = every > 0
+        found.append(Ranks(every[filled], by_annotator(histogram[..., filled], annotators)))
+    return found
 
-    def all_overlap(self) -> npt.NDArray[np.int64]:
-        """Overlaps, those of voxels where the annotators agree included, symmetric."""
-        overlap = self.overlap + np.triu(self.overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
-        both, predicted, drawn = np.diag(self.agreed), self.agreed.sum(axis=1), self.agreed.sum(axis=0)
-        overlap[0, 0] += predicted
-        overlap[0, 1:] += both
-        overlap[1:, 0] += both
-        overlap[1:, 1:] += drawn
-        return overlap
 
-    def all_votes(self) -> npt.NDArray[np.int64]:
-        votes, both = self.votes.copy(), np.diag(self.agreed)
-        predicted, drawn = self.agreed.sum(axis=1), self.agreed.sum(axis=0)
-        votes[:, -1, 1] += both
-        votes[:, -1, 0] += drawn - both
-        votes[:, 0, 1] += predicted - both
-        votes[:, 0, 0] += self.agreed.sum() - predicted - drawn + both
-        return votes
+def _all_overlap(overlap: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Overlaps, those of voxels where the annotators agree included, symmetric."""
+    overlap = overlap + np.triu(overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
+    both, predicted, drawn = np.diag(agreed), agreed.sum(axis=1), agreed.sum(axis=0)
+    overlap[0, 0] += predicted
+    overlap[0, 1:] += both
+    overlap[1:, 0] += both
+    overlap[1:, 1:] += drawn
+    return overlap
 
-    def consensus_codes(self) -> npt.NDArray[np.int64]:
-        inside, mixed = self.codes_where
-        total = self.histograms[:, 0].sum(axis=1) @ np.arange(CODES)
-        return np.stack([inside, total - inside - mixed], axis=1)
+
+def _all_votes(votes: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Votes, those of voxels where the annotators agree included."""
+    both, predicted, drawn = np.diag(agreed), agreed.sum(axis=1), agreed.sum(axis=0)
+    votes[:, -1, 1] += both
+    votes[:, -1, 0] += drawn - both
+    votes[:, 0, 1] += predicted - both
+    votes[:, 0, 0] += agreed.sum() - predicted - drawn + both
+    return votes
 
 
 class _Packer:
@@ -241,23 +316,6 @@ class _Packer:
         self._z += DEPTH
 
 
-def _full_patterns(annotators: int) -> list[int]:
-    """Of each group, the combination in which every annotator says yes."""
-    return [2 ** min(GROUP, annotators - first) - 1 for first in range(0, annotators, GROUP)]
-
-
-def _by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArray[np.int64]:
-    """(group, combination, code) → (annotator, no or yes, code)."""
-    combinations = np.arange(patterns.shape[1])
-    out = np.empty((annotators, 2, CODES), np.int64)
-    for r in range(annotators):
-        says = (combinations >> (r % GROUP)) & 1 == 1
-        rows = patterns[r // GROUP]
-        out[r, 1] = rows[says].sum(axis=0)
-        out[r, 0] = rows[~says].sum(axis=0)
-    return out
-
-
 def _mean_over_slices(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Of (slice, class, [sum, number] of rows): mean over slices of the mean over rows."""
     total, number = rows[..., 0], rows[..., 1]
@@ -275,32 +333,56 @@ def _span(box: npt.NDArray[np.int64]) -> tuple[slice, slice, slice] | None:
 
 
 @cache
-def entropy_of() -> npt.NDArray[np.float64]:
-    """−p ln p of every code."""
-    p = np.arange(CODES) / FULL
-    return -p * np.log(np.where(p > 0, p, 1))
-
-
-@cache
 def _votes_entropy(annotators: int) -> npt.NDArray[np.float64]:
     """−q ln q of q = k of R annotators."""
-    q = np.arange(annotators + 1) / annotators
-    return -q * np.log(np.where(q > 0, q, 1))
+    return entropy_terms(np.arange(annotators + 1) / annotators)
+
+
+@njit(cache=True, nogil=True)
+def _bits(value):
+    """A float32's bits, which grow with it."""
+    return np.float32(value).view(np.int32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _loss(p):
+    """−ln p, clipped; near 1 by its series in 1 − p."""
+    if p >= 0.99:
+        s = 1.0 - p
+        return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
+    return -np.log(max(p, CLIP))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def nothing_in(p, drawn, z, y, x, stop, y0, x0):
+    """Whether a run of voxels is certainly background, for the prediction and for every annotator."""
+    for i in range(x, stop):
+        if p[0, z, y0 + y, x0 + i] != np.float32(1.0):
+            return False
+    something = False
+    for c in range(1, p.shape[0]):
+        for i in range(x, stop):
+            something |= p[c, z, y0 + y, x0 + i] > np.float32(0.0)
+    for r in range(drawn.shape[0]):
+        for i in range(x, stop):
+            something |= drawn[r, z, y, i] != 0
+    return not something
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _count(codes, drawn, y0, x0, z_first, top, histograms, agreed, overlap, votes, codes_where, empty, boxes, sums, rows,
-           labels, nats, units, table, votes_entropy):  # fmt: skip
-    foreground = codes.shape[0]
-    classes = foreground + 1
+def _count(p, codes, drawn, y0, x0, z_first, least, table, votes_entropy, units, every, ranks, binned, hits, agreed,
+           overlap, votes, empty, boxes, mass, where, proper, sums, rows, confidence, labels, nats):  # fmt: skip
+    classes = p.shape[0]
     annotators, depth, height, width = drawn.shape
-    groups = top.shape[1]
+    coded = codes.shape[0] > 0
+    groups, bins = ranks.shape[2], binned.shape[2]
     for z in prange(depth):
         t = numba.get_thread_id()  # type: ignore[attr-defined]
         full = np.empty(groups, np.int64)
         for g in range(groups):
             full[g] = 2 ** min(GROUP, annotators - g * GROUP) - 1
-        code = np.empty(classes, np.int64)
+        v = np.empty(classes)
+        b = np.empty(classes, np.int64)
         given = np.empty(classes, np.int64)
         pattern = np.empty(groups, np.int64)
         row = np.empty((3, classes), np.int64)  # of this row: consensus, true positives, false positives
@@ -315,43 +397,45 @@ def _count(codes, drawn, y0, x0, z_first, top, histograms, agreed, overlap, vote
             x = 0
             while x < width:
                 stop = min(x + RUN, width)
-                anything = np.uint16(0)
-                for c in range(foreground):
-                    for i in range(x, stop):
-                        anything |= codes[c, z, y0 + y, x0 + i]
-                for r in range(annotators):
-                    for i in range(x, stop):
-                        anything |= drawn[r, z, y, i]
-                if anything == 0:
+                if nothing_in(p, drawn, z, y, x, stop, y0, x0):
                     skipped += stop - x
                     x = stop
                     continue
                 for i in range(x, stop):
-                    rest = FULL
-                    for c in range(foreground):
-                        k = np.int64(codes[c, z, y0 + y, x0 + i])
-                        code[c + 1] = k
-                        rest -= k
-                    code[0] = rest
-                    best, value = 0, rest
-                    u = table[rest]
-                    for c in range(1, classes):
-                        u += table[code[c]]
-                        if code[c] > value:
-                            best, value = c, code[c]
+                    best, value = 0, np.float32(-1.0)
+                    u = square = 0.0
+                    for c in range(classes):
+                        own = min(max(p[c, z, y0 + y, x0 + i], np.float32(0.0)), np.float32(1.0))
+                        v[c] = own
+                        square += v[c] * v[c]
+                        if own > value:
+                            best, value = c, own
+                        b[c] = min(np.int64(v[c] * bins), bins - 1)
+                        binned[t, c, b[c]] += 1
+                        mass[z, c, b[c]] += v[c]
+                        if coded and c > 0:
+                            u += table[codes[c - 1, z, y0 + y, x0 + i]]
+                        else:
+                            u += entropy_term(v[c])
                     s_uu += u * u
                     nats[z, y, i] = np.int32(u * units + 0.5)
+                    every[t, max(_bits(value) - least, 0)] += np.uint32(1)
+                    confidence[z, y, i] = value
                     label = np.int64(drawn[0, z, y, i])
                     same = True
                     for r in range(1, annotators):
                         same &= drawn[r, z, y, i] == label
                     if same:
-                        for g in range(groups):
-                            for c in range(classes):
-                                histograms[t, c, g, full[g] if c == label else 0, code[c]] += np.uint32(1)
-                            top[t, g, full[g] if best == label else 0, value] += np.uint32(1)
+                        hits[t, annotators, label, b[label]] += 1
+                        proper[z, annotators, 0] += square - 2 * v[label] + 1.0
+                        proper[z, annotators, 1] += _loss(v[label])
+                        where[z, 0, label] += v[label]
+                        if coded:
+                            for c in range(1, classes):
+                                code = codes[c - 1, z, y0 + y, x0 + i]
+                                for g in range(groups):
+                                    ranks[t, c - 1, g, full[g] if c == label else 0, code] += np.uint32(1)
                         agreed[t, best, label] += 1
-                        codes_where[t, 0, label] += code[label]
                         if best + label == 0:
                             continue
                         row[0, label] += 1
@@ -363,35 +447,35 @@ def _count(codes, drawn, y0, x0, z_first, top, histograms, agreed, overlap, vote
                         high[label] = i
                     else:
                         given[:] = 0
-                        pattern[:] = 0
                         for r in range(annotators):
-                            own = np.int64(drawn[r, z, y, i])
-                            given[own] += 1
-                            low[own] = min(low[own], i)
-                            high[own] = i
-                            if own == best:
-                                pattern[r // GROUP] |= 1 << (r % GROUP)
-                                overlap[t, 0, r + 1, own] += 1
+                            own_label = np.int64(drawn[r, z, y, i])
+                            given[own_label] += 1
+                            low[own_label] = min(low[own_label], i)
+                            high[own_label] = i
+                            hits[t, r, own_label, b[own_label]] += 1
+                            proper[z, r, 0] += square - 2 * v[own_label] + 1.0
+                            proper[z, r, 1] += _loss(v[own_label])
+                            if own_label == best:
+                                overlap[t, 0, r + 1, own_label] += 1
                             for other in range(r, annotators):
-                                if drawn[other, z, y, i] == own:
-                                    overlap[t, r + 1, other + 1, own] += 1
+                                if drawn[other, z, y, i] == own_label:
+                                    overlap[t, r + 1, other + 1, own_label] += 1
                         overlap[t, 0, 0, best] += 1
-                        for g in range(groups):
-                            top[t, g, pattern[g], value] += np.uint32(1)
                         d = 0.0
                         for c in range(classes):
                             d += votes_entropy[given[c]]
                             votes[t, c, given[c], 1 if best == c else 0] += 1
                             if given[c] > 0:
-                                codes_where[t, 1, c] += code[c]
+                                where[z, 1, c] += v[c]
                             elif best == c:
                                 row[2, c] += 1
-                            pattern[:] = 0
-                            for r in range(annotators):
-                                if drawn[r, z, y, i] == c:
-                                    pattern[r // GROUP] |= 1 << (r % GROUP)
-                            for g in range(groups):
-                                histograms[t, c, g, pattern[g], code[c]] += np.uint32(1)
+                            if coded and c > 0:
+                                pattern[:] = 0
+                                for r in range(annotators):
+                                    if drawn[r, z, y, i] == c:
+                                        pattern[r // GROUP] |= 1 << (r % GROUP)
+                                for g in range(groups):
+                                    ranks[t, c - 1, g, pattern[g], codes[c - 1, z, y0 + y, x0 + i]] += np.uint32(1)
                         s_d += d
                         s_dd += d * d
                         s_du += d * u

@@ -1,38 +1,39 @@
-"""Failure detection: does the prediction know where it is wrong? From histograms over confidence, nothing is sorted."""
+"""Failure detection: does the prediction know where it is wrong? From counts of confidences and ranks."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from curvas_assets.scoring.counting import Counts
+from curvas_assets.scoring.counting import Counts, Ranks
 from curvas_assets.scoring.registry import Row
 
 CURVE_POINTS = 300
 """Points kept of a risk–coverage curve; its area is computed from all of them."""
 
 
-def failure(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
+def failure(found: Counts, ranks: Sequence[Ranks], organs: Mapping[str, int]) -> Iterator[Row]:
     """`auroc` per organ and annotator; `auroc_error`, `aurc`, `eaurc` and `augrc` per annotator."""
-    for organ, c in organs.items():
-        for r, (absent, present) in enumerate(found.classes[c], 1):
-            yield "auroc", organ, str(r), *auroc(present, absent, "annotated voxel")
-    for r, (wrong, right) in enumerate(found.top, 1):
-        yield "auroc_error", "", str(r), *auroc(wrong[::-1], right[::-1], "wrong voxel")
-        area, generalised, best = risk_areas(wrong, right)
+    for organ, of in zip(organs, ranks, strict=True):
+        for r, positives in enumerate(of.positives, 1):
+            yield "auroc", organ, str(r), *auroc(positives, of.voxels - positives, "annotated voxel")
+    voxels = found.confidences.voxels
+    for r, wrong in enumerate(found.confidences.wrong, 1):
+        yield "auroc_error", "", str(r), *auroc(wrong[::-1], (voxels - wrong)[::-1], "wrong voxel")
+        area, generalised, best = risk_areas(wrong, voxels - wrong)
         yield "aurc", "", str(r), area, ""
-        yield "eaurc", "", str(r), area - best, ""
+        yield "eaurc", "", str(r), max(area - best, 0.0), ""  # less is a rounding error
         yield "augrc", "", str(r), generalised, ""
 
 
 def auroc(positives: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64], what: str) -> tuple[float, str]:
-    """Share of (positive, negative) pairs in which the positive has the larger code, ties counted half; and a note.
+    """Share of (positive, negative) pairs in which the positive has the higher rank, ties counted half; and a note.
 
     Args:
-        positives: (codes,) how many positives have each code.
-        negatives: (codes,) how many negatives do.
+        positives: (ranks,) how many positives have each rank, ascending.
+        negatives: (ranks,) how many negatives do.
         what: a positive's name, for the note.
     """
     p, n = int(positives.sum()), int(negatives.sum())
@@ -52,25 +53,32 @@ def risk_curve(wrong: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> tu
 
 
 def risk_areas(wrong: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Areas under the risk–coverage and generalised-risk curves, and that of a perfect ranking.
+    """Areas under the risk–coverage and generalised-risk curves, and the first of a perfect ranking.
 
     One point per distinct confidence, trapezoids in coverage, flat down to coverage 0 (the generalised risk goes to 0
-    there). The perfect ranking keeps every error for the last: the mean over k of the k smallest risks' mean.
+    there). The perfect ranking, integrated by the same rule, has the right voxels first as one group, then each error as a
+    point of its own.
+
+    Args:
+        wrong: (confidences,) errors at each confidence, ascending.
+        right: (confidences,) right voxels.
+
+    >>> risk_areas(np.array([1, 1, 0]), np.array([0, 0, 2]))
+    (0.1875, 0.125, 0.1875)
     """
     coverage, risk = risk_curve(wrong, right)
     steps = np.diff(coverage, prepend=0.0)
     area = float(steps @ ((risk + np.concatenate([risk[:1], risk[:-1]])) / 2))
     generalised = risk * coverage
     general_area = float(steps @ ((generalised + np.concatenate([[0.0], generalised[:-1]])) / 2))
-    n, errors = int((wrong + right).sum()), int(wrong.sum())
-    return area, general_area, _perfect(n, errors)
+    return area, general_area, _perfect(int(right.sum()), int(wrong.sum()))
 
 
 def curves(found: Counts) -> pd.DataFrame:
     """Risk–coverage curves, thinned: annotator, coverage, risk."""
     parts = []
-    for r, (wrong, right) in enumerate(found.top, 1):
-        coverage, risk = risk_curve(wrong, right)
+    for r, wrong in enumerate(found.confidences.wrong, 1):
+        coverage, risk = risk_curve(wrong, found.confidences.voxels - wrong)
         grid = np.unique(
             np.searchsorted(coverage, np.linspace(coverage[0], 1, CURVE_POINTS)).clip(0, len(coverage) - 1)
         )
@@ -78,10 +86,16 @@ def curves(found: Counts) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _perfect(n: int, errors: int) -> float:
-    """(1/n) Σ_{k = n−e+1}^{n} (k − (n − e))/k, without summing 10⁸ terms: harmonic numbers by their asymptotic series."""
-    right = n - errors
-    return (errors - right * (_harmonic(n) - _harmonic(right))) / n if errors else 0.0
+def _perfect(right: int, errors: int) -> float:
+    """Trapezoids of the risk j / (right + j) over j = 0 … errors, in steps of 1 / n of coverage.
+
+    Without a right voxel the risk is 1 throughout. Σ j / (right + j) by harmonic numbers: 10⁸ terms in no time.
+    """
+    n = right + errors
+    if errors == 0 or right == 0:
+        return float(errors > 0)
+    whole = errors - right * (_harmonic(n) - _harmonic(right))
+    return (whole - errors / n / 2) / n
 
 
 def _harmonic(n: int) -> float:

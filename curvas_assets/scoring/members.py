@@ -8,9 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.entropy import entropy_term
+from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
-from curvas_assets.scoring.counting import FULL, RUN, Slab, entropy_of
+from curvas_assets.scoring.counting import RUN, Slab, nothing_in
 from curvas_assets.scoring.uncertainty_maps import MapSummary
+
+NOT_THE_MEAN = 2e-3
+"""Further than storing (3e-4 of the mean, 3e-4 of its members) or float16 puts an ensemble from its members' mean."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,15 @@ def count_members(
     """Count an ensemble's members, slab by slab, all side by side.
 
     Args:
-        ensemble: slabs (z0, z1, foreground codes (C − 1, z1 − z0, Y, X)) from the first slice to the last.
+        ensemble: slabs from the first slice to the last.
         members: slabs of each member, at the same slices.
         annotations: uint8 (R, Z, Y, X), sliceable.
         classes: C, background included.
         region: slices along (Z, Y, X) with start and stop.
         threshold: nats, above which a voxel's uncertainty counts as high.
+
+    Raises:
+        ScoringError: the ensemble is not the mean of these members.
     """
     zs, ys, xs = region
     shape = (zs.stop - zs.start, ys.stop - ys.start, xs.stop - xs.start)
@@ -52,7 +60,7 @@ def count_members(
     maps = len(members) + annotations.shape[0]
     overlap = np.zeros((maps, maps, classes), np.int64)
     for slabs in zip(ensemble, *members, strict=True):
-        z0, z1, mean = slabs[0]
+        z0, z1, mean, _ = slabs[0]
         lo, hi = max(z0, zs.start), min(z1, zs.stop)
         if lo >= hi:
             continue
@@ -62,14 +70,26 @@ def count_members(
         expected = np.zeros(drawn.shape[1:])
         total = np.zeros(drawn.shape[1:])
         unused = np.empty(drawn.shape[1:], np.uint8)
+        sums = np.zeros((classes, *drawn.shape[1:]), np.float32)
+        own = np.zeros_like(sums)
         partial = np.zeros((hi - lo, *overlap.shape), np.int64)
         with PARALLEL:
-            for m, (_, _, codes) in enumerate(slabs[1:]):
-                part = np.ascontiguousarray(codes[:, lo - z0 : hi - z0])
-                _add_member(part, ys.start, xs.start, expected, labels[m], entropy_of())
+            for m, (_, _, softmax, _) in enumerate(slabs[1:]):
+                part = np.ascontiguousarray(softmax[:, lo - z0 : hi - z0])
+                _add_member(part, ys.start, xs.start, expected, labels[m], sums)
             part = np.ascontiguousarray(mean[:, lo - z0 : hi - z0])
-            _add_member(part, ys.start, xs.start, total, unused, entropy_of())
+            _add_member(part, ys.start, xs.start, total, unused, own)
             _overlaps(labels, partial)
+        sums /= len(members)
+        sums -= own
+        apart = max(float(sums.max()), -float(sums.min()))
+        if apart > NOT_THE_MEAN:
+            raise ScoringError(
+                "scoring an ensemble",
+                "the predictor",
+                f"it is up to {apart:.2g} away from the mean of the {len(members)} members given",
+                "Give the members it was made of, or make it again from these.",
+            )
         expected /= len(members)
         expected_map.add(_fixed(expected, expected_map.units))
         mutual_map.add(_fixed(total - expected, mutual_map.units))
@@ -82,34 +102,33 @@ def _fixed(nats: npt.NDArray[np.float64], units: float) -> npt.NDArray[np.int32]
     return np.rint(nats * units).astype(np.int32)
 
 
+NOBODY = np.zeros((0, 1, 1, 1), np.uint8)
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def _add_member(codes, y0, x0, entropy, labels, entropy_of):
-    """Add a softmax's entropy to a map, and write its label map."""
-    depth, height, width = entropy.shape
-    foreground = codes.shape[0]
+def _add_member(p, y0, x0, entropy, labels, sums):
+    """Add a softmax and its entropy to sums, and write its label map."""
+    classes, depth, height, width = sums.shape
     for z in prange(depth):
         for y in range(height):
             for x in range(0, width, RUN):
                 stop = min(x + RUN, width)
-                anything = np.uint16(0)
-                for c in range(foreground):
-                    for i in range(x, stop):
-                        anything |= codes[c, z, y0 + y, x0 + i]
-                if anything == 0:
+                if nothing_in(p, NOBODY, z, y, x, stop, y0, x0):
                     labels[z, y, x:stop] = 0
+                    for i in range(x, stop):
+                        sums[0, z, y, i] += np.float32(1.0)
                     continue
                 for i in range(x, stop):
-                    rest = FULL
                     u = 0.0
-                    best, most = 0, np.int64(0)
-                    for c in range(foreground):
-                        k = np.int64(codes[c, z, y0 + y, x0 + i])
-                        rest -= k
-                        u += entropy_of[k]
-                        if k > most:
-                            best, most = c + 1, k
-                    labels[z, y, i] = best if most > rest else 0
-                    entropy[z, y, i] += u + entropy_of[rest]
+                    best, most = 0, np.float32(-1.0)
+                    for c in range(classes):
+                        own = p[c, z, y0 + y, x0 + i]
+                        sums[c, z, y, i] += own
+                        u += entropy_term(np.float64(own))
+                        if own > most:
+                            best, most = c, own
+                    labels[z, y, i] = best
+                    entropy[z, y, i] += u
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -10,15 +10,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from curvas_assets.errors import ScoringError
+from curvas_assets.probabilities import as_probabilities
 from curvas_assets.scoring import accuracy, calibration, failure, uncertainty
-from curvas_assets.scoring.counting import FULL, Counts, Slab, count, region_of, slabs_of_array
+from curvas_assets.scoring.counting import Slab, count, region_of
 from curvas_assets.scoring.members import count_members
+from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.registry import METRICS, Row
+from curvas_assets.storage.encoding import decode
+from curvas_assets.storage.labels import DEPTH
 
 COLUMNS = ["metric", "organ", "annotator", "value", "unit", "note"]
 MOST_ANNOTATORS = 63
-SLACK = 0.01
-"""How far values may lie below 0, and their sum from 1, and still be taken for probabilities."""
+RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
+APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
 HIGH_SHARE = 0.1
 """Of the largest entropy there is, ln C: what is above counts as high, unless a threshold is given."""
 
@@ -97,55 +101,58 @@ class PatientReference:
         """Score one predictor.
 
         Args:
-            softmax: probabilities (C, Z, Y, X), background first, or a stored volume (`shape`, `code_slabs()`).
+            softmax: probabilities (C, Z, Y, X), background first, taken as float32; or a stored volume.
             members: of an ensemble: its models' softmax.
 
         Raises:
             ScoringError: classes or shape are not those of the annotations.
         """
-        for one in (softmax, *(members or ())):
-            self._require_fit(one)
+        predictor, *of_ensemble = (self._fitting(one) for one in (softmax, *(members or ())))
         classes = len(self.organs) + 1
-        found = count(_slabs(softmax), self.annotations, classes, self.region, self.threshold)
+        levels = getattr(predictor, "levels", None)
+        found = count(_slabs(predictor), self.annotations, classes, self.region, self.threshold, self.ece_bins, levels)
+        ranks = found.ranks or [rank_organ(predictor, self.annotations, c, self.region) for c in self.organs.values()]
         of_members = None
-        if members:
+        if of_ensemble:
             of_members = count_members(
-                _slabs(softmax), [_slabs(m) for m in members], self.annotations, classes, self.region, self.threshold
+                _slabs(predictor),
+                [_slabs(m) for m in of_ensemble],
+                self.annotations,
+                classes,
+                self.region,
+                self.threshold,
             )
         rows: list[Row] = [
             *accuracy.overlap(found, self.organs),
             *accuracy.surfaces(found, self.organs, self.annotations, self.region, self.spacing_mm, self.tolerance_mm),
-            *accuracy.volumes(found, self.organs, self._soft_voxels(softmax, found), self.voxel_mm3),
+            *accuracy.volumes(found, self.organs, found.soft_voxels, self.voxel_mm3),
             *calibration.calibration(found, self.organs, self.ece_bins, self.ace_bins),
             *uncertainty.aleatoric(found, self.organs),
             *uncertainty.epistemic(found, of_members, self.organs),
-            *failure.failure(found, self.organs),
+            *failure.failure(found, ranks, self.organs),
         ]
         table = pd.DataFrame(
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
+        if not all(getattr(one, "keeps_ranking", True) for one in (predictor, *of_ensemble)):
+            ranked = table["metric"].isin(RANKING_METRICS)
+            table.loc[ranked, "note"] = [f"{APPROXIMATE}; {note}".strip("; ") for note in table.loc[ranked, "note"]]
         return PatientScores(_with_means(table), calibration.reliability(found, self.ece_bins), failure.curves(found))
 
-    def _require_fit(self, softmax: Any) -> None:
+    def _fitting(self, softmax: Any) -> Any:
+        """The softmax, as an array if it is no stored volume; a ScoringError if it does not fit the annotations."""
+        predictor = softmax
+        if not hasattr(softmax, "code_slabs"):
+            predictor = as_probabilities(softmax, attempted="scoring", subject="the predictor", error=ScoringError)
         classes = len(self.organs) + 1
-        if tuple(softmax.shape) != (classes, *self.annotations.shape[1:]):
+        if tuple(predictor.shape) != (classes, *self.annotations.shape[1:]):
             raise ScoringError(
                 "scoring",
                 "the predictor",
-                f"softmax of shape {tuple(softmax.shape)} against annotations {self.annotations.shape}",
+                f"softmax of shape {tuple(predictor.shape)} against annotations {self.annotations.shape}",
                 f"Give {classes} classes (background and {', '.join(self.organs)}) on the annotations' voxels.",
             )
-        if isinstance(softmax, np.ndarray) and not _are_probabilities(softmax):
-            raise ScoringError(
-                "scoring", "the predictor", "values that are no probabilities: NaN, negative, or not summing to 1",
-                "Give a softmax over the classes, background first.",
-            )  # fmt: skip
-
-    def _soft_voxels(self, softmax: Any, found: Counts) -> list[float]:
-        """Sum of each class's probability over the region: of floats as they are, of a stored volume from its codes."""
-        if isinstance(softmax, np.ndarray):
-            return [float(np.clip(p[self.region], 0, 1).sum(dtype=np.float64)) for p in softmax]
-        return [found.code_sum(c) / FULL for c in range(len(self.organs) + 1)]
+        return predictor
 
 
 def score(
@@ -194,20 +201,15 @@ def score(
     return reference.score(softmax, members).table
 
 
-def _are_probabilities(softmax: npt.NDArray[Any]) -> bool:
-    for z in range(softmax.shape[1]):
-        plane = softmax[:, z].astype(np.float64)
-        if not (plane.min() >= -SLACK and np.abs(plane.sum(axis=0) - 1).max() <= SLACK):  # NaN fails both
-            return False
-    return True
-
-
 def _slabs(softmax: Any) -> Iterator[Slab]:
+    """Slabs of a stored volume, or of an array."""
     if hasattr(softmax, "code_slabs"):
-        return softmax.code_slabs()
-    from curvas_assets.storage.encoding import encode
-
-    return slabs_of_array(encode(np.asarray(softmax), tail=0.0)[0])
+        for z0, z1, codes in softmax.code_slabs():
+            yield z0, z1, decode(codes, softmax.levels), codes
+        return
+    for z0 in range(0, softmax.shape[1], DEPTH):
+        z1 = min(z0 + DEPTH, softmax.shape[1])
+        yield z0, z1, np.ascontiguousarray(softmax[:, z0:z1], np.float32), None
 
 
 def _with_means(table: pd.DataFrame) -> pd.DataFrame:

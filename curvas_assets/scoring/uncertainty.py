@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.scoring.accuracy import pair_dice
-from curvas_assets.scoring.counting import FULL, Counts
+from curvas_assets.scoring.counting import Counts
 from curvas_assets.scoring.members import MemberCounts
 from curvas_assets.scoring.registry import Row
 from curvas_assets.scoring.uncertainty_maps import PATCH, MapSummary
@@ -19,8 +19,9 @@ def aleatoric(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
     for organ, c in organs.items():
         inside, outside = int(found.votes[c, -1].sum()), int(found.votes[c, 0].sum())
         if inside and outside:
-            codes_in, codes_out = (int(n) for n in found.consensus_codes[c])
-            yield "confidence", organ, "", ((1 - codes_out / (FULL * outside)) + codes_in / (FULL * inside)) / 2, ""
+            mass_in, mass_out = (float(n) for n in found.consensus[c])
+            value = ((1 - mass_out / outside) + mass_in / inside) / 2
+            yield "confidence", organ, "", min(max(value, 0.0), 1.0), ""  # beyond is a rounding error
         else:
             yield "confidence", organ, "", math.nan, "no consensus voxel" if not inside else "no voxel outside"
     yield "ncc", "", "", *_disagreement_correlation(found)
@@ -39,7 +40,7 @@ def aleatoric(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
             yield "agreement_kappa", organ, "", math.nan, "one annotator"
             continue
         yield "agreement", organ, "", *_mean_pair_dice(found.overlap[:, :, c], list(annotators), "annotators drew")
-        yield "agreement_kappa", organ, "", *fleiss_kappa(found.votes[c, 1:].sum(axis=1))
+        yield "agreement_kappa", organ, "", *fleiss_kappa(found.votes[c].sum(axis=1))
 
 
 def epistemic(found: Counts, members: MemberCounts | None, organs: Mapping[str, int]) -> Iterator[Row]:
@@ -72,25 +73,27 @@ def phi(overlap: npt.NDArray[np.int64], one: int, other: int, voxels: int) -> fl
 
 
 def fleiss_kappa(votes: npt.NDArray[np.int64]) -> tuple[float, str]:
-    """Fleiss' κ of R annotators on the union of their organ, and a note.
+    """Fleiss' κ of R annotators, organ against not organ, over the evaluation region; and a note.
+
+    Over the union of their organ alone it would be Dice − 1 for two annotators, whatever they drew.
 
     Args:
-        votes: (R,): voxels that exactly 1, 2, … R annotators gave the organ.
+        votes: (1 + R,): voxels that exactly 0, 1, … R annotators gave the organ.
 
     References:
         Fleiss 1971, doi:10.1037/h0031619.
     """
-    annotators, voxels = len(votes), int(votes.sum())
-    if voxels == 0:
-        return math.nan, "no annotator drew the organ"
-    n = np.arange(1, annotators + 1)
+    annotators, voxels = len(votes) - 1, int(votes.sum())
+    n = np.arange(annotators + 1)
     share = float(votes @ n) / (voxels * annotators)
+    if share in (0.0, 1.0):
+        return math.nan, "no annotator drew the organ" if share == 0 else "every voxel is the organ for every annotator"
     by_chance = share**2 + (1 - share) ** 2
-    if by_chance == 1:
-        return math.nan, "the annotators agree on every voxel of their union"
     agreeing = n * (n - 1) + (annotators - n) * (annotators - n - 1)
-    observed = float(votes @ agreeing) / (voxels * annotators * (annotators - 1))
-    return (observed - by_chance) / (1 - by_chance), ""
+    # Disagreement is summed, not agreement: of 10⁸ voxels nearly all agree.
+    differing = annotators * (annotators - 1) - agreeing
+    observed = float(votes @ differing) / (voxels * annotators * (annotators - 1))
+    return 1 - observed / (1 - by_chance), ""
 
 
 def energy_distance(overlap: npt.NDArray[np.int64], members: int) -> float:
@@ -114,7 +117,8 @@ def energy_distance(overlap: npt.NDArray[np.int64], members: int) -> float:
 
 
 def _aggregates(metric: str, summary: MapSummary) -> Iterator[Row]:
-    yield metric, "", "", max(summary.mean, 0.0), ""
+    below = f"negative, {summary.mean:.3g}: taken for 0" if summary.mean < 0 else ""
+    yield metric, "", "", max(summary.mean, 0.0), below
     note = "" if summary.patch == (PATCH,) * 3 else f"patches of {' × '.join(map(str, summary.patch))} voxels"
     yield f"{metric}_patch", "", "", max(summary.patch_maximum, 0.0), note
     yield f"{metric}_above", "", "", summary.above, "no voxel above the threshold" if math.isnan(summary.above) else ""

@@ -1,12 +1,15 @@
-"""Probabilities as 16-bit codes and back: the arithmetic of the softmax format, on slabs in memory.
+"""Probabilities as codes and back: the arithmetic of the softmax format, on slabs in memory.
 
-A code is p × 65535. The codes of all classes of a voxel sum to 65535, so the background need not be stored. The label map
-(argmax, the lowest class wins a tie) is exactly that of the probabilities. In a block of voxels, the values of a class
-below `tail` are replaced by few equal ones that keep the block's mass and, where 16 bits allow, its entropy: noise that
-would cost most of the space, and that plain rounding would turn into zeros.
+A code names one of some thousand probabilities, the `levels`: dense logarithmic ones near 0 and near 1, where a trained
+network has nearly all of its voxels and where their order decides what ranks (AUROC, AURC), equal steps between. The
+foreground is coded class by class; the background is what it leaves of 1, so that it is as fine near 1 as the foreground
+near 0. Rounding is to the level whose cell holds the value, a cell being that of which the level is the mean under a
+density of 1/p: so sums and entropies of many voxels hold. The label map (argmax, the lowest class wins a tie) is exactly
+that of the probabilities.
 """
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +17,21 @@ from numba import njit, prange
 
 from curvas_assets.parallel import PARALLEL
 
-FULL = 65535
-"""The code of p = 1."""
-BLOCK = 32
-"""In-plane side of the blocks in which a tail's mass is kept; they are as deep as the slab."""
-WHOLE = 2.7
-"""A voxel's whole foreground is pooled when it sums to less than this many tails: with what pooling gives back and the
-rounding of the other codes, no probability is then off by more than 3 tails."""
-NOTHING, FAR, NEAR, BORDER, INSIDE = range(5)
-"""Kinds of voxels: nothing but background; background whose whole foreground is pooled; background above `SURE`;
-other background; an organ's. In the last three, single classes below the tail are pooled."""
-SURE = 0.99
-"""Mass is moved freely among voxels whose background is likelier than this: they lie in one bin of a calibration."""
-LN = np.array([0.9971879, -0.4697758, 0.2231100, -0.0574347], np.float32)
-"""ln(1 + m) ≈ m (LN₀ + m (LN₁ + m (LN₂ + m LN₃))) for m from 0 to 1."""
+STEPS = 1 << 14
+"""Between the logarithmic ends, levels are this many to 1."""
+LEAST_FOREGROUND = 2.0**-24
+"""A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
+DECADES = ((-2, 4), (-1, 4), (0, 4), (1, 8), (2, 16), (3, 32))
+"""Levels of each decade of p / 2⁻²⁴, from the smallest: as many as keep the area under a trained network's risk–coverage
+curve within half a percent. The last ratio goes on until it is a step."""
+COARSE = 4
+"""Levels a decade for what decides no ranking of confidence: organs that neither win a voxel nor lead its foreground."""
+COARSE_BELOW = 1e-4
+UNIFORM = 1e-5
+"""Sums that are this far off 1 are no rounding of float32: such voxels are scaled."""
+LEADS_BELOW = 0.1
 Codes = npt.NDArray[np.uint16]
+Levels = npt.NDArray[np.float64]
 
 
 class EncodedSlab(NamedTuple):
@@ -37,323 +40,277 @@ class EncodedSlab(NamedTuple):
     Args:
         codes: of the foreground, uint16 (C − 1, Z, Y, X).
         label_voxels: voxels of each class in the label map, background first.
-        code_sums: sum of each foreground class's codes.
+        soft_voxels: sum of each foreground class's stored probability.
         foreground: voxels of any organ, by slice.
     """
 
     codes: Codes
     label_voxels: npt.NDArray[np.int64]
-    code_sums: npt.NDArray[np.int64]
+    soft_voxels: npt.NDArray[np.float64]
     foreground: npt.NDArray[np.int64]
 
 
-def encode(softmax: npt.NDArray[np.floating], tail: float) -> EncodedSlab:
+@cache
+def tail() -> tuple[float, ...]:
+    """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
+    values = [LEAST_FOREGROUND * 10.0 ** (decade + i / count) for decade, count in DECADES for i in range(count)]
+    ratio = 10.0 ** (1 / DECADES[-1][1])
+    values = [v for v in values if v * (ratio - 1) < 1 / STEPS]
+    last = np.ceil(values[-1] * ratio * STEPS) / STEPS
+    return (*(float(np.float32(v)) for v in values), float(last))
+
+
+def levels_of(ends: npt.ArrayLike, steps: int) -> Levels:
+    """All levels, ascending from 0 to 1, of a format's two attributes: `tail` and `steps`."""
+    small = np.asarray(ends, np.float64)
+    first = round(small[-1] * steps)
+    middle = np.arange(first + 1, steps - first) / steps
+    return np.unique(np.concatenate([[0.0], small, middle, 1 - small, [1.0]]).astype(np.float32)).astype(np.float64)
+
+
+def linear_levels(codes: int = 65536) -> Levels:
+    """The levels of the first format: p = code / 65535."""
+    return np.arange(codes) / (codes - 1)
+
+
+def encode(softmax: npt.NDArray[np.floating]) -> EncodedSlab:
     """Codes of a slab's foreground, with its label map kept.
 
     Args:
         softmax: probabilities (C, Z, Y, X), background first; float16, float32 or float64. Negative values count as 0,
-            and voxels are scaled to sum to 1.
-        tail: probabilities below it are pooled, and a voxel's whole foreground if it sums to less than 2.7 × tail; no
-            probability is then off by more than 3 × tail. 0 pools nothing: every code is within one of p × 65535.
+            and voxels whose sum is no rounding of 1 are scaled.
     """
     values = np.ascontiguousarray(softmax if softmax.dtype in (np.float32, np.float64) else softmax.astype(np.float32))
     classes, depth, height, width = values.shape
     codes = np.zeros((classes - 1, depth, height, width), np.uint16)
-    blocks = (-(-height // BLOCK)) * (-(-width // BLOCK))
-    label_voxels = np.zeros((blocks, classes), np.int64)
-    code_sums = np.zeros((blocks, classes - 1), np.int64)
-    foreground = np.zeros((blocks, depth), np.int64)
+    label_voxels = np.zeros((depth, classes), np.int64)
+    soft = np.zeros((depth, classes - 1))
     with PARALLEL:
-        _encode(values, tail if WHOLE * tail * FULL >= 1 else 0.0, codes, label_voxels, code_sums, foreground)
-    return EncodedSlab(codes, label_voxels.sum(axis=0), code_sums.sum(axis=0), foreground.sum(axis=0))
+        _encode(values, *_search_tables(), codes, label_voxels, soft)
+    return EncodedSlab(codes, label_voxels.sum(axis=0), soft.sum(axis=0), label_voxels[:, 1:].sum(axis=1))
 
 
-def decode(codes: Codes) -> npt.NDArray[np.float32]:
+def decode(codes: Codes, levels: Levels) -> npt.NDArray[np.float32]:
     """Probabilities float32 (C, Z, Y, X) of foreground codes; the background is what is left, never below 0."""
     softmax = np.empty((codes.shape[0] + 1, *codes.shape[1:]), np.float32)
-    decode_into(softmax, 0, codes)
+    decode_into(softmax, 0, codes, levels)
     return softmax
 
 
-def decode_into(softmax: npt.NDArray[np.float32], z0: int, codes: Codes) -> None:
+def decode_into(softmax: npt.NDArray[np.float32], z0: int, codes: Codes, levels: Levels) -> None:
     """The same into a larger volume (C, Z, Y, X), from slice z0 on."""
     with PARALLEL:
-        _decode(np.ascontiguousarray(codes), softmax, z0)
+        _decode(np.ascontiguousarray(codes), levels, softmax, z0)
 
 
-def labels_of(codes: Codes) -> npt.NDArray[np.uint8]:
-    """The label map (Z, Y, X) of foreground codes: the largest code, the lowest class wins a tie."""
+def labels_of(codes: Codes, levels: Levels) -> npt.NDArray[np.uint8]:
+    """The label map (Z, Y, X) of foreground codes: the most probable class, the lowest wins a tie."""
     labels = np.empty(codes.shape[1:], np.uint8)
     with PARALLEL:
-        _labels(np.ascontiguousarray(codes), labels)
+        _labels(np.ascontiguousarray(codes), levels, labels)
     return labels
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _winner(codes, z, y, x):
-    """Class with the largest code, and that code."""
-    rest = FULL
-    for c in range(codes.shape[0]):
-        rest -= np.int64(codes[c, z, y, x])
-    best, value = 0, np.int64(rest)
-    for c in range(codes.shape[0]):
-        code = np.int64(codes[c, z, y, x])
-        if code > value:
-            best, value = c + 1, code
-    return best, value, rest
+def background_of(foreground):
+    """What a voxel's foreground leaves of 1; `encoding` and its readers have this one rule."""
+    if foreground < LEAST_FOREGROUND:
+        return 1.0
+    return max(1.0 - foreground, 0.0)
+
+
+def _limits(levels: Levels) -> npt.NDArray[np.float64]:
+    """Where a level's cell ends: between two levels lies their logarithmic mean, of p or, near 1, of 1 − p.
+
+    Then every level is nearly the mean of its cell under a density of 1/p. Steps are halved.
+    """
+    low, high = levels[:-1], levels[1:]
+
+    def between(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        ratio = b / np.where(a > 0, a, b)
+        return np.where(a > 0, (b - a) / np.log(np.where(ratio > 1, ratio, np.e)), b / 2)
+
+    limits = np.where(high <= 0.5, between(low, high), 1 - between(1 - high, 1 - low))
+    steps = np.isclose(high - low, 1 / STEPS)
+    return np.where(steps, (low + high) / 2, limits)
+
+
+@cache
+def _search_tables() -> tuple[npt.NDArray[Any], ...]:
+    """Levels, limits of their cells, where to begin looking from p and from 1 − p; codes, limits and beginnings of `COARSE`."""
+    levels = levels_of(tail(), STEPS)
+    limits = np.append(_limits(levels), np.inf)
+    buckets = (np.arange((0x3F800000 >> 16) + 2, dtype=np.int64) << 16).astype(np.int32).view(np.float32).astype(float)
+    wanted = LEAST_FOREGROUND * 10.0 ** (DECADES[0][0] + np.arange(7 * COARSE) / COARSE)
+    coarse = np.unique([0, *(int(np.abs(levels[1:] / v - 1).argmin()) + 1 for v in wanted if v < 4 * COARSE_BELOW)])
+    coarse_limits = np.append(_limits(levels[coarse]), np.inf)
+
+    def starts(of: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+        return np.searchsorted(of, values, side="right").astype(np.int32)
+
+    near_one = np.maximum(starts(limits, 1 - np.append(buckets[1:], 1.0)) - 1, 0)
+    return (
+        levels,
+        limits,
+        starts(limits, buckets),
+        near_one.astype(np.int32),
+        coarse.astype(np.int32),
+        coarse_limits,
+        starts(coarse_limits, buckets),
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _find(x, key, limits, starts):
+    """How many limits x has reached; `key` leads near the answer, from below."""
+    k = starts[np.float32(key).view(np.int32) >> 16]
+    while limits[k] <= x:
+        k += 1
+    return k
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _code(x, levels, limits, starts, starts_near_one):
+    """The code whose cell holds x."""
+    if x >= 0.99:
+        return _find(x, 1.0 - min(x, 1.0), limits, starts_near_one)
+    k = starts[np.float32(x).view(np.int32) >> 16]
+    if x > 0.01:  # steps: few multiplications instead of many comparisons
+        k += max(np.int64((x - levels[k]) * STEPS) - 1, 0)
+    while limits[k] <= x:
+        k += 1
+    return k
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _winner(code, levels):
+    """Most probable class of one voxel, in float32 as it is decoded, and the sum of the foreground."""
+    foreground = 0.0
+    for c in range(code.size):
+        foreground += levels[code[c]]
+    best, most = 0, np.float32(background_of(foreground))
+    for c in range(code.size):
+        value = np.float32(levels[code[c]])
+        if value > most:
+            best, most = c + 1, value
+    return best, foreground
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _encode(p, tail, codes, label_voxels, code_sums, foreground):
+def _encode(
+    p, levels, limits, starts, starts_near_one, coarse, coarse_limits, coarse_starts, codes, label_voxels, soft
+):
     classes, depth, height, width = p.shape
-    columns = (width + BLOCK - 1) // BLOCK
-    whole = WHOLE * tail
-    single = tail * min(1.0, 3.0 / (classes - 1))
-    for block in prange(label_voxels.shape[0]):
-        y0, x0 = (block // columns) * BLOCK, (block % columns) * BLOCK
-        y1, x1 = min(y0 + BLOCK, height), min(x0 + BLOCK, width)
-        rows, n = y1 - y0, x1 - x0
-        # A row of voxels is worked on at once, one lane a voxel: sums stay in lanes, so that their order is fixed.
-        organs, total = np.empty(n), np.empty(n)
-        value = np.empty(n, np.float32)
-        bits = value.view(np.int32)
-        masses, entropies = np.zeros((classes, n)), np.zeros((classes, n))
-        near_masses, near_entropies = np.zeros((5, classes)), np.zeros((5, classes))
-        share = np.zeros(classes)
-        floor = np.zeros(classes, np.int64)
-        # Mass stays among voxels of its kind: what the background's confidence loses elsewhere, its calibration shows.
-        kind = np.zeros((depth, rows, n), np.uint8)
-        labels = np.zeros((depth, rows, n), np.uint8)
-        for z in range(depth):
-            for row in range(rows):
-                y = y0 + row
-                kinds = kind[z, row]
-                organs[:] = 0.0
-                for c in range(1, classes):
-                    line = p[c, z, y, x0:x1]
-                    for x in range(n):
-                        v = np.float64(line[x])
-                        organs[x] += v if v > 0.0 else 0.0
-                some = False
-                for x in range(n):
-                    some |= organs[x] > 0.0
-                if not some:
+    for z in prange(depth):
+        x = np.empty(classes)
+        code = np.zeros(classes - 1, np.int64)
+        voxels = np.zeros(classes, np.int64)
+        sums = np.zeros(classes - 1)
+        for row in range(height):
+            for column in range(width):
+                total, wanted = 0.0, 0
+                for c in range(classes):
+                    value = np.float64(p[c, z, row, column])
+                    x[c] = max(value, 0.0)
+                    total += x[c]
+                    if value > np.float64(p[wanted, z, row, column]):
+                        wanted = c
+                voxels[wanted] += 1
+                foreground = total - x[0]
+                if wanted == 0 and foreground <= 0.0:
                     continue
-                line = p[0, z, y, x0:x1]
-                coarse = False
-                for x in range(n):
-                    total[x] = organs[x] + max(np.float64(line[x]), 0.0)
-                    pooled = organs[x] < whole * total[x]
-                    kinds[x] = NOTHING if organs[x] == 0.0 else (FAR if pooled else BORDER)
-                    coarse |= not pooled
-                    total[x] = 1.0 / total[x] if total[x] > 0.0 else 0.0
-                for c in range(1, classes):
-                    line = p[c, z, y, x0:x1]
-                    mass, entropy = masses[c], entropies[c]
-                    for x in range(n):
-                        v = np.float64(line[x]) * total[x]
-                        v = v if v > 0.0 else 0.0
-                        value[x] = v if kinds[x] == FAR else 0.0
-                    for x in range(n):
-                        # ln by exponent and a polynomial of the mantissa, off by 1e-4 at most: a fifth of log's time.
-                        m = np.float32(bits[x] & 0x7FFFFF) * np.float32(2.0**-23)
-                        ln = np.float32(0.6931472) * np.float32((bits[x] >> 23) - 127) + m * (
-                            LN[0] + m * (LN[1] + m * (LN[2] + m * LN[3]))
-                        )
-                        mass[x] += np.float64(value[x])
-                        entropy[x] -= np.float64(value[x] * ln)
-                if not coarse:
-                    continue
-                for x in range(n):
-                    if kinds[x] != BORDER:
-                        continue
-                    best = 0
-                    # Largest remainder: every code within one of its value, all together exactly 65535.
-                    left = FULL
+                if abs(total - 1.0) > UNIFORM:
                     for c in range(classes):
-                        if p[c, z, y, x0 + x] > p[best, z, y, x0 + x]:
-                            best = c
-                        scaled = max(np.float64(p[c, z, y, x0 + x]), 0.0) * total[x] * FULL
-                        floor[c] = np.int64(scaled)
-                        share[c] = scaled - floor[c]
-                        left -= floor[c]
-                    labels[z, row, x] = best
-                    kinds[x] = INSIDE if best > 0 else (NEAR if organs[x] * total[x] < 1.0 - SURE else BORDER)
-                    while left > 0:
-                        largest = 0
-                        for c in range(1, classes):
-                            if share[c] > share[largest]:
-                                largest = c
-                        floor[largest] += 1
-                        share[largest] = -1.0
-                        left -= 1
+                        x[c] /= total
+                foreground, lead = 0.0, 1
+                for c in range(1, classes):
+                    foreground += x[c]
+                    if x[c] > x[lead]:
+                        lead = c
+                if wanted == 0:
+                    # A softmax of float32 has backgrounds of exactly 1, one group in every ranking: which they are is kept.
+                    certain = np.float32(x[0]) >= np.float32(1.0)
+                    scale = 1.0
+                    if certain and foreground >= LEAST_FOREGROUND:
+                        scale = 0.95 * LEAST_FOREGROUND / foreground
+                    elif not certain and foreground < LEAST_FOREGROUND:
+                        scale = LEAST_FOREGROUND / foreground
+                    others = 0.0
                     for c in range(1, classes):
-                        v = max(np.float64(p[c, z, y, x0 + x]), 0.0) * total[x]
-                        if v >= single:
-                            codes[c - 1, z, y, x0 + x] = floor[c]
-                        elif v > 0.0:
-                            near_masses[kinds[x], c] += v
-                            near_entropies[kinds[x], c] -= v * np.log(v)
-        given = np.zeros((depth, rows, n), np.int64)
-        for c in range(1, classes):
-            mass, entropy = near_masses[BORDER, c], near_entropies[BORDER, c]
-            left = _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0)
-            mass, entropy = near_masses[INSIDE, c], near_entropies[INSIDE, c]
-            left += _pool(codes, p, kind, given, True, c, mass, entropy, tail, single, y0, x0)
-            mass = masses[c].sum() + near_masses[NEAR, c]
-            entropy = entropies[c].sum() + near_entropies[NEAR, c]
-            if mass > 0:
-                whole_mass = max(mass + left, 0.0)
-                _pool(codes, p, kind, given, False, c, whole_mass, entropy * whole_mass / mass, tail, single, y0, x0)
-        for z in range(depth):
-            for row in range(rows):
-                y = y0 + row
-                for x in range(n):
-                    if kind[z, row, x] == NOTHING or kind[z, row, x] == FAR:
-                        continue
-                    wanted = np.int64(labels[z, row, x])
-                    best, _, rest = _winner(codes, z, y, x0 + x)
-                    while best != wanted:
-                        if best > 0:
-                            codes[best - 1, z, y, x0 + x] -= 1
-                        if wanted > 0 and (best > 0 or rest > 0):
-                            codes[wanted - 1, z, y, x0 + x] += 1
-                        best, _, rest = _winner(codes, z, y, x0 + x)
-                    if wanted > 0:
-                        label_voxels[block, wanted] += 1
-                        foreground[block, z] += 1
-                for c in range(classes - 1):
-                    written = codes[c, z, y, x0:x1]
-                    codes_of_row = np.int64(0)
-                    for x in range(n):
-                        codes_of_row += np.int64(written[x])
-                    code_sums[block, c] += codes_of_row
-        label_voxels[block, 0] = depth * rows * n - label_voxels[block, 1:].sum()
-
-
-@njit(cache=True, nogil=True)
-def _levels(mass, entropy, tail):
-    """Two neighbouring codes that share a mass, how often each is given, and what is left over.
-
-    Both levels together have the mass's entropy, where 16 bits allow it.
-    """
-    most = np.int64(WHOLE * tail * FULL)
-    units = np.int64(np.rint(mass * FULL))
-    if units <= 0:
-        return np.int64(1), np.int64(0), np.int64(0), np.int64(0)
-    low = max(min(np.int64(FULL * np.exp(-entropy / mass)), most - 1), 1)
-    high = low + 1
-    h_low = -(low / FULL) * np.log(low / FULL)
-    h_high = -(high / FULL) * np.log(high / FULL)
-    target = entropy * (units / FULL) / mass
-    n_high = np.int64(np.rint((target - units * h_low / low) / (h_high - h_low * high / low)))
-    n_high = min(max(n_high, 0), units // high) if high <= most else np.int64(0)
-    n_low = (units - n_high * high) // low
-    return low, n_low, n_high, units - n_high * high - n_low * low
-
-
-@njit(cache=True, nogil=True)
-def _room(codes, p, c, z, y, x, single):
-    """The value of a class in a border or organ voxel, and what its background can give; −1 if it is no tail."""
-    total = 0.0
-    rest = np.int64(FULL)
-    for k in range(p.shape[0]):
-        total += max(np.float64(p[k, z, y, x]), 0.0)
-        if k > 0:
-            rest -= np.int64(codes[k - 1, z, y, x])
-    value = np.float64(p[c, z, y, x]) / total
-    return (value if value < single else -1.0), rest
-
-
-@njit(cache=True, nogil=True)
-def _pool(codes, p, kind, given, inside, c, mass, entropy, tail, single, y0, x0):
-    """Give the mass of a class back to the block's first voxels, where it costs no space; what is left over.
-
-    Mass from voxels of an organ (`inside`) goes to such voxels, that from the background to the sure background.
-
-    `given` is what each voxel has been given for all classes, never more than `WHOLE` × tail.
-    """
-    most = np.int64(WHOLE * tail * FULL)
-    low, n_low, n_high, rest = _levels(mass, entropy, tail)
-    for z in range(kind.shape[0]):
-        for y in range(kind.shape[1]):
-            for x in range(kind.shape[2]):
-                if n_high + n_low == 0 and rest == 0:
-                    return mass - np.rint(mass * FULL) / FULL
-                level = low + 1 if n_high > 0 else (low if n_low > 0 else rest)
-                here = kind[z, y, x]
-                if here != INSIDE if inside else (here != FAR and here != NEAR):
-                    continue
-                if p[c, z, y0 + y, x0 + x] <= 0 or given[z, y, x] + level > most:
-                    continue
-                if here != FAR:
-                    value, room = _room(codes, p, c, z, y0 + y, x0 + x, single)
-                    if value < 0 or room < level:
-                        continue
-                codes[c - 1, z, y0 + y, x0 + x] = level
-                given[z, y, x] += level
-                if n_high > 0:
-                    n_high -= 1
-                elif n_low > 0:
-                    n_low -= 1
+                        x[c] *= scale
+                        if c == lead:
+                            continue
+                        if x[c] < COARSE_BELOW:
+                            code[c - 1] = coarse[_find(x[c], x[c], coarse_limits, coarse_starts)]
+                        else:
+                            code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
+                        others += levels[code[c - 1]]
+                    # What the others were rounded by, the leading organ takes over: the confidence keeps its fine level.
+                    value = x[lead]
+                    if foreground * scale < LEADS_BELOW:
+                        value = max(foreground * scale - others, 0.0)
+                    code[lead - 1] = _code(value, levels, limits, starts, starts_near_one)
+                    _, foreground = _winner(code, levels)
+                    while certain and foreground >= LEAST_FOREGROUND:
+                        code[code.argmax()] -= 1
+                        _, foreground = _winner(code, levels)
+                    while not certain and foreground < LEAST_FOREGROUND:
+                        code[lead - 1] += 1
+                        _, foreground = _winner(code, levels)
                 else:
-                    rest = 0
-    return (n_high * (low + 1) + n_low * low + rest) / FULL
+                    for c in range(1, classes):
+                        code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
+                found, foreground = _winner(code, levels)
+                while found != wanted or foreground > 1.0:
+                    if foreground > 1.0:
+                        _lower(code, wanted, levels)
+                    elif found > 0:
+                        code[found - 1] -= 1
+                    else:
+                        code[wanted - 1] += 1
+                    found, foreground = _winner(code, levels)
+                for c in range(classes - 1):
+                    codes[c, z, row, column] = code[c]
+                    sums[c] += levels[code[c]]
+        label_voxels[z] = voxels
+        soft[z] = sums
 
 
 @njit(cache=True, nogil=True)
-def _spread(codes, p, kind, given, c, mass, entropy, tail, single, y0, x0):
-    """Give the mass of a class in the background's border voxels back about where it was; what is left over.
-
-    Confidences differ from voxel to voxel there: mass that is moved far changes the calibration.
-    """
-    most = np.int64(WHOLE * tail * FULL)
-    low, _, n_high, _ = _levels(mass, entropy, tail)
-    owed = 0.0
-    if mass <= 0.0:
-        return owed
-    for z in range(kind.shape[0]):
-        for y in range(kind.shape[1]):
-            for x in range(kind.shape[2]):
-                if kind[z, y, x] != BORDER or p[c, z, y0 + y, x0 + x] <= 0:
-                    continue
-                value, room = _room(codes, p, c, z, y0 + y, x0 + x, single)
-                if value < 0:
-                    continue
-                owed += value * FULL
-                level = low + 1 if n_high > 0 else low
-                if 2 * owed < level or given[z, y, x] + level > most or room < level:
-                    continue
-                codes[c - 1, z, y0 + y, x0 + x] = level
-                given[z, y, x] += level
-                owed -= level
-                n_high -= 1
-    return owed / FULL
+def _lower(code, wanted, levels):
+    """Take one step from the largest of the classes that lose, or from the winner if these are all small."""
+    largest = -1
+    for c in range(code.size):
+        if c + 1 != wanted and (largest < 0 or code[c] > code[largest]):
+            largest = c
+    if wanted > 0 and (largest < 0 or levels[code[largest]] < 1e-3):
+        largest = wanted - 1
+    code[largest] -= 1
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _decode(codes, softmax, z0):
-    # Row by row, one class after the other: the plain loop over voxels is as fast when numba has just compiled it, and
-    # ten times slower when it comes from numba's cache (0.68, measured).
-    scale = np.float32(1.0 / FULL)
-    height = codes.shape[2]
+def _decode(codes, levels, softmax, z0):
+    height, width = codes.shape[2], codes.shape[3]
     for row in prange(codes.shape[1] * height):
         z, y = row // height, row % height
-        background = softmax[0, z0 + z, y]
-        background[:] = np.float32(FULL)
+        foreground = np.zeros(width)
         for c in range(codes.shape[0]):
             line, out = codes[c, z, y], softmax[c + 1, z0 + z, y]
-            for x in range(line.shape[0]):
-                code = np.float32(line[x])
-                background[x] -= code
-                out[x] = code * scale
-        for x in range(background.shape[0]):
-            background[x] *= scale
+            for x in range(width):
+                level = levels[line[x]]
+                foreground[x] += level
+                out[x] = level
+        background = softmax[0, z0 + z, y]
+        for x in range(width):
+            background[x] = background_of(foreground[x])
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _labels(codes, labels):
+def _labels(codes, levels, labels):
     for z in prange(codes.shape[1]):
+        code = np.empty(codes.shape[0], np.int64)
         for y in range(codes.shape[2]):
             for x in range(codes.shape[3]):
-                labels[z, y, x] = _winner(codes, z, y, x)[0]
+                for c in range(code.size):
+                    code[c] = codes[c, z, y, x]
+                labels[z, y, x] = _winner(code, levels)[0]

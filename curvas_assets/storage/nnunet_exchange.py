@@ -25,6 +25,8 @@ import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.probabilities import require_probabilities
+from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
 from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
@@ -63,7 +65,6 @@ def import_nnunet_prediction(
     affine: npt.ArrayLike,
     labels: Mapping[str, int] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    tail: float = 1e-4,
     scratch: Path | None = None,
 ) -> SoftmaxFacts:
     """Store a prediction that nnU-Net wrote (`--save_probabilities`) as a softmax volume, checked against its patient.
@@ -78,7 +79,6 @@ def import_nnunet_prediction(
         affine: of the patient's scan, as nibabel gives it.
         labels: of the `dataset.json` the model was trained with (class → value), if it is at hand; it must say the same.
         provenance: goes into the attributes, with the files' names.
-        tail: see `encoding`; 0 is the strict mode.
         scratch: where the unpacked copy stands meanwhile; None takes the system's temporary folder.
 
     Returns:
@@ -109,11 +109,10 @@ def import_nnunet_prediction(
             spacing_mm=spacing_mm,
             affine=affine,
             provenance={**(provenance or {}), "imported_from": [npz.name, label_map.name]},
-            tail=tail,
         ) as writer:
             for z0 in range(0, whole[1], DEPTH):
                 slab = array.slab(z0, min(z0 + DEPTH, whole[1]))
-                _require_probabilities(npz, slab, z0)
+                require_probabilities(slab, attempted=IMPORTING, subject=npz.name, error=StorageError, z0=z0)
                 agreement.add(slab, next(truth))
                 writer.write(z0, slab)
             agreement.require(npz, label_map)
@@ -139,7 +138,7 @@ def export_nnunet_prediction(volume: SoftmaxVolume, folder: Path, case: str, *, 
         for c in range(volume.shape[0]):  # the class axis is the slowest: one pass over the volume each
             for z0, _, codes in volume.code_slabs():
                 del z0
-                member.write(_probability(codes, c).data)
+                member.write(_probability(codes, volume.levels, c).data)
     with MapWriter(
         FolderObjects(folder),
         files.labels.name,
@@ -177,10 +176,10 @@ def nnunet_properties(shape: Sequence[int], affine: npt.ArrayLike) -> dict[str, 
     }
 
 
-def _probability(codes: npt.NDArray[np.uint16], c: int) -> npt.NDArray[np.float32]:
+def _probability(codes: npt.NDArray[np.uint16], levels: npt.NDArray[np.float64], c: int) -> npt.NDArray[np.float32]:
     """Probabilities of one class, little-endian float32 (dz, Y, X)."""
-    code = 65535 - codes.sum(axis=0, dtype=np.int32) if c == 0 else codes[c - 1]
-    return np.ascontiguousarray(code * np.float32(1 / 65535), "<f4")
+    p = decode(codes, levels)[0] if c == 0 else levels[codes[c - 1]]
+    return np.ascontiguousarray(p, "<f4")
 
 
 # The files of an upload ----------------------------------------------------------------------------------------------
@@ -320,17 +319,6 @@ def _require_shape(npz: Path, found: tuple[int, ...], whole: tuple[int, ...]) ->
             npz,
             f"its array is {_by(found)}{hint}, expected (class, z, y, x) {_by(whole)}",
             "Give the probabilities of this patient on the scan's voxels, as nnU-Net writes them.",
-        )
-
-
-def _require_probabilities(npz: Path, slab: npt.NDArray[np.floating], z0: int) -> None:
-    low, high = float(slab.min()), float(slab.max())
-    off = float(np.abs(slab.sum(axis=0, dtype=np.float32) - 1).max())
-    if not (low >= -SLACK and high <= 1 + SLACK and off <= SLACK):  # NaN fails all three
-        raise _refused(
-            npz,
-            f"from slice {z0} on its values reach from {low:.3g} to {high:.3g} and sums of a voxel are off 1 by {off:.3g}",
-            "Give probabilities (after the softmax), not logits.",
         )
 
 

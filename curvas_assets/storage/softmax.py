@@ -1,11 +1,18 @@
 """Softmax volumes: an open format (zarr v3) written and read slab by slab, on any object store.
 
     <key>/zarr.json                     a group; its attributes name the current version: the marker, written last
-    <key>/<version>/zarr.json           the array: codes uint16 (foreground class, z, y, x), p = code / 65535
+    <key>/<version>/zarr.json           the array: codes uint16 (foreground class, z, y, x), p = levels[code]
     <key>/<version>/c/0/0/0/0           its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
 
-zarr-python reads it without this module. The background is what the foreground leaves of 1. Readers go through the group,
-so they see one whole version; a writer that is killed leaves nothing that a reader finds.
+zarr-python reads it without this module; the attributes give the levels (see `encoding`), with which
+
+    a = group[group.attrs["current"]]; t, n = np.array(a.attrs["tail"]), a.attrs["steps"]
+    levels = np.unique(np.float32([0, *t, *(np.arange(round(t[-1] * n) + 1, n - round(t[-1] * n)) / n), *(1 - t), 1]))
+    foreground = levels[a[:, z0:z1]]; rest = foreground.sum(0, dtype=float); background = 1 - rest * (rest >= 2**-24)
+
+are the probabilities. Volumes of the first format (p = code / 65535) are read as well; it kept labels, calibration and
+volumes, not the ranking of a confident network's voxels. Readers go through the group, so they see one whole version; a
+writer that is killed leaves nothing that a reader finds.
 """
 
 import hashlib
@@ -25,16 +32,18 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.probabilities import as_probabilities, require_probabilities
+from curvas_assets.storage.encoding import STEPS, decode, decode_into, encode, labels_of, levels_of, linear_levels, tail
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
 
-FORMAT = "curvas-softmax-1"
+FORMAT = "curvas-softmax-2"
+FIRST_FORMAT = "curvas-softmax-1"
 DEPTH = 16
 TILE = 256
 CHUNKS_PER_GET = 8
 """Depths of chunks fetched by one request when a volume is read through."""
 SPOOL_BYTES = 256 << 20
 ABSENT = (1 << 64) - 1
-SCALE = 1 / 65535
 COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
@@ -78,7 +87,6 @@ class SoftmaxWriter:
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
         provenance: who made it, e.g. patient, predictor; goes into the attributes.
-        tail: see `encoding`; 0 is the strict mode.
 
     Raises:
         StorageError: slabs that do not fit the shape, or are not in order.
@@ -94,7 +102,6 @@ class SoftmaxWriter:
         spacing_mm: Sequence[float],
         affine: npt.ArrayLike | None = None,
         provenance: Mapping[str, Any] | None = None,
-        tail: float = 1e-4,
     ):
         if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(class_names) != shape[0]:
             raise StorageError(
@@ -103,7 +110,7 @@ class SoftmaxWriter:
                 f"shape {tuple(shape)} with classes {list(class_names)}",
                 "Give (classes, z, y, x) with at least one foreground class, and one name per class.",
             )
-        self.store, self.key, self.tail = store, key, float(tail)
+        self.store, self.key = store, key
         self.shape = tuple(int(n) for n in shape)
         self.class_names = tuple(class_names)
         self.spacing_mm = tuple(float(s) for s in spacing_mm)
@@ -117,7 +124,7 @@ class SoftmaxWriter:
         self._pending: list[npt.NDArray[Any]] = []
         self._pending_depth = self._next_z = 0
         self._label_voxels = np.zeros(self.shape[0], np.int64)
-        self._soft = np.zeros(self.shape[0] - 1, np.int64)
+        self._soft = np.zeros(self.shape[0] - 1)
         self._fullest = (-1, 0)
         self._start = time.perf_counter()
 
@@ -145,10 +152,7 @@ class SoftmaxWriter:
                 f"a slab of shape {slab.shape} at slice {z0}; expected slice {self._next_z} of {self.shape}",
                 "Write slabs (C, dz, Y, X) from the first slice to the last.",
             )
-        if not np.isfinite(slab).all():
-            raise StorageError(
-                "writing a softmax volume", self.key, f"NaN or infinity in the slab at slice {z0}", "Look at the model."
-            )
+        require_probabilities(slab, attempted="writing a softmax volume", subject=self.key, error=StorageError, z0=z0)
         self._next_z += slab.shape[1]
         self._pending.append(slab)
         self._pending_depth += slab.shape[1]
@@ -162,12 +166,10 @@ class SoftmaxWriter:
         return whole[:, :depth]
 
     def _encode(self, slab: npt.NDArray[Any]) -> None:
-        from curvas_assets.storage.encoding import encode
-
         z0 = self._next_z - self._pending_depth - slab.shape[1]
-        encoded = encode(slab, self.tail)
+        encoded = encode(slab)
         self._label_voxels += encoded.label_voxels
-        self._soft += encoded.code_sums
+        self._soft += encoded.soft_voxels
         if encoded.foreground.max() > self._fullest[0]:
             self._fullest = (int(encoded.foreground.max()), z0 + int(encoded.foreground.argmax()))
         with ThreadPoolExecutor(2) as pool:
@@ -216,7 +218,7 @@ class SoftmaxWriter:
         ]
         self.store.delete(old)
         voxels = int(np.prod(self.shape[1:], dtype=np.int64))
-        soft = self._soft * SCALE
+        soft = self._soft
         self.facts = SoftmaxFacts(
             version=version,
             size=size + len(description),
@@ -268,6 +270,8 @@ class SoftmaxVolume:
         provenance: as it was written.
         fullest_slice: the slice with most foreground.
         size: bytes of the payload.
+        format: its name and number.
+        levels: the probability of each code.
     """
 
     def __init__(self, store: ObjectStore, key: str, version: str, array: Mapping[str, Any], fullest_slice: int):
@@ -275,12 +279,16 @@ class SoftmaxVolume:
         foreground, *spatial = array["shape"]
         self.shape: tuple[int, ...] = (foreground + 1, *spatial)
         self.class_names = tuple(attributes["class_names"])
-        if len(self.class_names) != self.shape[0] or attributes["format"] != FORMAT:
-            raise ValueError(f"format {attributes['format']} with classes {self.class_names}")
+        self.format = str(attributes["format"])
+        if len(self.class_names) != self.shape[0] or self.format not in (FORMAT, FIRST_FORMAT):
+            raise ValueError(f"format {self.format} with classes {self.class_names}")
+        if self.keeps_ranking:
+            self.levels = levels_of(attributes["tail"], int(attributes["steps"]))
+        else:
+            self.levels = linear_levels()
         self.spacing_mm = tuple(attributes["spacing_mm"])
         self.affine = np.asarray(attributes["affine"], np.float64)
         self.provenance = dict(attributes["provenance"])
-        self.tail = float(attributes["encoder"]["tail"])
         self.fullest_slice = int(fullest_slice)
         self.size = int(attributes["payload_bytes"])
         self.sha256 = str(attributes["payload_sha256"])
@@ -288,6 +296,11 @@ class SoftmaxVolume:
         self._store, self._shard, self._subject = store, f"{key}/{version}/{SHARD}", f"{store.name}/{key}"
         self._grid = _Grid(self.shape)
         self._offsets: npt.NDArray[np.uint64] | None = None
+
+    @property
+    def keeps_ranking(self) -> bool:
+        """Whether the order of confidences near 1 and of probabilities near 0 is the network's: not in the first format."""
+        return self.format != FIRST_FORMAT
 
     def codes(self, z0: int, z1: int) -> npt.NDArray[np.uint16]:
         """Foreground codes (C − 1, z1 − z0, Y, X); one request, for the chunks that hold these slices.
@@ -349,22 +362,18 @@ class SoftmaxVolume:
 
     def slab(self, z0: int, z1: int) -> npt.NDArray[np.float32]:
         """Probabilities (C, z1 − z0, Y, X), background first; they sum to 1."""
-        from curvas_assets.storage.encoding import decode, decode_into
-
         if z1 - z0 <= 2 * DEPTH:
-            return decode(self.codes(z0, z1))
+            return decode(self.codes(z0, z1), self.levels)
         self._require_slices(z0, z1)
         out = np.empty((self.shape[0], z1 - z0, *self.shape[2:]), np.float32)
         for begin, end, codes in self._stream(z0 // DEPTH, -(-z1 // DEPTH)):
             low, high = max(z0, begin), min(z1, end)
-            decode_into(out, low - z0, codes[:, low - begin : high - begin])
+            decode_into(out, low - z0, codes[:, low - begin : high - begin], self.levels)
         return out
 
     def labels(self, z0: int, z1: int) -> npt.NDArray[np.uint8]:
         """The label map (z1 − z0, Y, X)."""
-        from curvas_assets.storage.encoding import labels_of
-
-        return labels_of(self.codes(z0, z1))
+        return labels_of(self.codes(z0, z1), self.levels)
 
     def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
         """(z0, z1, codes) from the first slice to the last, 16 slices at a time.
@@ -432,7 +441,6 @@ def write_softmax(
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     affine: npt.ArrayLike | None = None,
     provenance: Mapping[str, Any] | None = None,
-    tail: float = 1e-4,
 ) -> SoftmaxFacts:
     """Write a softmax volume to one file: the zarr group in an uncompressed zip, which zarr-python reads.
 
@@ -443,8 +451,8 @@ def write_softmax(
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it.
         provenance: goes into the attributes.
-        tail: see `encoding`; 0 is the strict mode.
     """
+    softmax = as_probabilities(softmax, attempted="writing a softmax volume", subject=str(file), error=StorageError)
     names = class_names or ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with SoftmaxWriter(
@@ -455,7 +463,6 @@ def write_softmax(
             spacing_mm=spacing_mm,
             affine=affine,
             provenance=provenance,
-            tail=tail,
         ) as writer:
             for z0 in range(0, softmax.shape[1], DEPTH):
                 writer.write(z0, softmax[:, z0 : z0 + DEPTH])
@@ -606,13 +613,13 @@ def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, 
         "dimension_names": ["class", "z", "y", "x"],
         "attributes": {
             "format": FORMAT,
-            "scale_factor": SCALE,
+            "tail": list(tail()),
+            "steps": STEPS,
             "class_names": list(writer.class_names),
             "classes_stored": list(writer.class_names[1:]),
-            "background": "1 minus the sum of the stored classes",
+            "background": "1 minus the sum of the stored classes; 1 where that sum is less than 2**-24",
             "spacing_mm": list(writer.spacing_mm),
             "affine": writer.affine.tolist(),
-            "encoder": {"tail": writer.tail, "block": [DEPTH, 32, 32]},
             "payload_bytes": size,
             "payload_sha256": sha256,
             "provenance": writer.provenance,

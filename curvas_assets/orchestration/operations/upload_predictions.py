@@ -98,7 +98,6 @@ def _store(
         shape=record["shape"],
         affine=record["affine"],
         provenance={"patient": patient, "predictor": model, "origin": origin or "not told"},
-        tail=study.prediction.tail,
         scratch=scratch_folder(),
     )
     return Stored(

@@ -1,0 +1,81 @@
+"""Ranks of an organ's probability in an array of floats, exactly, without sorting all of it.
+
+Only the order of annotated voxels against the others matters, and annotated ones are few. They are sorted; every other
+voxel is placed among them. (A stored volume has few enough levels to count each: `counting` does.)
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+
+from curvas_assets.parallel import PARALLEL
+from curvas_assets.scoring.counting import Ranks
+from curvas_assets.storage.labels import DEPTH
+
+SHIFT = 14
+"""Bits of float32 that are left out to find where to look: 64 beginnings for each doubling of p."""
+
+
+def rank_organ(softmax: npt.NDArray[Any], annotations: Any, c: int, region: tuple[slice, slice, slice]) -> Ranks:
+    """Ranks of one class's probability.
+
+    Args:
+        softmax: probabilities (C, Z, Y, X); taken as float32, as `counting` takes them.
+        annotations: uint8 (R, Z, Y, X), sliceable.
+        c: the class.
+        region: slices along (Z, Y, X) with start and stop; voxels outside do not count.
+    """
+    zs, ys, xs = region
+    slabs = [slice(z, min(z + DEPTH, zs.stop)) for z in range(zs.start, zs.stop, DEPTH)]
+    annotators = annotations.shape[0]
+
+    def slab(here: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Probabilities, and who gave the class (R, …)."""
+        p = np.clip(np.asarray(softmax[c, here, ys, xs], np.float32), 0, 1) + np.float32(0)  # −0 is 0
+        return p, np.asarray(annotations[:, here, ys, xs]) == c
+
+    found: list[npt.NDArray[np.float32]] = []
+    who: list[npt.NDArray[np.bool_]] = []
+    for here in slabs:
+        p, gave = slab(here)
+        anybody = gave.any(axis=0)
+        found.append(p[anybody])
+        who.append(gave[:, anybody])
+    values, place = np.unique(np.concatenate(found), return_inverse=True)
+    answers = np.concatenate(who, axis=1)
+    # Rank 2 k is what lies below the k-th annotated value and above the one before, rank 2 k + 1 what equals it.
+    positives = np.zeros((annotators, 2 * values.size + 1), np.int64)
+    for r in range(annotators):
+        positives[r, 1::2] = np.bincount(place[answers[r]], minlength=values.size)
+    voxels = np.zeros((numba.get_num_threads(), 2 * values.size + 1), np.int64)
+    voxels[0, 1::2] = np.bincount(place, minlength=values.size)
+    keys = np.append(values, np.float32(2)).view(np.int32) >> SHIFT
+    begins = np.searchsorted(keys, np.arange((0x3F800000 >> SHIFT) + 3)).astype(np.int64)
+    for here in slabs:
+        p, gave = slab(here)
+        with PARALLEL:
+            _place(p, gave.any(axis=0), values, begins, voxels)
+    return Ranks(voxels.sum(axis=0), positives)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _place(p, left_out, values, begins, voxels):
+    for z in prange(p.shape[0]):
+        own = voxels[numba.get_thread_id()]  # type: ignore[attr-defined]
+        for y in range(p.shape[1]):
+            for x in range(p.shape[2]):
+                if left_out[z, y, x]:
+                    continue
+                v = p[z, y, x]
+                key = np.float32(v).view(np.int32) >> SHIFT
+                low, high = begins[key], begins[key + 1]
+                while low < high:  # the first annotated value that is not below
+                    middle = (low + high) // 2
+                    if values[middle] < v:
+                        low = middle + 1
+                    else:
+                        high = middle
+                own[2 * low + (1 if low < values.size and values[low] == v else 0)] += 1
