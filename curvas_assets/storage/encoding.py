@@ -30,6 +30,8 @@ COARSE_BELOW = 1e-4
 UNIFORM = 1e-5
 """Sums that are this far off 1 are no rounding of float32: such voxels are scaled."""
 LEADS_BELOW = 0.1
+MOST_FOREGROUND = 1.0 + 2.0**-22
+"""A foreground may sum to this, as a softmax of float32 does: an organ of exactly 1 stays so beside organs of 1e-8."""
 Codes = npt.NDArray[np.uint16]
 Levels = npt.NDArray[np.float64]
 
@@ -261,8 +263,8 @@ def _encode(
                     for c in range(1, classes):
                         code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
                 found, foreground = _winner(code, levels)
-                while found != wanted or foreground > 1.0:
-                    if foreground > 1.0:
+                while found != wanted or foreground > MOST_FOREGROUND:
+                    if foreground > MOST_FOREGROUND:
                         _lower(code, wanted, levels)
                     elif found > 0:
                         code[found - 1] -= 1
