@@ -17,19 +17,20 @@ from numba import njit, prange
 
 from curvas_assets.parallel import PARALLEL
 
-STEPS = 1 << 14
+STEPS = 1 << 13
 """Between the logarithmic ends, levels are this many to 1."""
 LEAST_FOREGROUND = 2.0**-24
 """A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
-DECADES = ((-2, 4), (-1, 4), (0, 4), (1, 8), (2, 16), (3, 32))
-"""Levels of each decade of p / 2⁻²⁴, from the smallest: as many as keep the area under a trained network's risk–coverage
-curve within half a percent. The last ratio goes on until it is a step."""
-COARSE = 4
+DECADES = (2, 2, 4, 8, 16, 16)
+"""Levels of each decade of p / 2⁻²⁴, from 10⁻² on: as many as keep the areas under a trained network's risk–coverage curves
+within half a percent. The last ratio goes on until it is a step."""
+COARSE = 2
 """Levels a decade for what decides no ranking of confidence: organs that neither win a voxel nor lead its foreground."""
 COARSE_BELOW = 1e-4
+SAFELY_BACKGROUND = 0.1
+"""A foreground below it loses, however it is rounded."""
 UNIFORM = 1e-5
 """Sums that are this far off 1 are no rounding of float32: such voxels are scaled."""
-LEADS_BELOW = 0.1
 MOST_FOREGROUND = 1.0 + 2.0**-22
 """A foreground may sum to this, as a softmax of float32 does: an organ of exactly 1 stays so beside organs of 1e-8."""
 Codes = npt.NDArray[np.uint16]
@@ -55,11 +56,16 @@ class EncodedSlab(NamedTuple):
 @cache
 def tail() -> tuple[float, ...]:
     """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
-    values = [LEAST_FOREGROUND * 10.0 ** (decade + i / count) for decade, count in DECADES for i in range(count)]
-    ratio = 10.0 ** (1 / DECADES[-1][1])
-    values = [v for v in values if v * (ratio - 1) < 1 / STEPS]
-    last = np.ceil(values[-1] * ratio * STEPS) / STEPS
-    return (*(float(np.float32(v)) for v in values), float(last))
+    values = [
+        LEAST_FOREGROUND * 10.0 ** (decade + i / count)
+        for decade, count in enumerate(DECADES, -2)
+        for i in range(count)
+    ]
+    ratio = 10.0 ** (1 / DECADES[-1])
+    while values[-1] * (ratio - 1) < 1 / STEPS:
+        values.append(values[-1] * ratio)
+    last = np.ceil(values[-1] * STEPS) / STEPS
+    return (*(float(np.float32(v)) for v in values[:-1]), float(last))
 
 
 def levels_of(ends: npt.ArrayLike, steps: int) -> Levels:
@@ -139,11 +145,13 @@ def _limits(levels: Levels) -> npt.NDArray[np.float64]:
 
 @cache
 def _search_tables() -> tuple[npt.NDArray[Any], ...]:
-    """Levels, limits of their cells, where to begin looking from p and from 1 − p; codes, limits and beginnings of `COARSE`."""
+    """Levels, limits of their cells, where to begin looking from p and from 1 − p; codes, limits and beginnings of the
+    coarse levels.
+    """
     levels = levels_of(tail(), STEPS)
     limits = np.append(_limits(levels), np.inf)
     buckets = (np.arange((0x3F800000 >> 16) + 2, dtype=np.int64) << 16).astype(np.int32).view(np.float32).astype(float)
-    wanted = LEAST_FOREGROUND * 10.0 ** (DECADES[0][0] + np.arange(7 * COARSE) / COARSE)
+    wanted = LEAST_FOREGROUND * 10.0 ** (-2 + np.arange(7 * COARSE) / COARSE)
     coarse = np.unique([0, *(int(np.abs(levels[1:] / v - 1).argmin()) + 1 for v in wanted if v < 4 * COARSE_BELOW)])
     coarse_limits = np.append(_limits(levels[coarse]), np.inf)
 
@@ -209,73 +217,79 @@ def _encode(
         voxels = np.zeros(classes, np.int64)
         sums = np.zeros(classes - 1)
         for row in range(height):
-            for column in range(width):
-                total, wanted = 0.0, 0
+            line, written = p[:, z, row], codes[:, z, row]
+            for i in range(width):
+                total, wanted, most = 0.0, 0, -np.inf
                 for c in range(classes):
-                    value = np.float64(p[c, z, row, column])
+                    value = np.float64(line[c, i])
+                    if value > most:
+                        wanted, most = c, value
                     x[c] = max(value, 0.0)
                     total += x[c]
-                    if value > np.float64(p[wanted, z, row, column]):
-                        wanted = c
                 voxels[wanted] += 1
-                foreground = total - x[0]
-                if wanted == 0 and foreground <= 0.0:
-                    continue
                 if abs(total - 1.0) > UNIFORM:
                     for c in range(classes):
                         x[c] /= total
-                foreground, lead = 0.0, 1
-                for c in range(1, classes):
+                foreground, lead = x[1], 1
+                for c in range(2, classes):
                     foreground += x[c]
                     if x[c] > x[lead]:
                         lead = c
-                if wanted == 0:
+                if wanted > 0:
+                    for c in range(1, classes):
+                        code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
+                    _repair(code, wanted, levels)
+                elif foreground > 0.0:
                     # A softmax of float32 has backgrounds of exactly 1, one group in every ranking: which they are is kept.
                     certain = np.float32(x[0]) >= np.float32(1.0)
                     scale = 1.0
-                    if certain and foreground >= LEAST_FOREGROUND:
-                        scale = 0.95 * LEAST_FOREGROUND / foreground
-                    elif not certain and foreground < LEAST_FOREGROUND:
-                        scale = LEAST_FOREGROUND / foreground
-                    others = 0.0
+                    if certain != (foreground < LEAST_FOREGROUND):
+                        scale = (0.95 if certain else 1.0) * LEAST_FOREGROUND / foreground
+                    coded = 0.0
                     for c in range(1, classes):
-                        x[c] *= scale
-                        if c == lead:
-                            continue
-                        if x[c] < COARSE_BELOW:
-                            code[c - 1] = coarse[_find(x[c], x[c], coarse_limits, coarse_starts)]
+                        value = x[c] * scale
+                        if c != lead and value < COARSE_BELOW:
+                            code[c - 1] = coarse[_find(value, value, coarse_limits, coarse_starts)]
                         else:
-                            code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
-                        others += levels[code[c - 1]]
-                    # What the others were rounded by, the leading organ takes over: the confidence keeps its fine level.
-                    value = x[lead]
-                    if foreground * scale < LEADS_BELOW:
-                        value = max(foreground * scale - others, 0.0)
-                    code[lead - 1] = _code(value, levels, limits, starts, starts_near_one)
-                    _, foreground = _winner(code, levels)
-                    while certain and foreground >= LEAST_FOREGROUND:
-                        code[code.argmax()] -= 1
-                        _, foreground = _winner(code, levels)
-                    while not certain and foreground < LEAST_FOREGROUND:
-                        code[lead - 1] += 1
-                        _, foreground = _winner(code, levels)
+                            code[c - 1] = _code(value, levels, limits, starts, starts_near_one)
+                        coded += levels[code[c - 1]]
+                    if certain != (coded < LEAST_FOREGROUND):
+                        _step_over(code, lead, certain, levels)
+                    if foreground > SAFELY_BACKGROUND:
+                        _repair(code, 0, levels)
                 else:
-                    for c in range(1, classes):
-                        code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
-                found, foreground = _winner(code, levels)
-                while found != wanted or foreground > MOST_FOREGROUND:
-                    if foreground > MOST_FOREGROUND:
-                        _lower(code, wanted, levels)
-                    elif found > 0:
-                        code[found - 1] -= 1
-                    else:
-                        code[wanted - 1] += 1
-                    found, foreground = _winner(code, levels)
+                    continue
                 for c in range(classes - 1):
-                    codes[c, z, row, column] = code[c]
+                    written[c, i] = code[c]
                     sums[c] += levels[code[c]]
         label_voxels[z] = voxels
         soft[z] = sums
+
+
+@njit(cache=True, nogil=True)
+def _repair(code, wanted, levels):
+    """Move codes, a level at a time, until the wanted class wins and the foreground is no more than 1."""
+    found, foreground = _winner(code, levels)
+    while found != wanted or foreground > MOST_FOREGROUND:
+        if foreground > MOST_FOREGROUND:
+            _lower(code, wanted, levels)
+        elif found > 0:
+            code[found - 1] -= 1
+        else:
+            code[wanted - 1] += 1
+        found, foreground = _winner(code, levels)
+
+
+@njit(cache=True, nogil=True)
+def _step_over(code, lead, certain, levels):
+    """Move codes, a level at a time, until the background is exactly 1 if it is `certain`, and less if not."""
+    _, foreground = _winner(code, levels)
+    while certain != (foreground < LEAST_FOREGROUND):
+        if certain:
+            code[code.argmax()] -= 1
+        else:
+            code[lead - 1] += 1
+        _, foreground = _winner(code, levels)
 
 
 @njit(cache=True, nogil=True)

@@ -33,7 +33,16 @@ import numpy.typing as npt
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.probabilities import as_probabilities, require_probabilities
-from curvas_assets.storage.encoding import STEPS, decode, decode_into, encode, labels_of, levels_of, linear_levels, tail
+from curvas_assets.storage.encoding import (
+    STEPS,
+    decode,
+    decode_into,
+    encode,
+    labels_of,
+    levels_of,
+    linear_levels,
+    tail,
+)
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
 
 FORMAT = "curvas-softmax-2"
@@ -44,7 +53,7 @@ CHUNKS_PER_GET = 8
 """Depths of chunks fetched by one request when a volume is read through."""
 SPOOL_BYTES = 256 << 20
 ABSENT = (1 << 64) - 1
-COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
+COMPRESSION = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
 

@@ -64,7 +64,7 @@ def test_equal_members_know_no_mutual_information(members, count):
 
 def _stored(store, name, softmax, patient="P1", spacing_mm=(5, 3, 2), names=("background", "a", "b", "c")):
     with SoftmaxWriter(
-        store, name, softmax.shape, class_names=names, spacing_mm=spacing_mm, provenance={"patient": patient}, tail=0
+        store, name, softmax.shape, class_names=names, spacing_mm=spacing_mm, provenance={"patient": patient}
     ) as writer:
         writer.write(0, softmax)
     return open_softmax(store, name)

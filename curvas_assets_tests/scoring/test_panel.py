@@ -6,9 +6,11 @@
 - Laws: values lie in their range; flips and relabelled organs change nothing; a perfect prediction is best; inputs are
   not changed; NaN never comes without a note.
 - A background of −1e-7 does not fall out of the bins; voxels outside the region do not count.
-- A stored volume scores as the array it was made from.
+- A perfect ranking has no excess area, by the rule that every ranking is integrated by.
+- A stored volume scores as the array that is read from it; one of the first format is said to rank approximately.
 """
 
+import io
 import math
 
 import numpy as np
@@ -25,9 +27,8 @@ from curvas_assets.errors import ScoringError
 from curvas_assets.scoring import METRICS, PatientReference, check_scores, metric_table, score, study_columns
 from curvas_assets.scoring.accuracy import crps
 from curvas_assets.scoring.failure import risk_areas
-from curvas_assets.storage.encoding import decode, encode
-from curvas_assets.storage.objects import FolderObjects
-from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
+from curvas_assets.storage.softmax import read_softmax, write_softmax
+from curvas_assets_tests.storage.first_format import first_format
 from curvas_assets_tests.strategies import label_maps, softmaxes
 
 SHAPE = (3, 9, 11)
@@ -38,11 +39,9 @@ NEARLY_ONE = 1 - 1e-6  # torchmetrics computes in float32, where 1e-9 less is 1
 
 @st.composite
 def cases(draw, classes=st.integers(2, 6), annotators=st.sampled_from([1, 2, 3, 5])):
-    """A softmax of exact 16-bit values, and annotations."""
+    """A softmax in float32, as a network gives it, and annotations."""
     c, r = draw(classes), draw(annotators)
-    softmax = draw(softmaxes(st.just(c), st.just(SHAPE), st.just(np.float64)))
-    rounded = decode(encode(softmax, 0)[0])
-    return rounded, draw(label_maps(c, r, SHAPE))
+    return draw(softmaxes(st.just(c), st.just(SHAPE), st.just(np.float32))), draw(label_maps(c, r, SHAPE))
 
 
 def _organs(softmax):
@@ -116,7 +115,7 @@ def test_torchmetrics_gives_certainty_a_bin_of_its_own():
 
 
 def _ace(confidence, correct, bins=20):
-    place = np.clip((np.round(confidence * 65535) / 65535 * bins).astype(int), 0, bins - 1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
     filled = [place == b for b in range(bins) if (place == b).any()]
     return float(np.mean([abs(correct[b].mean() - confidence[b].mean()) for b in filled]))
 
@@ -143,24 +142,47 @@ def test_ranking_agrees_with_scikit_learn_and_the_definition(case):
             _same(_value(table, "auroc", organ, str(r)), expected)
         wrong = labels != target
         mixed = 0 < wrong.sum() < wrong.size
-        # 16-bit values in float32: equal confidences stay equal.
-        expected = roc_auc_score(wrong, -np.round(confidence * 65535)) if mixed else math.nan
+        expected = roc_auc_score(wrong, -confidence) if mixed else math.nan
         _same(_value(table, "auroc_error", "", str(r)), expected)
-        area, generalised, best = _risk_areas(np.round(confidence * 65535).astype(int), wrong)
+        area, generalised, best = _risk_areas(confidence, wrong)
         _same(_value(table, "aurc", "", str(r)), area)
         _same(_value(table, "augrc", "", str(r)), generalised)
         _same(_value(table, "eaurc", "", str(r)), area - best)
+        assert _value(table, "eaurc", "", str(r)) >= 0
 
 
 def _risk_areas(confidence, wrong):
-    """The definition, point by point."""
+    """The definition, point by point; the perfect ranking has the right voxels as one group, then error after error."""
     n, points = len(wrong), []
     for t in sorted(set(confidence), reverse=True):
         kept = confidence >= t
         points.append((kept.sum() / n, wrong[kept].mean(), (wrong & kept).sum() / n))
     coverage, risk, generalised = zip(*[(0, points[0][1], 0), *points], strict=True)
-    best = np.mean([np.sort(wrong.astype(float))[:k].mean() for k in range(1, n + 1)])
+    perfect = np.where(wrong, -np.cumsum(wrong), 1)
+    best = 0.0 if np.array_equal(perfect, confidence) else _risk_areas(perfect, wrong)[0]
     return np.trapezoid(risk, coverage), np.trapezoid(generalised, coverage), best
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+def test_a_perfect_ranking_has_no_excess(wrong):
+    wrong = np.array(wrong)
+    confidence = np.where(wrong, -np.cumsum(wrong), 1)
+    _, place = np.unique(confidence, return_inverse=True)
+    errors, voxels = np.bincount(place, wrong).astype(np.int64), np.bincount(place)
+    area, _, best = risk_areas(errors, voxels - errors)
+    assert area - best == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(7, 3), (10_000, 137), (3, 10_000), (0, 5), (5, 0)])
+def test_the_area_of_a_perfect_ranking_is_its_trapezoids(right, wrong):
+    n = right + wrong
+    kept = np.arange(max(right, 1), n + 1)
+    risk = (kept - right) / kept
+    steps = np.diff(kept / n, prepend=0)
+    area = steps @ (risk + np.concatenate([risk[:1], risk[:-1]])) / 2
+    errors, rest = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    errors[0], rest[1] = wrong, right
+    assert risk_areas(errors, rest)[2] == pytest.approx(area, abs=1e-12)
 
 
 def test_values_adds_its_point_at_the_first_element_of_a_tie_and_therefore_differs():
@@ -265,7 +287,7 @@ def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
 
 PERFECT = {
     "dice": 1, "dice_published": 1, "dice_annotator": 1, "hausdorff": 0, "hd95": 0, "assd": 0, "nsd": 1, "crps": 0,
-    "ece": 0, "ace": 0, "adaptive_ece": 0, "classwise_ece": 0, "ece_mean_response": 0, "brier": 0, "nll": 0,
+    "ece": 0, "ece_published": 0, "ace": 0, "adaptive_ece": 0, "classwise_ece": 0, "ece_mean_response": 0, "brier": 0, "nll": 0,
     "confidence": 1, "auroc": 1, "auroc_error": None, "aurc": 0, "eaurc": 0, "augrc": 0, "predictive_entropy": 0,
     "predictive_entropy_patch": 0,
 }  # fmt: skip
@@ -325,23 +347,34 @@ def test_voxels_outside_the_region_do_not_count():
     np.testing.assert_allclose(within["value"], alone["value"], atol=1e-12)
 
 
-def test_a_stored_volume_scores_as_its_array(tmp_path):
+def _stored(softmax):
+    file = io.BytesIO()
+    write_softmax(file, softmax)
+    return read_softmax(file)
+
+
+@given(cases())
+def test_a_stored_volume_scores_as_the_array_that_is_read_from_it(case):
+    softmax, annotations = case
+    volume = _stored(softmax)
+    stored = score(volume, annotations, SPACING, organs=_organs(softmax))
+    read = score(volume.slab(0, SHAPE[0]), annotations, SPACING, organs=_organs(softmax))
+    np.testing.assert_allclose(stored["value"], read["value"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_volume_of_the_first_format_is_scored_and_said_to_be_approximate():
     rng = np.random.default_rng(0)
-    p = rng.random((4, 35, 20, 21))
-    softmax, annotations = p / p.sum(axis=0), rng.integers(0, 4, (3, 35, 20, 21)).astype(np.uint8)
-    codes = encode(softmax, 0)[0].astype(np.int64)
-    rounded = np.concatenate([65535 - codes.sum(axis=0, keepdims=True), codes]) / 65535
-    store = FolderObjects(tmp_path)
-    with SoftmaxWriter(
-        store, "v", softmax.shape, class_names=["background", *ORGANS], spacing_mm=SPACING, tail=0
-    ) as writer:
-        writer.write(0, softmax)
-    stored = score(open_softmax(store, "v"), annotations, SPACING, organs=ORGANS)
-    exact = score(rounded, annotations, SPACING, organs=ORGANS)
-    np.testing.assert_allclose(stored["value"], exact["value"], rtol=1e-9, atol=1e-9)
-    # The volumes of an array are summed before its probabilities are rounded.
-    unrounded = score(softmax, annotations, SPACING, organs=ORGANS)
-    np.testing.assert_allclose(stored["value"], unrounded["value"], rtol=1e-4, atol=1e-9)
+    p = rng.random((4, 20, 9, 11))
+    annotations = rng.integers(0, 4, (2, 20, 9, 11)).astype(np.uint8)
+    old = first_format(p / p.sum(axis=0))
+    table = score(old, annotations, SPACING, organs=ORGANS)
+    said = table.groupby("metric")["note"].agg(lambda notes: notes.str.startswith("approximate").all())
+    assert set(said[said].index) == {"auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll"}
+    assert _value(table, "ece", "", "1") == pytest.approx(
+        _value(score(p / p.sum(axis=0), annotations, SPACING, organs=ORGANS), "ece", "", "1"), abs=1e-3
+    )
+    as_members = score(_stored(old.slab(0, 20)), annotations, SPACING, organs=ORGANS, members=[old, old])
+    assert as_members[as_members.metric == "aurc"]["note"].str.startswith("approximate").all()
 
 
 def test_reliability_bins_give_the_ece_back_and_curves_end_at_full_coverage():
