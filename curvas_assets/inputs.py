@@ -15,7 +15,7 @@ from curvas_assets.errors import CurvasError
 
 
 def as_path(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
-    """A path of text or of a path object.
+    """A path of text or of a path object; `~` is the home folder.
 
     Args:
         value: what was given.
@@ -26,11 +26,12 @@ def as_path(value: Any, *, attempted: str, subject: str, error: type[CurvasError
     Raises:
         CurvasError: of the kind `error`: it is no path.
     """
-    if isinstance(value, Path):
-        return value
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise error(attempted, subject, f"{value!r:.80} instead of a path", "Give a path, as text or pathlib.Path.")
+    text = os.path.expanduser(text)  # nibabel does so too
+    if text.startswith("~"):
+        raise error(attempted, subject, f"{text!r:.80}, the home folder of nobody", "Give a path that is there.")
     return Path(text)
 
 

@@ -175,7 +175,7 @@ class Prediction(_Part):
 
 
 class Evaluation(_Part):
-    """Where and how predictors are scored (DEFINITIONS: accuracy, calibration, uncertainty)."""
+    """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
     ece_bins: Annotated[int, Field(ge=2, le=1000)] = 50

@@ -4,7 +4,6 @@ Nothing is trained or preprocessed here. A checkpoint is read without executing 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def adopt_model(
 
     study, model = load_study(study), ModelId.of(model)
     told: Any = {"attempted": "taking in the model", "subject": str(model), "error": SegmentationError}
-    source, folder = existing_folder(_at_home(source), **told), as_path(_at_home(folder), **told)
+    source, folder = existing_folder(source, **told), as_path(folder, **told)
     plans = _json(source / "plans.json", str(model))
     dataset = _json(source / "dataset.json", str(model))
     fold = source / f"fold_{model.fold}"
@@ -145,7 +144,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
     """
     study, subject = load_study(study), f"dataset of {annotator}"
     told: Any = {"attempted": "taking in the preprocessing", "subject": subject, "error": SegmentationError}
-    source, folder = existing_folder(_at_home(source), **told), as_path(_at_home(folder), **told)
+    source, folder = existing_folder(source, **told), as_path(folder, **told)
     plans_files = sorted(source.glob("*Plans.json"))
     if len(plans_files) != 1:
         raise SegmentationError(
@@ -195,11 +194,6 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
         seconds=0.0,
         digest=dataset_digest(folder),
     )
-
-
-def _at_home(path: Any) -> Any:
-    """A path given as text or path object, with `~` resolved; what else was given is left to be refused."""
-    return os.path.expanduser(path) if isinstance(path, str | os.PathLike) else path
 
 
 def _require_free(folder: Path, *, attempted: str, subject: str, error: type[SegmentationError]) -> None:

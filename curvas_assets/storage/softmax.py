@@ -461,7 +461,11 @@ def write_softmax(
         StorageError: the values are no probabilities, another argument is not as said, or the file cannot be written.
             What stands at the path is replaced only once the values are known to be probabilities.
     """
-    told: Any = {"attempted": "writing a softmax volume", "subject": str(file), "error": StorageError}
+    told: Any = {
+        "attempted": "writing a softmax volume",
+        "subject": str(file).strip() or "the file",
+        "error": StorageError,
+    }
     softmax = as_probabilities(softmax, **told)
     names = ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))] if class_names is None else class_names
     try:
@@ -500,7 +504,11 @@ def read_softmax(file: str | Path | IO[bytes]) -> SoftmaxVolume:
         CorruptArtefactError: it is not such a file, or damaged.
         StorageError: it is neither path nor file, or cannot be read.
     """
-    told: Any = {"attempted": "reading a softmax volume", "subject": str(file), "error": StorageError}
+    told: Any = {
+        "attempted": "reading a softmax volume",
+        "subject": str(file).strip() or "the file",
+        "error": StorageError,
+    }
     source = file if hasattr(file, "read") else as_path(file, **told)
     try:
         archive = zipfile.ZipFile(source)  # type: ignore[arg-type]
