@@ -337,7 +337,7 @@ def test_write_softmax_refuses_and_leaves_no_file(odd, tmp_path):
     "odd",
     [*({"spacing_mm": value} for value in SPACINGS if value is not None),
      *({"affine": value} for value in (3, "x", np.eye(3), np.full((4, 4), np.inf))),
-     *({"class_names": value} for value in ("ab", ["a"], 3, ["a", "b", "c"], [])),
+     *({"class_names": value} for value in ("abc", ["a"], 3, ["a", "b", "c"], [])),
      *({"provenance": value} for value in (3, {"a": object()}, "text"))],
     ids=repr,
 )  # fmt: skip

@@ -106,7 +106,7 @@ class SoftmaxWriter:
         provenance: Mapping[str, Any] | None = None,
     ):
         told: Any = {"attempted": "writing a softmax volume", "subject": key, "error": StorageError}
-        names = () if isinstance(class_names, str) or not isinstance(class_names, Iterable) else tuple(class_names)
+        names = tuple(class_names) if isinstance(class_names, Iterable) else ()
         if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(names) != shape[0]:
             raise StorageError(
                 "writing a softmax volume",
