@@ -4,6 +4,7 @@ Arrays, torch tensors of any type and place, and nested lists come in; float arr
 and sums that are not 1 are told apart, for each has its own remedy.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from numba import njit, prange
 
 from curvas_assets.errors import CurvasError
+from curvas_assets.inputs import to_array
 from curvas_assets.parallel import PARALLEL
 
 SLACK = 0.01
@@ -38,7 +40,7 @@ def as_probabilities(values: Any, *, attempted: str, subject: str, error: type[C
     def refuse(found: str, remedy: str) -> CurvasError:
         return error(attempted, subject, found, remedy)
 
-    array = _array(values)
+    array = to_array(values)
     if array is None or array.dtype.kind not in "fiub":
         kind = type(values).__name__ if array is None else f"{type(values).__name__} of {array.dtype}"
         raise refuse(f"a {kind}", "Give an array of probabilities (classes, z, y, x), background first.")
@@ -93,16 +95,29 @@ def require_probabilities(
     raise error(attempted, subject, found, remedy)
 
 
-def _array(values: Any) -> npt.NDArray[Any] | None:
-    """An array of what people pass; None of what is none."""
-    if hasattr(values, "detach"):  # torch: bfloat16 is unknown to NumPy, and other devices to its conversion
-        values = values.detach().cpu()
-        values = (values.float() if "bfloat16" in str(values.dtype) else values).numpy()
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError):
-        return None
-    return None if array.dtype == object else array
+def as_members(members: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> list[Any]:
+    """The softmax of each member of an ensemble, each not yet checked.
+
+    Args:
+        members: a sequence of softmaxes (arrays, tensors or stored volumes), or an array of five axes (M, C, Z, Y, X).
+        attempted: what they are wanted for, for the message.
+        subject: whose they are.
+        error: the kind of error to raise.
+
+    Raises:
+        CurvasError: of the kind `error`: one softmax, a mapping, or no sequence.
+    """
+    remedy = "Give a sequence of softmaxes (classes, z, y, x), one for each member."
+    axes = getattr(members, "ndim", None)
+    if hasattr(members, "code_slabs") or hasattr(members, "slab") or axes == 4:
+        raise error(attempted, subject, "one softmax instead of several", remedy)
+    if axes is not None:
+        if axes != 5:
+            raise error(attempted, subject, f"an array of shape {tuple(members.shape)}", remedy)
+    elif isinstance(members, str | bytes | Mapping) or not isinstance(members, Iterable):
+        hint = f"{remedy} Of a mapping, give list(members.values())." if isinstance(members, Mapping) else remedy
+        raise error(attempted, subject, f"a {type(members).__name__}", hint)
+    return list(members)
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curvas_assets.errors import StudyError
+from curvas_assets.inputs import as_path
 
 Fold = Literal["all", 0, 1, 2, 3, 4]
 SetName = Literal["train", "validation", "test"]
@@ -48,6 +49,11 @@ class ModelId:
             )
         annotator, seed, fold = match.groups()
         return cls(annotator, int(seed), "all" if fold == "all" else int(fold))  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, model: "ModelId | str") -> "ModelId":
+        """A model as it is, or by its name; a StudyError if it is neither."""
+        return model if isinstance(model, cls) else cls.parse(str(model))
 
 
 @dataclass(frozen=True, order=True)
@@ -169,7 +175,7 @@ class Prediction(_Part):
 
 
 class Evaluation(_Part):
-    """Where and how predictors are scored (DEFINITIONS: accuracy, calibration, uncertainty)."""
+    """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
     ece_bins: Annotated[int, Field(ge=2, le=1000)] = 50
@@ -389,27 +395,31 @@ def built_in_studies() -> list[str]:
     )
 
 
-def load_study(name_or_path: str | Path) -> Study:
+def load_study(name_or_path: "str | Path | Study") -> Study:
     """Read and validate a study.
 
     Args:
-        name_or_path: a built-in name (`curvas`, `phantom`) or the path of a YAML file.
+        name_or_path: a built-in name (`curvas`, `phantom`) or the path of a YAML file. A study is returned as it is.
 
     Raises:
         StudyError: not found, not YAML, or a field has a value that is not allowed; names field, value and what is allowed.
     """
+    if isinstance(name_or_path, Study):
+        return name_or_path
+    remedy = f"Set CURVAS_STUDY to a YAML file or one of {built_in_studies()}."
+    path = as_path(name_or_path, attempted="loading the study", subject="the study", error=StudyError)
     source = str(name_or_path)
     if source in built_in_studies():
         text = (resources.files("curvas_assets.studies") / f"{source}.yaml").read_text()
-    elif Path(source).is_file():
-        text = Path(source).read_text()
     else:
-        raise StudyError(
-            "loading the study",
-            source,
-            "there is no such file, nor a built-in study of that name",
-            f"Set CURVAS_STUDY to a YAML file or one of {built_in_studies()}.",
-        )
+        try:
+            text = path.read_text()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            found = "there is no such file, nor a built-in study of that name"
+            raise StudyError("loading the study", source, found, remedy) from error
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"it cannot be read ({type(error).__name__})"
+            raise StudyError("loading the study", source, found, remedy) from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

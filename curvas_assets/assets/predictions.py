@@ -22,14 +22,13 @@ from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
 from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import bytes_below, scratch_space
+from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor, PreparedScan
 from curvas_assets.storage import directories
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
 
-SUM_TOLERANCE = 1e-3
-"""How far the classes of a voxel may be from 1 together: float32 softmax stays within 1e-6, half precision within 1e-3."""
 CHECKS = (
     Check("sums_to_one", "The classes of every voxel sum to 1, and none is NaN.", dg.AssetCheckSeverity.ERROR),
     Check("labels_are_not_empty", "The model found at least one voxel of every organ."),
@@ -156,17 +155,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
 
 
 def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationError | None:
-    """What is wrong with probabilities (C, dz, Y, X) that begin at slice z0; None if every voxel's sum to 1."""
-    sums = slab.sum(axis=0, dtype=np.float32)
-    worst = float(np.abs(sums - 1).max())
-    if worst <= SUM_TOLERANCE:  # False for NaN
-        return None
-    return SegmentationError(
-        "predicting",
-        subject,
-        f"classes of a voxel sum to 1 ± {worst:.3g} between the slices {z0} and {z0 + slab.shape[1] - 1}",
-        "Look at the model's training; predict again.",
-    )
+    """What is wrong with a model's probabilities (C, dz, Y, X) that begin at slice z0; None if nothing is."""
+    try:
+        require_probabilities(slab, attempted="predicting", subject=subject, error=SegmentationError, z0=z0)
+    except SegmentationError as defect:
+        return defect
+    return None
 
 
 def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -23,8 +23,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.inputs import existing_folder, to_array
 from curvas_assets.storage.labels import DEPTH, PackedLabels
-from curvas_assets.study import Study
+from curvas_assets.study import Study, load_study
 
 Labels = npt.NDArray[np.uint8]
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
@@ -59,17 +60,19 @@ class Patient:
     exclusions: tuple[dict[str, str], ...] = field(default=())
 
 
-def read_patient(folder: Path, study: Study) -> Patient:
+def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     """Read, validate and describe the patient in a folder.
 
     Args:
         folder: named like the patient, with or without the study's prefix; holds the files the study names.
-        study: organs, annotators, file names and tolerances.
+        study: organs, annotators, file names and tolerances; the study itself, or its name or path for `load_study`.
 
     Raises:
-        PatientError: a file is missing, unreadable, truncated or not 3-D; shapes, affines or spacings disagree; a label
+        PatientError: there is no such folder, a file is missing, unreadable, truncated or not 3-D; shapes, affines or spacings disagree; a label
             is not the study's; a voxel is NaN or infinite. Nothing of the patient is to be used then.
     """
+    study = load_study(study)
+    folder = existing_folder(folder, attempted="reading a patient", subject="the patient", error=PatientError)
     patient = _patient_id(folder, study)
     _require_files(folder, study, patient, [study.image, *(a.file for a in study.annotators)])
     image = _load(folder / study.image, patient)
@@ -103,7 +106,7 @@ def read_patient(folder: Path, study: Study) -> Patient:
     )
 
 
-def read_annotations(folder: Path, study: Study) -> PackedLabels:
+def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLabels:
     """The label maps of a patient alone, validated among themselves; the CT is not needed.
 
     They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB.
@@ -114,6 +117,8 @@ def read_annotations(folder: Path, study: Study) -> PackedLabels:
     Raises:
         PatientError: as `read_patient`, for the annotations; the first one stands for the image.
     """
+    study = load_study(study)
+    folder = existing_folder(folder, attempted="reading annotations", subject="the patient", error=PatientError)
     patient = _patient_id(folder, study)
     _require_files(folder, study, patient, [annotator.file for annotator in study.annotators])
     first = _load(folder / study.annotators[0].file, patient)
@@ -123,15 +128,23 @@ def read_annotations(folder: Path, study: Study) -> PackedLabels:
     return annotations
 
 
-def body_region(scan: npt.NDArray[Any]) -> tuple[slice, slice, slice]:
+def body_region(scan: Any) -> tuple[slice, slice, slice]:
     """The in-plane bounding box of CT > 0 HU over all slices, every slice included (the challenge's crop).
 
     Args:
-        scan: CT in HU, (Z, Y, X).
+        scan: CT in HU, (Z, Y, X): an array, a tensor or nested lists.
 
     Returns:
         Slices along (Z, Y, X); empty in plane if no voxel is above 0 HU.
+
+    Raises:
+        PatientError: it is no array of three axes.
     """
+    values = to_array(scan)
+    if values is None or values.ndim != 3 or values.dtype.kind not in "fiub":
+        found = f"a {type(scan).__name__}" + ("" if values is None else f" of shape {values.shape}, {values.dtype}")
+        raise PatientError("finding the body", "the scan", found, "Give the CT in HU, (z, y, x).")
+    scan = values
     rows = np.zeros(scan.shape[1], bool)
     columns = np.zeros(scan.shape[2], bool)
     for z in range(0, scan.shape[0], BLOCK):

@@ -6,7 +6,7 @@ draws generously, one who draws tightly, one who leaves out tails. A patient dep
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+
+from curvas_assets.errors import PatientError
+from curvas_assets.inputs import as_shape, as_spacing, made_folder
 
 Field = npt.NDArray[np.float32]
 ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
@@ -54,11 +57,11 @@ HANDS = (Hand(0.0, 1.0, 1.0), Hand(1.6, 1.4, 1.0), Hand(-1.4, 1.0, 0.72))
 
 
 def write_cohort(
-    folder: Path,
+    folder: str | Path,
     *,
-    patients: int | Sequence[str] = 9,
-    shape: tuple[int, int, int] = (48, 96, 96),
-    spacing_mm: tuple[float, float, float] = (5.0, 3.5, 3.5),
+    patients: int | str | Sequence[str] = 9,
+    shape: Sequence[int] = (48, 96, 96),
+    spacing_mm: Sequence[float] = (5.0, 3.5, 3.5),
     annotators: int = 3,
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
@@ -67,7 +70,7 @@ def write_cohort(
 
     Args:
         folder: where the patients' folders are made.
-        patients: their names, or how many (`PHANTOM001` …).
+        patients: their names, one name, or how many (`PHANTOM001` …).
         shape: voxels (Z, Y, X). The anatomy fills the volume whatever its size.
         spacing_mm: voxel size along (Z, Y, X).
         annotators: label maps per patient.
@@ -76,22 +79,44 @@ def write_cohort(
 
     Returns:
         The patients' folders.
+
+    Raises:
+        PatientError: a folder cannot be made, or patients, shape, spacing, annotators or groups are not as said.
     """
-    names = [f"PHANTOM{i:03d}" for i in range(1, patients + 1)] if isinstance(patients, int) else list(patients)
+    told: Any = {"attempted": "writing a cohort", "subject": "the cohort", "error": PatientError}
+    names = _names(patients)
+    shape, spacing_mm = as_shape(shape, **told), as_spacing(spacing_mm, **told)
+    if not isinstance(annotators, int | np.integer) or annotators < 1:
+        found = f"annotators = {annotators!r:.80}"
+        raise PatientError("writing a cohort", "the cohort", found, "Give a whole number, 1 or above.")
+    if not isinstance(groups, Mapping | None):
+        remedy = "Give a mapping: patient → A, B or C."
+        raise PatientError("writing a cohort", "the cohort", f"groups {groups!r:.80}", remedy)
+    root = made_folder(folder, **told)
     written: list[Path] = []
     for name in names:
         protocol = PROTOCOLS.get((groups or {}).get(name, "A"), PROTOCOLS["A"])
         scan, annotations = make_patient(
             name, shape=shape, spacing_mm=spacing_mm, annotators=annotators, seed=seed, protocol=protocol
         )
-        target = Path(folder) / name
-        target.mkdir(parents=True, exist_ok=True)
+        target = made_folder(root / name, **told)
         affine = _affine(shape, spacing_mm)
         _save(scan, affine, target / "image.nii.gz")
         for k, annotation in enumerate(annotations, 1):
             _save(annotation, affine, target / f"annotation_{k}.nii.gz")
         written.append(target)
     return written
+
+
+def _names(patients: Any) -> list[str]:
+    """Patients' names, of names or of their number."""
+    if isinstance(patients, int | np.integer) and patients >= 1:
+        return [f"PHANTOM{i:03d}" for i in range(1, int(patients) + 1)]
+    names = [patients] if isinstance(patients, str) else list(patients) if isinstance(patients, Iterable) else []
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        remedy = "Give their names, or how many there are to be."
+        raise PatientError("writing a cohort", "the cohort", f"patients {patients!r:.80}", remedy)
+    return names
 
 
 def make_patient(

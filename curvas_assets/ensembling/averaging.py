@@ -4,7 +4,6 @@ H(mean p) = [H(mean p) − mean H(p)] + mean H(p): predictive entropy = mutual i
 (aleatoric), in nats per voxel, over the members of an ensemble (Kendall & Gal 2017; Depeweg et al. 2018).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from numba import njit, prange
 
 from curvas_assets.errors import EnsembleError
 from curvas_assets.parallel import PARALLEL
+from curvas_assets.probabilities import as_members, as_probabilities
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,22 @@ class Ensemble:
     mutual_information: npt.NDArray[np.float32]
 
 
-def average(members: Sequence[Any]) -> Ensemble:
+def average(members: Any) -> Ensemble:
     """The mean of softmax volumes, and how it is unsure.
 
     Args:
-        members: arrays (C, Z, Y, X) of probabilities, or stored volumes with `shape` and `slab(z0, z1)`; all of one shape.
+        members: arrays or tensors (C, Z, Y, X) of probabilities, or stored volumes with `shape` and `slab(z0, z1)`, all of
+            one shape; a sequence of them, or an array of five axes.
 
     Raises:
-        EnsembleError: no member, or shapes differ.
+        EnsembleError: no member, a member that holds no probabilities, or shapes differ.
     """
-    arrays = [_array(member) for member in members]
+    given = as_members(members, attempted="averaging", subject="the ensemble", error=EnsembleError)
+    arrays = [_array(member, f"member {i}") for i, member in enumerate(given, 1)]
     if not arrays:
         raise EnsembleError("averaging", "the ensemble", "no member", "Give at least one softmax volume.")
     shapes = {array.shape for array in arrays}
-    if len(shapes) > 1 or arrays[0].ndim != 4:
+    if len(shapes) > 1:
         raise EnsembleError(
             "averaging",
             "the ensemble",
@@ -71,10 +73,10 @@ def finish(total: npt.NDArray[np.float64], entropies: npt.NDArray[np.float64], c
     return Ensemble(mean, predictive, expected, mutual)
 
 
-def _array(member: Any) -> npt.NDArray[Any]:
+def _array(member: Any, name: str) -> npt.NDArray[Any]:
     if hasattr(member, "slab"):
         return member.slab(0, member.shape[1])
-    array = np.asarray(member)
+    array = as_probabilities(member, attempted="averaging", subject=name, error=EnsembleError)
     return np.ascontiguousarray(array if array.dtype in (np.float32, np.float64) else array.astype(np.float32))
 
 

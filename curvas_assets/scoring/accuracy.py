@@ -67,7 +67,9 @@ def surfaces(
                 yield metric, organ, str(r), getattr(each, metric), note
 
 
-def volumes(found: Counts, organs: Mapping[str, int], soft_voxels: Sequence[float], voxel_mm3: float) -> Iterator[Row]:
+def volumes(
+    found: Counts, organs: Mapping[str, int], soft_voxels: npt.NDArray[np.floating], voxel_mm3: float
+) -> Iterator[Row]:
     """`crps` and `crps_published`, from the sum of each class's probability in voxels."""
     for organ, c in organs.items():
         drawn = [int(found.overlap[r, r, c]) * voxel_mm3 for r in range(1, found.overlap.shape[0])]

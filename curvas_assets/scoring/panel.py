@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from curvas_assets.errors import ScoringError
 from curvas_assets.probabilities import as_probabilities
 from curvas_assets.scoring import accuracy, calibration, failure, uncertainty
+from curvas_assets.scoring.arguments import (
+    checked_annotations,
+    checked_bins,
+    checked_length,
+    checked_members,
+    checked_organs,
+    checked_region,
+    checked_spacing,
+    checked_threshold,
+)
 from curvas_assets.scoring.counting import Slab, count, region_of
 from curvas_assets.scoring.members import count_members
 from curvas_assets.scoring.ranks import rank_organ
@@ -20,7 +29,6 @@ from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.labels import DEPTH
 
 COLUMNS = ["metric", "organ", "annotator", "value", "unit", "note"]
-MOST_ANNOTATORS = 63
 RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
 APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
 HIGH_SHARE = 0.1
@@ -46,16 +54,17 @@ class PatientReference:
     """The annotations of a patient, against which its predictors are scored.
 
     Args:
-        annotations: label maps uint8 (R, Z, Y, X), sliceable.
+        annotations: label maps (R, Z, Y, X) of whole numbers, one per annotator: an array, a tensor, a list of arrays, or
+            packed label maps; uint8 is taken as it is, other types are converted.
         spacing_mm: voxel size along (Z, Y, X).
         organs: name → label; labels are 1 … without gaps.
-        region: slices along (Z, Y, X) in which voxels count; None for the whole image.
-        ece_bins, ace_bins: numbers of bins.
-        tolerance_mm: of the normalised surface Dice.
+        region: slices along (Z, Y, X), or (start, stop) of each, in which voxels count; None for the whole image.
+        ece_bins, ace_bins: numbers of bins, 1 … 10,000.
+        tolerance_mm: of the normalised surface Dice, 0 or above.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
 
     Raises:
-        ScoringError: annotations that are not label maps, or an empty region.
+        ScoringError: annotations that are not label maps, an empty region, or any other argument that is not as said.
     """
 
     def __init__(
@@ -64,50 +73,38 @@ class PatientReference:
         spacing_mm: Sequence[float],
         *,
         organs: Mapping[str, int],
-        region: tuple[slice, slice, slice] | None = None,
+        region: Sequence[slice | Sequence[int]] | None = None,
         ece_bins: int = 50,
         ace_bins: int = 20,
         tolerance_mm: float = 1.0,
         entropy_threshold: float | None = None,
     ):
-        if annotations.ndim != 4 or annotations.dtype != np.uint8 or not 1 <= annotations.shape[0] <= MOST_ANNOTATORS:
-            raise ScoringError(
-                "reading the annotations",
-                "the patient",
-                f"shape {annotations.shape}, {annotations.dtype}",
-                f"Give label maps uint8 (annotators, z, y, x), of one to {MOST_ANNOTATORS} annotators.",
-            )
-        if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
-            raise ScoringError(
-                "reading the annotations", "the patient", f"spacing {tuple(spacing_mm)}", "Give three lengths in mm."
-            )
-        self.annotations = annotations
-        self.organs = dict(sorted(organs.items(), key=lambda item: item[1]))
-        if list(self.organs.values()) != list(range(1, len(organs) + 1)):
-            raise ScoringError("scoring", "the patient", f"organs {dict(organs)}", "Number the organs 1, 2, … .")
-        self.region = region_of(annotations.shape[1:], region)
+        self.annotations = checked_annotations(annotations)
+        self.spacing_mm = checked_spacing(spacing_mm)
+        self.organs = checked_organs(organs)
+        self.region = region_of(self.annotations.shape[1:], checked_region(region))
         if any(span.stop <= span.start for span in self.region):
             raise ScoringError(
                 "scoring", "the patient", f"the region {self.region} holds no voxel", "Give another region, or none."
             )
-        self.spacing_mm = tuple(float(s) for s in spacing_mm)
-        self.voxel_mm3 = float(np.prod(spacing_mm))
-        self.threshold = (
-            HIGH_SHARE * math.log(len(organs) + 1) if entropy_threshold is None else float(entropy_threshold)
-        )
-        self.ece_bins, self.ace_bins, self.tolerance_mm = ece_bins, ace_bins, tolerance_mm
+        self.voxel_mm3 = math.prod(self.spacing_mm)
+        most = math.log(len(self.organs) + 1)
+        threshold = checked_threshold(entropy_threshold)
+        self.threshold = HIGH_SHARE * most if threshold is None else min(threshold, 2 * most)  # nothing is above ln C
+        self.ece_bins, self.ace_bins = checked_bins(ece_bins, "ece_bins"), checked_bins(ace_bins, "ace_bins")
+        self.tolerance_mm = checked_length(tolerance_mm, "tolerance_mm")
 
-    def score(self, softmax: Any, members: Sequence[Any] | None = None) -> PatientScores:
+    def score(self, softmax: Any, members: Any = None) -> PatientScores:
         """Score one predictor.
 
         Args:
             softmax: probabilities (C, Z, Y, X), background first, taken as float32; or a stored volume.
-            members: of an ensemble: its models' softmax.
+            members: of an ensemble: a sequence of its models' softmaxes, or an array (M, C, Z, Y, X).
 
         Raises:
-            ScoringError: classes or shape are not those of the annotations.
+            ScoringError: the softmax or a member holds no probabilities; classes or shape are not those of the annotations.
         """
-        predictor, *of_ensemble = (self._fitting(one) for one in (softmax, *(members or ())))
+        predictor, *of_ensemble = (self._fitting(one) for one in (softmax, *checked_members(members)))
         classes = len(self.organs) + 1
         levels = getattr(predictor, "levels", None)
         found = count(_slabs(predictor), self.annotations, classes, self.region, self.threshold, self.ece_bins, levels)
@@ -157,12 +154,12 @@ class PatientReference:
 
 def score(
     softmax: Any,
-    annotations: npt.NDArray[np.uint8],
+    annotations: Any,
     spacing_mm: Sequence[float],
     *,
     organs: Mapping[str, int],
-    region: tuple[slice, slice, slice] | None = None,
-    members: Sequence[Any] | None = None,
+    region: Sequence[slice | Sequence[int]] | None = None,
+    members: Any = None,
     ece_bins: int = 50,
     ace_bins: int = 20,
     tolerance_mm: float = 1.0,
@@ -172,11 +169,11 @@ def score(
 
     Args:
         softmax: probabilities (C, Z, Y, X), background first, or a stored volume.
-        annotations: label maps uint8 (R, Z, Y, X).
+        annotations: label maps (R, Z, Y, X) of whole numbers: an array, a tensor, or a list of arrays.
         spacing_mm: voxel size along (Z, Y, X).
-        organs: name → label.
-        region: slices along (Z, Y, X); None for the whole image.
-        members: of an ensemble: its models' softmax.
+        organs: name → label; labels are 1 … without gaps.
+        region: slices along (Z, Y, X), or (start, stop) of each; None for the whole image.
+        members: of an ensemble: a sequence of its models' softmaxes, or an array (M, C, Z, Y, X).
         ece_bins: bins of `ece`.
         ace_bins: bins of `ace`.
         tolerance_mm: of the normalised surface Dice.
@@ -186,7 +183,7 @@ def score(
         Long table: metric, organ, annotator, value, unit, note.
 
     Raises:
-        ScoringError: shapes, classes or labels do not fit together.
+        ScoringError: an argument is not as said, or shapes, classes or labels do not fit together.
     """
     reference = PatientReference(
         annotations,

@@ -1,6 +1,7 @@
 """The metrics: one row each, with what it means, where it lies, which way is better and who else computes it.
 
-The tests walk this table, the report prints it, the UI shows it. How a metric is computed stands in `panel`.
+The tests walk this table, the report prints it, the UI shows it. Conventions and formulae are in `definitions.md`; how a metric
+is computed stands in `panel`.
 """
 
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ METRICS: dict[str, Metric] = {
                "As the challenge's code has it, only to stand beside its table: ece with every sum kept in float32, voxel by "
                "voxel, so that counts stop at 2²⁴", "torchmetrics multiclass_calibration_error", _CURVAS),
         Metric("ace", "calibration", "", 0, 1, "lower", "annotator", "never",
-               "As ece, in fewer equal-width bins, every non-empty bin with the same weight",
+               "As ece, in fewer equal-width bins, every non-empty bin with the same weight; of the raw probabilities, where "
+               "ValUES computes it after Platt scaling",
                "the definition written out with NumPy", _VALUES),
         Metric("adaptive_ece", "calibration", "", 0, 1, "lower", "annotator", "never",
                "As ace, in bins of equally many voxels; ties at a limit are shared out", "NumPy, over all orders of a tie",

@@ -21,6 +21,8 @@ from curvas_assets.parallel import PARALLEL
 
 NEAR = 1000
 """Offsets tried before the k-d tree is asked: a ball of about six voxels."""
+MOST_OFFSETS = 10_000
+"""In a ball of the tolerance; beyond, distances are measured instead."""
 
 Points = npt.NDArray[np.int32]
 
@@ -82,7 +84,8 @@ def surface_distances(
     sizes = [int(np.count_nonzero(owners & kind(1 << s))) for s in range(annotators + 1)]
     found = []
     nearby = _offsets(tuple(float(s) for s in spacing_mm), NEAR)
-    close = _within(tuple(float(s) for s in spacing_mm), float(tolerance_mm))
+    many = 4 / 3 * np.pi * tolerance_mm**3 / float(np.prod(spacing_mm)) > MOST_OFFSETS
+    close = None if many else _within(tuple(float(s) for s in spacing_mm), float(tolerance_mm))
     for r in range(1, annotators + 1):
         if sizes[0] == 0 or sizes[r] == 0:
             found.append(UNDEFINED if sizes[0] == sizes[r] else ONE_EMPTY)
@@ -96,8 +99,13 @@ def surface_distances(
         near_area = total_area = 0.0
         for own, target in ((0, r), (r, 0)):
             mine = (spot_owners >> kind(own)) & kind(1) == 1
-            with PARALLEL:
-                hit = _any_within(corners, spots[mine], np.uint64(1 << target), close)
+            if close is None:
+                targets = spots[(spot_owners >> kind(target)) & kind(1) == 1]
+                distances = _distances(corners, spots[mine], targets, 1 << target, nearby, spacing_mm)
+                hit = distances <= tolerance_mm * (1 + 1e-9)  # the k-d tree rounds
+            else:
+                with PARALLEL:
+                    hit = _any_within(corners, spots[mine], np.uint64(1 << target), close)
             near_area += float(areas[own][mine][hit].sum())
             total_area += float(areas[own][mine].sum())
         found.append(

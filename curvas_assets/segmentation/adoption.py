@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
 from curvas_assets.segmentation.training import BEST
-from curvas_assets.study import ModelId, Study
+from curvas_assets.study import ModelId, Study, load_study
 
 CHECKPOINTS = (BEST, "checkpoint_final.pth", "checkpoint_latest.pth")
 """Taken in this order: the best one, as the platform publishes it."""
@@ -49,12 +50,14 @@ class AdoptedModel:
     curve: pd.DataFrame
 
 
-def adopt_model(study: Study, model: ModelId, source: Path, folder: Path) -> AdoptedModel:
+def adopt_model(
+    study: Study | str | Path, model: ModelId | str, source: str | Path, folder: str | Path
+) -> AdoptedModel:
     """Put a stock nnU-Net model (or one of this platform's) into the form that `train_model` publishes.
 
     Args:
-        study: classes and configuration that it must have.
-        model: what it is to be called.
+        study: classes and configuration that it must have; the study itself, or its name or path for `load_study`.
+        model: what it is to be called; a `ModelId` or its name.
         source: nnU-Net's results folder of one trainer (`plans.json`, `dataset.json`, `fold_<fold>/checkpoint_*.pth`).
         folder: receives `plans.json`, `dataset.json`, `training.json` and `fold_<fold>/checkpoint_best.pth`, without
             optimizer state.
@@ -65,7 +68,9 @@ def adopt_model(study: Study, model: ModelId, source: Path, folder: Path) -> Ado
     """
     import torch
 
-    source, folder = Path(source).expanduser(), Path(folder)
+    study, model = load_study(study), ModelId.of(model)
+    told: Any = {"attempted": "taking in the model", "subject": str(model), "error": SegmentationError}
+    source, folder = existing_folder(source, **told), as_path(folder, **told)
     plans = _json(source / "plans.json", str(model))
     dataset = _json(source / "dataset.json", str(model))
     fold = source / f"fold_{model.fold}"
@@ -93,7 +98,8 @@ def adopt_model(study: Study, model: ModelId, source: Path, folder: Path) -> Ado
         best_ema_dice=None if state.get("_best_ema") is None else float(state["_best_ema"]),
         curve=_curve(state.get("logging") or {}),
     )
-    (folder / fold.name).mkdir(parents=True)
+    _require_free(folder / fold.name, **told)
+    made_folder(folder / fold.name, **told)
     published = {
         "network_weights": {name.removeprefix("module."): w for name, w in state["network_weights"].items()},
         "trainer_name": "nnUNetTrainer",
@@ -122,7 +128,7 @@ def adopt_model(study: Study, model: ModelId, source: Path, folder: Path) -> Ado
     return adopted
 
 
-def adopt_dataset(study: Study, annotator: str, source: Path, folder: Path) -> DatasetFacts:
+def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path, folder: str | Path) -> DatasetFacts:
     """Put a folder of `nnUNet_preprocessed` into the form that `prepare_dataset` leaves.
 
     Args:
@@ -136,8 +142,9 @@ def adopt_dataset(study: Study, annotator: str, source: Path, folder: Path) -> D
         SegmentationError: a file is missing, classes or configuration are not the study's, or a case is none of the
             study's training patients.
     """
-    source, folder = Path(source).expanduser(), Path(folder)
-    subject = f"dataset of {annotator}"
+    study, subject = load_study(study), f"dataset of {annotator}"
+    told: Any = {"attempted": "taking in the preprocessing", "subject": subject, "error": SegmentationError}
+    source, folder = existing_folder(source, **told), as_path(folder, **told)
     plans_files = sorted(source.glob("*Plans.json"))
     if len(plans_files) != 1:
         raise SegmentationError(
@@ -167,7 +174,8 @@ def adopt_dataset(study: Study, annotator: str, source: Path, folder: Path) -> D
             f"cases {', '.join(strange[:5])} are no training patients" if strange else "it holds no case (*.b2nd)",
             f"Name the cases like {', '.join(study.training_patients()[:2])}; preprocess with nnU-Net 2.6 or newer.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_free(folder / configuration["data_identifier"], **told)
+    made_folder(folder, **told)
     shutil.copytree(source / configuration["data_identifier"], folder / configuration["data_identifier"])
     for name in ("dataset.json", "dataset_fingerprint.json", "splits_final.json"):
         if (source / name).is_file():
@@ -186,6 +194,11 @@ def adopt_dataset(study: Study, annotator: str, source: Path, folder: Path) -> D
         seconds=0.0,
         digest=dataset_digest(folder),
     )
+
+
+def _require_free(folder: Path, *, attempted: str, subject: str, error: type[SegmentationError]) -> None:
+    if folder.exists():
+        raise error(attempted, subject, f"{folder} is there already", "Give another folder, or remove what is there.")
 
 
 def _load(path: Path, model: ModelId) -> dict[str, Any]:

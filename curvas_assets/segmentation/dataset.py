@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
-from curvas_assets.study import Plans, Study
+from curvas_assets.study import Plans, Study, load_study
 
 SPLIT_SEED = 12345
 """nnU-Net's own seed of its five folds."""
@@ -49,18 +52,18 @@ class DatasetFacts:
 
 
 def prepare_dataset(
-    study: Study,
+    study: Study | str | Path,
     annotator: str,
-    scans: Mapping[str, tuple[Path, Path]],
-    folder: Path,
+    scans: Mapping[str, Sequence[str | Path]],
+    folder: str | Path,
     *,
-    all_annotations: Mapping[str, Sequence[Path]] | None = None,
+    all_annotations: Mapping[str, Sequence[str | Path]] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> DatasetFacts:
     """Fingerprint, plan and preprocess the training patients as one annotator drew them.
 
     Args:
-        study: plans and training settings.
+        study: plans and training settings; the study itself, or its name or path for `load_study`.
         annotator: whose label maps these are.
         scans: patient → (image, annotation), NIfTI files of one geometry.
         folder: receives `dataset.json`, `dataset_fingerprint.json`, `nnUNetPlans.json`, `splits_final.json` and the
@@ -69,21 +72,35 @@ def prepare_dataset(
         on_progress: told (done, total, patient) after each case.
 
     Raises:
-        SegmentationError: there is no patient, nnU-Net cannot read one, or its plans do not fit the study's settings.
+        SegmentationError: there is no patient, a file is not there, nnU-Net cannot read one, its plans do not fit the study's
+            settings, or the folder cannot be made.
+        StudyError: there is no such study.
     """
+    study = load_study(study)
+    told: Any = {"attempted": "preparing the dataset", "subject": f"dataset of {annotator}", "error": SegmentationError}
+    if not isinstance(annotator, str) or not annotator:
+        remedy = "Give the annotator's name in the study."
+        raise SegmentationError(told["attempted"], told["subject"], f"annotator {annotator!r:.80}", remedy)
+    if not isinstance(scans, Mapping) or not isinstance(all_annotations, Mapping | None):
+        remedy = "Give mappings: patient → (image, annotation), and patient → every annotation."
+        raise SegmentationError(told["attempted"], told["subject"], f"a {type(scans).__name__}", remedy)
     if not scans:
         raise SegmentationError(
             "preparing the dataset", annotator, "no training patient", "Name patients in the study's training sets."
         )
+    pairs = {patient: _files(patient, files, 2) for patient, files in scans.items()}
+    annotations = {patient: _files(patient, files) for patient, files in (all_annotations or {}).items()}
+    folder = as_path(folder, **told)
+    made_folder(folder.parent, **told)
     start = time.perf_counter()
     name = dataset_name(annotator)
-    with tempfile.TemporaryDirectory(prefix="nnunet-", dir=Path(folder).parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch:
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
-            dataset, cases = _write_raw(study, scans, raw / name)
+            dataset, cases = _write_raw(study, pairs, raw / name)
             (preprocessed / name).mkdir(parents=True)
             statistics = (
-                _write_unions(scans, all_annotations or {}, Path(scratch, "unions"), annotator)
+                _write_unions(pairs, annotations, Path(scratch, "unions"), annotator)
                 if study.plans.shared_intensity_statistics
                 else {patient: label for patient, (_, label) in cases.items()}
             )
@@ -106,7 +123,7 @@ def prepare_dataset(
         configuration=study.plans.configuration,
         intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
         seconds=round(time.perf_counter() - start, 3),
-        digest=dataset_digest(Path(folder)),
+        digest=dataset_digest(folder),
     )
 
 
@@ -123,8 +140,19 @@ def dataset_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
+    """A patient's files, all there: so many of them, or any number; a SegmentationError else."""
+    told: Any = {"attempted": "preparing the dataset", "subject": str(patient), "error": SegmentationError}
+    if not isinstance(files, Sequence) or isinstance(files, str) or number not in (None, len(files)):
+        wanted = "every annotator's file" if number is None else "the image's and the annotation's path"
+        raise SegmentationError(
+            told["attempted"], told["subject"], f"{files!r:.120}", f"Give {wanted} of each patient."
+        )
+    return [existing_file(file, **told) for file in files]
+
+
 def _write_raw(
-    study: Study, scans: Mapping[str, tuple[Path, Path]], folder: Path
+    study: Study, scans: Mapping[str, Sequence[Path]], folder: Path
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
     """nnU-Net's raw layout: the images by link, the label maps as whole numbers with their image's geometry.
 
@@ -141,8 +169,11 @@ def _write_raw(
         linked = folder / "imagesTr" / f"{patient}_0000.nii.gz"
         linked.symlink_to(Path(image).resolve())
         label = folder / "labelsTr" / f"{patient}.nii.gz"
-        reference = nib.Nifti1Image.from_filename(image)
-        rounded = np.rint(np.asanyarray(nib.Nifti1Image.from_filename(annotation).dataobj)).astype(np.uint8)
+        try:
+            reference = nib.Nifti1Image.from_filename(image)
+            rounded = np.rint(np.asanyarray(nib.Nifti1Image.from_filename(annotation).dataobj)).astype(np.uint8)
+        except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+            raise _unusable("reading the scan and its annotation", patient, error) from error
         nib.save(nib.Nifti1Image(rounded, reference.affine, header=_header(reference, rounded)), label)
         cases[patient] = (str(linked), str(label))
     dataset = {
@@ -164,7 +195,7 @@ def _header(image: Any, labels: np.ndarray) -> Any:
 
 
 def _write_unions(
-    scans: Mapping[str, tuple[Path, Path]], annotations: Mapping[str, Sequence[Path]], folder: Path, annotator: str
+    scans: Mapping[str, Sequence[Path]], annotations: Mapping[str, Sequence[Path]], folder: Path, annotator: str
 ) -> dict[str, str]:
     """Where any annotator sees an organ, as label maps: the foreground of intensity statistics all datasets share."""
     missing = sorted(set(scans) - set(annotations))

@@ -6,6 +6,7 @@ reversal of crop and transpose.
 """
 
 import json
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,15 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.inputs import as_path, existing_file
 from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
 from curvas_assets.segmentation.training import BEST
-from curvas_assets.study import Study
+from curvas_assets.study import Study, load_study
 
 if TYPE_CHECKING:
     import torch
@@ -83,27 +88,45 @@ class Predictor:
     """Applies models to patients, one after the other, keeping what they share.
 
     Args:
-        study: prediction settings and class names.
+        study: prediction settings and class names; the study itself, or its name or path for `load_study`.
         memory_bytes: what may be used; None asks the machine, and the container this runs in.
         tell: told before each prediction how much memory it is estimated to take.
     """
 
     def __init__(
-        self, study: Study, *, memory_bytes: int | None = None, tell: Callable[[str], None] = lambda message: None
+        self,
+        study: Study | str | Path,
+        *,
+        memory_bytes: int | None = None,
+        tell: Callable[[str], None] = lambda message: None,
     ):
-        self.study = study
+        self.study = load_study(study)
         self.memory_bytes = memory_bytes
         self.tell = tell
         self._models: OrderedDict[Path, _Model] = OrderedDict()
 
-    def open(self, image: Path, patient: str) -> PreparedScan:
-        """A patient's scan; nothing is decoded before the first model needs it."""
-        header = nib.Nifti1Image.from_filename(image)
-        x, y, z = (int(n) for n in header.shape)
-        sx, sy, sz = (float(s) for s in voxel_sizes(header.affine))
-        return PreparedScan(Path(image), patient, (z, y, x), (sz, sy, sx), np.asarray(header.affine, np.float64))
+    def open(self, image: str | Path, patient: str) -> PreparedScan:
+        """A patient's scan; nothing is decoded before the first model needs it.
 
-    def predict(self, scan: PreparedScan, model_folder: Path) -> Prediction:
+        Raises:
+            SegmentationError: there is no such file, or it is no 3-D NIfTI.
+        """
+        told: Any = {"attempted": "opening the scan", "subject": str(patient), "error": SegmentationError}
+        path = existing_file(image, **told)
+        try:
+            header = nib.Nifti1Image.from_filename(path)
+            x, y, z = (int(n) for n in header.shape)
+            sx, sy, sz = (float(s) for s in voxel_sizes(header.affine))
+        except (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+            raise SegmentationError(
+                "opening the scan",
+                str(patient),
+                f"{path.name} is no 3-D NIfTI file ({' '.join(str(error).split())[:200]})",
+                "Give the CT as .nii.gz.",
+            ) from error
+        return PreparedScan(path, patient, (z, y, x), (sz, sy, sx), np.asarray(header.affine, np.float64))
+
+    def predict(self, scan: PreparedScan, model_folder: str | Path) -> Prediction:
         """Predict a patient by one model.
 
         Args:
@@ -111,10 +134,13 @@ class Predictor:
             model_folder: as `train_model` filled it, or a stock nnU-Net model with one fold.
 
         Raises:
-            SegmentationError: the model cannot be loaded, has other classes than the study, or memory will not or does
+            SegmentationError: it is no opened scan; the model cannot be loaded, has other classes than the study, or memory will not or does
                 not suffice; names the setting to change.
         """
-        model = self.load(Path(model_folder))
+        if not isinstance(scan, PreparedScan):
+            found = f"a {type(scan).__name__} instead of an opened scan"
+            raise SegmentationError("predicting", str(scan)[:80], found, "Give what Predictor.open returns.")
+        model = self.load(model_folder)
         needed = self._require_memory(scan, model)
         try:
             data, properties = self._preprocess(scan, model)
@@ -125,8 +151,9 @@ class Predictor:
         slabs = _told_of_memory(scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape))
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
-    def load(self, folder: Path) -> _Model:
+    def load(self, folder: str | Path) -> _Model:
         """The network of a model folder, ready; a SegmentationError if files are missing or classes are not the study's."""
+        folder = as_path(folder, attempted="loading the model", subject="the model", error=SegmentationError)
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -145,7 +172,7 @@ class Predictor:
             raise SegmentationError(
                 "loading the model",
                 folder.name,
-                f"it lacks plans.json, dataset.json or exactly one fold_*/{BEST} ({type(error).__name__})",
+                f"{folder} lacks plans.json, dataset.json or exactly one fold_*/{BEST} ({type(error).__name__})",
                 "Materialise trained_model again.",
             ) from error
         classes = sorted(dataset["labels"], key=dataset["labels"].__getitem__)

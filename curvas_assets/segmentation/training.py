@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.segmentation.runtime import (
     PLANS_NAME,
     choose_device,
@@ -24,7 +25,7 @@ from curvas_assets.segmentation.runtime import (
     pinned_threads,
     quiet,
 )
-from curvas_assets.study import ModelId, Study
+from curvas_assets.study import ModelId, Study, load_study
 
 if TYPE_CHECKING:
     from curvas_assets.segmentation.trainer import StudyTrainer
@@ -74,20 +75,20 @@ class TrainingOutcome:
 
 
 def train_model(
-    study: Study,
-    model: ModelId,
-    dataset_folder: Path,
-    model_folder: Path,
+    study: Study | str | Path,
+    model: ModelId | str,
+    dataset_folder: str | Path,
+    model_folder: str | Path,
     *,
-    resume_from: Path | None = None,
+    resume_from: str | Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
 ) -> TrainingOutcome:
     """Train a model, or go on training it.
 
     Args:
-        study: training settings.
-        model: annotator, seed and fold.
+        study: training settings; the study itself, or its name or path for `load_study`.
+        model: annotator, seed and fold, or its name.
         dataset_folder: as `prepare_dataset` filled it.
         model_folder: receives `plans.json`, `dataset.json`, `dataset_fingerprint.json`, `training.json` and
             `fold_<fold>/checkpoint_best.pth`, which a stock nnU-Net loads.
@@ -101,23 +102,31 @@ def train_model(
         alone, not on how often it was killed and resumed.
 
     Raises:
-        SegmentationError: the loss is no number, or memory does not suffice; says which setting to change.
+        SegmentationError: there is no dataset, or the folder cannot be made; the loss is no number, or
+            memory does not suffice; says which setting to change.
+        StudyError: there is no such study, or it is no model's name.
     """
+    study, model = load_study(study), ModelId.of(model)
+    told: Any = {"attempted": "training", "subject": str(model), "error": SegmentationError}
+    dataset_folder = existing_folder(dataset_folder, **told)
+    resume_from = None if resume_from is None else as_path(resume_from, **told)
+    model_folder = as_path(model_folder, **told)
     from curvas_assets.segmentation.trainer import SETTINGS, NotFiniteError, StudyTrainer
 
     start = time.perf_counter()
     plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
     dataset = _read_json(dataset_folder / "dataset.json")
+    made_folder(model_folder.parent, **told)
     device = choose_device(study.training.device)
     settings = {
         **study.training.model_dump(mode="json"),
         "seed": model.seed,
         "identity": _identity(study, model, dataset_folder),
     }
-    with tempfile.TemporaryDirectory(prefix="training-", dir=Path(model_folder).parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch:
         preprocessed = Path(scratch, "preprocessed")
         preprocessed.mkdir()
-        (preprocessed / dataset_name(model.annotator)).symlink_to(Path(dataset_folder).resolve())
+        (preprocessed / dataset_name(model.annotator)).symlink_to(dataset_folder.resolve())
         with (
             nnunet_folders(preprocessed=preprocessed, results=Path(scratch, "results")),
             pinned_threads(study.training.threads, device) as threads,

@@ -1,8 +1,8 @@
 """On which side each metric is better.
 
 Belongs here: the directions used where nobody gives any. Does not belong here: anything else about metrics, which
-`curvas_assets.scoring` registers. The registry's word counts; the names below are DEFINITIONS' metrics that a table may
-hold although this version does not score them (a published one, an older one).
+`curvas_assets.scoring` registers. The registry's word counts; the names below are metrics of `scoring/definitions.md` that
+a table may hold although this version does not score them (a published one, an older one).
 """
 
 from collections.abc import Mapping

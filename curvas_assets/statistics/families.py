@@ -184,7 +184,7 @@ def corrected(p: pd.Series, method: Literal["bonferroni", "holm"]) -> npt.NDArra
 
 def _table_of(scores: pd.DataFrame) -> pd.DataFrame:
     """The table itself, also of what `read_published_scores` returns."""
-    return scores if isinstance(scores, pd.DataFrame) else scores.scores
+    return scores if isinstance(scores, pd.DataFrame) else getattr(scores, "scores", scores)
 
 
 def _published(reduced: pd.DataFrame, first: str, second: str, alternative: Alternative) -> dict[str, object]:

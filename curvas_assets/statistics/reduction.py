@@ -73,6 +73,7 @@ def summarise(scores: pd.DataFrame, by: Sequence[str] = ("predictor",)) -> pd.Da
     Raises:
         StatisticsError: a column is missing, or a value stands there twice.
     """
+    require_table(scores)
     reduced = scores if {"n_values", "n_nan"} <= set(scores.columns) else reduce_scores(scores)
     reduced = checked_scores(reduced, ("patient", "metric", "value", *by))
     rows = []
@@ -122,6 +123,7 @@ def best_predictors(summary: pd.DataFrame, directions: dict[str, str]) -> pd.Dat
 
 def checked_scores(scores: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """A copy of the scores that certainly has these columns; a StatisticsError names what is missing."""
+    require_table(scores)
     missing = [column for column in columns if column not in scores]
     if missing:
         raise StatisticsError(
@@ -131,6 +133,17 @@ def checked_scores(scores: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame
             "Give the long table of scores: patient, predictor, family, metric, value.",
         )
     return scores.copy()
+
+
+def require_table(scores: object) -> None:
+    """A StatisticsError unless this is a table: a path, for one, is not read."""
+    if not isinstance(scores, pd.DataFrame):
+        raise StatisticsError(
+            "reading scores",
+            "the table of scores",
+            f"a {type(scores).__name__} instead of a table",
+            "Give a DataFrame, e.g. of pandas.read_csv, or what read_published_scores returns.",
+        )
 
 
 def _whole_first(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:

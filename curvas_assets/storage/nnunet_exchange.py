@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
@@ -33,8 +35,6 @@ from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, So
 
 PROBABILITIES = "probabilities"
 """nnU-Net's name of the array in its npz."""
-SLACK = 0.01
-"""How far values may lie outside [0, 1], and their sum from 1; what half precision gives is well within."""
 LABELS_AGREE = 0.99
 """Share of foreground voxels in which the label map must be the probabilities' argmax. It is 1 as nnU-Net writes them,
 a little less after its postprocessing, and near 0 when classes are in another order."""
@@ -43,6 +43,7 @@ SAME_SPACING_MM = 1e-3
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """nibabel's RAS+ to SimpleITK's LPS+, and back."""
 IMPORTING = "importing an nnU-Net prediction"
+EXPORTING = "exporting a prediction for nnU-Net"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class NnunetFiles:
 
 
 def import_nnunet_prediction(
-    npz: Path,
-    label_map: Path,
+    npz: str | Path,
+    label_map: str | Path,
     store: ObjectStore,
     key: str,
     *,
@@ -65,7 +66,7 @@ def import_nnunet_prediction(
     affine: npt.ArrayLike,
     labels: Mapping[str, int] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    scratch: Path | None = None,
+    scratch: str | Path | None = None,
 ) -> SoftmaxFacts:
     """Store a prediction that nnU-Net wrote (`--save_probabilities`) as a softmax volume, checked against its patient.
 
@@ -89,15 +90,23 @@ def import_nnunet_prediction(
         StorageError: shape, place, spacing, number or order of classes are not the patient's and the study's, the values
             are no probabilities, or the two files are not of one prediction.
     """
-    npz, label_map = Path(npz), Path(label_map)
+    told: Any = {"attempted": IMPORTING, "subject": "the prediction", "error": StorageError}
+    npz, label_map = as_path(npz, **told), as_path(label_map, **told)
+    told["subject"] = npz.name
+    affine = as_affine(affine, **told)
+    scratch = None if scratch is None else existing_folder(scratch, **told)
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+        raise _refused(npz, f"classes {class_names!r:.80}", "Give the study's class names, background first.")
+    if not isinstance(labels, Mapping | None) or not all(isinstance(v, Integral) for v in (labels or {}).values()):
+        raise _refused(npz, f"labels {labels!r:.200}", "Give the labels of dataset.json: class → a whole number.")
     if labels is not None and [name for name, _ in sorted(labels.items(), key=lambda item: item[1])] != [*class_names]:
         raise _refused(
             npz,
             f"its model's labels are {dict(labels)}, the study's classes {list(class_names)}",
             "Reorder the classes of its probabilities and its label map.",
         )
-    whole = (len(class_names), *(int(n) for n in shape))
-    spacing_mm = _require_place(label_map, whole[1:], np.asarray(affine, np.float64))
+    whole = (len(class_names), *as_shape(shape, **told))
+    spacing_mm = _require_place(label_map, whole[1:], affine)
     with _unpacked(npz, scratch) as array, _label_slabs(label_map, whole[1:]) as truth:
         _require_shape(npz, array.shape, whole)
         agreement = _Agreement()
@@ -119,17 +128,28 @@ def import_nnunet_prediction(
     return writer.facts
 
 
-def export_nnunet_prediction(volume: SoftmaxVolume, folder: Path, case: str, *, compression: int = 1) -> NnunetFiles:
+def export_nnunet_prediction(
+    volume: SoftmaxVolume, folder: str | Path, case: str, *, compression: int = 1
+) -> NnunetFiles:
     """Write a stored volume as nnU-Net's files, which its ensembling and evaluation take.
 
     Args:
         volume: an opened softmax volume.
         folder: receives `<case>.npz`, `<case>.nii.gz`, `<case>.pkl`.
         case: nnU-Net's name of the patient.
-        compression: zlib level of the npz. nnU-Net's own is 6: four times as long for a tenth of the size.
+        compression: zlib level of the npz, 0 … 9. nnU-Net's own is 6: four times as long for a tenth of the size.
+
+    Raises:
+        StorageError: it is no opened volume, the folder cannot be made, or case or compression are not as said.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(volume, SoftmaxVolume):
+        remedy = "Open it first, with read_softmax or open_softmax."
+        raise StorageError(EXPORTING, str(case), f"a {type(volume).__name__} instead of an opened volume", remedy)
+    if not isinstance(case, str) or not case or Path(case).name != case:
+        raise StorageError(EXPORTING, "the case", f"case = {case!r:.80}", "Give the patient's name in nnU-Net.")
+    if not isinstance(compression, int) or not 0 <= compression <= 9:
+        raise StorageError(EXPORTING, case, f"compression = {compression!r:.80}", "Give a whole number from 0 to 9.")
+    folder = made_folder(folder, attempted=EXPORTING, subject=case, error=StorageError)
     files = NnunetFiles(*(folder / f"{case}{suffix}" for suffix in (".npz", ".nii.gz", ".pkl")))
     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(volume.shape)}
     archive = zipfile.ZipFile(files.probabilities, "w", zipfile.ZIP_DEFLATED, compresslevel=compression)

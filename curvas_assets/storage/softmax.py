@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.inputs import as_affine, as_path, as_spacing
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage.encoding import (
     STEPS,
@@ -98,7 +99,8 @@ class SoftmaxWriter:
         provenance: who made it, e.g. patient, predictor; goes into the attributes.
 
     Raises:
-        StorageError: slabs that do not fit the shape, or are not in order.
+        StorageError: shape, names, spacing or affine are not as said; slabs do not fit the shape, hold no probabilities, or
+            are not in order.
     """
 
     def __init__(
@@ -112,18 +114,20 @@ class SoftmaxWriter:
         affine: npt.ArrayLike | None = None,
         provenance: Mapping[str, Any] | None = None,
     ):
-        if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(class_names) != shape[0]:
+        told: Any = {"attempted": "writing a softmax volume", "subject": key, "error": StorageError}
+        names = tuple(class_names) if isinstance(class_names, Iterable) else ()
+        if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(names) != shape[0]:
             raise StorageError(
                 "writing a softmax volume",
                 key,
-                f"shape {tuple(shape)} with classes {list(class_names)}",
+                f"shape {tuple(shape)} with classes {class_names!r:.200}",
                 "Give (classes, z, y, x) with at least one foreground class, and one name per class.",
             )
         self.store, self.key = store, key
         self.shape = tuple(int(n) for n in shape)
-        self.class_names = tuple(class_names)
-        self.spacing_mm = tuple(float(s) for s in spacing_mm)
-        self.affine = np.asarray(_default_affine(self.spacing_mm) if affine is None else affine, np.float64)
+        self.class_names = names
+        self.spacing_mm = as_spacing(spacing_mm, **told)
+        self.affine = _default_affine(self.spacing_mm) if affine is None else as_affine(affine, **told)
         self.provenance = dict(provenance or {})
         self.facts: SoftmaxFacts
         self._grid = _Grid(self.shape)
@@ -444,7 +448,7 @@ class SoftmaxVolume:
 
 def write_softmax(
     file: str | Path | IO[bytes],
-    softmax: npt.NDArray[np.floating],
+    softmax: Any,
     *,
     class_names: Sequence[str] | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
@@ -455,15 +459,38 @@ def write_softmax(
 
     Args:
         file: path, or a binary file to write to.
-        softmax: probabilities (C, Z, Y, X), background first. The label map is kept exactly.
+        softmax: probabilities (C, Z, Y, X), background first: an array, a tensor or nested lists. The label map is kept
+            exactly.
         class_names: `background`, `class_1` … if they are not given.
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it.
-        provenance: goes into the attributes.
+        provenance: goes into the attributes; what JSON knows.
+
+    Raises:
+        StorageError: the values are no probabilities, another argument is not as said, or the file cannot be written.
+            What stands at the path is replaced only once the values are known to be probabilities.
     """
-    softmax = as_probabilities(softmax, attempted="writing a softmax volume", subject=str(file), error=StorageError)
-    names = class_names or ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))]
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    told: Any = {
+        "attempted": "writing a softmax volume",
+        "subject": str(file).strip() or "the file",
+        "error": StorageError,
+    }
+    softmax = as_probabilities(softmax, **told)
+    names = ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))] if class_names is None else class_names
+    try:
+        json.dumps(provenance if provenance is None else dict(provenance))
+    except (TypeError, ValueError) as error:
+        found = f"provenance that JSON does not know ({error})"
+        raise StorageError(told["attempted"], told["subject"], found, "Give names and plain values.") from error
+    target = file if hasattr(file, "write") else as_path(file, **told)
+    try:
+        archive = zipfile.ZipFile(target, "w", zipfile.ZIP_STORED)  # type: ignore[arg-type]
+    except OSError as error:
+        found = f"the file cannot be written ({error.strerror or type(error).__name__})"
+        raise StorageError(
+            told["attempted"], told["subject"], found, "Give a path in a folder that is there."
+        ) from error
+    with archive:
         with SoftmaxWriter(
             _ZipObjects(archive),
             "",
@@ -484,11 +511,21 @@ def read_softmax(file: str | Path | IO[bytes]) -> SoftmaxVolume:
     Raises:
         MissingArtefactError: there is no such file.
         CorruptArtefactError: it is not such a file, or damaged.
+        StorageError: it is neither path nor file, or cannot be read.
     """
+    told: Any = {
+        "attempted": "reading a softmax volume",
+        "subject": str(file).strip() or "the file",
+        "error": StorageError,
+    }
+    source = file if hasattr(file, "read") else as_path(file, **told)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(source)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise MissingArtefactError("reading", str(file), "there is no such file", "Check the path.") from error
+    except OSError as error:
+        found = f"it cannot be read ({error.strerror or type(error).__name__})"
+        raise StorageError(told["attempted"], told["subject"], found, "Give the file write_softmax wrote.") from error
     except zipfile.BadZipFile as error:
         raise _corrupt(str(getattr(file, "name", file)), "it is no zip, or cut short") from error
     return open_softmax(_ZipObjects(archive), "")

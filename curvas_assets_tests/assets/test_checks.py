@@ -99,9 +99,13 @@ def test_probabilities_that_do_not_sum_to_one_are_refused():
     assert not_a_distribution(slab, "m of P", 0) is None
     assert not_a_distribution(slab.astype(np.float16), "m of P", 0) is None
     slab[0, 1, 2, 2] = 0.3
-    assert "between the slices 16 and 17" in str(not_a_distribution(slab, "m of P", 16))
+    defect = str(not_a_distribution(slab, "m of P", 16))
+    assert defect.startswith(
+        "m of P: predicting failed: classes of a voxel sum to 1 … 1.05 between the slices 16 and 17"
+    )
     slab[0, 1, 2, 2] = np.nan
-    assert not_a_distribution(slab, "m of P", 0) is not None
+    assert "NaN or infinity in 1 voxels between the slices 0 and 1" in str(not_a_distribution(slab, "m of P", 0))
+    assert isinstance(not_a_distribution(np.full((4, 1, 3, 3), -3.0, np.float32), "m of P", 0), SegmentationError)
 
 
 def test_implausible_volumes_are_told():

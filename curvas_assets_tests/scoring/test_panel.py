@@ -395,7 +395,7 @@ def test_reliability_bins_give_the_ece_back_and_curves_end_at_full_coverage():
     ("change", "message"),
     [
         ({"annotations": np.zeros((2, 3, 4), np.uint8)}, "label maps uint8"),
-        ({"annotations": np.zeros((1, *SHAPE), np.int16)}, "label maps uint8"),
+        ({"annotations": np.full((1, *SHAPE), 0.5)}, "not whole numbers from 0 to 255"),
         ({"annotations": np.zeros((1, 2, 9, 11), np.uint8)}, "against annotations"),
         ({"organs": {"a": 1}}, "2 classes"),
         ({"spacing_mm": (1, 0, 1)}, "spacing"),

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import directed_hausdorff
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from curvas_assets.scoring import score
+from curvas_assets.scoring import score, surfaces
 from curvas_assets.scoring.surfaces import surface_distances
 from curvas_assets_tests.scoring.tables import value_of
 
@@ -72,6 +72,10 @@ def test_surface_dice_agrees_with_surface_distance(maps, spacing, tolerance):
     (found,) = surface_distances(predicted, drawn[None], 1, spacing, tolerance)
     distances = compute_surface_distances(drawn == 1, predicted == 1, spacing)
     assert found.nsd == pytest.approx(compute_surface_dice_at_tolerance(distances, tolerance), abs=1e-9)
+    with pytest.MonkeyPatch.context() as patch:  # as for a tolerance too long to try every offset
+        patch.setattr(surfaces, "MOST_OFFSETS", 0)
+        (measured,) = surface_distances(predicted, drawn[None], 1, spacing, tolerance)
+    assert measured.nsd == pytest.approx(found.nsd, abs=1e-12, nan_ok=True)
 
 
 @given(pairs(maps=st.integers(2, 9)), spacings)

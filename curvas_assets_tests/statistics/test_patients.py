@@ -1,6 +1,6 @@
 """Claims proved here.
 
-- Areas over patients are those of DEFINITIONS, by hand, and agree with the voxel count of `scoring` on 0/1 risks.
+- Areas over patients are those of `scoring/definitions.md`, by hand, and agree with the voxel count of `scoring` on 0/1 risks.
 - A perfect ranking is best and a reversed one worst; ties share their point, so their order does not matter.
 - Failure and out-of-distribution detection leave out what is undefined, count it, and say why a figure is missing.
 - The AUROC is scikit-learn's.

@@ -1,7 +1,7 @@
 """Claims proved here.
 
 - What nnU-Net's own export writes comes in: the label map to the voxel, probabilities within the format's bounds.
-- What goes out is what nnU-Net's own ensembling reads and averages, and comes in again unchanged.
+- What goes out is what nnU-Net's own ensembling reads and averages, and comes in again with the same labels.
 - Any slice count, float16 to float64, two to eight classes.
 - Another shape, spacing, place, class count or class order, logits, and a label map of another prediction are refused by
   name; so are damaged and truncated files; nothing is stored then.
@@ -141,7 +141,7 @@ def test_what_goes_out_comes_in_again(tmp_path):
     _import((files.probabilities, files.labels), store, out)
     after = open_softmax(store, KEY)
     np.testing.assert_array_equal(after.labels(0, 21), before.labels(0, 21))
-    np.testing.assert_allclose(after.slab(0, 21), before.slab(0, 21), atol=1e-6)
+    np.testing.assert_allclose(after.slab(0, 21), before.slab(0, 21), atol=1e-4)  # an organ that no longer leads is coarser
 
 
 def test_nnunets_own_ensembling_averages_what_goes_out(tmp_path):
@@ -189,8 +189,8 @@ WRONG = {
         {},
         "is the argmax of its probabilities in only",
     ),
-    "logits": (lambda p: {"probabilities": np.log(p)}, {}, "logits"),
-    "no number": (lambda p: {"probabilities": np.where(p > 0.99, np.nan, p)}, {}, "NaN"),
+    "logits": (lambda p: {"probabilities": np.log(p)}, {}, "logits.*apply the softmax"),
+    "no number": (lambda p: {"probabilities": np.where(p > 0.99, np.nan, p)}, {}, "NaN or infinity"),
     "another array": (lambda p: {"softmax": p}, {}, "it holds softmax, not probabilities"),
     "integers": (lambda p: {"probabilities": (p * 255).astype(np.uint8)}, {}, "probabilities is uint8"),
     "Fortran order": (lambda p: {"probabilities": np.asfortranarray(p)}, {}, "in Fortran order"),
