@@ -32,7 +32,7 @@ def make_study(
             "sets": {"train": ["900"], "test": [f"{p:03d}" for p in range(1, patients + 1)]},
             "seeds": [112233, 445566, 778899, 1, 2][:seeds],
             "report": {"language": language},
-            "statistics": {"bootstrap_samples": 999},
+            "statistics": {"draws": 999},
         }
     )
 
