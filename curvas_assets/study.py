@@ -242,6 +242,8 @@ class Study(_Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str
+    synthetic: bool = False
+    """The patients are made up: nothing of theirs is set beside the challenge as comparable."""
     image: str = "image.nii.gz"
     annotators: tuple[Annotator, ...] = Field(min_length=1)
     organs: dict[str, Annotated[int, Field(ge=1, le=8)]] = Field(min_length=1)
