@@ -196,7 +196,7 @@ class Statistics(_Part):
     """Question → the one metric that answers it; every other metric is exploratory."""
     non_inferiority_margin: Annotated[float, Field(gt=0)] = 0.01
     """How much of the accuracy metric may be lost before accuracy counts as hurt. One point of Dice is what lies between
-    neighbours in the challenge's table (median gap 0.0105); chosen before any score of this platform."""
+    neighbours in the challenge's table (median gap 0.0105); fixed here, not by the scores."""
 
 
 class Intake(_Part):

@@ -73,7 +73,7 @@ def risk_coverage_areas(
     (0.125, 0.0, 0.125)
     """
     area, general_area = _areas(risk, confidence)
-    perfect, _ = _areas(np.sort(risk), -np.arange(risk.size))
+    perfect, _ = _areas(np.sort(risk), -np.arange(risk.size, dtype=float))
     excess = area - perfect
     return area, excess if excess > 1e-12 * area else 0.0, general_area
 
