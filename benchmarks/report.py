@@ -33,7 +33,7 @@ def timed(step: str) -> Iterator[None]:
 def main(patients: int) -> int:
     """Every step once; 1 when the whole was too slow."""
     study = make_study(patients=patients)
-    study = study.model_copy(update={"statistics": study.statistics.model_copy(update={"bootstrap_samples": 9999})})
+    study = study.model_copy(update={"statistics": study.statistics.model_copy(update={"draws": 9999})})
     scores = make_scores(study)
     print(
         f"{patients} patients × {len(study.predictors)} predictors, {len(scores)} scores, load {os.getloadavg()[0]:.1f}"
@@ -41,7 +41,7 @@ def main(patients: int) -> int:
     start = time.perf_counter()
     with timed("reduce to one value per patient"):
         reduce_scores(scores)
-    with timed("compare families, 9999 bootstrap samples"):
+    with timed("compare families, 9999 draws"):
         comparisons = compare_all_families(scores, study.statistics)
     with timed("leaderboard, association, agreement"):
         board = leaderboard(scores, region="body")

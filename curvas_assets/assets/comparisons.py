@@ -17,6 +17,7 @@ from curvas_assets.statistics import (
     compare_with_published,
     published_tests,
     read_published_scores,
+    with_questions,
 )
 from curvas_assets.statistics import leaderboard as rank_among_teams
 from curvas_assets.storage.objects import ObjectStore
@@ -33,27 +34,32 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"scipy", "parquet"},
-        code_version=f"1-{study.fingerprint('statistics')}",
+        code_version=f"2-{study.fingerprint('statistics')}",
         metadata=artefact("table"),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def family_comparisons(study_scores: Artefact) -> dg.Output[pd.DataFrame]:
-        """General ensemble, annotator ensembles and single models, pair by pair: the published test and the paired one."""
-        return table_output(compare_all_families(study_scores.table(), study.statistics))
+        """General ensemble, annotator ensembles and single models, pair by pair: the published test, and the one within patients.
+
+        `question` says which question a primary metric answers; every other metric is exploratory.
+        """
+        comparisons = compare_all_families(study_scores.table(), study.statistics)
+        return table_output(with_questions(comparisons, study.statistics))
 
     @dg.asset(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
-        code_version=f"1-{study.fingerprint('evaluation')}",
+        code_version=f"2-{study.fingerprint('evaluation', 'synthetic')}",
         metadata=artefact("table"),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
     def leaderboard(study_scores: Artefact) -> dg.Output[pd.DataFrame]:
         """The three families among the challenge's teams, with what may be compared and what may not."""
-        return table_output(rank_among_teams(study_scores.table(), region=study.evaluation.region))
+        board = rank_among_teams(study_scores.table(), region=study.evaluation.region, synthetic=study.synthetic)
+        return table_output(board)
 
     @dg.asset(
         deps=["study_scores"],
@@ -86,7 +92,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
-        code_version=f"1-{study.fingerprint('statistics', 'report')}",
+        code_version=f"2-{study.fingerprint('statistics', 'report')}",
         metadata=artefact("table"),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,

@@ -34,6 +34,7 @@ from curvas_assets.statistics import (
     annotator_agreement,
     dice_against_entropy,
     failure_over_patients,
+    non_inferiority,
     out_of_distribution,
 )
 from curvas_assets.storage import directories, tables
@@ -57,7 +58,7 @@ LARGEST_3D = 128
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The report of one study."""
     needs = StageNeeds.of(study)
-    code_version = f"1-{study.fingerprint()}"
+    code_version = f"2-{study.fingerprint()}"
 
     @dg.multi_asset(
         name="report",
@@ -133,6 +134,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 cohort=patients.drop(columns=["exclusions"]),
                 exclusions=exclusion_ledger(patients, long),
                 comparisons=family_comparisons.table(),
+                non_inferiority=non_inferiority(long, study.statistics),
                 association=dice_against_entropy(long),
                 agreement=annotator_agreement(long),
                 failure=failure_over_patients(long),

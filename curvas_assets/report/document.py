@@ -38,13 +38,16 @@ from curvas_assets.statistics import (
     published_tests,
     reduce_scores,
     summarise,
+    with_questions,
 )
-from curvas_assets.study import Study
+from curvas_assets.statistics.families import EXPLORATORY, FEWEST
+from curvas_assets.study import Statistics, Study
 
 UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
 ACCURACY = ("dice", "hd95")
 FAILURE = ("aurc", "eaurc")
-HEADLINE = ("dice", "ece")
+WHOLE_FIRST = ("dice", "ece")
+"""Metrics drawn over all organs or annotators before they are drawn by each."""
 PRINTED: Mapping[str, tuple[float, int]] = {
     "dice": (100, 2),
     "confidence": (100, 2),
@@ -96,6 +99,7 @@ class ReportInputs:
         cohort: one row per patient: `patient`, `set`, `group`, then whatever is known (`shape`, `spacing_mm`, `excluded`, …).
         exclusions: ledger: `patient`, `predictor`, `metric`, `organ`, `annotator`, `reason`.
         comparisons: from `compare_all_families`.
+        non_inferiority: from `non_inferiority`.
         association: from `dice_against_entropy`.
         agreement: from `annotator_agreement`.
         failure: from `failure_over_patients`.
@@ -117,6 +121,7 @@ class ReportInputs:
     cohort: pd.DataFrame | None = None
     exclusions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
+    non_inferiority: pd.DataFrame | None = None
     association: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     failure: pd.DataFrame | None = None
@@ -235,6 +240,7 @@ class _Writer:
                 for row in inputs.metrics.itertuples()  # type: ignore[attr-defined]
             }
         self.comparisons = self._in_shown_units(inputs.comparisons)
+        self.margins = self._in_shown_units(inputs.non_inferiority)
         self.by_family = summarise(self.reduced, by=("family",)) if len(self.reduced) else pd.DataFrame()
 
     def _in_shown_units(self, comparisons: pd.DataFrame | None) -> pd.DataFrame:
@@ -243,8 +249,8 @@ class _Writer:
             return pd.DataFrame()
         shown = comparisons.copy()
         in_mm3 = shown["metric"].isin(self.scaled) if len(shown) else pd.Series(dtype=bool)
-        for column in ("median_difference", "ci_low", "ci_high"):
-            if in_mm3.any():
+        for column in ("mean_difference", "interval_low", "interval_high", "bound", "margin"):
+            if in_mm3.any() and column in shown:
                 shown.loc[in_mm3, column] *= 1e-3
         return shown
 
@@ -275,13 +281,71 @@ class _Writer:
             ),
             _text(w("families_text")),
         ]
-        lines = [line for metric in HEADLINE if (line := self._headline(metric))]
+        lines = [line for metric in self.study.statistics.primary.values() if (line := self._headline(metric))]
         if lines:
-            blocks += [_heading(w("answer_heading")), _Block("list", items=tuple(lines))]
-        return blocks
+            lines += self._not_inferior()
+            blocks += [_heading(w("answer_heading")), _Block("list", items=tuple(lines)), *self._few(), self._claim()]
+        return blocks + self._approximate()
+
+    def _few(self) -> list[_Block]:
+        """That there are too few patients to call anything significant."""
+        patients = self.scores["patient"].nunique()
+        return [_text(self.words("few_text", n=patients, fewest=FEWEST))] if patients < FEWEST else []
+
+    def _claim(self) -> _Block:
+        """For whom the tests speak, and with what n."""
+        return _text(
+            self.words(
+                "claim_text",
+                patients=self.scores["patient"].nunique(),
+                predictors=self.scores["predictor"].nunique(),
+                seeds=len(self.study.seeds),
+                annotators=len(self.study.annotators),
+                n=len(self.study.seeds) * len(self.study.annotators),
+            )
+        )
+
+    def _approximate(self) -> list[_Block]:
+        """A warning where scores were ranked from volumes of the first storage format."""
+        if "note" not in self.scores:
+            return []
+        from curvas_assets.scoring.panel import APPROXIMATE  # with numba: only when it is asked for
+
+        told = self.scores["note"].astype("string").fillna("").str.contains(APPROXIMATE.split(",")[0], regex=False)
+        affected = self.scores.loc[told, ["patient", "predictor"]].drop_duplicates()
+        if affected.empty:
+            return []
+        return [
+            _text(
+                self.words(
+                    "approximate_text",
+                    volumes=len(affected),
+                    predictors=affected["predictor"].nunique(),
+                    patients=affected["patient"].nunique(),
+                )
+            )
+        ]
+
+    def _not_inferior(self) -> list[str]:
+        """One sentence: does the general ensemble hurt accuracy, compared with the individual models?"""
+        table, w = self.margins, self.words
+        row = table[(table["first"] == "general") & (table["second"] == "individual")] if len(table) else table
+        if not len(row) or pd.isna(row["bound"].iloc[0]):
+            return []
+        one = row.iloc[0]
+        return [
+            w(
+                "not_inferior_line" if one["not_inferior"] else "maybe_inferior_line",
+                metric=w.metric(str(one["metric"])),
+                bound=self._number(float(one["bound"])),
+                level=self._percent(float(one["level"])),
+                margin=self._number(float(one["margin"])),
+                n=int(one["n_pairs"]),
+            )
+        ]
 
     def _headline(self, metric: str) -> str:
-        """One sentence: the means of the three families and the paired test of the first against the last."""
+        """One sentence: the means of the three families, and the first against the last within patients."""
         w = self.words
         if self.by_family.empty or metric not in set(self.by_family["metric"]):
             return ""
@@ -302,9 +366,10 @@ class _Writer:
                 return w(
                     "answer_line",
                     **values,
-                    difference=self._number(float(one["median_difference"])),
+                    wins=self._percent(float(one["win_probability"])),
+                    difference=self._number(float(one["mean_difference"])),
                     interval=self._interval(one) or w("no_interval"),
-                    p=self._p(one["p_holm"]),
+                    p=self._p(one["p_randomisation_holm"]),
                     n=int(one["n_pairs"]),
                 )
         return w("answer_means", **values)
@@ -468,7 +533,7 @@ class _Writer:
         )
         blocks = []
         table, facet = self._panels(metric)
-        if facet is None or metric in HEADLINE:
+        if facet is None or metric in WHOLE_FIRST:
             blocks.append(_figure(draw(self.reduced)))
         if facet is not None:
             blocks.append(_figure(draw(table, facet=facet, order=self.study.class_names)))
@@ -567,12 +632,19 @@ class _Writer:
 
     def statistics(self) -> list[_Block]:
         w, comparisons = self.words, self.comparisons
-        alpha = self._alpha()
-        blocks = [_text(w("statistics_text", alpha=alpha))]
+        settings = self.study.statistics
+        primary = ", ".join(f"{w.question(q)}: {w.metric(m)}" for q, m in settings.primary.items())
+        blocks = [
+            _text(w("statistics_text", draws=settings.draws, fewest=FEWEST)),
+            _text(w("primary_text", primary=primary, alpha=self._alpha(), fewest=FEWEST)),
+            self._claim(),
+            *self._few(),
+        ]
         if not len(comparisons):
             blocks.append(_absent(w("no_comparisons")))
         else:
             blocks += self._comparison_tables(comparisons)
+        blocks += self._margin_table()
         association = self.inputs.association
         if association is not None and len(association):
             columns = {
@@ -602,36 +674,66 @@ class _Writer:
 
     def _comparison_tables(self, comparisons: pd.DataFrame, *, folded: bool = False) -> list[_Block]:
         w = self.words
-        shown = comparisons.reset_index(drop=True)
+        shown = with_questions(comparisons.reset_index(drop=True), self.study.statistics)
+        # Below so many patients, and for metrics that answer no question, nothing is called significant by either test.
+        judged = (shown["n_pairs"] >= FEWEST) & (shown["question"] != EXPLORATORY)
         shown = shown.assign(
             interval=[self._interval(row) or MISSING for _, row in shown.iterrows()],
-            pair=[
-                w("versus", first=w(f"short_{a}"), second=w(f"short_{b}"))
-                for a, b in zip(shown["first"], shown["second"], strict=True)
-            ],
+            pair=self._pairs(shown),
             metric=[self._titled(str(metric)) for metric in shown["metric"]],
+            question=[w.question(question) for question in shown["question"]],
         )
         if not shown["note"].astype(bool).any():
             shown = shown.drop(columns="note")
-        formats = dict.fromkeys(("p", "p_bonferroni", "p_wilcoxon", "p_holm"), self._p)
-        formats |= dict.fromkeys(("U", "wilcoxon"), partial(statistic, decimal=w.decimal))
-        note = w("significant_note", alpha=self._alpha())
+        corrected = ("p_bonferroni", "p_randomisation_holm")
+        formats = dict.fromkeys(("p", "p_randomisation", "p_randomisation_two_sided", *corrected), self._p)
+        formats |= {"U": partial(statistic, decimal=w.decimal)}
+        note = w("significant_note", alpha=self._alpha(), fewest=FEWEST)
         tables = []
-        for title, corrected, names in (
-            ("published_test", "p_bonferroni", "metric pair n_first n_second nan_first nan_second U p p_bonferroni"),
+        for title, names in (
+            ("published_test", "metric pair question n_first n_second nan_first nan_second U p p_bonferroni"),
             (
-                "paired_test",
-                "p_holm",
-                "metric pair n_pairs unpaired_patients wilcoxon p_wilcoxon p_holm rank_biserial median_difference interval note",
+                "within_test",
+                "metric pair question n_pairs unpaired_patients win_probability p_randomisation p_randomisation_holm "
+                "p_randomisation_two_sided mean_difference interval note",
             ),
         ):
-            strong = pd.DataFrame({corrected: shown[corrected] < self.study.statistics.alpha})
+            strong = pd.DataFrame({name: judged & (shown[name] < self.study.statistics.alpha) for name in corrected})
             columns = {c: w.column(c) for c in names.split()}
             tables += [
                 _heading(w(title)),
                 self._table(shown, columns, caption=note, formats=formats, strong=strong, folded=folded),
             ]
         return tables
+
+    def _margin_table(self) -> list[_Block]:
+        """Is anything of accuracy lost? The bound of each pair against the margin."""
+        w, table = self.words, self.margins
+        blocks = [_heading(w("margin_title"))]
+        if not len(table):
+            return [*blocks, _absent(w("no_margin"))]
+        settings, one = self.study.statistics, table.iloc[0]
+        usual = settings.non_inferiority_margin == Statistics().non_inferiority_margin and one["metric"] == "dice"
+        text = w(
+            "margin_text",
+            metric=w.metric(str(one["metric"])),
+            margin=self._number(float(one["margin"])),
+            why=w("margin_why") if usual else w("margin_set"),
+            level=self._percent(float(one["level"])),
+            fewest=FEWEST,
+        )
+        shown = table.assign(pair=self._pairs(table))
+        if not shown["note"].astype(bool).any():
+            shown = shown.drop(columns="note")
+        names = ("pair", "n_pairs", "mean_difference", "bound", "margin", "not_inferior", "note")
+        return [*blocks, _text(text), self._table(shown, {c: w.column(c) for c in names}, caption=w("margin_title"))]
+
+    def _pairs(self, table: pd.DataFrame) -> list[str]:
+        w = self.words
+        return [
+            w("versus", first=w(f"short_{a}"), second=w(f"short_{b}"))
+            for a, b in zip(table["first"], table["second"], strict=True)
+        ]
 
     # Published study and challenge -------------------------------------------------------------------------------------
 
@@ -650,7 +752,9 @@ class _Writer:
     def _leaderboard(self, board: pd.DataFrame) -> list[_Block]:
         w = self.words
         wide = leaderboard_wide(board)
-        metrics = [str(m) for m in board["metric"].unique()]
+        ranked = set(board.loc[board["kind"] == "team", "metric"])
+        metrics = [str(m) for m in board["metric"].unique() if m in ranked]
+        left_out = board[~board["metric"].isin(ranked)].drop_duplicates("metric")
         first = board[board["kind"] == "this run"].drop_duplicates("metric").set_index("metric")
         columns = board.drop_duplicates("metric").set_index("metric")["column"]
         shown = pd.DataFrame({"entry": [self._entry(k, e) for k, e in zip(wide["kind"], wide["entry"], strict=True)]})
@@ -691,7 +795,11 @@ class _Writer:
         teams = board.loc[board["kind"] == "team", "comparability"]
         return [
             _text(w("leaderboard_text")),
-            _text(w("other_cohort", n=n)),
+            _text(w("synthetic_cohort") if self.study.synthetic else w("other_cohort", n=n)),
+            *(
+                _text(w("left_out_metric", metric=w.metric(str(row.metric)), why=row.comparability))
+                for row in left_out.itertuples()
+            ),
             _Block("table", table=table, caption=str(teams.iloc[0]) if len(teams) else ""),
             self._table(about, {c: w.column(c) for c in about_columns}, caption=w("comparability_title"), folded=True),
         ]
@@ -825,9 +933,13 @@ class _Writer:
         return p_value(value, decimal=self.words.decimal)
 
     def _interval(self, row: pd.Series) -> str:
-        if pd.isna(row["ci_low"]) or pd.isna(row["ci_high"]):
+        low, high = row["interval_low"], row["interval_high"]
+        if pd.isna(low) or pd.isna(high):
             return ""
-        return self.words("interval", low=self._number(row["ci_low"]), high=self._number(row["ci_high"]))
+        return self.words("interval", low=self._number(low), high=self._number(high))
+
+    def _percent(self, share: float) -> str:
+        return f"{100 * share:.3g}\u00a0%".replace(".", self.words.decimal)
 
     def _unit(self, metric: str) -> str:
         units = self.reduced.loc[self.reduced["metric"] == metric, "unit"]

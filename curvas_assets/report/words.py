@@ -40,9 +40,43 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "answer_heading": ("In short", "En bref"),
     "answer_line": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} "
-        "({direction}). General against individual, paired: median difference {difference} (95 % interval {interval}), Holm p {p} ({n} patients).",
+        "({direction}). Within a patient the general ensemble beats an individual model in {wins} of the comparisons, Holm p {p} "
+        "({n} patients); mean difference {difference} (95 % interval {interval}).",
         "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} "
-        "({direction}). Général contre individuels, apparié : différence médiane {difference} (intervalle à 95 % {interval}), p de Holm {p} ({n} patients).",
+        "({direction}). Chez un même patient, l'ensemble général bat un modèle individuel dans {wins} des comparaisons, p de Holm {p} "
+        "({n} patients) ; différence moyenne {difference} (intervalle à 95 % {interval}).",
+    ),
+    "not_inferior_line": (
+        "The general ensemble does not hurt accuracy: the one-sided {level} bound of its difference in {metric} from the individual "
+        "models, {bound}, stays within the margin of {margin} ({n} patients).",
+        "L'ensemble général ne nuit pas à la précision : la borne unilatérale à {level} de sa différence de {metric} avec les modèles "
+        "individuels, {bound}, reste dans la marge de {margin} ({n} patients).",
+    ),
+    "maybe_inferior_line": (
+        "That the general ensemble does not hurt accuracy is not shown: the one-sided {level} bound of its difference in {metric} from "
+        "the individual models, {bound}, lies beyond the margin of {margin} ({n} patients).",
+        "Il n'est pas montré que l'ensemble général ne nuit pas à la précision : la borne unilatérale à {level} de sa différence de "
+        "{metric} avec les modèles individuels, {bound}, dépasse la marge de {margin} ({n} patients).",
+    ),
+    "few_text": (
+        "Only {n} patients: below {fewest}, no interval is given and nothing is called significant.",
+        "Seulement {n} patients : en dessous de {fewest}, aucun intervalle n'est donné et rien n'est dit significatif.",
+    ),
+    "claim_text": (
+        "What is claimed, and for whom: the tests within patients and the intervals speak of these {predictors} predictors on patients "
+        "like these {patients}. A family's superiority on these predictors is not a claim about other seeds or annotators: for those, "
+        "n = seeds × annotators = {seeds} × {annotators} = {n} trainings, whatever the number of patients.",
+        "Ce qui est affirmé, et pour qui : les tests par patient et les intervalles portent sur ces {predictors} prédicteurs et sur des "
+        "patients comme ces {patients}. La supériorité d'une famille sur ces prédicteurs n'affirme rien d'autres graines ou annotateurs : "
+        "pour ceux-là, n = graines × annotateurs = {seeds} × {annotators} = {n} entraînements, quel que soit le nombre de patients.",
+    ),
+    "approximate_text": (
+        "Warning: {predictors} predictors of {patients} patients ({volumes} volumes) were scored from volumes of the first storage format, "
+        "which pools what is nearly certain. Their ranking metrics (AUROC, AUROC of errors, AURC, E-AURC, AUGRC and negative "
+        "log-likelihood) are approximate until the volumes are made again.",
+        "Attention : {predictors} prédicteurs de {patients} patients ({volumes} volumes) ont été évalués sur des volumes du premier format "
+        "de stockage, qui confond ce qui est presque certain. Leurs métriques de rang (AUROC, AUROC des erreurs, AURC, E-AURC, AUGRC et "
+        "log-vraisemblance négative) sont approximatives tant que ces volumes n'ont pas été refaits.",
     ),
     "answer_means": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} ({direction}).",
@@ -169,8 +203,10 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     ),
     "scatter_title": ("Accuracy against uncertainty", "Précision selon l'incertitude"),
     "scatter_caption": (
-        "Mean Dice against mean predictive entropy, one point per patient and predictor, with the least-squares line.",
-        "Dice moyen selon l'entropie prédictive moyenne, un point par patient et prédicteur, avec la droite des moindres carrés.",
+        "Mean Dice against mean predictive entropy, one point per patient and predictor, with the least-squares line; "
+        "a patient's points are not independent (the tests take their mean).",
+        "Dice moyen selon l'entropie prédictive moyenne, un point par patient et prédicteur, avec la droite des moindres carrés ; "
+        "les points d'un patient ne sont pas indépendants (les tests en prennent la moyenne).",
     ),
     "no_scatter": (
         "Dice and predictive entropy were not both scored, so they cannot be drawn against each other.",
@@ -185,26 +221,59 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     # Statistics
     "statistics_text": (
         "Two tests side by side. Published: one-sided Mann–Whitney U, asymptotic with continuity correction, Bonferroni over the "
-        "pairs; it treats a patient's values under several models as independent, although the same patients stand in every group. "
-        "Paired: per patient the mean within a family, one-sided Wilcoxon signed-rank, Holm over the pairs, rank-biserial effect size, "
-        "and the median difference with its bootstrap interval. The alternative is that the first family is better. Significant means "
-        "a corrected p below {alpha}, per metric: metrics are not corrected for each other.",
+        "pairs; it treats a patient's values under several models as independent patients, although the same patients stand in every "
+        "group. Within patients: per patient the win probability, the share of pairs of predictors, one of each family, in which the "
+        "first family's is better (ties count half, an infinite distance is the worst); its mean over patients is tested against ½ by "
+        "randomisation: {draws} times, the family labels are permuted among each patient's own predictors. One-sided (the first family "
+        "is better, Holm over the pairs) and two-sided. Beside it the size: the mean over patients of the difference of the family means, "
+        "with its 95 % BCa bootstrap interval over patients (none below {fewest} patients).",
         "Deux tests côte à côte. Publié : U de Mann–Whitney unilatéral, asymptotique avec correction de continuité, Bonferroni sur les "
-        "paires ; il prend pour indépendantes les valeurs d'un patient sous plusieurs modèles, alors que les mêmes patients sont dans chaque "
-        "groupe. Apparié : par patient la moyenne dans la famille, Wilcoxon signé unilatéral, Holm sur les paires, taille d'effet "
-        "bisériale de rang, et différence médiane avec son intervalle bootstrap. L'alternative : la première famille est meilleure. Significatif : "
-        "p corrigé sous {alpha}, par métrique, sans correction entre métriques.",
+        "paires ; il prend les valeurs d'un patient sous plusieurs modèles pour des patients indépendants, alors que les mêmes patients sont "
+        "dans chaque groupe. Par patient : la probabilité de victoire, part des paires de prédicteurs, un de chaque famille, où celui de "
+        "la première famille est meilleur (égalités comptées à moitié, une distance infinie est la pire) ; sa moyenne sur les patients est "
+        "confrontée à ½ par randomisation : {draws} fois, les étiquettes de famille sont permutées entre les prédicteurs d'un même patient. "
+        "Unilatéral (la première famille est meilleure, Holm sur les paires) et bilatéral. À côté, la taille : moyenne sur les patients de la "
+        "différence des moyennes de famille, avec son intervalle bootstrap BCa à 95 % sur les patients (aucun en dessous de {fewest} patients).",
+    ),
+    "primary_text": (
+        "One primary metric answers each question ({primary}); every other metric is exploratory. Significant means a corrected p "
+        "below {alpha} of a primary metric, from {fewest} patients on; metrics are not corrected for each other.",
+        "Une métrique principale répond à chaque question ({primary}) ; toute autre métrique est exploratoire. Significatif : p corrigé "
+        "sous {alpha} d'une métrique principale, à partir de {fewest} patients ; les métriques ne sont pas corrigées entre elles.",
     ),
     "published_test": ("Published test (Mann–Whitney)", "Test publié (Mann–Whitney)"),
-    "paired_test": ("Paired test (Wilcoxon)", "Test apparié (Wilcoxon)"),
+    "within_test": ("Test within patients (randomisation)", "Test par patient (randomisation)"),
     "significant_note": (
-        "Bold: corrected p below {alpha}. NaN: undefined values left out of each side.",
-        "En gras : p corrigé sous {alpha}. NaN : valeurs indéfinies écartées de chaque côté.",
+        "Bold: corrected p below {alpha} of a primary metric, from {fewest} patients on. NaN: undefined values left out of each side.",
+        "En gras : p corrigé sous {alpha} d'une métrique principale, à partir de {fewest} patients. NaN : valeurs indéfinies écartées de "
+        "chaque côté.",
+    ),
+    "margin_title": ("Without hurting accuracy", "Sans nuire à la précision"),
+    "margin_text": (
+        "Not to be significantly worse does not show that nothing is lost; this is a claim of non-inferiority. The first family is not "
+        "inferior when the one-sided {level} BCa bound of the mean difference in {metric} stays within a margin of {margin}. {why} Each "
+        "pair stands for itself; below {fewest} patients there is no bound.",
+        "Ne pas être significativement moins bon ne montre pas que rien n'est perdu : c'est une affirmation de non-infériorité. La première "
+        "famille n'est pas inférieure quand la borne BCa unilatérale à {level} de la différence moyenne de {metric} reste dans une marge de "
+        "{margin}. {why} Chaque paire vaut pour elle-même ; en dessous de {fewest} patients il n'y a pas de borne.",
+    ),
+    "margin_why": (
+        "One point of Dice is what lies between neighbouring teams in the challenge's table (median gap 0.0105); it is fixed by the "
+        "configuration, not by these scores.",
+        "Un point de Dice est ce qui sépare les équipes voisines dans la table du challenge (écart médian 0,0105) ; il est fixé par la "
+        "configuration, non par ces scores.",
+    ),
+    "margin_set": ("The margin is the study's own.", "La marge est celle de l'étude."),
+    "no_margin": (
+        "Non-inferiority in accuracy was not tested.",
+        "La non-infériorité en précision n'a pas été testée.",
     ),
     "no_comparisons": ("No comparison of families was given.", "Aucune comparaison de familles n'a été fournie."),
     "association_title": ("Dice and entropy", "Dice et entropie"),
     "association_caption": (
-        "R² of the least-squares line of Dice on entropy; mutual information by nearest neighbours.",
+        "Each patient counts once, with its means over predictors: n patients; NaN: pairs of values left out of these means. R² of the "
+        "least-squares line of Dice on entropy; mutual information by nearest neighbours.",
+        "Chaque patient compte une fois, par ses moyennes sur les prédicteurs : n patients ; NaN : paires de valeurs écartées de ces moyennes. "
         "R² de la droite des moindres carrés du Dice sur l'entropie ; information mutuelle par plus proches voisins.",
     ),
     # Comparison
@@ -220,6 +289,11 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "This run scored {n} patients; the challenge's table rests on 65. Ranks mean something only when these are the same patients.",
         "Cette exécution a évalué {n} patients ; la table du challenge repose sur 65. Les rangs n'ont de sens que pour les mêmes patients.",
     ),
+    "synthetic_cohort": (
+        "The patients are synthetic: nothing here may be compared with the challenge, and there is no overall rank.",
+        "Les patients sont synthétiques : rien ici n'est comparable au challenge, et il n'y a pas de rang global.",
+    ),
+    "left_out_metric": ("{metric} is not ranked: {why}.", "{metric} n'est pas classé : {why}."),
     "no_leaderboard": ("No leaderboard was given.", "Aucun classement n'a été fourni."),
     "published_title": ("This run and the published study", "Cette exécution et l'étude publiée"),
     "published_caption": (
@@ -331,11 +405,15 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "p_bonferroni": ("p Bonferroni", "p Bonferroni"),
     "n_pairs": ("patients", "patients"),
     "unpaired_patients": ("unpaired", "non appariés"),
-    "wilcoxon": ("W⁺", "W⁺"),
-    "p_wilcoxon": ("p", "p"),
-    "p_holm": ("p Holm", "p Holm"),
-    "rank_biserial": ("rank-biserial", "bisériale de rang"),
-    "median_difference": ("median difference", "différence médiane"),
+    "question": ("question", "question"),
+    "win_probability": ("win probability", "probabilité de victoire"),
+    "p_randomisation": ("p", "p"),
+    "p_randomisation_holm": ("p Holm", "p Holm"),
+    "p_randomisation_two_sided": ("p two-sided", "p bilatéral"),
+    "mean_difference": ("mean difference", "différence moyenne"),
+    "bound": ("one-sided bound", "borne unilatérale"),
+    "margin": ("margin", "marge"),
+    "not_inferior": ("not inferior", "non inférieure"),
     "interval": ("95 % interval", "intervalle à 95 %"),
     "note": ("note", "note"),
     "predictor": ("predictor", "prédicteur"),
@@ -404,6 +482,14 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "spacing_mm": ("spacing (mm)", "espacement (mm)"),
 }
 
+_QUESTIONS: Mapping[str, tuple[str, str]] = {
+    "exploratory": ("exploratory", "exploratoire"),
+    "accuracy": ("accuracy", "précision"),
+    "calibration": ("calibration", "calibration"),
+    "aleatoric": ("aleatoric uncertainty", "incertitude aléatorique"),
+    "failure detection": ("failure detection", "détection d'erreurs"),
+}
+
 _METRICS: Mapping[str, tuple[str, str]] = {
     "dice": ("Dice", "Dice"),
     "dice_published": ("Dice (challenge's code)", "Dice (code du challenge)"),
@@ -415,6 +501,10 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "crps": ("CRPS of the volume", "CRPS du volume"),
     "crps_published": ("CRPS (challenge's cut)", "CRPS (coupure du challenge)"),
     "ece": ("Expected calibration error", "erreur de calibration attendue (ECE)"),
+    "ece_published": (
+        "Expected calibration error (challenge's float32)",
+        "erreur de calibration attendue (float32 du challenge)",
+    ),
     "ace": ("Average calibration error", "erreur de calibration moyenne (ACE)"),
     "adaptive_ece": ("Adaptive calibration error", "erreur de calibration adaptative"),
     "classwise_ece": ("Classwise calibration error", "erreur de calibration par classe"),
@@ -438,7 +528,7 @@ _METRICS: Mapping[str, tuple[str, str]] = {
 
 
 class Words:
-    """One language's words: `words("key", name=value)`, `words.metric("ece")`, `words.column("p_holm")`.
+    """One language's words: `words("key", name=value)`, `words.metric("ece")`, `words.column("p_bonferroni")`.
 
     Args:
         language: `en` or `fr`.
@@ -468,6 +558,10 @@ class Words:
     def column(self, column: str) -> str:
         return _COLUMNS[column][self._side] if column in _COLUMNS else column.replace("_", " ")
 
+    def question(self, question: str) -> str:
+        """A question of the study's primary metrics, or `exploratory`; its own words if it has none here."""
+        return _QUESTIONS[question][self._side] if question in _QUESTIONS else question
+
     def family(self, family: str) -> str:
         return _TEXT[family][self._side] if family in ("general", "annotator", "individual", "all") else family
 
@@ -478,4 +572,5 @@ def keys() -> Mapping[str, tuple[str, str]]:
         **_TEXT,
         **{f"column:{k}": v for k, v in _COLUMNS.items()},
         **{f"metric:{k}": v for k, v in _METRICS.items()},
+        **{f"question:{k}": v for k, v in _QUESTIONS.items()},
     }

@@ -131,10 +131,11 @@ class PatientReference:
         table = pd.DataFrame(
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
+        table = _with_means(table)
         if not all(getattr(one, "keeps_ranking", True) for one in (predictor, *of_ensemble)):
             ranked = table["metric"].isin(RANKING_METRICS)
             table.loc[ranked, "note"] = [f"{APPROXIMATE}; {note}".strip("; ") for note in table.loc[ranked, "note"]]
-        return PatientScores(_with_means(table), calibration.reliability(found, self.ece_bins), failure.curves(found))
+        return PatientScores(table, calibration.reliability(found, self.ece_bins), failure.curves(found))
 
     def _fitting(self, softmax: Any) -> Any:
         """The softmax, as an array if it is no stored volume; a ScoringError if it does not fit the annotations."""

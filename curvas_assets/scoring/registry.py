@@ -147,7 +147,7 @@ METRICS: dict[str, Metric] = {
         *_uncertainty("expected_entropy", "Mean entropy of the members", "SciPy entropy", of_ensembles=True),
         *_uncertainty("mutual_information", "Entropy of the prediction less the mean entropy of the members",
                       "SciPy entropy", of_ensembles=True),
-        Metric("member_dice", "failure detection", "", 0, 1, "higher", "organ", "found by no member: NaN",
+        Metric("member_dice", "failure detection", "", 0, 1, "", "organ", "found by no member: NaN",
                "Mean Dice over pairs of an ensemble's members", "scikit-learn f1_score",
                "Zenk et al. 2024, arXiv:2406.03323", True),
         Metric("auroc", "failure detection", "", 0, 1, "higher", "organ and annotator", "organ absent, or everywhere: NaN",

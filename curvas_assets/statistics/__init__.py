@@ -8,7 +8,7 @@ from curvas_assets.statistics.association import (
 )
 from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
 from curvas_assets.statistics.directions import directions
-from curvas_assets.statistics.families import compare_all_families, compare_families
+from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.published import (
     PublishedScores,
@@ -31,10 +31,12 @@ __all__ = [
     "judges_annotators",
     "leaderboard",
     "leaderboard_wide",
+    "non_inferiority",
     "out_of_distribution",
     "paired_scores",
     "published_tests",
     "read_published_scores",
     "reduce_scores",
     "summarise",
+    "with_questions",
 ]

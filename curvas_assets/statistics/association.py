@@ -57,7 +57,11 @@ def dice_against_entropy(
     entropy_metric: str = "predictive_entropy",
     seed: int = 20250515,
 ) -> pd.DataFrame:
-    """Does a predictor that is less certain segment worse? Mean Dice against predictive entropy.
+    """Are patients on which the predictors are less certain segmented worse? Mean Dice against predictive entropy.
+
+    Each patient counts once, with the means over its predictors. The predictors of a patient are no independent patients:
+    taken as such, 13 predictors of 20 patients find an association that is not there in more than half of the studies,
+    because a patient's own difficulty repeats in all of them.
 
     Args:
         scores: long or reduced scores with both metrics.
@@ -66,10 +70,11 @@ def dice_against_entropy(
         seed: of the mutual information estimate's tie-breaking noise.
 
     Returns:
-        One row over all predictors (`family` = "all") and one per family: `n` pairs, `n_nan` left out, `pearson`,
-        `p_pearson`, `spearman`, `p_spearman` (two-sided), `mutual_information` (nats, nearest neighbours), `r2` of the
-        least-squares line of Dice on entropy (so 0 … 1; the study's −4.2 cannot come from a fit), its `slope` and
-        `intercept`, and a `note` where a figure is NaN.
+        One row over all predictors (`family` = "all") and one per family: `n` patients, `n_nan` pairs of values (patient and
+        predictor) left out of the patients' means because one of the two is undefined, `pearson`, `p_pearson`, `spearman`,
+        `p_spearman` (two-sided), `mutual_information` (nats, nearest neighbours), `r2` of the least-squares line of Dice on
+        entropy (so 0 … 1; the study's −4.2 cannot come from a fit), its `slope` and `intercept`, and a `note` where a figure
+        is NaN.
 
     Raises:
         StatisticsError: a metric is not in the table.
@@ -112,11 +117,12 @@ def annotator_agreement(scores: pd.DataFrame, metrics: tuple[str, ...] | None = 
 
 def _association(pairs: pd.DataFrame, family: str, seed: int) -> dict[str, object]:
     defined = pairs[np.isfinite(pairs["x"]) & np.isfinite(pairs["y"])]
-    x, y = defined["x"].to_numpy(float), defined["y"].to_numpy(float)
+    means = defined.groupby("patient", sort=True)[["x", "y"]].mean()
+    x, y = means["x"].to_numpy(float), means["y"].to_numpy(float)
     row: dict[str, object] = dict.fromkeys(ASSOCIATION_COLUMNS, np.nan)
-    row |= {"family": family, "n": x.size, "n_nan": len(pairs) - x.size, "note": ""}
+    row |= {"family": family, "n": x.size, "n_nan": len(pairs) - len(defined), "note": ""}
     if x.size < 3:
-        return row | {"note": "fewer than three pairs"}
+        return row | {"note": "fewer than three patients"}
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return row | {"note": "one of the two is constant"}
     from sklearn.feature_selection import mutual_info_regression
@@ -132,6 +138,6 @@ def _association(pairs: pd.DataFrame, family: str, seed: int) -> dict[str, objec
         "intercept": float(line.intercept),
     }
     if x.size <= NEIGHBOURS:
-        return row | {"note": "too few pairs for mutual information"}
+        return row | {"note": "too few patients for mutual information"}
     information = mutual_info_regression(x[:, None], y, n_neighbors=NEIGHBOURS, random_state=seed)
     return row | {"mutual_information": float(information[0])}

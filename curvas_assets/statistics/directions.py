@@ -16,7 +16,6 @@ HIGHER_IS_BETTER = (
     "ncc",
     "auroc",
     "auroc_error",
-    "member_dice",
 )
 LOWER_IS_BETTER = (
     "hausdorff",
@@ -25,6 +24,7 @@ LOWER_IS_BETTER = (
     "crps",
     "crps_published",
     "ece",
+    "ece_published",
     "ace",
     "adaptive_ece",
     "classwise_ece",
@@ -37,7 +37,8 @@ LOWER_IS_BETTER = (
     "augrc",
 )
 KNOWN: Mapping[str, str] = {**dict.fromkeys(HIGHER_IS_BETTER, "higher"), **dict.fromkeys(LOWER_IS_BETTER, "lower")}
-"""Metric → `higher` or `lower`; entropies and the agreement of annotators have no better side."""
+"""Metric → `higher` or `lower`; entropies and the agreement of annotators or of members have no
+better side."""
 
 
 def directions() -> dict[str, str]:

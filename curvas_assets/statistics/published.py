@@ -183,8 +183,8 @@ def published_tests(published: PublishedScores, statistics: Statistics) -> pd.Da
             published.scores,
             metric,
             alternative,
-            bootstrap_samples=statistics.bootstrap_samples,
-            bootstrap_seed=statistics.bootstrap_seed,
+            draws=statistics.draws,
+            seed=statistics.seed,
         )
         for metric, alternative in TESTS.items()
         if metric in there

@@ -32,7 +32,7 @@ def small_study() -> Study:
     raw = load_study("phantom").model_dump(mode="json")
     raw |= {"sets": {"train": ["001", "002"], "test": ["007", "008", "009"]}, "seeds": [1]}
     raw |= {"groups": {}, "in_distribution_group": None}
-    raw["statistics"]["bootstrap_samples"] = 100
+    raw["statistics"]["draws"] = 100
     return Study.model_validate(raw)
 
 

@@ -10,6 +10,7 @@ from curvas_assets.statistics import (
     dice_against_entropy,
     failure_over_patients,
     leaderboard,
+    non_inferiority,
     out_of_distribution,
 )
 from curvas_assets.study import Study
@@ -32,7 +33,7 @@ def make_study(
             "sets": {"train": ["900"], "test": [f"{p:03d}" for p in range(1, patients + 1)]},
             "seeds": [112233, 445566, 778899, 1, 2][:seeds],
             "report": {"language": language},
-            "statistics": {"bootstrap_samples": 999},
+            "statistics": {"draws": 999},
         }
     )
 
@@ -231,6 +232,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "metrics": metrics,
         "cohort": cohort,
         "comparisons": compare_all_families(scores, study.statistics),
+        "non_inferiority": non_inferiority(scores, study.statistics),
         "association": dice_against_entropy(scores),
         "agreement": annotator_agreement(scores),
         "failure": failure_over_patients(scores),

@@ -5,6 +5,9 @@
 - It is sensible with 1 patient and with 65, 2 and 5 annotators, 1 seed, 1 organ, an absent organ, an all-undefined metric,
   missing cells, and without any optional input: then a sentence stands where the input is missing.
 - Text from outside is escaped. Equal inputs give equal bytes.
+- Nothing is bold, by either test, below six patients or for an exploratory metric; who is spoken of, and with what n, is said.
+- Non-inferiority is told against its margin; synthetic patients and metrics left out of the ranking are told as such.
+- Scores made from volumes of the first format bring a warning with how many predictors and patients they are.
 - Volumes are shown in cm³, in means and in differences alike.
 - What `curvas_assets.scoring` writes is what the report reads: scores, bins, curves and the registry.
 - Statistics and report of 65 patients × 13 predictors take less than a minute.
@@ -22,6 +25,7 @@ from curvas_assets.errors import ReportError
 from curvas_assets.report import Provenance, ReportInputs, build_report
 from curvas_assets.report.tables import number
 from curvas_assets.scoring import METRICS, PatientReference, metric_table
+from curvas_assets.scoring.panel import APPROXIMATE
 from curvas_assets.statistics import compare_all_families, leaderboard, read_published_scores
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
@@ -131,13 +135,133 @@ def test_volumes_are_shown_in_cubic_centimetres(report, inputs):
     ].mean()
     assert shown == pytest.approx(family / 1000, rel=0.01)
     row = inputs.comparisons[inputs.comparisons["metric"] == "crps"].iloc[1]
-    paired = report.markdown.split("### Paired test")[1]
+    within = report.markdown.split("### Test within patients")[1]
     line = next(
-        x for x in paired.splitlines() if x.startswith("| CRPS of the volume (cm³) | general\u00a0vs\u00a0individual")
+        x for x in within.splitlines() if x.startswith("| CRPS of the volume (cm³) | general\u00a0vs\u00a0individual")
     )
-    assert float(line.split("|")[9].strip().replace("−", "-")) == pytest.approx(
-        row["median_difference"] / 1000, rel=0.01
+    assert float(line.split("|")[10].strip().replace("−", "-")) == pytest.approx(
+        row["mean_difference"] / 1000, rel=0.01
     )
+
+
+def both_tests(markdown: str) -> str:
+    """The tables of both tests."""
+    return markdown.split("### Published test")[1].split("### Without hurting accuracy")[0]
+
+
+def decided(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The same comparisons, every p as small as can be."""
+    return comparisons.assign(p_bonferroni=1e-5, p_randomisation_holm=1e-5)
+
+
+@pytest.mark.parametrize(("patients", "language"), [(5, "en"), (6, "en"), (5, "fr")])
+def test_below_six_patients_nothing_is_called_significant_by_either_test(patients, language):
+    study = make_study(patients=patients, language=language)
+    inputs = make_inputs(study, **TABLES_ONLY)
+    inputs = dataclasses.replace(inputs, comparisons=decided(inputs.comparisons))
+    page = build_report(inputs, image_formats=())
+    if language == "fr":
+        assert "Seulement 5 patients : en dessous de 6" in page.markdown
+        return
+    shown = both_tests(page.markdown)
+    bold = [line for line in shown.splitlines() if "**" in line]
+    few = "Only 5 patients: below 6, no interval is given and nothing is called significant."
+    if patients == 5:
+        assert bold == []
+        assert page.markdown.count(few) == 2
+    else:
+        # Dice, ECE and AURC by three pairs in two tables (ncc was not scored); every other metric is exploratory.
+        assert len(bold) == 3 * 3 * 2
+        assert not any("exploratory" in line for line in bold)
+        assert "few" not in page.markdown
+        assert sum("| exploratory |" in line for line in shown.splitlines()) > 0
+
+
+def test_the_questions_and_their_primary_metrics_follow_the_configuration():
+    study = make_study(patients=6)
+    settings = study.statistics.model_copy(update={"primary": {"how far off": "hd95"}})
+    study = study.model_copy(update={"statistics": settings})
+    inputs = make_inputs(study, **TABLES_ONLY)
+    page = build_report(dataclasses.replace(inputs, comparisons=decided(inputs.comparisons)), image_formats=())
+    assert "(how far off: Hausdorff distance, 95th percentile)" in page.markdown
+    bold = [line for line in both_tests(page.markdown).splitlines() if "**" in line]
+    assert len(bold) == 6
+    assert all("| how far off |" in line for line in bold)
+
+
+def test_what_is_claimed_and_with_what_n_is_said_in_both_languages():
+    for language, told in (
+        (
+            "en",
+            "is not a claim about other seeds or annotators: for those, n = seeds × annotators = 2 × 3 = 6 trainings",
+        ),
+        ("fr", "n = graines × annotateurs = 2 × 3 = 6 entraînements"),
+    ):
+        inputs = make_inputs(make_study(seeds=2, language=language), **TABLES_ONLY)
+        assert build_report(inputs, image_formats=()).markdown.count(told) == 2
+
+
+@pytest.mark.parametrize(("loss", "told"), [(0.0, "does not hurt accuracy: the one-sided"), (0.1, "is not shown")])
+def test_non_inferiority_is_told_against_its_margin(loss, told):
+    study = make_study(patients=8)
+    scores = make_scores(study)
+    general = (scores["metric"] == "dice") & (scores["family"] == "general")
+    scores.loc[general, "value"] -= loss
+    inputs = make_inputs(study, scores=scores, **TABLES_ONLY)
+    page = build_report(inputs, image_formats=())
+    assert told in page.markdown.split("## Data")[0]
+    part = page.markdown.split("### Without hurting accuracy")[1]
+    assert "One point of Dice" in part
+    row = inputs.non_inferiority.iloc[1]
+    line = next(line for line in part.splitlines() if line.startswith("| general\u00a0vs\u00a0individual"))
+    assert [cell.strip() for cell in line.split("|")][4:7] == [number(row["bound"]), "0.0100", "✗" if loss else "✓"]
+    other = study.statistics.model_copy(update={"non_inferiority_margin": 0.02})
+    other = study.model_copy(update={"statistics": other})
+    page = build_report(make_inputs(other, scores=scores, **TABLES_ONLY), image_formats=())
+    assert "The margin is the study's own." in page.markdown
+
+
+def test_scores_from_volumes_of_the_first_format_bring_a_warning():
+    study = make_study()
+    scores = make_scores(study)
+    hit = (
+        scores["metric"].isin(["aurc", "eaurc"])
+        & scores["patient"].isin(["UKCHLL001", "UKCHLL002"])
+        & scores["predictor"].isin(["ensemble_all", "ensemble_anno1"])
+        & (scores["annotator"] != "mean")
+    )
+    scores.loc[hit, "note"] = f"{APPROXIMATE}; another note"
+    alone = hit & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
+    scores.loc[alone, "note"] = f"nothing but errors; {APPROXIMATE}"
+    page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
+    assert (
+        "Warning: 2 predictors of 2 patients (4 volumes) were scored from volumes of the first storage" in page.markdown
+    )
+    assert "approximate until the volumes are made again" in page.markdown.split("## Data")[0]
+    french = make_inputs(make_study(language="fr"), scores=scores, **TABLES_ONLY)
+    assert "Attention : 2 prédicteurs de 2 patients (4 volumes)" in build_report(french, image_formats=()).markdown
+
+
+def test_without_such_volumes_there_is_no_warning(report):
+    assert "first storage format" not in report.markdown
+
+
+def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
+    study = inputs.study.model_copy(update={"synthetic": True})
+    board = leaderboard(inputs.scores, region="body", synthetic=True)
+    page = build_report(dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=())
+    part = page.markdown.split("### Among the challenge's teams")[1].split("### This run")[0]
+    assert "The patients are synthetic" in part
+    assert "✓" not in "".join(line for line in part.splitlines() if "this run" in line)
+    assert "overall (mean rank)" not in part
+
+
+def test_a_metric_left_out_of_the_ranking_is_named_with_its_reason(inputs):
+    scores = inputs.scores.copy()
+    scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
+    board = leaderboard(scores, region="body")
+    page = build_report(dataclasses.replace(inputs, leaderboard=board, **TABLES_ONLY), image_formats=())
+    assert "CRPS of the volume is not ranked: left out: its unit is 'voxel'" in page.markdown
 
 
 def test_failure_and_out_of_distribution_over_patients_are_shown(report, inputs):

@@ -4,16 +4,18 @@
 - The study's published means are ranked as its report says: fourth in confidence and in ECE.
 - A family's rank is one plus the number of strictly better teams, by hand; overall is the mean of the ranks.
 - What is not comparable (another definition, another region, voxels) is said, and left out of the overall rank.
-- Undefined families have no rank; CRPS is turned from mm³ to cm³, and refused in voxels.
+- Undefined families have no rank; CRPS is turned from mm³ to cm³, and left out, with the reason, in voxels.
+- ECE with the challenge's float32 sums is ranked, the exact one stands beside; synthetic patients are never comparable.
 """
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.errors import StatisticsError
-from curvas_assets.statistics import leaderboard, leaderboard_wide
-from curvas_assets.statistics.challenge import PUBLISHED_STUDY, TEAMS
+from curvas_assets.statistics import leaderboard, leaderboard_wide, read_published_scores
+from curvas_assets.statistics.challenge import PUBLISHED_STUDY, STANDINGS, TEAMS
+from curvas_assets.study import load_study
+from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 UNITS = {"crps_published": "mm³", "crps": "mm³"}
 PRINTED_RANKS = {  # Dice, confidence, ECE, CRPS, as the challenge prints them
@@ -45,6 +47,7 @@ def published_means() -> dict[str, dict[str, float]]:
         for metric, column, scale in (
             ("dice_published", "dice", 1),
             ("confidence", "confidence", 1),
+            ("ece_published", "ece", 1),
             ("ece", "ece", 1),
             ("crps_published", "crps", 1e3),
         )
@@ -58,7 +61,9 @@ def rank(board: pd.DataFrame, metric: str, entry: str, kind: str = "this run"):
 def test_the_teams_keep_their_published_ranks():
     board = leaderboard(scores_of(published_means()), region="body")
     for team, ranks in PRINTED_RANKS.items():
-        found = tuple(rank(board, m, team, "team") for m in ("dice_published", "confidence", "ece", "crps_published"))
+        found = tuple(
+            rank(board, m, team, "team") for m in ("dice_published", "confidence", "ece_published", "crps_published")
+        )
         assert found == ranks
     assert set(PRINTED_RANKS) == set(TEAMS)
 
@@ -67,14 +72,14 @@ def test_the_published_study_stands_fourth_in_confidence_and_ece():
     board = leaderboard(scores_of(published_means()), region="body")
     for kind in ("this run", "published study"):
         assert rank(board, "confidence", "general", kind) == 4
-        assert rank(board, "ece", "general", kind) == 4
+        assert rank(board, "ece_published", "general", kind) == 4
 
 
 def test_ranks_and_their_mean_by_hand():
     ours = {
         "dice_published": {"general": 0.99},  # nobody is better: 1
         "confidence": {"general": 0.9717},  # MedIG and PrAEcision are better, BreizhSeg is equal: 3
-        "ece": {"general": 1.0},  # worse than all: 8
+        "ece_published": {"general": 1.0},  # worse than all: 8
         "crps_published": {"general": 9000.0},  # 9 cm³, only MedIG is better: 2
     }
     board = leaderboard(scores_of(ours, 1), region="body", published=False)
@@ -100,7 +105,7 @@ def test_another_definition_is_shown_but_never_counts_overall():
 
 
 def test_another_region_is_not_comparable_and_has_no_overall_rank():
-    board = leaderboard(scores_of({"ece": {"general": 0.001}}), region="image")
+    board = leaderboard(scores_of({"ece_published": {"general": 0.001}}), region="image")
     ours = board[board["kind"] == "this run"].iloc[0]
     assert (ours["region"], ours["comparable"]) == ("image", False)
     assert "image" in ours["comparability"]
@@ -132,7 +137,46 @@ def test_nothing_to_rank_is_an_empty_table():
     assert leaderboard_wide(board).empty
 
 
-def test_crps_in_voxels_is_refused():
-    scores = scores_of({"crps": {"general": 10.0}}).assign(unit="voxel")
-    with pytest.raises(StatisticsError, match="voxel"):
-        leaderboard(scores, region="body")
+def test_crps_in_voxels_is_left_out_and_says_so():
+    ours = {"crps": {"general": 10.0}, "dice_published": {"general": 0.99}}
+    scores = scores_of(ours, 1)
+    scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
+    board = leaderboard(scores, region="body")
+    crps = board[board["metric"] == "crps"]
+    assert crps["entry"].tolist() == ["general"]
+    assert crps[["value", "rank"]].isna().all(axis=None)
+    assert not crps["comparable"].any()
+    assert "'voxel'" in crps["comparability"].iloc[0]
+    overall = board[(board["metric"] == "overall") & (board["kind"] == "this run")].iloc[0]
+    assert (overall["value"], overall["definition"]) == (1, "mean of the ranks in dice_published")
+
+
+def test_the_published_tables_families_are_ranked_without_their_crps():
+    published = read_published_scores(as_csv(wide_table(6)))
+    board = leaderboard(published, region="body")
+    ours = board[board["kind"] == "this run"]
+    assert ours.loc[ours["metric"] == "crps", "rank"].isna().all()
+    assert ours.loc[ours["metric"] == "crps", "comparability"].str.contains("left out").all()
+    assert ours.loc[ours["metric"].isin(["dice", "confidence", "ece"]), "rank"].notna().all()
+    pd.testing.assert_frame_equal(board, leaderboard(published.scores, region="body"))
+
+
+def test_the_exact_ece_stands_beside_and_the_challenges_is_ranked():
+    ours = {"ece": {"general": 0.00220}, "ece_published": {"general": 0.00234}}
+    board = leaderboard(scores_of(ours, 1), region="body", published=False)
+    own = board[board["kind"] == "this run"].set_index("metric")
+    assert own.loc["ece_published", "comparable"]
+    assert not own.loc["ece", "comparable"]
+    assert "0.00234" in own.loc["ece", "comparability"]
+    assert own.loc["overall", "definition"] == "mean of the ranks in ece_published"
+    assert "0.26 %" in STANDINGS["crps_published"].comparability
+
+
+def test_synthetic_patients_are_never_comparable():
+    board = leaderboard(scores_of(published_means()), region="body", synthetic=True)
+    ours = board[board["kind"] == "this run"]
+    assert not ours["comparable"].any()
+    assert ours["comparability"].str.contains("synthetic").all()
+    assert "overall" not in set(board["metric"])
+    assert load_study("phantom").synthetic
+    assert not load_study("curvas").synthetic

@@ -1,6 +1,7 @@
 """Claims proved here.
 
 - Areas over patients are those of `scoring/definitions.md`, by hand, and agree with the voxel count of `scoring` on 0/1 risks.
+- E-AURC is the area above that of the perfect ranking by the same rule: never negative, 0 for a perfect ranking, tied or not.
 - A perfect ranking is best and a reversed one worst; ties share their point, so their order does not matter.
 - Failure and out-of-distribution detection leave out what is undefined, count it, and say why a figure is missing.
 - The AUROC is scikit-learn's.
@@ -23,8 +24,49 @@ def test_three_patients_by_hand():
     # Kept in the order 0, 0.3, 0.6: selective risks 0, 0.15, 0.3 at coverages 1/3, 2/3, 1; generalised 0, 0.1, 0.3.
     area, excess, generalised = risk_coverage_areas(np.array([0.3, 0.6, 0.0]), np.array([2.0, 1.0, 3.0]))
     assert area == pytest.approx((0 + 0.075 + 0.225) / 3)
-    assert excess == pytest.approx(area - 0.15)
+    assert excess == 0  # the ranking is perfect
     assert generalised == pytest.approx((0 + 0.05 + 0.2) / 3)
+    # Kept in the order 0.3, 0.6, 0: selective risks 0.3, 0.45, 0.3, flat down to coverage 0.
+    area, excess, _ = risk_coverage_areas(np.array([0.3, 0.6, 0.0]), np.array([3.0, 2.0, 1.0]))
+    assert area == pytest.approx((0.3 + 0.375 + 0.375) / 3)
+    assert excess == pytest.approx(area - (0 + 0.075 + 0.225) / 3)
+
+
+def perfect_area(risk: np.ndarray) -> float:
+    """The perfect ranking's area by the rule, patient by patient, written out."""
+    means = [float(np.mean(np.sort(risk)[:k])) for k in range(1, risk.size + 1)]
+    return sum((one + two) / 2 for one, two in zip([means[0], *means[:-1]], means, strict=True)) / risk.size
+
+
+RISKS = st.floats(0, 1) | st.sampled_from([0.0, 0.1, 0.5, 1.0])
+
+
+@given(st.lists(st.tuples(RISKS, st.integers(0, 6) | st.floats(0, 9)), min_size=1, max_size=40))
+def test_the_excess_is_never_negative_and_is_the_area_above_the_perfect_one(patients):
+    risk, confidence = (np.array(side, float) for side in zip(*patients, strict=True))
+    area, excess, _ = risk_coverage_areas(risk, confidence)
+    assert excess >= 0
+    assert excess == pytest.approx(max(area - perfect_area(risk), 0), abs=1e-11)
+
+
+@given(st.lists(RISKS, min_size=1, max_size=65), st.booleans())
+def test_the_excess_of_a_perfect_ranking_is_zero_tied_or_not(risks, tied):
+    risk = np.array(risks)
+    confidence = -risk if tied else -np.argsort(np.argsort(risk, kind="stable")).astype(float)
+    assert risk_coverage_areas(risk, confidence)[1] == 0
+
+
+def test_a_ranking_without_information_has_an_excess():
+    risk = np.array([0.0, 0.1, 0.4, 0.5])
+    assert risk_coverage_areas(risk, np.zeros(4))[1] == pytest.approx(0.25 - perfect_area(risk))
+    assert risk_coverage_areas(risk, risk)[1] > risk_coverage_areas(risk, np.zeros(4))[1]
+
+
+def test_tied_failures_at_the_end_are_a_perfect_ranking_although_their_chord_lies_lower():
+    risk, tied = np.array([0.0, 1.0, 1.0]), np.array([2.0, 1.0, 1.0])
+    area, excess, _ = risk_coverage_areas(risk, tied)
+    assert area < perfect_area(risk)
+    assert excess == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
@@ -33,7 +75,7 @@ def test_zero_one_risks_agree_with_the_count_over_voxels(voxels):
     counted = [np.bincount(codes[wrong == w], minlength=6).astype(np.int64) for w in (True, False)]
     area, generalised, perfect = risk_areas(*counted)
     found = risk_coverage_areas(wrong.astype(float), codes.astype(float))
-    np.testing.assert_allclose(found, (area, area - perfect, generalised), atol=1e-12)
+    np.testing.assert_allclose(found, (area, max(area - perfect, 0), generalised), atol=1e-12)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.randoms(use_true_random=False))

@@ -95,7 +95,7 @@ def test_means_over_organs_and_annotators_are_the_studys():
 def test_the_flaws_of_the_studys_file_change_nothing_but_the_list():
     wide = wide_table(8).astype({"Patient_ID": object})
     lost = (wide["Patient_ID"] == "UKCHLL008") & wide["CT"].str.startswith("ensemble_")
-    clean = compare_families(read_published_scores(as_csv(wide[~lost])), "dice", "greater", bootstrap_samples=100)
+    clean = compare_families(read_published_scores(as_csv(wide[~lost])), "dice", "greater", draws=100)
     flawed = wide[~lost].reset_index(drop=True)
     bare = flawed["Patient_ID"].isin(["UKCHLL003", "UKCHLL005"])
     flawed.loc[bare, "Patient_ID"] = flawed.loc[bare, "Patient_ID"].str.removeprefix("UKCHLL")
@@ -106,7 +106,7 @@ def test_the_flaws_of_the_studys_file_change_nothing_but_the_list():
     unknown = flawed.iloc[[3]].assign(CT="vote")
     flawed = pd.concat([flawed, twice, other, stranger, unknown], ignore_index=True)
     published = read_published_scores(as_csv(flawed, na_rep="nan"))
-    found = compare_families(published, "dice", "greater", bootstrap_samples=100)
+    found = compare_families(published, "dice", "greater", draws=100)
     pd.testing.assert_frame_equal(found, clean)
     assert list(found["n_first"]) == [7, 7, 21]
     assert list(found["n_second"]) == [21, 72, 72]
