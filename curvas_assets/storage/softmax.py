@@ -1,16 +1,18 @@
 """Softmax volumes: an open format (zarr v3) written and read slab by slab, on any object store.
 
     <key>/zarr.json                     a group; its attributes name the current version: the marker, written last
-    <key>/<version>/zarr.json           the array: codes uint16 (foreground class, z, y, x), p = levels[code]
+    <key>/<version>/zarr.json           the array: steps uint16 (foreground class, z, y, x) of codes along x
     <key>/<version>/c/0/0/0/0           its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
 
-zarr-python reads it without this module; the attributes give the levels (see `encoding`), with which
+zarr-python reads it without this module: a code is the sum of the steps up to it (2 d is a rise by d, 2 d − 1 a fall), it names
+one of the levels that two attributes give (see `encoding`), and the background is what the foreground leaves of 1:
 
-    a = group[group.attrs["current"]]; t, n = np.array(a.attrs["tail"]), a.attrs["steps"]
-    levels = np.unique(np.float32([0, *t, *(np.arange(round(t[-1] * n) + 1, n - round(t[-1] * n)) / n), *(1 - t), 1]))
-    foreground = levels[a[:, z0:z1]]; rest = foreground.sum(0, dtype=float); background = 1 - rest * (rest >= 2**-24)
+    a = group[group.attrs["current"]]; t, n = np.array(a.attrs["tail"]), a.attrs["steps"]; m = round(t[-1] * n)
+    levels = np.unique(np.float32([0, *t, *np.arange(m + 1, n - m) / n, *(1 - t), 1])); s = a[:, z0:z1].astype(int)
+    foreground = levels[((s >> 1) ^ -(s & 1)).cumsum(-1)]; rest = foreground.sum(0, dtype=float)
+    background = np.maximum(1 - rest * (rest >= 2**-24), 0)
 
-are the probabilities. Volumes of the first format (p = code / 65535) are read as well; it kept labels, calibration and
+Volumes of the first format (p = code / 65535) are read as well; it kept labels, calibration and
 volumes, not the ranking of a confident network's voxels. Readers go through the group, so they see one whole version; a
 writer that is killed leaves nothing that a reader finds.
 """
@@ -36,12 +38,14 @@ from curvas_assets.inputs import as_affine, as_path, as_spacing
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage.encoding import (
     STEPS,
+    codes_of,
     decode,
     decode_into,
     encode,
     labels_of,
     levels_of,
     linear_levels,
+    steps_of,
     tail,
 )
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
@@ -54,7 +58,7 @@ CHUNKS_PER_GET = 8
 """Depths of chunks fetched by one request when a volume is read through."""
 SPOOL_BYTES = 256 << 20
 ABSENT = (1 << 64) - 1
-COMPRESSION = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": 2, "blocksize": 0}
+COMPRESSION = {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
 
@@ -186,7 +190,7 @@ class SoftmaxWriter:
         if encoded.foreground.max() > self._fullest[0]:
             self._fullest = (int(encoded.foreground.max()), z0 + int(encoded.foreground.argmax()))
         with ThreadPoolExecutor(2) as pool:
-            for content in pool.map(self._grid.pack, self._grid.tiles(encoded.codes)):
+            for content in pool.map(self._grid.pack, self._grid.tiles(steps_of(encoded.codes))):
                 if content is None:
                     self._index.append((ABSENT, ABSENT))
                     continue
@@ -349,7 +353,7 @@ class SoftmaxVolume:
         return start, int(present[-1].sum()) - start
 
     def _decode(self, first: int, last: int, content: memoryview) -> npt.NDArray[np.uint16]:
-        """Codes of these depths, from the bytes that begin where their first chunk does."""
+        """Codes of these depths of chunks, from the bytes that begin where their first chunk does."""
         index = self._chunks(first, last)
         start, _ = self._span(first, last)
         depth = min(last * DEPTH, self.shape[1]) - first * DEPTH
@@ -368,7 +372,7 @@ class SoftmaxVolume:
                 place(i)
         else:
             list(_decoders().map(place, present))
-        return out
+        return codes_of(out) if self.keeps_ranking else out
 
     def _chunks(self, first: int, last: int) -> npt.NDArray[np.uint64]:
         return self._index()[first * self._grid.tiles_per_depth : last * self._grid.tiles_per_depth]
@@ -616,7 +620,7 @@ class _Grid:
             return None
         whole = np.zeros(self.chunk, "<u2")
         whole[tuple(slice(0, n) for n in tile.shape)] = tile
-        content = blosc.compress(whole, b"zstd", COMPRESSION["clevel"], blosc.SHUFFLE, 0)
+        content = blosc.compress(whole, b"zstd", COMPRESSION["clevel"], blosc.BITSHUFFLE, 0)
         return bytes(content) + int(google_crc32c.value(bytes(content))).to_bytes(4, "little")
 
     def unpack(self, content: memoryview, subject: str) -> npt.NDArray[np.uint16]:

@@ -141,7 +141,9 @@ def test_what_goes_out_comes_in_again(tmp_path):
     _import((files.probabilities, files.labels), store, out)
     after = open_softmax(store, KEY)
     np.testing.assert_array_equal(after.labels(0, 21), before.labels(0, 21))
-    np.testing.assert_allclose(after.slab(0, 21), before.slab(0, 21), atol=1e-4)  # an organ that no longer leads is coarser
+    np.testing.assert_allclose(
+        after.slab(0, 21), before.slab(0, 21), atol=1e-4
+    )  # an organ that no longer leads is coarser
 
 
 def test_nnunets_own_ensembling_averages_what_goes_out(tmp_path):
