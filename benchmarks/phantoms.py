@@ -82,9 +82,9 @@ def in_body(shape: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
 
 
 WAVES = 4
-_LEVEL = np.array([[0.0, -7.0, -6.1, -4.95], [0.0, -5.7, -5.4, -4.6]])
+_LEVEL = np.array([[0.0, -8.4, -7.5, -5.45], [0.0, -6.8, -6.1, -5.1]])
 """Mean log₁₀ p of each class far from its organ, in the body and in air."""
-_SPREAD = np.array([[0.0, 1.4, 1.4, 1.4], [0.0, 0.6, 0.6, 0.5]])
+_SPREAD = np.array([[0.0, 1.6, 1.6, 1.6], [0.0, 0.9, 0.8, 1.4]])
 _FALL = 1.3
 """Nats that an organ loses a millimetre outside its border, and gains inside."""
 _TEXTURE = 0.02
