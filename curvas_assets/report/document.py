@@ -633,7 +633,9 @@ class _Writer:
     def statistics(self) -> list[_Block]:
         w, comparisons = self.words, self.comparisons
         settings = self.study.statistics
-        primary = ", ".join(f"{w.question(q)}: {w.metric(m)}" for q, m in settings.primary.items())
+        primary = ", ".join(
+            w("primary_one", question=w.question(q), metric=w.metric(m)) for q, m in settings.primary.items()
+        )
         blocks = [
             _text(w("statistics_text", draws=settings.draws, fewest=FEWEST)),
             _text(w("primary_text", primary=primary, alpha=self._alpha(), fewest=FEWEST)),
@@ -668,7 +670,7 @@ class _Writer:
             formats = {"p_pearson": self._p, "p_spearman": self._p}
             blocks += [
                 _heading(w("association_title")),
-                self._table(shown, columns, caption=w("association_caption"), formats=formats),
+                self._table(shown, columns, caption=w("association_caption", fewest=FEWEST), formats=formats),
             ]
         return blocks
 

@@ -241,6 +241,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "Une métrique principale répond à chaque question ({primary}) ; toute autre métrique est exploratoire. Significatif : p corrigé "
         "sous {alpha} d'une métrique principale, à partir de {fewest} patients ; les métriques ne sont pas corrigées entre elles.",
     ),
+    "primary_one": ("{question}: {metric}", "{question} : {metric}"),
     "published_test": ("Published test (Mann–Whitney)", "Test publié (Mann–Whitney)"),
     "within_test": ("Test within patients (randomisation)", "Test par patient (randomisation)"),
     "significant_note": (
@@ -272,9 +273,9 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "association_title": ("Dice and entropy", "Dice et entropie"),
     "association_caption": (
         "Each patient counts once, with its means over predictors: n patients; NaN: pairs of values left out of these means. R² of the "
-        "least-squares line of Dice on entropy; mutual information by nearest neighbours.",
+        "least-squares line of Dice on entropy; mutual information by nearest neighbours. No p below {fewest} patients.",
         "Chaque patient compte une fois, par ses moyennes sur les prédicteurs : n patients ; NaN : paires de valeurs écartées de ces moyennes. "
-        "R² de la droite des moindres carrés du Dice sur l'entropie ; information mutuelle par plus proches voisins.",
+        "R² de la droite des moindres carrés du Dice sur l'entropie ; information mutuelle par plus proches voisins. Pas de p en dessous de {fewest} patients.",
     ),
     # Comparison
     "leaderboard_title": ("Among the challenge's teams", "Parmi les équipes du challenge"),

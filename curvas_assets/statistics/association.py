@@ -4,11 +4,14 @@ Belongs here: association of accuracy with uncertainty, agreement of annotators.
 families (`families`). The arithmetic is SciPy's and scikit-learn's.
 """
 
+from math import factorial
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from curvas_assets.errors import StatisticsError
+from curvas_assets.statistics.families import FEWEST
 from curvas_assets.statistics.reduction import reduce_scores, summarise
 
 ASSOCIATION_COLUMNS = (
@@ -72,9 +75,9 @@ def dice_against_entropy(
     Returns:
         One row over all predictors (`family` = "all") and one per family: `n` patients, `n_nan` pairs of values (patient and
         predictor) left out of the patients' means because one of the two is undefined, `pearson`, `p_pearson`, `spearman`,
-        `p_spearman` (two-sided), `mutual_information` (nats, nearest neighbours), `r2` of the least-squares line of Dice on
-        entropy (so 0 … 1; the study's −4.2 cannot come from a fit), its `slope` and `intercept`, and a `note` where a figure
-        is NaN.
+        `p_spearman` (two-sided; none below 6 patients), `mutual_information` (nats, nearest neighbours), `r2` of the
+        least-squares line of Dice on entropy (so 0 … 1; the study's −4.2 cannot come from a fit), its `slope` and
+        `intercept`, and a `note` where a figure is NaN.
 
     Raises:
         StatisticsError: a metric is not in the table.
@@ -130,14 +133,16 @@ def _association(pairs: pd.DataFrame, family: str, seed: int) -> dict[str, objec
     pearson, spearman, line = stats.pearsonr(x, y), stats.spearmanr(x, y), stats.linregress(x, y)
     row |= {
         "pearson": float(pearson.statistic),
-        "p_pearson": float(pearson.pvalue),
         "spearman": float(spearman.statistic),
-        "p_spearman": float(spearman.pvalue),
         "r2": float(line.rvalue**2),
         "slope": float(line.slope),
         "intercept": float(line.intercept),
     }
-    if x.size <= NEIGHBOURS:
-        return row | {"note": "too few patients for mutual information"}
-    information = mutual_info_regression(x[:, None], y, n_neighbors=NEIGHBOURS, random_state=seed)
-    return row | {"mutual_information": float(information[0])}
+    if x.size > NEIGHBOURS:
+        information = mutual_info_regression(x[:, None], y, n_neighbors=NEIGHBOURS, random_state=seed)
+        row["mutual_information"] = float(information[0])
+    if x.size < FEWEST:
+        too_few = "no p" if x.size > NEIGHBOURS else "no p, no mutual information"
+        return row | {"note": f"fewer than {FEWEST} patients: {too_few}"}
+    # SciPy's p of Spearman is asymptotic: 0 for a perfect order, although two of the n! orders are as extreme.
+    return row | {"p_pearson": float(pearson.pvalue), "p_spearman": max(float(spearman.pvalue), 2 / factorial(x.size))}

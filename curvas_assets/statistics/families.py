@@ -211,8 +211,8 @@ def non_inferiority(
 
     Returns:
         One row per pair: `metric`, `pair`, `first`, `second`, `n_pairs` (patients), `margin`, `level` (one-sided),
-        `mean_difference` (first − second), `bound`, `not_inferior` (missing where there is no bound), `note`. No row when
-        the metric is not in the table.
+        `mean_difference` (first − second), `bound` (none below 6 patients, nor beside an infinite mean), `not_inferior`
+        (missing where there is no bound), `note`. No row when the metric is not in the table.
 
     Raises:
         StatisticsError: a column is missing, a value stands there twice, or the metric has no better side.
@@ -241,6 +241,8 @@ def non_inferiority(
             "greater" if side == "greater" else "less",
         )
         bound = low if side == "greater" else high
+        if not np.isfinite(differences.means).all():  # the mean leaves out the very patients that are worst
+            bound, note = np.nan, f"{note}: no bound"
         holds = bound > -margin if side == "greater" else bound < margin
         rows.append(
             {"metric": name, "pair": f"{first} vs {second}", "first": first, "second": second}

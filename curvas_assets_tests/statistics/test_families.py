@@ -302,6 +302,18 @@ def test_non_inferiority_is_not_told_without_enough_patients_or_the_metric():
         non_inferiority(random_scores(8, ("predictive_entropy",)), FEW, metric="predictive_entropy")
 
 
+def test_a_patient_with_an_infinite_mean_forbids_the_claim_instead_of_leaving_it():
+    scores = random_scores(20, ("hd95",))
+    worst = (scores["patient"] == "UKCHLL004") & (scores["family"] == "general")
+    assert non_inferiority(scores, FEW, metric="hd95", alternative="less")["not_inferior"].notna().all()
+    table = non_inferiority(scores.assign(value=scores["value"].mask(worst, np.inf)), FEW, metric="hd95")
+    assert list(table["not_inferior"].isna()) == [True, True, False]
+    assert list(table["bound"].isna()) == [True, True, False]
+    assert list(table["note"]) == [
+        "1 patients with an infinite mean, left out of the mean difference: no bound"
+    ] * 2 + [""]
+
+
 def test_the_margin_is_what_lies_between_neighbours_in_the_challenges_table():
     dice = np.sort([result.dice for result in TEAMS.values()])
     assert np.median(np.diff(dice)) == pytest.approx(0.0105, abs=5e-5)
