@@ -13,13 +13,31 @@ def shapes(draw) -> tuple[int, int, int]:
 def softmaxes(
     draw, classes=st.integers(2, 8), shape=shapes(), dtype=st.sampled_from([np.float16, np.float32, np.float64])
 ):
-    """Probabilities (C, Z, Y, X): smooth, certain (exact 0 and 1), or nearly certain with long tails."""
+    """Probabilities (C, Z, Y, X): smooth, certain (exact 0 and 1), nearly certain with long tails, or overconfident."""
     c, voxels = draw(classes), draw(shape)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    sharpness = draw(st.sampled_from([0.5, 4.0, 30.0, 1000.0]))
+    sharpness = draw(st.sampled_from([0.5, 4.0, 30.0, 1000.0, None]))
+    if sharpness is None:
+        return overconfident(rng, c, voxels).astype(draw(dtype))
     logits = rng.standard_normal((c, *voxels)) * sharpness
     p = np.exp(logits - logits.max(axis=0))
     return (p / p.sum(axis=0)).astype(draw(dtype))
+
+
+def overconfident(rng: np.random.Generator, classes: int, voxels: tuple[int, int, int]) -> np.ndarray:
+    """As a network gives them that was trained for long: float64 (C, Z, Y, X).
+
+    What a voxel's winner leaves of 1 is spread evenly over the decades from 1e-2 to 1e-9, and the other classes share it
+    over as many decades more; a tenth of the voxels is a soft border.
+    """
+    winner = np.where(rng.random(voxels) < 0.7, 0, rng.integers(0, classes, voxels))
+    rest = 10.0 ** rng.uniform(-9, -2, voxels)
+    rest = np.where(rng.random(voxels) < 0.1, rng.uniform(0, 0.6, voxels), rest)
+    shares = 10.0 ** rng.uniform(-6, 0, (classes, *voxels))
+    np.put_along_axis(shares, winner[None], 0, axis=0)
+    p = shares / shares.sum(axis=0) * rest
+    np.put_along_axis(p, winner[None], (1 - rest)[None], axis=0)
+    return p
 
 
 @st.composite

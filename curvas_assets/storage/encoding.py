@@ -90,8 +90,9 @@ def encode(softmax: npt.NDArray[np.floating]) -> EncodedSlab:
     codes = np.zeros((classes - 1, depth, height, width), np.uint16)
     label_voxels = np.zeros((depth, classes), np.int64)
     soft = np.zeros((depth, classes - 1))
+    levels, limits, starts, starts_near_one = _search_tables()
     with PARALLEL:
-        _encode(values, *_search_tables(), codes, label_voxels, soft)
+        _encode(values, levels, limits, starts, starts_near_one, codes, label_voxels, soft)
     return EncodedSlab(codes, label_voxels.sum(axis=0), soft.sum(axis=0), label_voxels[:, 1:].sum(axis=1))
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.metrics import CalibrationErrorMetric
 from scipy.integrate import quad
 from scipy.stats import entropy, norm, pearsonr
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
@@ -102,6 +103,35 @@ def test_calibration_agrees_with_torchmetrics_and_scikit_learn(case):
         clipped = np.maximum(flat, 1e-7)[np.arange(len(target)), target]
         _same(_value(table, "nll", "", str(r)), float(-np.log(clipped).mean()), 1e-5)
         _same(_value(table, "ace", "", str(r)), _ace(flat.max(axis=1), flat.argmax(axis=1) == target), 1e-5)
+
+
+@given(cases())
+def test_class_wise_calibration_agrees_with_monai(case):
+    softmax, annotations = case
+    classes = softmax.shape[0]
+    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    metric = CalibrationErrorMetric(num_bins=50, calibration_reduction="expected", metric_reduction="none")
+    for r, annotation in enumerate(annotations, 1):
+        truth = torch.from_numpy(np.moveaxis(np.eye(classes, dtype=np.float32)[annotation], -1, 0))
+        metric.reset()
+        metric(torch.from_numpy(softmax)[None], truth[None])
+        (theirs,) = metric.aggregate()
+        for organ, label in _organs(softmax).items():
+            _same(_value(table, "classwise_ece", organ, str(r)), float(theirs[label]), 1e-5)
+
+
+def test_monai_shifts_its_edges_by_a_rounding_of_float32():
+    """Its last edge lies above 1, so all the others lie a little higher: exactly one half falls into the bin below."""
+    softmax, annotations = np.full((2, 1, 1, 2), 0.5, np.float32), np.array([[[[1, 1]]]], np.uint8)
+    softmax[:, 0, 0, 1] = 0.49, 0.51
+    truth = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 1, 1, 2)
+    metric = CalibrationErrorMetric(num_bins=2, calibration_reduction="average", metric_reduction="none")
+    metric(torch.from_numpy(softmax)[None], truth)
+    assert float(metric.aggregate()[0, 1]) == pytest.approx(
+        (0.5 + 0.49) / 2, abs=1e-6
+    )  # two bins; ours has them in one
+    table = score(softmax, annotations, SPACING, organs={"a": 1}, ece_bins=2, ace_bins=2)
+    assert _value(table, "classwise_ece", "a", "1") == pytest.approx((0.5 + 0.49) / 2, abs=1e-6)
 
 
 def test_torchmetrics_gives_certainty_a_bin_of_its_own():
