@@ -24,7 +24,7 @@ def failure(found: Counts, ranks: Sequence[Ranks], organs: Mapping[str, int]) ->
         yield "auroc_error", "", str(r), *auroc(wrong[::-1], (voxels - wrong)[::-1], "wrong voxel")
         area, generalised, best = risk_areas(wrong, voxels - wrong)
         yield "aurc", "", str(r), area, ""
-        yield "eaurc", "", str(r), max(area - best, 0.0), ""  # less is a rounding error
+        yield "eaurc", "", str(r), max(area - best, 0.0), ""  # tied errors: see `risk_areas`
         yield "augrc", "", str(r), generalised, ""
 
 
@@ -57,7 +57,8 @@ def risk_areas(wrong: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> tu
 
     One point per distinct confidence, trapezoids in coverage, flat down to coverage 0 (the generalised risk goes to 0
     there). The perfect ranking, integrated by the same rule, has the right voxels first as one group, then each error as a
-    point of its own.
+    point of its own. Errors that are tied with one another share a trapezoid, whose area can be smaller than that: the
+    excess of such a ranking is taken for 0.
 
     Args:
         wrong: (confidences,) errors at each confidence, ascending.
