@@ -226,7 +226,7 @@ class _Writer:
         for column in ("organ", "annotator", "group", "unit"):
             scores[column] = scores[column].astype("string").fillna("").astype(str) if column in scores else ""
         scores["value"] = pd.to_numeric(scores["value"], errors="coerce").astype(float)
-        # Volumes are scored in mm³ and read in cm³ (DEFINITIONS).
+        # Volumes are scored in mm³ and read in cm³.
         self.scaled = frozenset(map(str, scores.loc[scores["unit"].isin(["mm³", "mm3"]), "metric"].unique()))
         in_mm3 = scores["metric"].isin(self.scaled)
         scores.loc[in_mm3, "value"] *= 1e-3

@@ -1,6 +1,6 @@
 """Does a predictor's uncertainty tell which patients it segments badly, and which come from elsewhere?
 
-Belongs here: failure detection and out-of-distribution detection with the patient as the unit (DEFINITIONS, "at study
+Belongs here: failure detection and out-of-distribution detection with the patient as the unit (`scoring/definitions.md`, "at study
 level"). Does not belong here: the same over voxels, which `curvas_assets.scoring` counts.
 """
 

@@ -25,7 +25,7 @@ GZIP_LEVEL = 1
 """Higher levels cost five times as long for a tenth of the size."""
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
-"""Less is written as 0: it is the entropy of tails, which a softmax volume keeps for each block of voxels, not for each."""
+"""Less is written as 0: it is the entropy of tails, noise that would take most of the file."""
 
 
 @dataclass(frozen=True)
