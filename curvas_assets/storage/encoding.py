@@ -21,7 +21,7 @@ STEPS = 1 << 14
 """Between the logarithmic ends, levels are this many to 1."""
 LEAST_FOREGROUND = 2.0**-24
 """A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
-DECADES = (2, 2, 4, 8, 16, 16)
+DECADES = (2, 2, 4, 8, 16, 32)
 """Levels of each decade of p / 2⁻²⁴, from 10⁻² on: as many as keep the areas under a trained network's risk–coverage curves
 within half a percent. The last ratio goes on until it is a step."""
 SAFELY_BACKGROUND = 0.1
