@@ -27,7 +27,21 @@ from curvas_assets.errors import (
 )
 from curvas_assets.scoring import PatientReference, score
 from curvas_assets.segmentation import Predictor, adopt_dataset, adopt_model, prepare_dataset, train_model
-from curvas_assets.statistics import compare_all_families, compare_families, reduce_scores, summarise
+from curvas_assets.statistics import (
+    annotator_agreement,
+    best_predictors,
+    compare_all_families,
+    compare_families,
+    dice_against_entropy,
+    failure_over_patients,
+    leaderboard,
+    leaderboard_wide,
+    out_of_distribution,
+    paired_scores,
+    read_published_scores,
+    reduce_scores,
+    summarise,
+)
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, import_nnunet_prediction
 from curvas_assets.storage.objects import FolderObjects
@@ -349,12 +363,28 @@ def test_write_softmax_refuses_odd_descriptions(odd, tmp_path):
 @pytest.mark.parametrize(
     "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=repr
 )
+def test_a_published_table_that_is_none_is_refused(odd):
+    with pytest.raises(StatisticsError):
+        read_published_scores(odd)
+
+
+@pytest.mark.parametrize(
+    "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=repr
+)
 def test_statistics_refuse_what_is_no_table(odd):
     for call in (
         reduce_scores,
         summarise,
         compare_all_families,
         lambda table: compare_families(table, "dice", "greater"),
+        lambda table: leaderboard(table, region="body"),
+        leaderboard_wide,
+        annotator_agreement,
+        dice_against_entropy,
+        failure_over_patients,
+        lambda table: out_of_distribution(table, "A"),
+        lambda table: best_predictors(table, {}),
+        lambda table: paired_scores(table, "dice", "ece"),
     ):
         with pytest.raises(StatisticsError, match=r"pandas\.read_csv"):
             call(odd)

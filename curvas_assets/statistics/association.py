@@ -12,7 +12,7 @@ from scipy import stats
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics.families import FEWEST
-from curvas_assets.statistics.reduction import reduce_scores, summarise
+from curvas_assets.statistics.reduction import reduced_scores, require_table, summarise
 
 ASSOCIATION_COLUMNS = (
     "family",
@@ -38,7 +38,7 @@ def paired_scores(scores: pd.DataFrame, x_metric: str, y_metric: str) -> pd.Data
     Raises:
         StatisticsError: a metric is not in the table.
     """
-    reduced = scores if {"n_values", "n_nan"} <= set(scores.columns) else reduce_scores(scores)
+    reduced = reduced_scores(scores)
     sides = []
     for metric, name in ((x_metric, "x"), (y_metric, "y")):
         part = reduced.loc[reduced["metric"] == metric, ["patient", "predictor", "family", "value"]]
@@ -108,6 +108,7 @@ def annotator_agreement(scores: pd.DataFrame, metrics: tuple[str, ...] | None = 
     Returns:
         As `summarise` by `organ`; no row when there is no such metric.
     """
+    require_table(scores)
     wanted = metrics or tuple(m for m in map(str, scores["metric"].unique()) if judges_annotators(m))
     part = scores[scores["metric"].isin(wanted)].copy()
     part["organ"] = part["organ"].fillna("").astype(str) if "organ" in part else ""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from curvas_assets.statistics.reduction import reduce_scores, summarise
+from curvas_assets.statistics.reduction import reduced_scores, require_table, summarise
 
 FAMILIES = ("general", "annotator", "individual")
 
@@ -164,8 +164,7 @@ def leaderboard(scores: pd.DataFrame, *, region: str, synthetic: bool = False, p
     Raises:
         StatisticsError: the scores lack a column.
     """
-    table = scores if isinstance(scores, pd.DataFrame) else scores.scores
-    reduced = table if {"n_values", "n_nan"} <= set(table.columns) else reduce_scores(table)
+    reduced = reduced_scores(getattr(scores, "scores", scores))
     reduced = reduced[reduced["metric"].isin(STANDINGS) & reduced["family"].isin(FAMILIES)]
     means = summarise(reduced, by=("family",)).set_index(["metric", "family"]) if len(reduced) else None
     rows: list[dict[str, object]] = []
@@ -238,6 +237,7 @@ def leaderboard_wide(board: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `kind`, `entry`, then for each metric `<metric>` and `<metric>_rank`; sorted by the overall rank.
     """
+    require_table(board)
     entries = board[["kind", "entry"]].drop_duplicates().reset_index(drop=True)
     for metric in board["metric"].unique():
         part = board.loc[board["metric"] == metric, ["kind", "entry", "value", "rank"]]

@@ -17,7 +17,7 @@ from scipy import stats
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.randomisation import ROUNDING, randomise
-from curvas_assets.statistics.reduction import checked_scores, reduce_scores
+from curvas_assets.statistics.reduction import checked_scores, reduce_scores, require_table
 from curvas_assets.study import Statistics
 
 Alternative = Literal["greater", "less"]
@@ -184,6 +184,7 @@ def compare_all_families(
 
 def with_questions(comparisons: pd.DataFrame, statistics: Statistics = STANDARD) -> pd.DataFrame:
     """Comparisons with the column `question`: what a primary metric answers, `exploratory` for every other metric."""
+    require_table(comparisons)
     of_metric = {metric: question for question, metric in statistics.primary.items()}
     questions = [of_metric.get(str(metric), EXPLORATORY) for metric in comparisons["metric"]]
     return comparisons.assign(question=pd.Series(questions, index=comparisons.index, dtype=str))

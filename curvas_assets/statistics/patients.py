@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from curvas_assets.statistics.association import paired_scores
-from curvas_assets.statistics.reduction import checked_scores, reduce_scores
+from curvas_assets.statistics.reduction import checked_scores, reduced_scores
 
 FAILURE_COLUMNS = ("predictor", "family", "n", "n_nan", "aurc", "eaurc", "augrc", "note")
 DISTRIBUTION_COLUMNS = ("predictor", "family", "against", "n_in", "n_out", "n_nan", "auroc", "note")
@@ -113,7 +113,7 @@ def out_of_distribution(
     from sklearn.metrics import roc_auc_score
 
     table = checked_scores(scores, ("patient", "predictor", "metric", "value"))
-    reduced = table if {"n_values", "n_nan"} <= set(table.columns) else reduce_scores(table)
+    reduced = reduced_scores(table)
     part = reduced[reduced["metric"] == uncertainty]
     known = part[part["group"] != ""] if "group" in part else part.iloc[:0]
     others = sorted(set(known["group"]) - {in_distribution})

@@ -240,7 +240,7 @@ def _read(csv: str | Path | bytes | IO[str] | IO[bytes]) -> pd.DataFrame:
         header = text.splitlines()[0] if text.strip() else ""
         separator = ";" if header.count(";") > header.count(",") else ","
         wide = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (OSError, AttributeError, TypeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise StatisticsError(
             "reading published scores",
             str(csv) if isinstance(csv, str | Path) else "the table",

@@ -58,6 +58,12 @@ def reduce_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return reduced[["patient", "predictor", "family", "group", "metric", "value", "unit", "n_values", "n_nan"]]
 
 
+def reduced_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores as `reduce_scores` gives them; as they are if they have been reduced."""
+    require_table(scores)
+    return scores if {"n_values", "n_nan"} <= set(scores.columns) else reduce_scores(scores)
+
+
 def summarise(scores: pd.DataFrame, by: Sequence[str] = ("predictor",)) -> pd.DataFrame:
     """Means and quartiles over patients, per metric and group of predictors.
 
@@ -74,7 +80,7 @@ def summarise(scores: pd.DataFrame, by: Sequence[str] = ("predictor",)) -> pd.Da
         StatisticsError: a column is missing, or a value stands there twice.
     """
     require_table(scores)
-    reduced = scores if {"n_values", "n_nan"} <= set(scores.columns) else reduce_scores(scores)
+    reduced = reduced_scores(scores)
     reduced = checked_scores(reduced, ("patient", "metric", "value", *by))
     rows = []
     for key, part in reduced.groupby(["metric", *by], sort=False):
@@ -111,6 +117,7 @@ def best_predictors(summary: pd.DataFrame, directions: dict[str, str]) -> pd.Dat
         summary: from `summarise`.
         directions: metric → `higher` or `lower`; a metric that is not named has no best.
     """
+    require_table(summary)
     marked = summary.assign(best=False)
     for metric, part in summary[summary["mean"].notna()].groupby("metric", sort=False):
         if directions.get(str(metric)) not in ("higher", "lower"):
