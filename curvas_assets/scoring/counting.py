@@ -248,15 +248,17 @@ def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArra
 def _confidences(
     every: npt.NDArray[np.uint32], wrong: list[list[npt.NDArray[np.int32]]], least: int, unseen: int
 ) -> Confidences:
-    voxels = every[0].astype(np.int64) if len(every) == 1 else every.sum(axis=0, dtype=np.int64)
-    voxels[-1] += unseen
+    for own in every[1:]:
+        every[0] += own  # no more voxels than uint32 holds
+    voxels = every[0]
+    voxels[-1] += np.uint32(unseen)
     found = np.flatnonzero(voxels)
     errors = np.zeros((len(wrong), found.size), np.int64)
     for row, parts in zip(errors, wrong, strict=True):
         bits, times = np.unique(np.concatenate(parts) if parts else np.zeros(0, np.int32), return_counts=True)
         np.add.at(row, np.searchsorted(found, np.maximum(bits - least, 0)), times)
     values = (found + least).astype(np.int32).view(np.float32).astype(np.float64)
-    return Confidences(values, voxels[found], errors)
+    return Confidences(values, voxels[found].astype(np.int64), errors)
 
 
 def _ranks(histograms: npt.NDArray[np.int64], annotators: int, unseen: int) -> list[Ranks]:

@@ -32,17 +32,12 @@ def rank_organ(softmax: npt.NDArray[Any], annotations: Any, c: int, region: tupl
     slabs = [slice(z, min(z + DEPTH, zs.stop)) for z in range(zs.start, zs.stop, DEPTH)]
     annotators = annotations.shape[0]
 
-    def slab(here: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Probabilities, and who gave the class (R, …)."""
-        p = np.clip(np.asarray(softmax[c, here, ys, xs], np.float32), 0, 1) + np.float32(0)  # −0 is 0
-        return p, np.asarray(annotations[:, here, ys, xs]) == c
-
     found: list[npt.NDArray[np.float32]] = []
     who: list[npt.NDArray[np.bool_]] = []
     for here in slabs:
-        p, gave = slab(here)
+        gave = annotations[:, here, ys, xs] == c
         anybody = gave.any(axis=0)
-        found.append(p[anybody])
+        found.append(_taken(softmax[c, here, ys, xs][anybody]))
         who.append(gave[:, anybody])
     values, place = np.unique(np.concatenate(found), return_inverse=True)
     answers = np.concatenate(who, axis=1)
@@ -55,21 +50,29 @@ def rank_organ(softmax: npt.NDArray[Any], annotations: Any, c: int, region: tupl
     keys = np.append(values, np.float32(2)).view(np.int32) >> SHIFT
     begins = np.searchsorted(keys, np.arange((0x3F800000 >> SHIFT) + 3)).astype(np.int64)
     for here in slabs:
-        p, gave = slab(here)
+        p, drawn = np.asarray(softmax[c, here, ys, xs], np.float32), annotations[:, here, ys, xs]
         with PARALLEL:
-            _place(p, gave.any(axis=0), values, begins, voxels)
+            _place(p, drawn, c, values, begins, voxels)
     return Ranks(voxels.sum(axis=0), positives)
 
 
+def _taken(p: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """As `counting` takes them: float32 from 0 to 1, and −0 as 0."""
+    return np.clip(p.astype(np.float32), 0, 1) + np.float32(0)
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def _place(p, left_out, values, begins, voxels):
+def _place(p, drawn, c, values, begins, voxels):
     for z in prange(p.shape[0]):
         own = voxels[numba.get_thread_id()]  # type: ignore[attr-defined]
         for y in range(p.shape[1]):
             for x in range(p.shape[2]):
-                if left_out[z, y, x]:
+                annotated = False
+                for r in range(drawn.shape[0]):
+                    annotated |= drawn[r, z, y, x] == c
+                if annotated:
                     continue
-                v = p[z, y, x]
+                v = min(max(p[z, y, x], np.float32(0.0)), np.float32(1.0)) + np.float32(0.0)
                 key = np.float32(v).view(np.int32) >> SHIFT
                 low, high = begins[key], begins[key + 1]
                 while low < high:  # the first annotated value that is not below

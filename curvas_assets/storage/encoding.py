@@ -21,9 +21,11 @@ STEPS = 1 << 14
 """Between the logarithmic ends, levels are this many to 1."""
 LEAST_FOREGROUND = 2.0**-24
 """A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
-DECADES = (2, 2, 4, 8, 16, 32)
-"""Levels of each decade of p / 2⁻²⁴, from 10⁻² on: as many as keep the areas under a trained network's risk–coverage curves
-within half a percent. The last ratio goes on until it is a step."""
+FIRST_DECADE = -30
+DECADES = (*(1,) * 28, 2, 2, 4, 8, 16, 32)
+"""Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
+own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
+ratio goes on until it is a step."""
 SAFELY_BACKGROUND = 0.1
 """A foreground below it loses, however it is rounded."""
 UNIFORM = 1e-5
@@ -55,7 +57,7 @@ def tail() -> tuple[float, ...]:
     """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
     values = [
         LEAST_FOREGROUND * 10.0 ** (decade + i / count)
-        for decade, count in enumerate(DECADES, -2)
+        for decade, count in enumerate(DECADES, FIRST_DECADE)
         for i in range(count)
     ]
     ratio = 10.0 ** (1 / DECADES[-1])
