@@ -22,7 +22,7 @@ STEPS = 1 << 14
 LEAST_FOREGROUND = 2.0**-24
 """A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
 FIRST_DECADE = -30
-DECADES = (*(1,) * 28, 2, 2, 8, 8, 16, 32)
+DECADES = (*(1,) * 30, 8, 8, 16, 32)
 """Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
 own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
 ratio goes on until it is a step."""
