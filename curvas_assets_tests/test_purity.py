@@ -1,6 +1,6 @@
 """Claims proved here.
 
-- The pure packages load neither dagster nor torch; definitions load neither torch nor nnunetv2, in under five seconds.
+- The pure packages load neither dagster nor torch; definitions load neither torch nor nnunetv2, in little more time than their libraries take.
 - Only the three places that may import dagster do, and only `segmentation` names torch or nnunetv2.
 """
 
