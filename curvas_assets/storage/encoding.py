@@ -92,9 +92,8 @@ def encode(softmax: npt.NDArray[np.floating]) -> EncodedSlab:
     codes = np.zeros((classes - 1, depth, height, width), np.uint16)
     label_voxels = np.zeros((depth, classes), np.int64)
     soft = np.zeros((depth, classes - 1))
-    levels, limits, starts, starts_near_one = _search_tables()
     with PARALLEL:
-        _encode(values, levels, limits, starts, starts_near_one, codes, label_voxels, soft)
+        _encode(values, _search(), codes, label_voxels, soft)
     return EncodedSlab(codes, label_voxels.sum(axis=0), soft.sum(axis=0), label_voxels[:, 1:].sum(axis=1))
 
 
@@ -158,38 +157,49 @@ def _limits(levels: Levels) -> npt.NDArray[np.float64]:
     return np.where(steps, (low + high) / 2, limits)
 
 
+class _Search(NamedTuple):
+    """What finds the code of a probability: levels, limits of their cells, where to look from p's leading bits and from
+    those of 1 − p, and the first level from which on all are steps, with its code.
+    """
+
+    levels: Levels
+    limits: npt.NDArray[np.float64]
+    starts: npt.NDArray[np.int32]
+    starts_near_one: npt.NDArray[np.int32]
+    first_step: float
+    first_code: int
+
+
 @cache
-def _search_tables() -> tuple[npt.NDArray[Any], ...]:
-    """Levels, limits of their cells, where to begin looking from p and from 1 − p."""
+def _search() -> _Search:
     levels = levels_of(tail(), STEPS)
     limits = np.append(_limits(levels), np.inf)
     buckets = (np.arange((0x3F800000 >> 16) + 2, dtype=np.int64) << 16).astype(np.int32).view(np.float32).astype(float)
 
-    def starts(of: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-        return np.searchsorted(of, values, side="right").astype(np.int32)
+    def starts(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+        return np.searchsorted(limits, values, side="right").astype(np.int32)
 
-    near_one = np.maximum(starts(limits, 1 - np.append(buckets[1:], 1.0)) - 1, 0)
-    return levels, limits, starts(limits, buckets), near_one.astype(np.int32)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _find(x, key, limits, starts):
-    """How many limits x has reached; `key` leads near the answer, from below."""
-    k = starts[np.float32(key).view(np.int32) >> 16]
-    while limits[k] <= x:
-        k += 1
-    return k
+    near_one = np.maximum(starts(1 - np.append(buckets[1:], 1.0)) - 1, 0)
+    first_step = tail()[-1]
+    return _Search(levels, limits, starts(buckets), near_one, first_step, int(np.searchsorted(levels, first_step)))
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _code(x, levels, limits, starts, starts_near_one):
-    """The code whose cell holds x."""
-    if x >= 0.99:
-        return _find(x, 1.0 - min(x, 1.0), limits, starts_near_one)
-    k = starts[np.float32(x).view(np.int32) >> 16]
-    if x > 0.01:  # steps: few multiplications instead of many comparisons
-        k += max(np.int64((x - levels[k]) * STEPS) - 1, 0)
-    while limits[k] <= x:
+def _bucket(x):
+    """Leading bits of a float: sign, exponent and seven of the mantissa. In the tail, no bucket has two limits."""
+    return np.float32(x).view(np.int32) >> 16
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _code(x, search):
+    """The code whose cell holds x: how many limits x has reached."""
+    if x < search.first_step:
+        k = search.starts[_bucket(x)]
+        return np.int64(k) + (search.limits[k] <= x)
+    if x <= 1.0 - search.first_step:
+        return search.first_code + np.int64((x - search.first_step) * STEPS + 0.5)
+    k = np.int64(search.starts_near_one[_bucket(1.0 - min(x, 1.0))])
+    while search.limits[k] <= x:
         k += 1
     return k
 
@@ -209,55 +219,96 @@ def _winner(code, levels):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _encode(p, levels, limits, starts, starts_near_one, codes, label_voxels, soft):
+def _encode(p, search, codes, label_voxels, soft):
+    """Row by row: the nearest levels of all voxels at once, then the few that need more, one by one."""
     classes, depth, height, width = p.shape
     for z in prange(depth):
-        x = np.empty(classes)
-        code = np.zeros(classes - 1, np.int64)
+        labels = np.empty(width, np.int32)
+        foreground, coded = np.empty(width), np.empty(width)
         voxels = np.zeros(classes, np.int64)
         sums = np.zeros(classes - 1)
+        x, code = np.empty(classes), np.empty(classes - 1, np.int64)
         for row in range(height):
-            line, written = p[:, z, row], codes[:, z, row]
+            _winners(p, z, row, labels, foreground)
+            _nearest(p, z, row, search, codes, coded)
+            background = p[0, z, row]
             for i in range(width):
-                total, wanted, most = 0.0, 0, -np.inf
-                for c in range(classes):
-                    value = np.float64(line[c, i])
-                    if value > most:
-                        wanted, most = c, value
-                    x[c] = max(value, 0.0)
-                    total += x[c]
-                voxels[wanted] += 1
-                if abs(total - 1.0) > UNIFORM:
+                voxels[labels[i]] += 1
+                if _needs_more(background[i], labels[i], foreground[i], coded[i]):
                     for c in range(classes):
-                        x[c] /= total
-                foreground = 0.0
-                for c in range(1, classes):
-                    foreground += x[c]
-                if wanted > 0:
-                    for c in range(1, classes):
-                        code[c - 1] = _code(x[c], levels, limits, starts, starts_near_one)
-                    _repair(code, wanted, levels)
-                elif foreground > 0.0:
-                    # A softmax of float32 has backgrounds of exactly 1, one group in every ranking: which they are is kept.
-                    certain = np.float32(x[0]) >= np.float32(1.0)
-                    scale = 1.0
-                    if certain != (foreground < LEAST_FOREGROUND):
-                        scale = (0.95 if certain else 1.0) * LEAST_FOREGROUND / foreground
-                    coded = 0.0
-                    for c in range(1, classes):
-                        code[c - 1] = _code(x[c] * scale, levels, limits, starts, starts_near_one)
-                        coded += levels[code[c - 1]]
-                    if certain != (coded < LEAST_FOREGROUND):
-                        _step_over(code, certain, levels)
-                    if foreground > SAFELY_BACKGROUND:
-                        _repair(code, 0, levels)
-                else:
-                    continue
-                for c in range(classes - 1):
-                    written[c, i] = code[c]
-                    sums[c] += levels[code[c]]
+                        x[c] = max(np.float64(p[c, z, row, i]), 0.0)
+                    _settle(x, labels[i], search, code)
+                    for c in range(classes - 1):
+                        codes[c, z, row, i] = code[c]
+            for c in range(classes - 1):
+                written, total = codes[c, z, row], 0.0
+                for i in range(width):
+                    total += search.levels[written[i]]
+                sums[c] += total
         label_voxels[z] = voxels
         soft[z] = sums
+
+
+@njit(cache=True, nogil=True)
+def _winners(p, z, row, labels, foreground):
+    """Of each voxel of a row: the most probable class, the lowest wins a tie, and the sum of its foreground."""
+    most = p[0, z, row].copy()
+    labels[:] = 0
+    foreground[:] = 0.0
+    for c in range(1, p.shape[0]):
+        values = p[c, z, row]
+        for i in range(values.size):
+            value = values[i]
+            foreground[i] += max(np.float64(value), 0.0)
+            labels[i] = c if value > most[i] else labels[i]
+            most[i] = max(most[i], value)
+
+
+@njit(cache=True, nogil=True)
+def _nearest(p, z, row, search, codes, coded):
+    """Of each voxel of a row: the codes of its foreground, each for itself, and the sum of their levels."""
+    coded[:] = 0.0
+    for c in range(codes.shape[0]):
+        values, out = p[c + 1, z, row], codes[c, z, row]
+        for i in range(values.size):
+            code = _code(max(np.float64(values[i]), 0.0), search)
+            out[i] = code
+            coded[i] += search.levels[code]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _needs_more(background, label, foreground, coded):
+    """Whether a voxel's codes, each for itself, may break a promise: on the sum, the winner, or a background of exactly 1."""
+    certain = background >= np.float32(1.0)
+    return (
+        (label > 0)
+        | (foreground > SAFELY_BACKGROUND)
+        | (certain != (foreground < LEAST_FOREGROUND))
+        | (certain != (coded < LEAST_FOREGROUND))
+        | (abs(max(background, 0.0) + foreground - 1.0) > UNIFORM)
+    )
+
+
+@njit(cache=True, nogil=True)
+def _settle(x, label, search, code):
+    """Codes of one voxel that keep the promises; `x` is scaled in its place if its sum is no rounding of 1."""
+    total = x.sum()
+    if abs(total - 1.0) > UNIFORM:
+        x /= total
+    foreground = x[1:].sum()
+    # A softmax of float32 has backgrounds of exactly 1, one group in every ranking: which they are is kept.
+    certain = np.float32(x[0]) >= np.float32(1.0)
+    scale = 1.0
+    if label == 0 and foreground > 0.0 and certain != (foreground < LEAST_FOREGROUND):
+        scale = (0.95 if certain else 1.0) * LEAST_FOREGROUND / foreground
+    coded = 0.0
+    for c in range(code.size):
+        code[c] = _code(x[c + 1] * scale, search)
+        coded += search.levels[code[c]]
+    if label == 0 and foreground > 0.0 and certain != (coded < LEAST_FOREGROUND):
+        _step_over(code, certain, search.levels)
+    if label > 0 or foreground > SAFELY_BACKGROUND:
+        _repair(code, label, search.levels)
 
 
 @njit(cache=True, nogil=True)
@@ -298,15 +349,16 @@ def _lower(code, wanted, levels):
 @njit(parallel=True, cache=True, nogil=True)
 def _decode(codes, levels, softmax, z0):
     height, width = codes.shape[2], codes.shape[3]
+    small = levels.astype(np.float32)  # exact, and half the cache
     for row in prange(codes.shape[1] * height):
         z, y = row // height, row % height
         foreground = np.zeros(width)
         for c in range(codes.shape[0]):
             line, out = codes[c, z, y], softmax[c + 1, z0 + z, y]
             for x in range(width):
-                level = levels[line[x]]
-                foreground[x] += level
+                level = small[line[x]]
                 out[x] = level
+                foreground[x] += np.float64(level)
         background = softmax[0, z0 + z, y]
         for x in range(width):
             background[x] = background_of(foreground[x])
@@ -344,8 +396,9 @@ def _codes(steps):
         z, y = row // height, row % height
         for c in range(steps.shape[0]):
             line = steps[c, z, y]
-            code = np.int32(0)
+            for x in range(line.size):  # in 16 bits, modulo 2¹⁶: many at a time
+                line[x] = (line[x] >> np.uint16(1)) ^ (np.uint16(0) - (line[x] & np.uint16(1)))
+            code = np.uint16(0)
             for x in range(line.size):
-                step = np.int32(line[x])
-                code += (step >> 1) ^ -(step & 1)
+                code = np.uint16(code + line[x])
                 line[x] = code
