@@ -10,12 +10,35 @@ LEAST = 1e-13
 
 
 @njit(cache=True, nogil=True, inline="always")
+def logarithm(p):
+    """ln p to 1e-8 of itself, for p from 1e-37 to 1: exponent and mantissa, 2 artanh by its series. Loops of it run in vectors."""
+    exponent = (np.float32(p).view(np.int32) - np.int32(0x3F3504F3)) >> np.int32(23)
+    m = p * np.float64(np.int32((np.int32(127) - exponent) << np.int32(23)).view(np.float32))  # p / 2ᵉ, from √½ to √2
+    s = (m - 1.0) / (m + 1.0)
+    q = s * s
+    return 2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q / 11))))) + exponent * 0.6931471805599453
+
+
+@njit(cache=True, nogil=True, inline="always")
 def entropy_term(p):
-    """−p ln p in nats, to 1e-7 of itself; 0 at 0 and from 1 on. Near 1 by its series in 1 − p: exact, and a fifth of log's time."""
+    """−p ln p in nats, to 1e-7 of itself; 0 at 0 and from 1 on. Near 1 by its series in 1 − p: exact, and fast."""
     if p >= NEAR_ONE:
-        s = max(1.0 - p, 0.0)
-        return s * (1.0 - s * (1 / 2 + s * (1 / 6 + s * (1 / 12 + s * (1 / 20 + s / 30)))))
-    return -p * np.float64(np.log(np.float32(p))) if p > LEAST else 0.0  # a logarithm of float32, half the time
+        return entropy_near_one(p)
+    return entropy_of_small(p)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def entropy_near_one(p):
+    """The same from 0.99 on."""
+    s = max(1.0 - p, 0.0)
+    return s * (1.0 - s * (1 / 2 + s * (1 / 6 + s * (1 / 12 + s * (1 / 20 + s / 30)))))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def entropy_of_small(p):
+    """The same below 0.99."""
+    term = -p * logarithm(p)
+    return term if p > LEAST else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from curvas_assets.entropy import entropy_term, entropy_terms
+from curvas_assets.entropy import entropy_near_one, entropy_of_small, entropy_term, entropy_terms
 from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.scoring.published import PublishedCalibration
@@ -30,6 +30,8 @@ GROUP = 4
 """Annotators whose answers share one histogram, one row per combination of answers."""
 RUN = 16
 """Voxels of a row that are skipped together if there is nothing in them."""
+SURE = 0.99
+"""A background above it is sure; −p ln p and −ln p are series there."""
 MOST_VOXELS = 2**32 - 1
 NEARLY = 0.95
 """Of 1 / C, the least that a confidence can be: what lies below are sums that are not quite 1."""
@@ -371,6 +373,26 @@ def nothing_in(p, drawn, z, y, x, stop, y0, x0):
     return not something
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
+    """Whether a run of voxels is background for all, with probabilities in the outermost bins, so that sums over it do."""
+    last = np.float32(max(1.0 - 1.0 / bins, SURE))
+    first = np.float32(1.0 / bins)
+    unsure = False
+    background = p[0, z, y0 + y]
+    for i in range(x, stop):
+        unsure |= not background[x0 + i] > last
+    for c in range(1, p.shape[0]):
+        values = p[c, z, y0 + y]
+        for i in range(x, stop):
+            unsure |= not values[x0 + i] < first
+    for r in range(drawn.shape[0]):
+        values = drawn[r, z, y]
+        for i in range(x, stop):
+            unsure |= values[i] != 0
+    return not unsure
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def _count(p, codes, drawn, y0, x0, z_first, least, table, votes_entropy, units, every, ranks, binned, hits, agreed,
            overlap, votes, empty, boxes, mass, where, proper, sums, rows, confidence, labels, nats):  # fmt: skip
@@ -387,6 +409,7 @@ def _count(p, codes, drawn, y0, x0, z_first, least, table, votes_entropy, units,
         b = np.empty(classes, np.int64)
         given = np.empty(classes, np.int64)
         pattern = np.empty(groups, np.int64)
+        run_u, run_square = np.empty(RUN), np.empty(RUN)
         row = np.empty((3, classes), np.int64)  # of this row: consensus, true positives, false positives
         low = np.empty(classes, np.int64)
         high = np.empty(classes, np.int64)
@@ -401,6 +424,53 @@ def _count(p, codes, drawn, y0, x0, z_first, least, table, votes_entropy, units,
                 stop = min(x + RUN, width)
                 if nothing_in(p, drawn, z, y, x, stop, y0, x0):
                     skipped += stop - x
+                    x = stop
+                    continue
+                if _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
+                    n = stop - x
+                    run_u[:n] = 0.0
+                    run_square[:n] = 0.0
+                    for c in range(1, classes):
+                        values, total = p[c, z, y0 + y, x0 + x : x0 + stop], 0.0
+                        for i in range(n):
+                            own = np.float64(max(values[i], np.float32(0.0)))
+                            total += own
+                            run_square[i] += own * own
+                        binned[t, c, 0] += n
+                        mass[z, c, 0] += total
+                        if coded:
+                            own_codes = codes[c - 1, z, y0 + y, x0 + x : x0 + stop]
+                            for i in range(n):
+                                run_u[i] += table[own_codes[i]]
+                            for g in range(groups):
+                                own_ranks = ranks[t, c - 1, g, 0]
+                                for i in range(n):
+                                    own_ranks[own_codes[i]] += np.uint32(1)
+                        else:
+                            for i in range(n):
+                                run_u[i] += entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
+                    values = p[0, z, y0 + y, x0 + x : x0 + stop]
+                    total = squares = losses = 0.0
+                    for i in range(n):
+                        own = np.float64(min(values[i], np.float32(1.0)))
+                        total += own
+                        squares += run_square[i] + (own - 1.0) * (own - 1.0)
+                        losses += _loss(own)
+                        run_u[i] += entropy_near_one(own)
+                        s_uu += run_u[i] * run_u[i]
+                        nats[z, y, x + i] = np.int32(run_u[i] * units + 0.5)
+                        confidence[z, y, x + i] = own
+                    for i in range(n):
+                        every[t, max(_bits(min(values[i], np.float32(1.0))) - least, 0)] += np.uint32(1)
+                    binned[t, 0, bins - 1] += n
+                    mass[z, 0, bins - 1] += total
+                    hits[t, annotators, 0, bins - 1] += n
+                    proper[z, annotators, 0] += squares
+                    proper[z, annotators, 1] += losses
+                    where[z, 0, 0] += total
+                    agreed[t, 0, 0] += n
+                    low[0] = min(low[0], x)
+                    high[0] = stop - 1
                     x = stop
                     continue
                 for i in range(x, stop):

@@ -47,15 +47,21 @@ def _add(confidence, labels, drawn, edges, sums):
     one = np.float32(1.0)
     bins = edges.size - 1
     for r in prange(drawn.shape[0]):
-        own = sums[r]
+        labels_of, own = drawn[r], sums[r]
+        b, voxels, total, hits = 0, own[0, 0], own[0, 1], own[0, 2]  # of the bin at hand: neighbours mostly share it
+        low, high = edges[0], edges[1]
         for i in range(confidence.size):
             c = confidence[i]
-            b = min(np.int64(c * np.float32(bins)), bins)
-            while edges[b] > c:
-                b -= 1
-            while b < bins and edges[b + 1] <= c:
-                b += 1
-            own[b, 0] += one
-            own[b, 1] += c
-            if labels[i] == drawn[r, i]:
-                own[b, 2] += one
+            if c < low or c >= high:
+                own[b, 0], own[b, 1], own[b, 2] = voxels, total, hits
+                b = min(np.int64(c * np.float32(bins)), bins)
+                while edges[b] > c:
+                    b -= 1
+                while b < bins and edges[b + 1] <= c:
+                    b += 1
+                voxels, total, hits = own[b, 0], own[b, 1], own[b, 2]
+                low, high = edges[b], edges[b + 1] if b < bins else np.float32(np.inf)
+            voxels += one
+            total += c
+            hits += one if labels[i] == labels_of[i] else np.float32(0)
+        own[b, 0], own[b, 1], own[b, 2] = voxels, total, hits
