@@ -20,7 +20,7 @@ ui: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.ui --state $(STATE)
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

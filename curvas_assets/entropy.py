@@ -16,7 +16,9 @@ def logarithm(p):
     m = p * np.float64(np.int32((np.int32(127) - exponent) << np.int32(23)).view(np.float32))  # p / 2ᵉ, from √½ to √2
     s = (m - 1.0) / (m + 1.0)
     q = s * s
-    return 2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q / 11))))) + exponent * 0.6931471805599453
+    return (
+        2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q / 11))))) + exponent * 0.6931471805599453
+    )
 
 
 @njit(cache=True, nogil=True, inline="always")

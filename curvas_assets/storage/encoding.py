@@ -17,12 +17,12 @@ from numba import njit, prange
 
 from curvas_assets.parallel import PARALLEL
 
-STEPS = 1 << 14
+STEPS = 1 << 15
 """Between the logarithmic ends, levels are this many to 1."""
 LEAST_FOREGROUND = 2.0**-24
 """A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
 FIRST_DECADE = -30
-DECADES = (*(1,) * 30, 8, 8, 16, 32)
+DECADES = (*(1,) * 30, 8, 8, 16, 28)
 """Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
 own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
 ratio goes on until it is a step."""
