@@ -32,7 +32,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="dataset",
         owners=OWNERS,
         kinds={"nnunet", "blosc2"},
-        code_version=f"1-{study.fingerprint('plans', 'organs', 'training_patients')}",
+        code_version=f"2-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.dataset.op_tags,
@@ -44,6 +44,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
         patients: dict[str, Path] = {}
+        left_out: dict[
+            str, list[str]
+        ] = {}  # annotator → patients whom they did not annotate, as the intake's ledger tells
 
         with ExitStack() as held:
 
@@ -55,18 +58,24 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     scratch = held.enter_context(scratch_space("preprocessed_dataset", PREPROCESSING_GROWTH * size))
                     for patient, record in records.items():
                         fetch_files(objects, record, scratch / patient, [study.image, *label_files.values()])
+                        for annotator in record.get("not_annotated", []):
+                            left_out.setdefault(annotator, []).append(patient)
                     patients.update({patient: scratch / patient for patient in records})
                 return patients
 
             def prepare(annotator: str) -> Stored:
                 scratch = next(iter(fetched().values())).parent
+                omitted = left_out.get(annotator, [])
+                drawn = {patient: at for patient, at in fetched().items() if patient not in omitted}
+                if omitted:
+                    context.log.warning(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     facts = prepare_dataset(
                         study,
                         annotator,
-                        {p: (at / study.image, at / label_files[annotator]) for p, at in fetched().items()},
+                        {p: (at / study.image, at / label_files[annotator]) for p, at in drawn.items()},
                         Path(folder),
-                        all_annotations={p: [at / f for f in label_files.values()] for p, at in fetched().items()},
+                        all_annotations={p: [at / f for f in label_files.values()] for p, at in drawn.items()},
                         on_progress=lambda done, total, patient: context.log.info(
                             f"{annotator}: {patient} preprocessed, {done} of {total}"
                         ),
@@ -80,6 +89,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     {
                         "annotator": annotator,
                         "cases": described["cases"],
+                        "not annotated": ", ".join(omitted) or "none",
                         "patch size": str(described["patch_size"]),
                         "target spacing (mm)": str(described["spacing_mm"]),
                         "bytes": stored.size,

@@ -60,7 +60,6 @@ class Patient:
         exclusions: rows for the exclusion ledger: patient, annotator, organ, reason.
         not_annotated: annotators whose blank map means that they did not annotate this patient (`intake.blank_annotation`).
             Their maps, all zeros, are among `annotations`; they are no reference and train nothing.
-        doubts: why the intensities may not be Hounsfield units, each a sentence; they are among `warnings` too.
     """
 
     id: str
@@ -72,7 +71,6 @@ class Patient:
     warnings: tuple[str, ...] = ()
     exclusions: tuple[dict[str, str], ...] = field(default=())
     not_annotated: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
 
 
 def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
@@ -104,8 +102,6 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         annotations[r, z0 : z0 + len(slab)] = slab
 
     read = _annotations(folder, study, patient, grid, study.image, keep)
-    intensities = _describe_intensities(scan)
-    doubts = implausible_intensities(intensities)
     facts = {
         "shape": list(scan.shape),
         "spacing_mm": list(grid.spacing_mm),
@@ -115,8 +111,8 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         "stored_dtype": str(image.get_data_dtype()),
         "body_region": [[s.start, s.stop] for s in body_region(scan, axial=grid.axial)],
         "reordered": read.reordered,
-        **intensities,
-        **_describe_annotations(annotations, study, grid.voxel_ml),
+        **_describe_intensities(scan),
+        **_describe_annotations(annotations, study, grid.voxel_ml, read.not_annotated),
     }
     return Patient(
         patient,
@@ -125,10 +121,9 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         grid.spacing_mm,
         grid.affine,
         facts,
-        (*read.warnings, *doubts),
+        (*read.warnings, *implausible_intensities(facts)),
         tuple(read.exclusions),
         tuple(read.not_annotated),
-        tuple(doubts),
     )
 
 
@@ -410,10 +405,10 @@ def implausible_intensities(facts: Mapping[str, Any]) -> list[str]:
     told = f"the intensities may be no Hounsfield units ({low:g} … {high:g}): "
     if low == high:
         return [told + "every voxel has the same"]
+    odd = [] if low < -500 else [told + "no voxel is as dark as air"]
     if low >= 0:
         grey = "as 8-bit grey values have it" if high <= 255 else "as scanners store it before the intercept is added"
-        return [told + f"no voxel is negative, {grey}"]
-    odd = [] if low < -500 else [told + "no voxel is as dark as air"]
+        odd = [told + f"no voxel is negative, {grey}"]
     odd += [] if high > 0 else [told + "no voxel is as bright as tissue"]
     odd += [] if low > -32769 and high < 32768 else [told + "that is beyond any CT"]
     share = facts.get("soft_tissue_share")
@@ -547,12 +542,20 @@ def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tu
     return whole.astype(np.uint8), worst
 
 
-def _describe_annotations(annotations: Labels, study: Study, voxel_ml: float) -> dict[str, Any]:
-    """Organ volumes per annotator and Dice between annotators, from one count of label pairs per pair of annotators."""
+def _describe_annotations(
+    annotations: Labels, study: Study, voxel_ml: float, not_annotated: Sequence[str]
+) -> dict[str, Any]:
+    """Organ volumes per annotator and Dice between annotators, from one count of label pairs per pair of annotators.
+
+    Of those who did not annotate the patient there is neither: None.
+    """
     classes = len(study.organs) + 1
     counts = [np.bincount(a.ravel(), minlength=classes) for a in annotations]
     volumes = {
-        organ: {a.name: round(float(c[label]) * voxel_ml, 3) for a, c in zip(study.annotators, counts, strict=True)}
+        organ: {
+            a.name: None if a.name in not_annotated else round(float(c[label]) * voxel_ml, 3)
+            for a, c in zip(study.annotators, counts, strict=True)
+        }
         for organ, label in study.organs.items()
     }
     agreement: dict[str, dict[str, float | None]] = {}
@@ -564,9 +567,10 @@ def _describe_annotations(annotations: Labels, study: Study, voxel_ml: float) ->
         both = joint.reshape(classes, classes).diagonal()
         names = f"{study.annotators[i].name}–{study.annotators[j].name}"
         agreement[names] = {}
+        blank = {study.annotators[i].name, study.annotators[j].name} & set(not_annotated)
         for organ, label in study.organs.items():
             total = int(counts[i][label] + counts[j][label])
-            agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total else None
+            agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total and not blank else None
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}
 
 
