@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -69,6 +70,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 drawn = {patient: at for patient, at in fetched().items() if patient not in omitted}
                 if omitted:
                     context.log.warning(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
+                    require_enough(study, annotator, list(drawn), omitted)
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     facts = prepare_dataset(
                         study,
@@ -100,3 +102,19 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             yield from materialise(context, objects, one_by_one(prepare))
 
     return [preprocessed_dataset]
+
+
+def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:
+    """A SegmentationError if those whom an annotator did annotate are too few to train on, or for the study's folds.
+
+    nnU-Net makes a random split, without a word, of a fold that the splits do not have.
+    """
+    needed = max(1 if fold == "all" else max(2, int(fold) + 1) for fold in study.folds)
+    if len(drawn) < needed:
+        raise SegmentationError(
+            "preparing the dataset",
+            f"dataset of {annotator}",
+            f"{len(drawn)} training patients are left, {needed} are needed (folds {', '.join(map(str, study.folds))}): "
+            f"the label maps of {', '.join(omitted)} are blank, which means not annotated",
+            "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
+        )

@@ -15,13 +15,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 
 from curvas_assets import geometry
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
+from curvas_assets.nifti import require_volume
 from curvas_assets.storage.labels import DEPTH, PackedLabels
 from curvas_assets.study import Annotator, Study, load_study
 
@@ -31,10 +31,6 @@ BLOCK = 32
 """Slices looked at together: what a check needs beside the volume stays below 100 MB at clinical size."""
 ROUNDED = 1e-12
 """Labels further from an integer than this are said to have been rounded."""
-HEADER_BYTES = 1 << 24
-"""A header with its extensions is smaller than this, or it is none."""
-TRAILING_BYTES = 1 << 20
-"""What may stand after the last voxel: some writers pad. More is not what the header says, or a bomb."""
 SOFT_TISSUE_HU = (-200, 300)
 LEAST_SOFT_TISSUE = 0.005
 """Share of a CT's voxels that are soft tissue or fat, at least. A body fills a tenth of its field of view or more."""
@@ -248,10 +244,14 @@ def _load(path: Path, study: Study, patient: str) -> Any:
     The header is judged before anything behind it is read, and bounds what is: a small file may unpack to any size.
     """
     attempt = f"reading {path.name}"
+    told: Any = {"attempted": attempt, "subject": patient, "error": PatientError}
+    gib = study.intake.largest_volume_gib
+    limit = (
+        f"The most is {gib:g} GiB (intake.largest_volume_gib in the study); raise it if the scan is as large as that."
+    )
     try:
-        _require_voxels(path, attempt, patient, study.intake.largest_volume_gib)
+        require_volume(path, gib * 2**30, limit=limit, **told)
         image = nib.Nifti1Image.from_filename(path)
-        affine = np.asarray(image.affine)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PatientError(
             attempt, patient, f"the file is truncated or damaged ({error})", "Upload it again from its source."
@@ -266,15 +266,12 @@ def _load(path: Path, study: Study, patient: str) -> Any:
         ) from error
     except Exception as error:  # whatever a header makes nibabel and NumPy do, it is the file's fault
         raise _no_nifti(attempt, patient, error) from error
-    del affine
     geometry.require_one_reading(
         path,
         image,
         spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
         place_tolerance_mm=study.intake.origin_tolerance_mm,
-        attempted=attempt,
-        subject=patient,
-        error=PatientError,
+        **told,
     )
     return image
 
@@ -282,49 +279,6 @@ def _load(path: Path, study: Study, patient: str) -> Any:
 def _no_nifti(attempt: str, patient: str, error: Exception) -> PatientError:
     words = " ".join(str(error).split()) or type(error).__name__
     return PatientError(attempt, patient, f"it is no NIfTI file ({words:.200})", "Convert it to .nii.gz and upload it.")
-
-
-def _require_voxels(path: Path, attempt: str, patient: str, largest_gib: float) -> None:
-    """A header of one 3-D volume of scalars, not too large; and a file that holds so many bytes, checksum included."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if path.suffix == ".gz" and not compressed:
-        raise ImageFileError("it is not compressed, although its name ends in .gz")
-    with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
-        header = nib.Nifti1Header.from_fileobj(stream)
-        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), float(header["vox_offset"])
-        if len(shape) != 3 or min(shape) < 1:
-            raise PatientError(
-                attempt, patient, f"it has shape {shape}, not three axes", "Upload one 3-D volume per file."
-            )
-        if dtype.fields or dtype.kind not in "iuf" or dtype.itemsize > 8:
-            kind = "colours" if dtype.fields else "complex numbers" if dtype.kind == "c" else str(dtype)
-            raise PatientError(
-                attempt,
-                patient,
-                f"its voxels are {kind}, not one number each",
-                "Convert the series again: this may be a screenshot or a derived picture. Voxels are int16, float32 or the like.",
-            )
-        if not 0 <= offset <= HEADER_BYTES:
-            raise ImageFileError(f"its voxels are said to begin at byte {offset:g}")
-        voxels = shape[0] * shape[1] * shape[2] * dtype.itemsize
-        if voxels > largest_gib * 2**30:
-            raise PatientError(
-                attempt,
-                patient,
-                f"its header tells of {_zyx_text(shape)} voxels (Z × Y × X), {voxels / 2**30:.3g} GiB",
-                f"The most is {largest_gib:g} GiB (intake.largest_volume_gib in the study). Raise it if the scan is as large as that.",
-            )
-        promised, found = int(offset) + voxels, stream.tell()
-        while found <= promised + TRAILING_BYTES and (block := stream.read(1 << 22)):
-            found += len(block)
-    if found > promised + TRAILING_BYTES:
-        raise PatientError(
-            attempt,
-            patient,
-            f"the file goes on after its last voxel: its header promises {promised} bytes, and there are more than {TRAILING_BYTES} beyond",
-            "Convert it again from its source; the rest was not read.",
-        )
 
 
 def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
