@@ -235,7 +235,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             )
-        if record.get("facts", {}).get("reordered"):
+        if "facts" in record:
             intake.bring_onto_scan(folder / file["name"], record["facts"]["shape"], record["affine"])
 
 

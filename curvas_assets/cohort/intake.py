@@ -31,6 +31,8 @@ BLOCK = 32
 """Slices looked at together: what a check needs beside the volume stays below 100 MB at clinical size."""
 ROUNDED = 1e-12
 """Labels further from an integer than this are said to have been rounded."""
+SAME_MM = 1e-3
+"""Headers that put voxels no further apart than this say the same; float32 does not tell them better."""
 SOFT_TISSUE_HU = (-200, 300)
 LEAST_SOFT_TISSUE = 0.005
 """Share of a CT's voxels that are soft tissue or fat, at least. A body fills a tenth of its field of view or more."""
@@ -147,15 +149,15 @@ def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLab
 
 
 def bring_onto_scan(path: str | Path, shape: Sequence[int], affine: npt.ArrayLike) -> bool:
-    """Rewrite a validated annotation in the voxel order of its scan, for readers that take the file as it is.
+    """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is.
 
     Args:
-        path: the annotation, which `read_patient` has taken in; replaced if its order is another.
+        path: the annotation, which `read_patient` has taken in; replaced if its voxel order or its header is not the scan's.
         shape: of the scan, (Z, Y, X).
         affine: of the scan, voxel (x, y, z) → RAS+ mm; becomes the annotation's.
 
     Returns:
-        Whether the order was another.
+        Whether the file was replaced.
 
     Raises:
         PatientError: in the scan's order it has another shape: it is not the annotation that was taken in.
@@ -163,13 +165,14 @@ def bring_onto_scan(path: str | Path, shape: Sequence[int], affine: npt.ArrayLik
     path = Path(path)
     image = nib.Nifti1Image.from_filename(path)
     z, y, x = (int(n) for n in shape)
-    scan = Grid((z, y, x), np.asarray(affine, np.float64))
-    order = geometry.voxel_order(Grid.of(image), scan)
-    if geometry.is_same_order(order):
-        return False
-    if geometry.reordered_grid(Grid.of(image), order).shape != scan.shape:
-        found = f"it has {_zyx_text(image.shape)} voxels in another order than the scan's {' × '.join(map(str, scan.shape))}"
+    scan, stored = Grid((z, y, x), np.asarray(affine, np.float64)), Grid.of(image)
+    order = geometry.voxel_order(stored, scan)
+    turned = geometry.reordered_grid(stored, order)
+    if turned.shape != scan.shape:
+        found = f"it has {_by(turned.shape)} voxels in the scan's order, the scan {_by(scan.shape)} (Z × Y × X)"
         raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
+    if geometry.is_same_order(order) and geometry.displacement_mm(turned.affine, scan.affine, scan.shape) <= SAME_MM:
+        return False
     labels = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, path.parent.name, path.name):
         labels[z0 : z0 + len(slab)] = np.rint(slab)
@@ -306,7 +309,10 @@ def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArr
                     "Upload it again from its source.",
                 )
             voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
-            yield z0, voxels if scaled is None else voxels.astype(scaled) * stored.slope + stored.inter
+            if scaled is not None:
+                with np.errstate(over="ignore", invalid="ignore"):  # infinity is told where voxels are looked at
+                    voxels = voxels.astype(scaled) * stored.slope + stored.inter
+            yield z0, voxels
 
 
 # The scan ------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ Both ways hold a few slices in memory. An npz is compressed from the first class
 takes a copy on disk, unpacked, as long as the import lasts.
 """
 
-import math
 import pickle
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -26,9 +26,7 @@ import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.geometry import displacement_mm, same_place
 from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
-from curvas_assets.nifti import TRAILING_BYTES, judge_header
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
@@ -109,7 +107,8 @@ def import_nnunet_prediction(
         )
     whole = (len(class_names), *as_shape(shape, **told))
     spacing_mm = _require_place(label_map, whole[1:], affine)
-    with _unpacked(npz, whole, scratch) as array, _label_slabs(label_map, whole[1:]) as truth:
+    with _unpacked(npz, scratch) as array, _label_slabs(label_map, whole[1:]) as truth:
+        _require_shape(npz, array.shape, whole)
         agreement = _Agreement()
         with SoftmaxWriter(
             store,
@@ -225,51 +224,38 @@ class _UnpackedArray:
 
 
 @contextmanager
-def _unpacked(npz: Path, shape: tuple[int, ...], scratch: Path | None) -> Iterator[_UnpackedArray]:
-    """The probabilities of an npz as a file to be read anywhere; its checksum has been verified.
-
-    Its header is judged first: no more is unpacked than an array of the shape wanted takes, whatever the archive holds.
-    """
+def _unpacked(npz: Path, scratch: Path | None) -> Iterator[_UnpackedArray]:
+    """The probabilities of an npz as a file to be read anywhere; its checksum has been verified."""
     with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
         try:
             with zipfile.ZipFile(npz) as archive:
                 names = archive.namelist()
                 if f"{PROBABILITIES}.npy" not in names:
-                    held = ", ".join(name.removesuffix(".npy")[:40] for name in names[:8]) or "nothing"
+                    held = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
                     raise _refused(npz, f"it holds {held}, not {PROBABILITIES}", "Predict with --save_probabilities.")
                 with archive.open(f"{PROBABILITIES}.npy") as member:
-                    dtype = _require_array(npz, member, shape)
-                    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-                    while block := member.read(
-                        min(1 << 22, wanted - copy.tell() + 1)
-                    ):  # one more, to see whether it ends
-                        copy.write(block)
-                        if copy.tell() > wanted:
-                            raise _damaged(npz, ValueError(f"more bytes than an array {shape} of {dtype} has"))
+                    shutil.copyfileobj(member, copy, 1 << 22)
         except FileNotFoundError as error:
             raise _refused(npz, "there is no such file", "Upload the .npz beside the .nii.gz.") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise _damaged(npz, error) from error  # the last two: compressed or encrypted as zipfile does not read
-        if copy.tell() != wanted:
-            raise _damaged(npz, ValueError(f"{copy.tell()} bytes for an array {shape} of {dtype}"))
-        yield _UnpackedArray(copy, 0, shape, dtype)
-
-
-def _require_array(npz: Path, member: IO[bytes], wanted: tuple[int, ...]) -> np.dtype[Any]:
-    """The kind of floats of an array that has the shape wanted, from its header alone."""
-    try:
-        major, _ = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(member)
-    except ValueError as error:
-        raise _damaged(npz, error) from error
-    if dtype.kind != "f" or dtype.itemsize > 8 or fortran:
-        order = "Fortran" if fortran else "C"
-        raise _refused(
-            npz, f"{PROBABILITIES} is {dtype} in {order} order", "Save it as floats, class axis first, in C order."
-        )
-    _require_shape(npz, shape, wanted)
-    return dtype
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise _damaged(npz, error) from error
+        size = copy.tell()
+        copy.seek(0)
+        try:
+            major, _ = np.lib.format.read_magic(copy)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(copy)
+        except ValueError as error:
+            raise _damaged(npz, error) from error
+        begin = copy.tell()
+        if dtype.kind != "f" or fortran:
+            order = "Fortran" if fortran else "C"
+            raise _refused(
+                npz, f"{PROBABILITIES} is {dtype} in {order} order", "Save it as floats, class axis first, in C order."
+            )
+        if size - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+            raise _damaged(npz, ValueError(f"{size - begin} bytes for an array {shape} of {dtype}"))
+        yield _UnpackedArray(copy, begin, shape, dtype)
 
 
 @contextmanager
@@ -284,10 +270,8 @@ def _label_slabs(path: Path, shape: tuple[int, ...]) -> Iterator[Iterator[npt.ND
             wanted = int(np.prod(part)) * dtype.itemsize
             try:
                 content = file.read(wanted)
-                if (
-                    z0 + DEPTH >= shape[0] and len(file.read(TRAILING_BYTES + 1)) > TRAILING_BYTES
-                ):  # the end has a checksum
-                    raise _damaged(path, ValueError("it goes on after its last voxel"))
+                if z0 + DEPTH >= shape[0]:
+                    file.read()  # to the end, where gzip's checksum is
             except (OSError, EOFError, zlib.error) as error:
                 raise _damaged(path, error) from error
             if len(content) != wanted:
@@ -323,17 +307,12 @@ class _Agreement:
 
 def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """The scan's spacing (Z, Y, X), if the label map lies on the scan's voxels."""
-    told: Any = {"attempted": IMPORTING, "subject": label_map.name, "error": StorageError}
     try:
-        with ImageOpener(str(label_map)) as file:
-            judge_header(file, 8 * math.prod(shape), limit="Give the prediction of this patient's scan.", **told)  # type: ignore[arg-type]
         image = nib.Nifti1Image.from_filename(label_map)
         found, place = tuple(image.shape[::-1]), np.asarray(image.affine, np.float64)
     except FileNotFoundError as error:
         raise _refused(label_map, "there is no such file", "Upload the .nii.gz beside the .npz.") from error
-    except StorageError:
-        raise
-    except Exception as error:  # whatever a header makes nibabel and NumPy do, it is the file's fault
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:  # type: ignore[attr-defined]
         raise _damaged(label_map, error) from error
     again = "Predict the patient's own image.nii.gz, without resampling or reorienting it."
     if found != shape:
@@ -341,8 +320,10 @@ def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[
     ours, theirs = (np.linalg.norm(a[:3, :3], axis=0)[::-1] for a in (affine, place))
     if np.abs(ours - theirs).max() > SAME_SPACING_MM:
         raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
-    if not same_place(place, affine, shape, SAME_PLACE_MM):
-        apart = displacement_mm(place, affine, shape)
+    z, y, x = (n - 1 for n in shape)
+    corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], float).T
+    apart = float(np.linalg.norm(((affine - place) @ corners)[:3], axis=0).max())
+    if apart > SAME_PLACE_MM:
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
     return tuple(float(s) for s in ours)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nibabel.processing import resample_to_output
 
 from curvas_assets.cohort import PatientError, bring_onto_scan, read_annotations, read_patient
-from curvas_assets.geometry import itk_affine, same_place, tilt_degrees, voxel_ml
+from curvas_assets.geometry import displacement_mm, itk_affine, same_place, tilt_degrees, voxel_ml
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import ORDERS, affine_of, ct, edit, labels, reorder, write, write_patient
 
@@ -94,6 +94,20 @@ def test_a_reordered_annotation_is_told_and_flipping_loses_nothing(patient):
     (told,) = found.warnings
     assert "annotation_2.nii.gz is stored in the voxel order RAS, image.nii.gz in LPS" in told
     np.testing.assert_array_equal(found.annotations, labels())
+
+
+def test_an_annotation_with_a_rounded_qform_alone_reaches_other_readers_with_the_scans_header(tmp_path):
+    """It is a fifth of a millimetre from the scan's sform at the far corner; labels are the same voxel by voxel."""
+    shape = (2, 512, 512)
+    affine = affine_of(angles=(0, 0, 0.03), spacing=(0.8, 0.8, 300.0))
+    folder = write_patient(tmp_path / "PHANTOM001", ct(shape), labels(shape), affine, codes=(1, 0))
+    path = folder / "annotation_1.nii.gz"
+    write(path, labels(shape)[0], affine, codes=(0, 1))
+    found = read_patient(folder, STUDY)
+    assert displacement_mm(nib.load(path).affine, found.affine, shape) > 0.2
+    assert bring_onto_scan(path, shape, found.affine)
+    np.testing.assert_allclose(nib.load(path).affine, found.affine, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj).transpose(2, 1, 0), labels(shape)[0])
 
 
 def test_the_region_of_evaluation_is_the_same_in_every_voxel_order(tmp_path):
@@ -187,7 +201,9 @@ def test_a_header_that_was_mended_as_advised_passes(patient, disagreement, remed
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (2, 1), (1, 0), (0, 1)])
-@pytest.mark.parametrize("angles", [(0, 0, 0), (1e-3, 0, 2e-3), (0.02, 0.01, 0), (12, -20, 5)])
+@pytest.mark.parametrize(
+    "angles", [(0, 0, 0), (1e-3, 0, 2e-3), (0, 0, 0.02), (0, 0, -0.035), (0.02, 0, 0.01), (12, -20, 5)]
+)
 def test_a_qforms_rounding_is_no_difference(tmp_path, codes, angles):
     """Near half a turn, which LPS is, the float32 quaternion turns a clinical volume by up to 0.6 mm at its far corner."""
     shape = (2, 512, 512)
