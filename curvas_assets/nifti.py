@@ -4,6 +4,7 @@ Where its voxels lie is `geometry`'s to judge; what they mean, the reader's.
 """
 
 import gzip
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,8 +15,13 @@ from nibabel.filebasedimages import ImageFileError
 
 from curvas_assets.errors import CurvasError
 
+HEADER_SIZE = 348
+NIFTI2 = 540
+"""Size of the header of the other version, which nibabel reads by another class."""
 HEADER_BYTES = 1 << 24
 """A header with its extensions is smaller than this, or it is none."""
+FIRST_VOXEL = 352
+"""Where voxels begin at the earliest. Of less, each reader makes something else: nibabel 0, ITK 352."""
 TRAILING_BYTES = 1 << 20
 """What may stand after the last voxel: some writers pad. More is not what the header says, or a bomb."""
 
@@ -52,7 +58,11 @@ def judge_header(
         CurvasError: of the kind `error`: another number of axes, colours, complex numbers, too large.
         Exception: nibabel's own, of many kinds, where it is no header at all.
     """
-    header = nib.Nifti1Header.from_fileobj(stream)
+    beginning = stream.read(HEADER_SIZE)
+    if int.from_bytes(beginning[:4], "little") == NIFTI2 or int.from_bytes(beginning[:4], "big") == NIFTI2:
+        remedy = "Save it as NIfTI-1 (nibabel: nib.save(nib.Nifti1Image.from_image(image), path))."
+        raise error(attempted, subject, "it is NIfTI-2", remedy)
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(beginning))
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), float(header["vox_offset"])
     if len(shape) != 3 or min(shape) < 1:
         found = f"it has shape {tuple(int(n) for n in shape)}, not three axes"
@@ -65,7 +75,7 @@ def judge_header(
             f"its voxels are {kind}, not one number each",
             "Convert the series again: this may be a screenshot or a derived picture. Voxels are int16, float32 or the like.",
         )
-    if not 0 <= offset <= HEADER_BYTES:
+    if not FIRST_VOXEL <= offset <= HEADER_BYTES:
         raise ImageFileError(f"its voxels are said to begin at byte {offset:g}")
     x, y, z = (int(n) for n in shape)
     voxels = x * y * z * dtype.itemsize

@@ -171,6 +171,11 @@ DEFECTS = {
     ),
     "a bomb": (_bomb, "goes on after its last voxel"),
     "voxels far behind": (lambda f: edit(f / "image.nii.gz", ("<f", 108, 1e30)), "said to begin at byte 1e\\+30"),
+    "voxels in the header": (lambda f: edit(f / "image.nii.gz", ("<f", 108, 0.0)), "said to begin at byte 0"),
+    "NIfTI-2": (
+        lambda f: nib.save(nib.Nifti2Image.from_image(nib.load(f / "image.nii.gz")), f / "image.nii.gz"),
+        "it is NIfTI-2.*Save it as NIfTI-1",
+    ),
     "voxels nowhere": (lambda f: edit(f / "image.nii.gz", ("<f", 108, np.nan)), "it is no NIfTI file"),
     "not in gzip": (
         lambda f: (f / "image.nii.gz").write_bytes(gzip.decompress((f / "image.nii.gz").read_bytes())),

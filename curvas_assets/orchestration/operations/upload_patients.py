@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curvas_assets.assets.cohort import folder_of, folders_of_patients
 from curvas_assets.cohort import read_patient
-from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.errors import CurvasError, PatientError, StorageError
 from curvas_assets.orchestration.bucket import Layout, patient_folders
 from curvas_assets.orchestration.operations.selection import choose_patients
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
@@ -82,9 +82,9 @@ def upload_patients(
             if due:
                 tell(f"{at}: validating")
                 read_patient(source, study)
+        except StorageError:
+            raise
         except CurvasError as error:
-            if error.may_retry:
-                raise
             refuse(error)
             continue
         except Exception as error:  # one patient's files must not stop the others, whatever they do to a reader
