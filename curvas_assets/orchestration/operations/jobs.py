@@ -116,11 +116,12 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         )
         added = register(context, study, partitions, bucket)
         if done.refused:
-            table = refusals_table(done.refused)
+            reasons = "\n".join(f"- {reason}" for reason in done.refused.values())
+            table = dg.MetadataValue.md(refusals_table(done.refused))
             raise dg.Failure(
                 f"{len(done.refused)} patients were refused, {len(done.uploaded)} uploaded, {len(done.unchanged)} "
-                f"unchanged:\n{table}",
-                metadata={"refused": dg.MetadataValue.json(done.refused), "table": dg.MetadataValue.md(table)},
+                f"unchanged:\n{reasons}",
+                metadata={"refused": dg.MetadataValue.json(done.refused), "table": table},
                 allow_retries=False,
             )
         return dg.Output(
