@@ -39,7 +39,7 @@ class ModelId:
     @classmethod
     def parse(cls, name: str) -> "ModelId":
         """The model of a name such as `anno1_init112233_foldall`; a StudyError if it is not one."""
-        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9-]*)_init(\d+)_fold(all|[0-4])", name)
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9-]*)_init(0|[1-9][0-9]{0,9})_fold(all|[0-4])", name)
         if match is None:
             raise StudyError(
                 "parsing a model name",
@@ -106,17 +106,19 @@ class PatientIds(_Part):
     def normalise(self, name: str | int) -> str:
         """`77`, `077` and `UKCHLL077` are one patient, `UKCHLL077`.
 
+        Only the digits 0 to 9 count, no more of them than the study's ids have, and nothing before or after.
+
         Raises:
             StudyError: the name is none of these forms.
         """
-        match = re.fullmatch(
-            rf"(?:{re.escape(self.prefix)})?0*(\d{{1,{self.digits}}})", str(name).strip(), re.IGNORECASE
-        )
+        text = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else ""
+        pattern = rf"(?:{re.escape(self.prefix)})?([0-9]{{1,{self.digits}}})"
+        match = re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII)
         if match is None:
             example = f"{self.prefix}{1:0{self.digits}d}"
             raise StudyError(
                 "reading a patient's id",
-                repr(name),
+                f"{name!r:.80}",
                 f"it is not {self.prefix or 'a number'} with up to {self.digits} digits",
                 f"Name the patient like {example}, or change patients.prefix and patients.digits in the study.",
             )
@@ -212,6 +214,11 @@ class Intake(_Part):
     origin_tolerance_mm: Annotated[float, Field(gt=0)] = 1e-1
     label_tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 1e-2
     """Labels this close to an integer are rounded (label files with a scale slope)."""
+    blank_annotation: Literal["not_annotated", "absent"] = "not_annotated"
+    """What a label map without any organ means: the annotator has not annotated this patient, which then trains nothing of
+    theirs and is not scored against them; or every organ is absent, which counts. One organ missing among others is absent."""
+    largest_volume_gib: Annotated[float, Field(gt=0, le=1024)] = 4.0
+    """The most that one NIfTI file may unpack to. A CT of 866 × 512 × 512 voxels takes 0.5 GiB as int16, 1.7 as float64."""
 
 
 class Checks(_Part):

@@ -67,6 +67,27 @@ def test_ids_with_and_without_prefix_are_one_patient(name):
     assert load_study("curvas").patients.normalise(name) == "UKCHLL077"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("UKCHLL٠٧٧", "UKCHLL077\n", "\n077", " 077", "077 ", "UKCHLL０７７", "U\u212aCHLL077", "0077"),
+        *("0" * 300 + "1", "UKCHLL" + "0" * 300 + "77", "1000", "-1", "+1", "1.0", "1_0", "", "UKCHLL", "UKCHLL77a"),
+        *(True, None, 1.0, -1),
+    ],
+)
+def test_what_only_looks_like_a_patients_id_is_none(name):
+    with pytest.raises(StudyError, match="it is not UKCHLL with up to 3 digits"):
+        load_study("curvas").patients.normalise(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["anno1_init١_fold0", "anno1_init01_fold0", "anno1_init1_foldall\n", "anno1_init-1_fold0"]
+)
+def test_what_only_looks_like_a_models_name_is_none(name):
+    with pytest.raises(StudyError, match="it is not <annotator>_init<seed>_fold"):
+        ModelId.parse(name)
+
+
 def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
     study = _load(
         tmp_path,

@@ -8,6 +8,7 @@ import dagster as dg
 import pandas as pd
 
 from curvas_assets import cohort as intake
+from curvas_assets.cohort import implausible_intensities
 from curvas_assets.errors import PatientError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
@@ -28,10 +29,10 @@ ERROR = dg.AssetCheckSeverity.ERROR
 SCAN_CHECKS = (
     Check("files_are_sound", "Every file is whole, on one geometry, with the study's labels only, no NaN.", ERROR),
     Check("geometry_is_usual", "Voxels are 0.2 to 10 mm wide, and the scan is at least 100 mm long along each axis."),
-    Check("labels_are_complete", "Every annotator drew every organ, in whole numbers."),
+    Check("labels_are_complete", "Every annotator drew every organ, in whole numbers and the scan's voxel order."),
     Check(
         "intensities_are_plausible",
-        "HU as of a CT: air below -500, soft tissue or bone above 0, nothing beyond ±32768.",
+        "HU as of a CT: air below -500, some soft tissue, something above 0, nothing beyond ±32768.",
     ),
 )
 TEST_SCAN_CHECKS = (Check("region_is_not_empty", "The region in which predictors are scored holds voxels.", ERROR),)
@@ -59,7 +60,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"nifti", "json"},
-        code_version=f"1-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
+        code_version=f"2-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
         metadata=artefact("record"),
         output_required=False,
         check_specs=specs("scan", SCAN_CHECKS),
@@ -69,8 +70,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     def scan(context: dg.AssetExecutionContext, bucket: Bucket):
         """One patient's CT and annotations, read to the last byte and validated; geometry and intensity facts.
 
-        A patient with a defect is refused here, with what was found and what to do, and stops nobody else. A warning
-        (labels rounded, an organ absent for one annotator) goes to the exclusion ledger.
+        A patient with a defect is refused here, with what was found and what to do, and stops nobody else. What is odd (a
+        blank map, an organ absent for one annotator, intensities that may be no HU) goes to the exclusion ledger.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
         folders = folders_of_patients(study, patient_folders(objects, layout))
@@ -86,8 +87,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
                     raise checks["files_are_sound"].refuse(patient, error) from error
             checks["files_are_sound"].look(patient)
             checks["geometry_is_usual"].look(patient, unusual_geometry(found.facts))
-            checks["labels_are_complete"].look(patient, found.warnings)
-            checks["intensities_are_plausible"].look(patient, implausible_intensities(found.facts))
+            doubts = implausible_intensities(found.facts)
+            checks["labels_are_complete"].look(patient, [w for w in found.warnings if w not in doubts])
+            checks["intensities_are_plausible"].look(patient, doubts)
             record = {
                 "patient": patient,
                 "set": study.patient_set(patient),
@@ -97,6 +99,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
                 "facts": found.facts,
                 "warnings": list(found.warnings),
                 "exclusions": [dict(row) for row in found.exclusions],
+                "not_annotated": list(found.not_annotated),
+                "doubts": doubts,
             }
             key = layout.scan(patient)
             return Stored(
@@ -160,7 +164,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
-        code_version=f"1-{study.fingerprint('sets', 'groups', 'exclusions')}",
+        code_version=f"2-{study.fingerprint('sets', 'groups', 'exclusions')}",
         metadata=artefact("table"),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
@@ -177,6 +181,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
                 "patients": len(table),
                 "taken in": len(included),
                 **{f"{name} set": int((included["set"] == name).sum()) for name in ("train", "validation", "test")},
+                "intensities in doubt": ", ".join(table.loc[table["doubts"] != "", "patient"]) or "none",
                 "table": metadata.table(table.drop(columns=["exclusions"])),
             },
         )
@@ -211,7 +216,13 @@ def region_of(study: Study, record: dict[str, Any]) -> list[list[int]]:
 
 
 def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:
-    """The files of a validated patient, and a PatientError if one is no longer what was validated."""
+    """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in.
+
+    Every reader of annotations after the intake takes them from here.
+
+    Raises:
+        PatientError: a file is no longer what was validated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in record["files"]:
         if file["name"] not in names:
@@ -224,6 +235,8 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             )
+        if "facts" in record:
+            intake.bring_onto_scan(folder / file["name"], record["facts"]["shape"], record["affine"])
 
 
 def folders_of_patients(study: Study, folders: Iterable[str]) -> dict[str, list[str]]:
@@ -256,14 +269,6 @@ def unusual_geometry(facts: dict[str, Any]) -> list[str]:
     return odd + [f"only {mm:g} mm along an axis" for mm in facts["extent_mm"] if mm < 100]
 
 
-def implausible_intensities(facts: dict[str, Any]) -> list[str]:
-    """Why the intensities may not be Hounsfield units."""
-    low, high = facts["hu_range"]
-    odd = [] if low < -500 else [f"the darkest voxel has {low:g} HU: no air"]
-    odd += [] if high > 0 else [f"the brightest voxel has {high:g} HU: no tissue"]
-    return odd + ([] if low > -32769 and high < 32768 else [f"{low:g} … {high:g} HU are beyond any CT"])
-
-
 def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
     named = {patient for members in study.sets.values() for patient in members}
     for patient in sorted({*named, *scans}):
@@ -274,6 +279,7 @@ def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) 
             "status": "taken in",
             "reason": "",
             "exclusions": "[]",
+            "doubts": "",
         }
         if patient in study.exclusions:
             yield {**row, "status": "excluded", "reason": study.exclusions[patient]}
@@ -293,6 +299,7 @@ def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) 
             "shape": metadata.by(facts["shape"]),
             "spacing_mm": metadata.by(facts["spacing_mm"]),
             "exclusions": pd.Series([record["exclusions"]]).to_json(orient="values")[1:-1],
+            "doubts": "; ".join(record.get("doubts", [])),
         }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -32,7 +33,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="dataset",
         owners=OWNERS,
         kinds={"nnunet", "blosc2"},
-        code_version=f"1-{study.fingerprint('plans', 'organs', 'training_patients')}",
+        code_version=f"2-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.dataset.op_tags,
@@ -44,6 +45,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
         patients: dict[str, Path] = {}
+        left_out: dict[
+            str, list[str]
+        ] = {}  # annotator → patients whom they did not annotate, as the intake's ledger tells
 
         with ExitStack() as held:
 
@@ -55,18 +59,25 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     scratch = held.enter_context(scratch_space("preprocessed_dataset", PREPROCESSING_GROWTH * size))
                     for patient, record in records.items():
                         fetch_files(objects, record, scratch / patient, [study.image, *label_files.values()])
+                        for annotator in record.get("not_annotated", []):
+                            left_out.setdefault(annotator, []).append(patient)
                     patients.update({patient: scratch / patient for patient in records})
                 return patients
 
             def prepare(annotator: str) -> Stored:
                 scratch = next(iter(fetched().values())).parent
+                omitted = left_out.get(annotator, [])
+                drawn = {patient: at for patient, at in fetched().items() if patient not in omitted}
+                if omitted:
+                    context.log.warning(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
+                    require_enough(study, annotator, list(drawn), omitted)
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     facts = prepare_dataset(
                         study,
                         annotator,
-                        {p: (at / study.image, at / label_files[annotator]) for p, at in fetched().items()},
+                        {p: (at / study.image, at / label_files[annotator]) for p, at in drawn.items()},
                         Path(folder),
-                        all_annotations={p: [at / f for f in label_files.values()] for p, at in fetched().items()},
+                        all_annotations={p: [at / f for f in label_files.values()] for p, at in drawn.items()},
                         on_progress=lambda done, total, patient: context.log.info(
                             f"{annotator}: {patient} preprocessed, {done} of {total}"
                         ),
@@ -80,6 +91,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     {
                         "annotator": annotator,
                         "cases": described["cases"],
+                        "not annotated": ", ".join(omitted) or "none",
                         "patch size": str(described["patch_size"]),
                         "target spacing (mm)": str(described["spacing_mm"]),
                         "bytes": stored.size,
@@ -90,3 +102,19 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             yield from materialise(context, objects, one_by_one(prepare))
 
     return [preprocessed_dataset]
+
+
+def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:
+    """A SegmentationError if those whom an annotator did annotate are too few to train on, or for the study's folds.
+
+    nnU-Net makes a random split, without a word, of a fold that the splits do not have.
+    """
+    needed = max(1 if fold == "all" else max(2, int(fold) + 1) for fold in study.folds)
+    if len(drawn) < needed:
+        raise SegmentationError(
+            "preparing the dataset",
+            f"dataset of {annotator}",
+            f"{len(drawn)} training patients are left, {needed} are needed (folds {', '.join(map(str, study.folds))}): "
+            f"the label maps of {', '.join(omitted)} are blank, which means not annotated",
+            "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
+        )

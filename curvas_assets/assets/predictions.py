@@ -12,6 +12,7 @@ import numpy as np
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.errors import DiskError, SegmentationError
+from curvas_assets.geometry import voxel_ml
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
@@ -129,7 +130,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                         raise checks["sums_to_one"].refuse(cell, defect)
                     writer.write(z0, slab)
             voxels = dict(zip(study.class_names, writer.facts.label_voxels, strict=True))
-            volumes_ml = {n: count * float(np.prod(prediction.spacing_mm)) / 1000 for n, count in voxels.items()}
+            volumes_ml = {n: count * voxel_ml(prediction.affine) for n, count in voxels.items()}
             checks["sums_to_one"].look(cell)
             checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
             checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, study.checks.volume_ml))

@@ -215,7 +215,8 @@ def pictures(
     """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
     record = tables.read_json(objects, layout.scan(patient))
     fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
-    annotations = read_annotations(scratch / patient, study)
+    drawn = [i for i, name in enumerate(study.annotator_names) if name not in record.get("not_annotated", [])]
+    annotations = read_annotations(scratch / patient, study).only(drawn)
     z = most_disputed_slice(annotations)
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
     spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
@@ -229,6 +230,7 @@ def pictures(
         z=z,
         image=image,
         annotations=annotations[:, z],
+        annotators=tuple(study.annotator_names[i] for i in drawn),
         spacing_mm=spacing_mm,
         orientation=affine,
         predictor=str(widest),
@@ -244,13 +246,15 @@ def pictures(
 
 
 def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Everything that is left out, and why: patients, organs at intake, scores without a value."""
+    """Everything that is left out or in doubt, and why: patients, annotations and organs at intake, scores without a value."""
     columns = ["patient", "predictor", "metric", "organ", "annotator", "reason"]
     rows = [
         {"patient": row["patient"], "reason": f"{row['status']}: {row['reason']}"}
         for _, row in cohort[cohort["status"] != "taken in"].iterrows()
     ]
     rows += [entry for text in cohort["exclusions"] for entry in json.loads(text)]
+    doubts = cohort.get("doubts", pd.Series("", index=cohort.index))
+    rows += [{"patient": p, "reason": doubt} for p, doubt in zip(cohort["patient"], doubts, strict=True) if doubt]
     undefined = scores[scores["value"].isna()].rename(columns={"note": "reason"})
     ledger = pd.concat([pd.DataFrame(rows, columns=columns), undefined[columns]], ignore_index=True)
     return ledger.fillna("")

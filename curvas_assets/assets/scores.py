@@ -49,7 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"numba", "parquet"},
-        code_version=f"3-{study.fingerprint('evaluation', 'organs')}",
+        code_version=f"4-{study.fingerprint('evaluation', 'organs')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.scoring.op_tags,
@@ -81,6 +81,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     ece_bins=study.evaluation.ece_bins,
                     ace_bins=study.evaluation.ace_bins,
                     tolerance_mm=study.evaluation.tolerance_mm,
+                    not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
                 )
                 found = {}
                 for count, predictor in enumerate(study.predictors, 1):

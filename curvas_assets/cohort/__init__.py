@@ -1,6 +1,21 @@
 """Intake: patients read from files, validated and described. `phantom` makes synthetic ones."""
 
-from curvas_assets.cohort.intake import Patient, body_region, read_annotations, read_patient
+from curvas_assets.cohort.intake import (
+    Patient,
+    body_region,
+    bring_onto_scan,
+    implausible_intensities,
+    read_annotations,
+    read_patient,
+)
 from curvas_assets.errors import PatientError
 
-__all__ = ["Patient", "PatientError", "body_region", "read_annotations", "read_patient"]
+__all__ = [
+    "Patient",
+    "PatientError",
+    "body_region",
+    "bring_onto_scan",
+    "implausible_intensities",
+    "read_annotations",
+    "read_patient",
+]

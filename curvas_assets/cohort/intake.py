@@ -6,7 +6,7 @@ stored here, and nothing outside the patient's folder is read.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,17 +15,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
-from nibabel.orientations import aff2axcodes
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
+from curvas_assets import geometry
 from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
+from curvas_assets.nifti import require_volume
 from curvas_assets.storage.labels import DEPTH, PackedLabels
-from curvas_assets.study import Study, load_study
+from curvas_assets.study import Annotator, Study, load_study
 
 Labels = npt.NDArray[np.uint8]
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
@@ -33,6 +31,16 @@ BLOCK = 32
 """Slices looked at together: what a check needs beside the volume stays below 100 MB at clinical size."""
 ROUNDED = 1e-12
 """Labels further from an integer than this are said to have been rounded."""
+SAME_MM = 1e-3
+"""Headers that put voxels no further apart than this say the same; float32 does not tell them better."""
+SOFT_TISSUE_HU = (-200, 300)
+LEAST_SOFT_TISSUE = 0.005
+"""Share of a CT's voxels that are soft tissue or fat, at least. A body fills a tenth of its field of view or more."""
+RESAMPLE = (
+    "Resample the annotation onto the scan's voxels by their place in the world, nearest neighbour (SimpleITK: "
+    "Resample(annotation, image, Transform(), sitkNearestNeighbor)), and look at it over the scan; do not copy one header over the "
+    "other, which moves labels. If it does not fit then, it is another scan's."
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,12 @@ class Patient:
         scan: CT in HU, int16 (or float32 if the file holds fractions), (Z, Y, X).
         annotations: one label map per annotator in the study's order, uint8 (R, Z, Y, X).
         spacing_mm: voxel size along (Z, Y, X), mm.
-        affine: of the image as nibabel gives it: voxel (x, y, z) → RAS+ mm.
+        affine: of the image as nibabel gives it: voxel (x, y, z) → RAS+ mm. ITK reads the same, or the patient is refused.
         facts: geometry, intensities, organ volumes and agreement, ready for JSON.
         warnings: what is odd, each a sentence.
         exclusions: rows for the exclusion ledger: patient, annotator, organ, reason.
+        not_annotated: annotators whose blank map means that they did not annotate this patient (`intake.blank_annotation`).
+            Their maps, all zeros, are among `annotations`; they are no reference and train nothing.
     """
 
     id: str
@@ -58,100 +68,150 @@ class Patient:
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
     exclusions: tuple[dict[str, str], ...] = field(default=())
+    not_annotated: tuple[str, ...] = ()
 
 
 def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     """Read, validate and describe the patient in a folder.
+
+    An annotation in another voxel order of the scan's own space is brought into the scan's order: voxels are moved in the
+    array, never in the world, and `facts` and `warnings` tell it.
 
     Args:
         folder: named like the patient, with or without the study's prefix; holds the files the study names.
         study: organs, annotators, file names and tolerances; the study itself, or its name or path for `load_study`.
 
     Raises:
-        PatientError: there is no such folder, a file is missing, unreadable, truncated or not 3-D; shapes, affines or spacings disagree; a label
-            is not the study's; a voxel is NaN or infinite. Nothing of the patient is to be used then.
+        PatientError: there is no such folder, a file is missing, unreadable, truncated, larger than its header or the study
+            says, not 3-D or no scalars; axes are not perpendicular; nibabel and ITK read the geometry differently; an
+            annotation lies elsewhere than the scan; a label is not the study's; a voxel is NaN or infinite; nobody annotated.
+            Nothing of the patient is to be used then.
     """
     study = load_study(study)
     folder = existing_folder(folder, attempted="reading a patient", subject="the patient", error=PatientError)
     patient = _patient_id(folder, study)
     _require_files(folder, study, patient, [study.image, *(a.file for a in study.annotators)])
-    image = _load(folder / study.image, patient)
+    image = _load(folder / study.image, study, patient)
+    grid = Grid.of(image)
     scan = _scan(image, patient, study.image)
-    spacing_mm = _spacing_zyx(image)
     annotations = np.empty((len(study.annotators), *scan.shape), np.uint8)
 
     def keep(r: int, z0: int, slab: Labels) -> None:
         annotations[r, z0 : z0 + len(slab)] = slab
 
-    warnings, exclusions = _annotations(folder, study, patient, image, keep)
+    read = _annotations(folder, study, patient, grid, study.image, keep)
     facts = {
         "shape": list(scan.shape),
-        "spacing_mm": list(spacing_mm),
-        "extent_mm": [round(n * s, 3) for n, s in zip(scan.shape, spacing_mm, strict=True)],
-        "orientation": "".join(aff2axcodes(image.affine)),
+        "spacing_mm": list(grid.spacing_mm),
+        "extent_mm": [round(n * s, 3) for n, s in zip(scan.shape, grid.spacing_mm, strict=True)],
+        "orientation": grid.orientation,
         "dtype": str(scan.dtype),
-        "body_region": [[s.start, s.stop] for s in body_region(scan)],
+        "stored_dtype": str(image.get_data_dtype()),
+        "body_region": [[s.start, s.stop] for s in body_region(scan, axial=grid.axial)],
+        "reordered": read.reordered,
         **_describe_intensities(scan),
-        **_describe_annotations(annotations, study, spacing_mm),
+        **_describe_annotations(annotations, study, grid.voxel_ml, read.not_annotated),
     }
     return Patient(
         patient,
         scan,
         annotations,
-        spacing_mm,
-        np.asarray(image.affine, np.float64),
+        grid.spacing_mm,
+        grid.affine,
         facts,
-        tuple(warnings),
-        tuple(exclusions),
+        (*read.warnings, *implausible_intensities(facts)),
+        tuple(read.exclusions),
+        tuple(read.not_annotated),
     )
 
 
 def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLabels:
-    """The label maps of a patient alone, validated among themselves; the CT is not needed.
+    """The label maps of a patient alone, validated, on the voxels of the CT if it is there; else of the first annotation.
 
-    They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB.
+    They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB. One in another voxel
+    order is held whole for a moment, a byte a voxel.
 
     Returns:
         uint8 (R, Z, Y, X), sliced as a NumPy array is.
 
     Raises:
-        PatientError: as `read_patient`, for the annotations; the first one stands for the image.
+        PatientError: as `read_patient`, for the annotations.
     """
     study = load_study(study)
     folder = existing_folder(folder, attempted="reading annotations", subject="the patient", error=PatientError)
     patient = _patient_id(folder, study)
     _require_files(folder, study, patient, [annotator.file for annotator in study.annotators])
-    first = _load(folder / study.annotators[0].file, patient)
-    x, y, z = first.shape
-    annotations = PackedLabels(len(study.annotators), (z, y, x))
-    _annotations(folder, study, patient, first, annotations.put)
+    like = study.image if (folder / study.image).is_file() else study.annotators[0].file
+    grid = Grid.of(_load(folder / like, study, patient))
+    annotations = PackedLabels(len(study.annotators), grid.shape)
+    _annotations(folder, study, patient, grid, like, annotations.put)
     return annotations
 
 
-def body_region(scan: Any) -> tuple[slice, slice, slice]:
-    """The in-plane bounding box of CT > 0 HU over all slices, every slice included (the challenge's crop).
+def bring_onto_scan(path: str | Path, shape: Sequence[int], affine: npt.ArrayLike) -> bool:
+    """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is.
+
+    Args:
+        path: the annotation, which `read_patient` has taken in; replaced if its voxel order or its header is not the scan's.
+        shape: of the scan, (Z, Y, X).
+        affine: of the scan, voxel (x, y, z) → RAS+ mm; becomes the annotation's.
+
+    Returns:
+        Whether the file was replaced.
+
+    Raises:
+        PatientError: in the scan's order it has another shape: it is not the annotation that was taken in.
+    """
+    path = Path(path)
+    image = nib.Nifti1Image.from_filename(path)
+    z, y, x = (int(n) for n in shape)
+    scan, stored = Grid((z, y, x), np.asarray(affine, np.float64)), Grid.of(image)
+    order = geometry.voxel_order(stored, scan)
+    turned = geometry.reordered_grid(stored, order)
+    if turned.shape != scan.shape:
+        found = f"it has {_by(turned.shape)} voxels in the scan's order, the scan {_by(scan.shape)} (Z × Y × X)"
+        raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
+    if geometry.is_same_order(order) and geometry.displacement_mm(turned.affine, scan.affine, scan.shape) <= SAME_MM:
+        return False
+    labels = np.empty(image.shape[::-1], np.uint8)
+    for z0, slab in _slabs(image, path.parent.name, path.name):
+        labels[z0 : z0 + len(slab)] = np.rint(slab)
+    labels = geometry.reordered(labels, order)
+    written = nib.Nifti1Image(labels.transpose(2, 1, 0), scan.affine)
+    written.set_sform(scan.affine, 1)
+    written.set_qform(scan.affine, 1)
+    nib.save(written, path)
+    return True
+
+
+def body_region(scan: Any, *, axial: int = 0) -> tuple[slice, slice, slice]:
+    """The in-plane bounding box of CT > 0 HU over all axial slices, every slice included (the challenge's crop).
 
     Args:
         scan: CT in HU, (Z, Y, X): an array, a tensor or nested lists.
+        axial: the array axis along superior–inferior, which is kept whole: 0 where slices are axial.
 
     Returns:
         Slices along (Z, Y, X); empty in plane if no voxel is above 0 HU.
 
     Raises:
-        PatientError: it is no array of three axes.
+        PatientError: it is no array of three axes, or it has no such axis.
     """
     values = to_array(scan)
-    if values is None or values.ndim != 3 or values.dtype.kind not in "fiub":
+    if values is None or values.ndim != 3 or values.dtype.kind not in "fiub" or axial not in (0, 1, 2):
         found = f"a {type(scan).__name__}" + ("" if values is None else f" of shape {values.shape}, {values.dtype}")
-        raise PatientError("finding the body", "the scan", found, "Give the CT in HU, (z, y, x).")
+        found += "" if axial in (0, 1, 2) else f", axial = {axial!r:.20}"
+        raise PatientError("finding the body", "the scan", found, "Give the CT in HU, (z, y, x), and axial 0, 1 or 2.")
     scan = values
-    rows = np.zeros(scan.shape[1], bool)
-    columns = np.zeros(scan.shape[2], bool)
+    occupied = [np.zeros(n, bool) for n in scan.shape]
     for z in range(0, scan.shape[0], BLOCK):
-        above = np.any(scan[z : z + BLOCK] > 0, axis=0)
-        rows |= np.any(above, axis=1)
-        columns |= np.any(above, axis=0)
-    return slice(0, scan.shape[0]), _extent(rows), _extent(columns)
+        above = scan[z : z + BLOCK] > 0
+        in_plane = above.any(axis=0)
+        occupied[0][z : z + BLOCK] = above.any(axis=(1, 2))
+        occupied[1] |= in_plane.any(axis=1)
+        occupied[2] |= in_plane.any(axis=0)
+    z, y, x = (slice(0, n) if axis == axial else _extent(occupied[axis]) for axis, n in enumerate(scan.shape))
+    return z, y, x
 
 
 def _extent(occupied: npt.NDArray[np.bool_]) -> slice:
@@ -181,51 +241,47 @@ def _require_files(folder: Path, study: Study, patient: str, names: Sequence[str
         )
 
 
-def _load(path: Path, patient: str) -> Any:
-    """A NIfTI image whose file was read to its end and whose header is that of a 3-D volume."""
+def _load(path: Path, study: Study, patient: str) -> Any:
+    """A NIfTI image whose file was read to its end, and whose header is that of one 3-D volume in one place.
+
+    The header is judged before anything behind it is read, and bounds what is: a small file may unpack to any size.
+    """
     attempt = f"reading {path.name}"
+    told: Any = {"attempted": attempt, "subject": patient, "error": PatientError}
+    gib = study.intake.largest_volume_gib
+    limit = (
+        f"The most is {gib:g} GiB (intake.largest_volume_gib in the study); raise it if the scan is as large as that."
+    )
     try:
-        _read_to_end(path)
+        require_volume(path, gib * 2**30, limit=limit, **told)
         image = nib.Nifti1Image.from_filename(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PatientError(
             attempt, patient, f"the file is truncated or damaged ({error})", "Upload it again from its source."
         ) from error
-    except (ImageFileError, WrapStructError, HeaderDataError, OSError, ValueError) as error:
+    except CurvasError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise _no_nifti(attempt, patient, error) from error
         raise PatientError(
-            attempt,
-            patient,
-            f"it is no NIfTI file ({' '.join(str(error).split())})",
-            "Convert it to .nii.gz and upload it.",
+            attempt, patient, f"it cannot be read ({error.strerror})", "Make it a file that this user may read."
         ) from error
-    if len(image.shape) != 3 or 0 in image.shape:
-        raise PatientError(
-            attempt, patient, f"it has shape {image.shape}, not three axes", "Upload one 3-D volume per file."
-        )
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise PatientError(
-            attempt, patient, f"its affine is not usable: {np.round(affine, 3).tolist()}", "Mend the header."
-        )
+    except Exception as error:  # whatever a header makes nibabel and NumPy do, it is the file's fault
+        raise _no_nifti(attempt, patient, error) from error
+    geometry.require_one_reading(
+        path,
+        image,
+        spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+        place_tolerance_mm=study.intake.origin_tolerance_mm,
+        **told,
+    )
     return image
 
 
-def _read_to_end(path: Path) -> None:
-    """Decompress a .gz to its end, which verifies its checksum and length."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if path.suffix == ".gz" and not compressed:
-        raise ImageFileError("it is not compressed, although its name ends in .gz")
-    if compressed:
-        with gzip.open(path, "rb") as stream:
-            while stream.read(1 << 24):
-                pass
-
-
-def _spacing_zyx(image: Any) -> tuple[float, float, float]:
-    """Voxel size along (Z, Y, X), mm, from the affine."""
-    x, y, z = (float(s) for s in voxel_sizes(image.affine))
-    return z, y, x
+def _no_nifti(attempt: str, patient: str, error: Exception) -> PatientError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return PatientError(attempt, patient, f"it is no NIfTI file ({words:.200})", "Convert it to .nii.gz and upload it.")
 
 
 def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
@@ -253,7 +309,10 @@ def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArr
                     "Upload it again from its source.",
                 )
             voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
-            yield z0, voxels if scaled is None else voxels.astype(scaled) * stored.slope + stored.inter
+            if scaled is not None:
+                with np.errstate(over="ignore", invalid="ignore"):  # infinity is told where voxels are looked at
+                    voxels = voxels.astype(scaled) * stored.slope + stored.inter
+            yield z0, voxels
 
 
 # The scan ------------------------------------------------------------------------------------------------------------
@@ -285,76 +344,138 @@ def _scan(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
 
 def _describe_intensities(scan: npt.NDArray[Any]) -> dict[str, Any]:
     sample = scan[:: max(1, scan.shape[0] // 64), ::2, ::2] if scan.size > 1 << 24 else scan
+    low, high = SOFT_TISSUE_HU
+    soft = int(np.count_nonzero((sample >= low) & (sample <= high)))
     return {
         "hu_range": [float(scan.min()), float(scan.max())],
         "hu_percentiles": dict(
             zip([str(p) for p in PERCENTILES], np.percentile(sample, PERCENTILES).round(2).tolist(), strict=True)
         ),
+        "soft_tissue_share": round(soft / sample.size, 4),
     }
+
+
+def implausible_intensities(facts: Mapping[str, Any]) -> list[str]:
+    """Why the intensities of a CT may not be Hounsfield units, a sentence each; empty if they look like it.
+
+    Args:
+        facts: `hu_range`, and `soft_tissue_share` if it is known, as `Patient.facts` holds them.
+    """
+    low, high = facts["hu_range"]
+    told = f"the intensities may be no Hounsfield units ({low:g} … {high:g}): "
+    if low == high:
+        return [told + "every voxel has the same"]
+    odd = [] if low < -500 else [told + "no voxel is as dark as air"]
+    if low >= 0:
+        grey = "as 8-bit grey values have it" if high <= 255 else "as scanners store it before the intercept is added"
+        odd = [told + f"no voxel is negative, {grey}"]
+    odd += [] if high > 0 else [told + "no voxel is as bright as tissue"]
+    odd += [] if low > -32769 and high < 32768 else [told + "that is beyond any CT"]
+    share = facts.get("soft_tissue_share")
+    if not odd and share is not None and share < LEAST_SOFT_TISSUE:
+        least, most = SOFT_TISSUE_HU
+        odd.append(told + f"only {100 * share:.2g} % of the voxels lie where soft tissue does, {least} … {most}")
+    return odd
 
 
 # The annotations -----------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Read:
+    """What reading the annotations found beside their labels."""
+
+    warnings: list[str] = field(default_factory=list)
+    exclusions: list[dict[str, str]] = field(default_factory=list)
+    not_annotated: list[str] = field(default_factory=list)
+    reordered: dict[str, str] = field(default_factory=dict)
+
+
 def _annotations(
-    folder: Path, study: Study, patient: str, image: Any, keep: Callable[[int, int, Labels], None]
-) -> tuple[list[str], list[dict[str, str]]]:
-    """Hand every annotator's validated slabs to `keep(annotator, z0, slab)`; warnings and exclusions."""
-    warnings: list[str] = []
-    exclusions: list[dict[str, str]] = []
+    folder: Path, study: Study, patient: str, grid: Grid, like: str, keep: Callable[[int, int, Labels], None]
+) -> _Read:
+    """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`; what was found beside."""
+    read = _Read()
     for r, annotator in enumerate(study.annotators):
-        annotation = _load(folder / annotator.file, patient)
-        _require_same_geometry(study, patient, annotator.file, annotation, image)
+        annotation = _load(folder / annotator.file, study, patient)
+        order = geometry.voxel_order(Grid.of(annotation), grid)
+        _require_same_grid(study, patient, annotator.file, Grid.of(annotation), order, grid, like)
+        same_order = geometry.is_same_order(order)
+        turned = np.empty(() if same_order else annotation.shape[::-1], np.uint8)
         present = np.zeros(len(study.organs) + 1, np.int64)
         rounded = 0.0
         for z0, slab in _slabs(annotation, patient, annotator.file):
             labels, far = _labels(slab, study, patient, annotator.file)
-            keep(r, z0, labels)
+            if same_order:
+                keep(r, z0, labels)
+            else:
+                turned[z0 : z0 + len(labels)] = labels
             present += np.bincount(labels.ravel(), minlength=len(present))
             rounded = max(rounded, far)
+        if not same_order:
+            turned = geometry.reordered(turned, order)
+            for z0 in range(0, len(turned), DEPTH):
+                keep(r, z0, turned[z0 : z0 + DEPTH])
+            was = read.reordered[annotator.name] = Grid.of(annotation).orientation
+            read.warnings.append(
+                f"{annotator.file} is stored in the voxel order {was}, {like} in {grid.orientation}: "
+                "it was reordered, and every label stays at its place"
+            )
         if rounded > ROUNDED:
-            warnings.append(f"{annotator.file}: labels were up to {rounded:.2g} from an integer and were rounded")
-        for organ, label in study.organs.items():
-            if not present[label]:
-                reason = f"{annotator.file} has no {organ}"
-                warnings.append(reason)
-                exclusions.append({"patient": patient, "annotator": annotator.name, "organ": organ, "reason": reason})
-    return warnings, exclusions
-
-
-def _require_same_geometry(study: Study, patient: str, name: str, annotation: Any, image: Any) -> None:
-    """Shape, spacing and position of an annotation are the image's."""
-    attempt = f"comparing {name} with {study.image}"
-    if annotation.shape != image.shape:
+            read.warnings.append(f"{annotator.file}: labels were up to {rounded:.2g} from an integer and were rounded")
+        _look_for_organs(read, study, patient, annotator, present)
+    if len(read.not_annotated) == len(study.annotators):
         raise PatientError(
-            attempt,
+            "reading the annotations",
             patient,
-            f"the annotation has {_zyx_text(annotation.shape)} voxels, the image {_zyx_text(image.shape)} (Z × Y × X)",
-            "Upload the annotation of this scan.",
+            "every label map is blank, and intake.blank_annotation says that such a map means not_annotated",
+            "Upload the annotations, exclude the patient in the study, or set intake.blank_annotation to absent if it has no organ.",
         )
-    ours, theirs = _spacing_zyx(image), _spacing_zyx(annotation)
-    if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > study.intake.spacing_tolerance_mm:
-        raise PatientError(
-            attempt,
-            patient,
-            f"the annotation's spacing is {_mm(theirs)} mm, the image's {_mm(ours)} (tolerance {study.intake.spacing_tolerance_mm:g})",
-            "Copy the image's header to the annotation if it was drawn on this image; else upload the right one.",
-        )
-    far = _largest_displacement_mm(annotation.affine, image.affine, image.shape)
-    if far > study.intake.origin_tolerance_mm:
-        raise PatientError(
-            attempt,
-            patient,
-            f"their affines put the same voxel up to {far:.4g} mm apart (tolerance {study.intake.origin_tolerance_mm:g})",
-            "Copy the image's header to the annotation if it was drawn on this image; else upload the right one.",
-        )
+    return read
 
 
-def _largest_displacement_mm(one: npt.NDArray[Any], other: npt.NDArray[Any], shape: Sequence[int]) -> float:
-    """How far apart two affines put a corner of the volume, at most."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    difference = (np.asarray(one) - np.asarray(other)) @ np.vstack([corners, np.ones(corners.shape[1])])
-    return float(np.linalg.norm(difference[:3], axis=0).max())
+def _look_for_organs(
+    read: _Read, study: Study, patient: str, annotator: Annotator, present: npt.NDArray[np.int64]
+) -> None:
+    """Tell a blank map as what the study says it means, and organs that an annotator did not draw as absent."""
+    row = {"patient": patient, "annotator": annotator.name}
+    if not present[1:].any() and study.intake.blank_annotation == "not_annotated":
+        reason = f"{annotator.file} is blank: not annotated, so it trains nothing and nothing is scored against it"
+        read.not_annotated.append(annotator.name)
+        read.warnings.append(reason)
+        read.exclusions.append({**row, "organ": "", "reason": reason})
+        return
+    for organ, label in study.organs.items():
+        if not present[label]:
+            reason = f"{annotator.file} has no {organ}: taken as absent, which counts in training and scores"
+            read.warnings.append(reason)
+            read.exclusions.append({**row, "organ": organ, "reason": reason})
+
+
+def _require_same_grid(
+    study: Study, patient: str, name: str, theirs: Grid, order: npt.NDArray[np.float64], ours: Grid, like: str
+) -> None:
+    """Shape, spacing and place of an annotation, brought into the scan's voxel order, are the scan's."""
+    attempt = f"comparing {name} with {like}"
+    turned = geometry.reordered_grid(theirs, order)
+    also = (
+        ""
+        if geometry.is_same_order(order)
+        else f", in the scan's order {ours.orientation} (stored as {theirs.orientation})"
+    )
+    if turned.shape != ours.shape:
+        found = f"the annotation has {_by(turned.shape)} voxels{also}, the image {_by(ours.shape)} (Z × Y × X)"
+        raise PatientError(attempt, patient, found, RESAMPLE)
+    spacing = turned.spacing_mm, ours.spacing_mm
+    if max(abs(a - b) for a, b in zip(*spacing, strict=True)) > study.intake.spacing_tolerance_mm:
+        found = f"the annotation's spacing is {_mm(spacing[0])} mm{also}, the image's {_mm(spacing[1])}"
+        tolerance = f" (tolerance {study.intake.spacing_tolerance_mm:g})"
+        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
+    if not geometry.same_place(turned.affine, ours.affine, ours.shape, study.intake.origin_tolerance_mm):
+        far = geometry.displacement_mm(turned.affine, ours.affine, ours.shape)
+        found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
+        tolerance = f" (tolerance {study.intake.origin_tolerance_mm:g})"
+        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
 
 
 def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tuple[Labels, float]:
@@ -381,13 +502,20 @@ def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tu
     return whole.astype(np.uint8), worst
 
 
-def _describe_annotations(annotations: Labels, study: Study, spacing_mm: Sequence[float]) -> dict[str, Any]:
-    """Organ volumes per annotator and Dice between annotators, from one count of label pairs per pair of annotators."""
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+def _describe_annotations(
+    annotations: Labels, study: Study, voxel_ml: float, not_annotated: Sequence[str]
+) -> dict[str, Any]:
+    """Organ volumes per annotator and Dice between annotators, from one count of label pairs per pair of annotators.
+
+    Of those who did not annotate the patient there is neither: None.
+    """
     classes = len(study.organs) + 1
     counts = [np.bincount(a.ravel(), minlength=classes) for a in annotations]
     volumes = {
-        organ: {a.name: round(float(c[label]) * voxel_ml, 3) for a, c in zip(study.annotators, counts, strict=True)}
+        organ: {
+            a.name: None if a.name in not_annotated else round(float(c[label]) * voxel_ml, 3)
+            for a, c in zip(study.annotators, counts, strict=True)
+        }
         for organ, label in study.organs.items()
     }
     agreement: dict[str, dict[str, float | None]] = {}
@@ -399,14 +527,19 @@ def _describe_annotations(annotations: Labels, study: Study, spacing_mm: Sequenc
         both = joint.reshape(classes, classes).diagonal()
         names = f"{study.annotators[i].name}–{study.annotators[j].name}"
         agreement[names] = {}
+        blank = {study.annotators[i].name, study.annotators[j].name} & set(not_annotated)
         for organ, label in study.organs.items():
             total = int(counts[i][label] + counts[j][label])
-            agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total else None
+            agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total and not blank else None
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}
 
 
 def _zyx_text(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, reversed(shape)))
+    return _by(tuple(reversed(shape)))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _mm(spacing: Sequence[float]) -> str:

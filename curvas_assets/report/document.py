@@ -394,6 +394,11 @@ class _Writer:
             blocks.append(
                 _text(w("cohort_text", patients=len(cohort), sets=sets, scored=scored, predictors=predictors))
             )
+            if "doubts" in cohort:  # the reasons are in the table and in the ledger
+                doubted = cohort.loc[cohort["doubts"].fillna("") != "", "patient"]
+                cohort = cohort.drop(columns=["doubts"])
+                if len(doubted):
+                    blocks.append(_text(w("doubted_intensities", n=len(doubted), patients=counted(list(doubted)))))
             columns = {str(column): w.column(str(column)) for column in cohort.columns}
             blocks.append(self._table(cohort, columns, caption=w("cohort"), folded=len(cohort) > 12))
         if self.study.exclusions:

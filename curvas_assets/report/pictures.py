@@ -34,6 +34,7 @@ from curvas_assets.report.style import (
     colour_of,
     new_figure,
     pixel_aspect,
+    pixel_mm,
     radiological,
 )
 from curvas_assets.report.words import Words
@@ -48,13 +49,14 @@ MAX_FACES = 20_000
 
 @dataclass(frozen=True)
 class SliceView:
-    """One axial slice of one patient and, where it is known, of one ensemble.
+    """One slice of one patient and, where it is known, of one ensemble.
 
     Args:
         patient: the patient's id.
         z: index of the slice.
         image: CT, HU, (Y, X) in array order.
         annotations: label maps (R, Y, X).
+        annotators: whose they are; the study's, in order, when left out.
         spacing_mm: voxel size along (Z, Y, X).
         orientation: directions of the array axes X, Y, Z (`LPS`, …), or the image's 4 × 4 affine.
         predictor: whose maps these are; empty without maps.
@@ -73,6 +75,7 @@ class SliceView:
     segmentation: npt.NDArray[Any] | None = None
     predictive_entropy: npt.NDArray[Any] | None = None
     mutual_information: npt.NDArray[Any] | None = None
+    annotators: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         maps = [m for m in (self.segmentation, self.predictive_entropy, self.mutual_information) if m is not None]
@@ -129,6 +132,7 @@ def most_disputed_slice(annotations: Any) -> int:
 
 def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) -> Chart:
     """Each annotator's contours on the CT, dissensus highlighted."""
+    annotators = list(view.annotators) or annotators
     image = radiological(view.image, view.orientation)
     maps = radiological(view.annotations, view.orientation)
     apart = dissensus(maps) if len(maps) else np.zeros(image.shape, bool)
@@ -148,7 +152,7 @@ def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) ->
         import plotly.graph_objects as go
 
         figure = go.Figure()
-        dx, dy = _pixel_mm(view)
+        dx, dy = pixel_mm(view.spacing_mm, view.orientation)
         _add_picture(figure, _tinted(_windowed(image), {DISSENSUS_COLOUR: apart}), dx, dy)
         for index, labels in enumerate(maps):
             x, y = _contours(labels)
@@ -222,7 +226,7 @@ def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) 
         figure = make_subplots(
             cols=count, subplot_titles=[words("segmentation"), *(name for name, _ in maps)], horizontal_spacing=0.09
         )
-        dx, dy = _pixel_mm(view)
+        dx, dy = pixel_mm(view.spacing_mm, view.orientation)
         present = [label for label in range(1, len(class_names)) if (labels == label).any()]
         tints = {colour_of(ORGAN_COLOURS, label - 1): labels == label for label in present}
         _add_picture(figure, _tinted(_windowed(image), tints), dx, dy)
@@ -421,12 +425,6 @@ def _placed(
         values = zyx[:, axis] if code in "LPS" else extent[axis] - zyx[:, axis]
         lps[:, "LPS".index({"R": "L", "A": "P", "I": "S"}.get(code, code))] = values
     return lps
-
-
-def _pixel_mm(view: SliceView) -> tuple[float, float]:
-    """Width and height of a displayed pixel, mm."""
-    y_mm, x_mm = view.spacing_mm[-2:]
-    return (y_mm, x_mm) if axis_codes(view.orientation)[0] in "PA" else (x_mm, y_mm)
 
 
 def _windowed(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

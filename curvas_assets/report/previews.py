@@ -54,7 +54,7 @@ def preview_scan(
     annotators: Sequence[str] | None = None,
     title: str | None = None,
 ) -> bytes:
-    """One axial CT slice with each annotator's contours.
+    """One CT slice with each annotator's contours.
 
     Args:
         image_slice: CT, HU, (Y, X).
@@ -94,7 +94,7 @@ def preview_softmax(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> bytes:
-    """One axial slice of a softmax: the probability of each organ, over the CT where it is given.
+    """One slice of a softmax: the probability of each organ, over the CT where it is given.
 
     Args:
         image_slice: CT, HU, (Y, X), or None.
@@ -156,7 +156,7 @@ def preview_uncertainty(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> bytes:
-    """One axial slice of an ensemble: labels, predictive entropy and mutual information.
+    """One slice of an ensemble: labels, predictive entropy and mutual information.
 
     Args:
         entropy_slice: predictive entropy, nats, (Y, X).

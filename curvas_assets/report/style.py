@@ -86,45 +86,52 @@ def axis_codes(orientation: Orientation) -> str:
 
 
 def radiological(slices: npt.NDArray[Any], orientation: Orientation) -> npt.NDArray[Any]:
-    """Axial slices as radiologists hang them: anterior on top, the patient's left on the viewer's right.
+    """Slices as radiologists hang them, whichever plane the array's last two axes span.
+
+    Axial ones have anterior on top and the patient's left on the viewer's right; coronal ones superior on top and left on
+    the right; sagittal ones superior on top and anterior on the left.
 
     Args:
         slices: (…, Y, X) in array order.
         orientation: directions of the axes X, Y, Z, or the affine.
 
     Returns:
-        A view with the same leading axes; rows run to posterior, columns to the patient's left.
+        A view with the same leading axes; rows run to posterior or inferior, columns to the patient's left or posterior.
 
     Raises:
-        ReportError: the orientation is not readable, or Z is not the superior–inferior axis.
+        ReportError: the orientation is not readable.
     """
-    codes = axis_codes(orientation)
-    if codes[2] not in "SI":
-        raise ReportError(
-            "orienting a slice",
-            codes,
-            "the slices are not axial: Z does not run along superior–inferior",
-            "Reorient the image first.",
-        )
-    x, y = codes[0], codes[1]
-    if x in "PA":
+    x, y, _ = axis_codes(orientation)
+    if _is_hung_transposed(orientation):
         slices = np.swapaxes(slices, -1, -2)
         x, y = y, x
-    if x == "R":
+    if x in "RA":
         slices = slices[..., ::-1]
-    if y == "A":
+    if y in "AS":
         slices = slices[..., ::-1, :]
     return slices
 
 
-def pixel_aspect(spacing_mm: tuple[float, ...], orientation: Orientation) -> float:
-    """Height over width of a displayed pixel, from the spacing (Z, Y, X) or (Y, X) in mm."""
+def _is_hung_transposed(orientation: Orientation) -> bool:
+    """Whether a slice's array columns become rows: X runs along superior–inferior, or posterior–anterior in an axial slice."""
+    x, _, z = axis_codes(orientation)
+    return x in "SI" or (x in "PA" and z in "SI")
+
+
+def pixel_mm(spacing_mm: tuple[float, ...], orientation: Orientation) -> tuple[float, float]:
+    """Width and height of a displayed pixel, mm, from the spacing (Z, Y, X) or (Y, X) in mm."""
     if len(spacing_mm) < 2 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
         raise ReportError(
             "drawing a slice", "the spacing", repr(spacing_mm), "Give the voxel size along (Z, Y, X) or (Y, X), in mm."
         )
     y_mm, x_mm = float(spacing_mm[-2]), float(spacing_mm[-1])
-    return x_mm / y_mm if axis_codes(orientation)[0] in "PA" else y_mm / x_mm
+    return (y_mm, x_mm) if _is_hung_transposed(orientation) else (x_mm, y_mm)
+
+
+def pixel_aspect(spacing_mm: tuple[float, ...], orientation: Orientation) -> float:
+    """Height over width of a displayed pixel, from the spacing (Z, Y, X) or (Y, X) in mm."""
+    width_mm, height_mm = pixel_mm(spacing_mm, orientation)
+    return height_mm / width_mm
 
 
 def new_figure(width_in: float, height_in: float) -> "Figure":

@@ -96,14 +96,22 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "Scored here: {scored} patients × {predictors} predictors.",
         "Évalués ici : {scored} patients × {predictors} prédicteurs.",
     ),
+    "doubted_intensities": (
+        "Warning: the intensities of {n} patients may be no Hounsfield units: {patients}. Their predictions and scores are not to be "
+        "trusted before somebody has looked at them.",
+        "Attention : les intensités de {n} patients ne sont peut-être pas des unités Hounsfield : {patients}. Leurs prédictions et leurs "
+        "scores ne sont pas fiables avant vérification.",
+    ),
     "no_cohort": ("No cohort table was given.", "Aucune table de cohorte n'a été fournie."),
     "cohort": ("Cohort", "Cohorte"),
     "excluded_patients": ("Patients excluded by the study", "Patients exclus par l'étude"),
     "no_excluded_patients": ("The study excludes no patient.", "L'étude n'exclut aucun patient."),
     "ledger": ("Exclusion ledger", "Registre des exclusions"),
     "ledger_text": (
-        "{n} values are undefined or were left out; each average below leaves them out and says how many. Grouped by reason:",
-        "{n} valeurs sont indéfinies ou écartées ; chaque moyenne ci-dessous les laisse de côté et en dit le nombre. Par motif :",
+        "{n} entries: values that are undefined or were left out, which each average below leaves out and counts; and what is odd "
+        "about scans and annotations but was used, as the reason says. Grouped by reason:",
+        "{n} entrées : valeurs indéfinies ou écartées, que chaque moyenne ci-dessous laisse de côté et dénombre ; et ce qui est étrange "
+        "dans les scanners et les annotations mais a été utilisé, comme le dit le motif. Par motif :",
     ),
     "no_ledger": (
         "No value is undefined: nothing was left out.",

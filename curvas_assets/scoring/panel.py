@@ -1,7 +1,7 @@
 """The whole panel of one patient and predictor: one pass over its voxels, then every metric. Definitions: `registry`."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,12 @@ from curvas_assets.scoring.members import count_members
 from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.registry import METRICS, Row
 from curvas_assets.storage.encoding import decode
-from curvas_assets.storage.labels import DEPTH
+from curvas_assets.storage.labels import DEPTH, PackedLabels
 
 COLUMNS = ["metric", "organ", "annotator", "value", "unit", "note"]
 RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
 APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
+NOT_ANNOTATED = "not annotated: the label map is blank, and the study says what that means"
 HIGH_SHARE = 0.1
 """Of the largest entropy there is, ln C: what is above counts as high, unless a threshold is given."""
 
@@ -62,9 +63,12 @@ class PatientReference:
         ece_bins, ace_bins: numbers of bins, 1 … 10,000.
         tolerance_mm: of the normalised surface Dice, 0 or above.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
+        not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps count nowhere, the others
+            keep their numbers, and what would be theirs is NaN with a note.
 
     Raises:
-        ScoringError: annotations that are not label maps, an empty region, or any other argument that is not as said.
+        ScoringError: annotations that are not label maps, an empty region, nobody annotated, or any other argument that is not
+            as said.
     """
 
     def __init__(
@@ -78,8 +82,15 @@ class PatientReference:
         ace_bins: int = 20,
         tolerance_mm: float = 1.0,
         entropy_threshold: float | None = None,
+        not_annotated: Collection[int] = (),
     ):
         self.annotations = checked_annotations(annotations)
+        self.annotators = _drawn(self.annotations.shape[0], not_annotated)
+        self.not_annotated = sorted(not_annotated)
+        if self.not_annotated:
+            chosen = [number - 1 for number in self.annotators]
+            packed = isinstance(self.annotations, PackedLabels)
+            self.annotations = self.annotations.only(chosen) if packed else np.asarray(self.annotations)[chosen]
         self.spacing_mm = checked_spacing(spacing_mm)
         self.organs = checked_organs(organs)
         self.region = region_of(self.annotations.shape[1:], checked_region(region))
@@ -131,11 +142,27 @@ class PatientReference:
         table = pd.DataFrame(
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
-        table = _with_means(table)
+        table = _with_means(self._numbered(table))
         if not all(getattr(one, "keeps_ranking", True) for one in (predictor, *of_ensemble)):
             ranked = table["metric"].isin(RANKING_METRICS)
             table.loc[ranked, "note"] = [f"{APPROXIMATE}; {note}".strip("; ") for note in table.loc[ranked, "note"]]
-        return PatientScores(table, calibration.reliability(found, self.ece_bins), failure.curves(found))
+        curves = (calibration.reliability(found, self.ece_bins), failure.curves(found))
+        return PatientScores(table, *(frame.assign(annotator=self._renamed(frame["annotator"])) for frame in curves))
+
+    def _renamed(self, annotators: pd.Series) -> pd.Series:
+        """`1`, `1-2`, …, counted among those who annotated, as the annotators' own numbers."""
+        own = {str(place): str(number) for place, number in enumerate(self.annotators, 1)}
+        return annotators.map(lambda names: "-".join(own.get(name, name) for name in str(names).split("-")))
+
+    def _numbered(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of those who annotated, under their own numbers, and NaN with a note for those who did not."""
+        if not self.not_annotated:
+            return table
+        table = table.assign(annotator=self._renamed(table["annotator"]))
+        single = table[table["annotator"].str.fullmatch("[0-9]+")]
+        missing = single.drop_duplicates(["metric", "organ"])[["metric", "organ", "unit"]]
+        rows = [missing.assign(annotator=str(n), value=math.nan, note=NOT_ANNOTATED) for n in self.not_annotated]
+        return pd.concat([table, *rows], ignore_index=True)[COLUMNS]
 
     def _fitting(self, softmax: Any) -> Any:
         """The softmax, as an array if it is no stored volume; a ScoringError if it does not fit the annotations."""
@@ -197,6 +224,19 @@ def score(
         entropy_threshold=entropy_threshold,
     )
     return reference.score(softmax, members).table
+
+
+def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
+    """Numbers, from 1, of those who annotated; a ScoringError if there is none, or a number is nobody's."""
+    drawn = [number for number in range(1, annotators + 1) if number not in not_annotated]
+    if not drawn or len(drawn) + len(set(not_annotated)) != annotators:
+        raise ScoringError(
+            "scoring",
+            "the patient",
+            f"not_annotated = {list(not_annotated)} of {annotators} annotators",
+            f"Give numbers from 1 to {annotators}, and leave at least one annotator.",
+        )
+    return drawn
 
 
 def _slabs(softmax: Any) -> Iterator[Slab]:

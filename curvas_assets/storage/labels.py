@@ -1,5 +1,6 @@
 """Label maps held compressed in memory while volumes stream past: they are nearly all background."""
 
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -21,7 +22,7 @@ class PackedLabels:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, maps: int, shape: tuple[int, int, int]):
-        self.shape = (maps, *shape)
+        self.shape: tuple[int, int, int, int] = (maps, *shape)
         self._slabs: dict[tuple[int, int], bytes] = {}
 
     def put(self, r: int, z0: int, slab: npt.NDArray[np.uint8]) -> None:
@@ -30,6 +31,13 @@ class PackedLabels:
 
         if slab.any():
             self._slabs[r, z0 // DEPTH] = blosc.compress(np.ascontiguousarray(slab), b"lz4", 1, blosc.NOSHUFFLE, 0)
+
+    def only(self, maps: Sequence[int]) -> "PackedLabels":
+        """Some of the maps, by their indices, in that order; nothing is copied."""
+        chosen = PackedLabels(len(maps), self.shape[1:])
+        for r, source in enumerate(maps):
+            chosen._slabs |= {(r, block): slab for (of, block), slab in self._slabs.items() if of == source}
+        return chosen
 
     @property
     def nbytes(self) -> int:

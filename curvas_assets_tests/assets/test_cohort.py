@@ -1,16 +1,32 @@
 """Claims proved here.
 
 - Folders with and without the prefix are one patient's; two folders of one patient are refused, by name.
+- An annotation in another voxel order reaches every reader after the intake in the scan's order.
+- A blank map is in nobody's dataset; too few patients are then told. Doubts and exclusions are in the ledger.
 - A file that changed after it was taken in is refused, not used.
 """
 
+import json
+
+import dagster as dg
+import nibabel as nib
+import numpy as np
+import pandas as pd
 import pytest
 
 from curvas_assets.assets.cohort import fetch_files, fetch_patient, folder_of, folders_of_patients
-from curvas_assets.errors import PatientError
-from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.assets.dataset import require_enough
+from curvas_assets.assets.report import exclusion_ledger
+from curvas_assets.cohort import read_annotations
+from curvas_assets.cohort.phantom import make_patient, write_cohort
+from curvas_assets.definitions import build_definitions
+from curvas_assets.errors import PatientError, SegmentationError
+from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.segmentation import DatasetFacts
+from curvas_assets.storage import tables
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import load_study
+from curvas_assets_tests.cohort.volumes import reorder
 
 STUDY = load_study("phantom")
 
@@ -37,3 +53,100 @@ def test_a_file_that_changed_since_it_was_taken_in_is_refused(tmp_path):
     objects.put(f"data/1/{STUDY.image}", b"other")
     with pytest.raises(PatientError, match="has changed since it was taken in"):
         fetch_files(objects, record, tmp_path / "later", [STUDY.image])
+
+
+@pytest.fixture
+def platform(bucket_environment, tmp_path, monkeypatch):
+    """Five training patients in the bucket: one with a reordered annotation, one coronal, one with a blank map, one in 8 bits."""
+    for name, value in bucket_environment.items():
+        monkeypatch.setenv(name, value)
+    patients = write_cohort(
+        tmp_path / "cohort", patients=STUDY.training_patients(), shape=(12, 24, 28), spacing_mm=(20, 14, 12), seed=3
+    )
+    reorder(patients[0] / "annotation_1.nii.gz", "SAR")
+    for path in patients[1].iterdir():
+        reorder(path, "LSA")
+    blank = nib.load(patients[2] / "annotation_1.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(blank.shape, np.uint8), blank.affine), patients[2] / "annotation_1.nii.gz")
+    scan = nib.load(patients[3] / "image.nii.gz")
+    grey = np.interp(np.asarray(scan.dataobj), (-1000, 1000), (0, 255)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(grey, scan.affine), patients[3] / "image.nii.gz")
+    objects = Bucket().objects()
+    for folder in patients:
+        for path in folder.iterdir():
+            objects.upload(f"data/{folder.name}/{path.name}", path)
+    return objects
+
+
+def _loaded(path):
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def _run(definitions, instance, job, partitions):
+    ends = {"dagster/asset_partition_range_start": partitions[0], "dagster/asset_partition_range_end": partitions[-1]}
+    return definitions.resolve_job_def(job).execute_in_process(instance=instance, tags=ends)
+
+
+def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_path, monkeypatch):
+    patients, taken = STUDY.training_patients(), {}
+
+    def prepared(study, annotator, scans, folder, *, all_annotations, on_progress):
+        taken[annotator] = {p: tuple(_loaded(path) for path in files) for p, files in scans.items()}
+        assert set(all_annotations) == set(scans)
+        (folder / "dataset.json").write_text("{}")
+        return DatasetFacts(len(scans), [], [8, 6, 6], [24, 40, 40], 2, "none", "3d_fullres", {}, 0.0, annotator)
+
+    monkeypatch.setattr("curvas_assets.assets.dataset.prepare_dataset", prepared)
+    definitions = build_definitions(STUDY, executor="in_process")
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("patient", patients)
+        done = _run(definitions, instance, "take_in_scans", patients)
+        _run(definitions, instance, "prepare_datasets", STUDY.annotator_names)
+    records = {p: tables.read_json(platform, Layout().scan(p)) for p in patients}
+    assert records[patients[0]]["facts"]["reordered"] == {"anno1": "SAR"}
+    assert records[patients[1]]["facts"]["orientation"] == "LSA"
+    assert [p for p in patients if records[p]["not_annotated"]] == [patients[2]]
+    assert [p for p in patients if records[p]["doubts"]] == [patients[3]]
+    results = {e.check_name: e for e in done.get_asset_check_evaluations()}
+    assert results["intensities_are_plausible"].metadata["partitions"].value == patients[3]
+    assert set(results["labels_are_complete"].metadata["partitions"].value.split(", ")) == {patients[0], patients[2]}
+    # datasets: not the blank one, and every label map on its scan's voxels
+    assert {a: sorted(scans) for a, scans in taken.items()} == {
+        "anno1": [p for p in patients if p != patients[2]],
+        "anno2": patients,
+        "anno3": patients,
+    }
+    scan, annotation = taken["anno1"][patients[0]]
+    _, drawn = make_patient(patients[0], shape=(12, 24, 28), spacing_mm=(20, 14, 12), seed=3)
+    np.testing.assert_array_equal(annotation[0].transpose(2, 1, 0), drawn[0])
+    np.testing.assert_allclose(annotation[1], scan[1])
+    # scoring and report
+    fetch_files(platform, records[patients[0]], tmp_path / patients[0], [a.file for a in STUDY.annotators])
+    np.testing.assert_array_equal(read_annotations(tmp_path / patients[0], STUDY), drawn)
+    table = pd.DataFrame(
+        [
+            {
+                "patient": p,
+                "status": "taken in",
+                "reason": "",
+                "exclusions": json.dumps(record["exclusions"]),
+                "doubts": "; ".join(record["doubts"]),
+            }
+            for p, record in records.items()
+        ]
+    )
+    scores = pd.DataFrame(columns=["patient", "predictor", "metric", "organ", "annotator", "value", "note"])
+    ledger = exclusion_ledger(table, scores)
+    assert list(ledger["patient"]) == [patients[2], patients[3]]
+    assert ledger["annotator"].tolist() == ["anno1", ""]
+    assert "not annotated" in ledger["reason"][0]
+    assert "8-bit grey values" in ledger["reason"][1]
+
+
+@pytest.mark.parametrize(("folds", "enough"), [(("all",), 1), ((0,), 2), ((0, 1, 2), 3), (("all", 4), 5)])
+def test_folds_that_blank_maps_leave_too_few_patients_for_are_told(folds, enough):
+    study = STUDY.model_copy(update={"folds": folds})
+    require_enough(study, "anno1", ["P"] * enough, ["P9"])
+    with pytest.raises(SegmentationError, match=rf"{enough - 1} training patients are left, {enough} are needed"):
+        require_enough(study, "anno1", ["P"] * (enough - 1), ["P9"])

@@ -1,12 +1,16 @@
 """Claims proved here.
 
 - A sound patient is read as it was written: voxels, axes, spacing, labels; facts are ready for JSON.
-- Every defect is refused with the patient, what was found and what to do.
+- Every defect is refused with the patient, what was found and what to do: no scalars, no header, any bytes at all.
+- A small file behind which there is a large one is refused by its header, and not unpacked.
+- Intensities that may be no HU are a warning.
+- A blank map means what the study says.
 - Near-integer labels of a scale slope are rounded and said; an absent organ is a warning and a row for the ledger.
 - Ids with and without the prefix are one patient.
 - The axis swap is right on three different spacings.
 """
 
+import contextlib
 import gzip
 import json
 import re
@@ -15,10 +19,13 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curvas_assets.cohort import PatientError, body_region, read_annotations, read_patient
 from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.study import load_study
+from curvas_assets_tests.cohort.volumes import edit
 
 STUDY = load_study("phantom")
 SHAPE, SPACING = (12, 24, 28), (20.0, 14.0, 12.0)
@@ -132,7 +139,49 @@ def _half_label(folder):
     _change(folder / "annotation_1.nii.gz", lambda voxels, affine: (voxels * np.float32(0.9), affine))
 
 
+def _bomb(folder):
+    path = folder / "annotation_2.nii.gz"
+    small = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(small, 1) + gzip.compress(bytes(3 << 20), 1) * 40)
+
+
+def _dimensions(*sizes):
+    return lambda folder: edit(folder / "image.nii.gz", (f"<h{len(sizes)}h", 40, len(sizes), *sizes))
+
+
+def _voxels(dtype, name="image.nii.gz"):
+    return lambda folder: _change(folder / name, lambda v, a: (np.zeros(v.shape, dtype), a))
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 DEFECTS = {
+    "colours": (_voxels(RGB), "image.nii.gz failed: its voxels are colours"),
+    "colours of an annotation": (
+        _voxels(RGB, "annotation_3.nii.gz"),
+        "annotation_3.nii.gz failed: its voxels are colours",
+    ),
+    "complex": (_voxels(np.complex64), "its voxels are complex numbers"),
+    "an unknown type": (lambda f: edit(f / "image.nii.gz", ("<h", 70, 1)), "it is no NIfTI file"),
+    "negative dimension": (_dimensions(28, -24, 12), r"shape \(28, -24, 12\)"),
+    "no dimension": (_dimensions(28, 24, 0), r"shape \(28, 24, 0\)"),
+    "eight dimensions": (lambda f: edit(f / "image.nii.gz", ("<h", 40, 8)), "it is no NIfTI file"),
+    "a huge header": (
+        _dimensions(30000, 30000, 30000),
+        "30000 × 30000 × 30000 voxels .*GiB.*intake.largest_volume_gib",
+    ),
+    "a bomb": (_bomb, "goes on after its last voxel"),
+    "voxels far behind": (lambda f: edit(f / "image.nii.gz", ("<f", 108, 1e30)), "said to begin at byte 1e\\+30"),
+    "voxels in the header": (lambda f: edit(f / "image.nii.gz", ("<f", 108, 0.0)), "said to begin at byte 0"),
+    "NIfTI-2": (
+        lambda f: nib.save(nib.Nifti2Image.from_image(nib.load(f / "image.nii.gz")), f / "image.nii.gz"),
+        "it is NIfTI-2.*Save it as NIfTI-1",
+    ),
+    "voxels nowhere": (lambda f: edit(f / "image.nii.gz", ("<f", 108, np.nan)), "it is no NIfTI file"),
+    "not in gzip": (
+        lambda f: (f / "image.nii.gz").write_bytes(gzip.decompress((f / "image.nii.gz").read_bytes())),
+        "it is not compressed",
+    ),
+    "a folder": (lambda f: ((f / "image.nii.gz").unlink(), (f / "image.nii.gz").mkdir()), "image.nii.gz missing"),
     "missing": (lambda f: (f / "annotation_2.nii.gz").unlink(), r"annotation_2.nii.gz missing \(found"),
     "truncated": (_truncate, "annotation_2.nii.gz failed: the file is truncated or damaged"),
     "fewer voxels": (_cut_voxels, "fewer voxels than its header promises"),
@@ -172,6 +221,82 @@ def test_a_defect_is_refused_with_patient_finding_and_remedy(patient, defect):
     assert not error.may_retry
 
 
+@given(st.binary(max_size=400), st.booleans(), st.integers(0, 347))
+def test_any_bytes_at_all_are_a_patients_error(sound, tmp_path_factory, noise, whole, at):
+    folder = shutil.copytree(sound, tmp_path_factory.mktemp("noise") / "PHANTOM001")
+    header = gzip.decompress((folder / "image.nii.gz").read_bytes())
+    content = noise if whole else header[:at] + noise[:8] + header[at + len(noise[:8]) :]
+    (folder / "image.nii.gz").write_bytes(gzip.compress(content, 1))
+    with contextlib.suppress(PatientError):  # any other error would stop an upload, and be retried by Dagster
+        read_patient(folder, STUDY)
+
+
+def test_a_bomb_is_not_unpacked(patient, monkeypatch):
+    """4 GiB of zeros behind a sound file are 4 MiB; what is read ends a megabyte behind the last voxel."""
+    _bomb(patient)
+    read = []
+    unpack = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or unpack(self, size))
+    with pytest.raises(PatientError, match="goes on after its last voxel"):
+        read_patient(patient, STUDY)
+    assert all(0 < size <= 1 << 22 for size in read)
+    assert sum(read) < 40 << 20
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda hu: np.interp(hu, (-1000, 1000), (0, 255)).astype(np.uint8),
+            "no voxel is negative, as 8-bit grey values",
+        ),
+        (lambda hu: (hu + 1024).clip(0).astype(np.uint16), "before the intercept is added"),
+        (lambda hu: hu.clip(-160, 240), "no voxel is as dark as air"),
+        (lambda hu: hu / np.float32(1000), "no voxel is as dark as air"),
+        (lambda hu: np.where(hu < -900, -2000, hu + 1024).astype(np.int16), "of the voxels lie where soft tissue does"),
+        (lambda hu: np.zeros_like(hu), "every voxel has the same"),
+        (lambda hu: hu.astype(np.int32) * 1000, "beyond any CT"),
+    ],
+)
+def test_intensities_that_may_be_no_hounsfield_units_are_told(patient, change, told):
+    _change(patient / "image.nii.gz", lambda voxels, affine: (change(voxels), affine))
+    (warning,) = read_patient(patient, STUDY).warnings
+    assert told in warning
+    assert "may be no Hounsfield units" in warning
+
+
+def _blank(folder, *numbers):
+    for k in numbers:
+        _change(folder / f"annotation_{k}.nii.gz", lambda voxels, affine: (np.zeros_like(voxels), affine))
+
+
+def _meaning(blank_annotation):
+    return STUDY.model_copy(update={"intake": STUDY.intake.model_copy(update={"blank_annotation": blank_annotation})})
+
+
+def test_a_blank_map_is_not_annotated_or_without_organs_as_the_study_says(patient):
+    _blank(patient, 2)
+    found = read_patient(patient, STUDY)
+    assert found.not_annotated == ("anno2",)
+    (row,) = found.exclusions
+    assert (row["annotator"], row["organ"]) == ("anno2", "")
+    assert "not annotated" in row["reason"]
+    assert found.facts["organ_volumes_ml"]["liver"]["anno2"] is None
+    assert found.facts["dice_between_annotators"]["anno1–anno2"]["liver"] is None
+    absent = read_patient(patient, _meaning("absent"))
+    assert absent.not_annotated == ()
+    assert [row["organ"] for row in absent.exclusions] == ["pancreas", "kidney", "liver"]
+    assert all("taken as absent, which counts" in row["reason"] for row in absent.exclusions)
+    assert absent.facts["dice_between_annotators"]["anno1–anno2"]["liver"] == 0
+
+
+def test_a_patient_whom_nobody_annotated_is_refused_unless_blank_means_absent(patient):
+    _blank(patient, 1, 2, 3)
+    with pytest.raises(PatientError, match="every label map is blank"):
+        read_patient(patient, STUDY)
+    assert read_patient(patient, _meaning("absent")).annotations.max() == 0
+
+
 def test_near_integer_labels_of_a_scale_slope_are_rounded_and_said(patient, sound):
     path = patient / "annotation_1.nii.gz"
     image = nib.load(path)
@@ -190,14 +315,10 @@ def test_an_organ_absent_for_one_annotator_is_a_warning_and_a_row_of_the_ledger(
         lambda voxels, affine: (np.where(voxels == 1, 0, voxels).astype(np.uint8), affine),
     )
     found = read_patient(patient, STUDY)
-    assert "annotation_3.nii.gz has no pancreas" in found.warnings
+    reason = "annotation_3.nii.gz has no pancreas: taken as absent, which counts in training and scores"
+    assert reason in found.warnings
     (row,) = found.exclusions
-    assert row == {
-        "patient": "PHANTOM001",
-        "annotator": "anno3",
-        "organ": "pancreas",
-        "reason": "annotation_3.nii.gz has no pancreas",
-    }
+    assert row == {"patient": "PHANTOM001", "annotator": "anno3", "organ": "pancreas", "reason": reason}
     assert found.facts["dice_between_annotators"]["anno1–anno3"]["pancreas"] == 0.0
 
 

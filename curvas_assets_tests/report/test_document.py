@@ -374,6 +374,16 @@ def test_an_absent_organ_and_an_all_undefined_metric_are_said():
     assert f"Not drawn: {int(absent.sum())} undefined" in report.markdown
 
 
+def test_patients_whose_intensities_are_in_doubt_are_named():
+    study = make_study()
+    cohort = pd.DataFrame(
+        {"patient": ["UKCHLL001", "UKCHLL002"], "set": "test", "doubts": ["", "no voxel is negative"]}
+    )
+    report = build_report(make_inputs(study, cohort=cohort, **TABLES_ONLY), image_formats=()).markdown
+    assert "the intensities of 1 patients may be no Hounsfield units: UKCHLL002." in report
+    assert "| doubts" not in report
+
+
 def test_predictors_that_were_not_scored_on_a_patient_are_named():
     study = make_study()
     scores = make_scores(study)

@@ -24,6 +24,7 @@ from curvas_assets.report import (
     training_curve,
 )
 from curvas_assets.report.style import axis_codes, pixel_aspect, radiological
+from curvas_assets_tests.cohort.volumes import ORDERS
 from curvas_assets_tests.report.studies import make_bins, make_slice, make_study, make_training
 
 
@@ -77,9 +78,29 @@ def test_an_unreadable_orientation_is_refused(orientation):
         axis_codes(orientation)
 
 
-def test_slices_that_are_not_axial_are_refused():
-    with pytest.raises(ReportError, match="not axial"):
-        radiological(np.zeros((2, 2)), "LSP")
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_slice_of_any_plane_is_hung_as_radiologists_do(order):
+    """Superior on top, or anterior in an axial slice; the patient's left on the right, or posterior in a sagittal one."""
+    plane = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal"}.get(order[2], "sagittal")
+    right, top = {"axial": ("L", "A"), "coronal": ("L", "S"), "sagittal": ("P", "S")}[plane]
+    run = {"L": np.array([1, 0, 0]), "P": np.array([0, 1, 0]), "S": np.array([0, 0, 1])}
+    run |= {"R": -run["L"], "A": -run["P"], "I": -run["S"]}
+    x, y = np.indices((5, 4))
+    places = x[..., None] * run[order[0]] + y[..., None] * run[order[1]]  # (X, Y, 3), along left, posterior, superior
+    along_right, along_top = ((places @ run[way]).T for way in (right, top))
+    shown_right, shown_top = radiological(along_right, order), radiological(along_top, order)
+    assert (np.diff(shown_right, axis=1) == 1).all()
+    assert (np.diff(shown_right, axis=0) == 0).all()
+    assert (np.diff(shown_top, axis=0) == -1).all()
+    spacing = dict(zip(map("LPS".index, ("LPS"["LRPASI".index(c) // 2] for c in order)), (2.0, 3.0, 5.0), strict=True))
+    width, height = (spacing["LPS".index("LPS"["LRPASI".index(way) // 2])] for way in (right, top))
+    assert pixel_aspect((5.0, 3.0, 2.0), order) == pytest.approx(height / width)
+
+
+@pytest.mark.parametrize("order", ["LSP", "PSR", "SRA"])
+def test_a_scan_of_any_plane_has_a_preview(order):
+    png = preview_scan(np.zeros((8, 9)), [np.ones((8, 9), np.uint8)], (5.0, 3.0, 2.0), orientation=order)
+    assert png.startswith(b"\x89PNG")
 
 
 def test_pixels_have_the_voxels_proportions():

@@ -7,6 +7,7 @@
   not changed; NaN never comes without a note.
 - A background of −1e-7 does not fall out of the bins; voxels outside the region do not count.
 - A perfect ranking has no excess area, by the rule that every ranking is integrated by.
+- Who did not annotate counts nowhere, and the others keep their numbers.
 - A stored volume scores as the array that is read from it; one of the first format is said to rank approximately.
 """
 
@@ -476,3 +477,38 @@ def test_the_wide_table_has_the_studys_columns():
     assert {"DICE_kidn", "CONF_livr", "ECE_1", "CRPS_panc", "AURC_mean", "ENTROPY_mean", "NCC_mean"} <= set(
         wide.columns
     )
+
+
+@pytest.mark.parametrize("left_out", [[2], [1, 3], [1]])
+def test_who_did_not_annotate_counts_nowhere_and_the_others_keep_their_numbers(left_out):
+    rng = np.random.default_rng(7)
+    annotations = rng.integers(0, 4, (3, *SHAPE)).astype(np.uint8)
+    annotations[[n - 1 for n in left_out]] = 0
+    drawn = [n for n in (1, 2, 3) if n not in left_out]
+    softmax = rng.dirichlet(np.ones(4), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+    whole = PatientReference(annotations, SPACING, organs=ORGANS, not_annotated=left_out).score(softmax)
+    alone = PatientReference(annotations[[n - 1 for n in drawn]], SPACING, organs=ORGANS).score(softmax)
+    assert check_scores(whole.table) == []
+    named = {str(place): str(n) for place, n in enumerate(drawn, 1)}
+    named |= {f"{a}-{b}": f"{named[str(a)]}-{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
+    for row in alone.table.itertuples():
+        assert _same_value(
+            _value(whole.table, row.metric, row.organ, named.get(row.annotator, row.annotator)), row.value
+        )
+    missing = whole.table[whole.table["annotator"].isin(map(str, left_out))]
+    assert len(missing) == len(left_out) * len(alone.table[alone.table["annotator"] == "1"])
+    assert missing["value"].isna().all()
+    assert missing["note"].str.startswith("not annotated").all()
+    for frame in (whole.reliability, whole.risk_coverage):
+        assert set(frame["annotator"]) == set(map(str, drawn))
+
+
+def _same_value(found, expected):
+    return found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+def test_somebody_has_to_have_annotated():
+    annotations = np.zeros((2, *SHAPE), np.uint8)
+    for numbers in ([1, 2], [3], [0]):
+        with pytest.raises(ScoringError, match="not_annotated"):
+            PatientReference(annotations, SPACING, organs=ORGANS, not_annotated=numbers)

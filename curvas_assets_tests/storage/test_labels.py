@@ -44,3 +44,9 @@ def test_slabs_without_labels_take_no_space():
     assert packed(maps).nbytes == 0
     maps[0, 20, 5, 5] = 1
     assert 0 < packed(maps).nbytes < 1000
+
+
+def test_some_of_the_maps_are_the_same_maps():
+    some = packed(MAPS).only([1])
+    np.testing.assert_array_equal(np.asarray(some), MAPS[[1]])
+    np.testing.assert_array_equal(np.asarray(packed(MAPS).only([1, 0])), MAPS[[1, 0]])

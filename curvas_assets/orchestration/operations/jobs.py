@@ -18,6 +18,7 @@ from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
+from curvas_assets.orchestration.operations.upload_patients import refusals_table
 from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
 from curvas_assets.orchestration.operations.upload_predictions import upload_predictions as send_predictions
 from curvas_assets.orchestration.partitions import Partitions
@@ -116,10 +117,11 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         added = register(context, study, partitions, bucket)
         if done.refused:
             reasons = "\n".join(f"- {reason}" for reason in done.refused.values())
+            table = dg.MetadataValue.md(refusals_table(done.refused))
             raise dg.Failure(
                 f"{len(done.refused)} patients were refused, {len(done.uploaded)} uploaded, {len(done.unchanged)} "
                 f"unchanged:\n{reasons}",
-                metadata={"refused": dg.MetadataValue.json(done.refused)},
+                metadata={"refused": dg.MetadataValue.json(done.refused), "table": table},
                 allow_retries=False,
             )
         return dg.Output(

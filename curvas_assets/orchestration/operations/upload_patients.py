@@ -1,12 +1,12 @@
 """Uploading patients: each folder is validated before its first byte is sent; what is there already is not sent again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from curvas_assets.assets.cohort import folder_of, folders_of_patients
 from curvas_assets.cohort import read_patient
-from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.errors import CurvasError, PatientError, StorageError
 from curvas_assets.orchestration.bucket import Layout, patient_folders
 from curvas_assets.orchestration.operations.selection import choose_patients
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
@@ -70,6 +70,11 @@ def upload_patients(
     done = Upload()
     for count, patient in enumerate(chosen, 1):
         at = f"{count} of {len(chosen)}, {patient}"
+
+        def refuse(error: CurvasError, patient: str = patient, at: str = at) -> None:
+            done.refused[patient] = str(error)
+            tell(f"{at}: refused, nothing sent: {error}")
+
         try:
             source = folder / folder_of(patient, here)
             target = folder_of(patient, there)
@@ -77,11 +82,13 @@ def upload_patients(
             if due:
                 tell(f"{at}: validating")
                 read_patient(source, study)
+        except StorageError:
+            raise
         except CurvasError as error:
-            if error.may_retry:
-                raise
-            done.refused[patient] = str(error)
-            tell(f"{at}: refused, nothing sent: {error}")
+            refuse(error)
+            continue
+        except Exception as error:  # one patient's files must not stop the others, whatever they do to a reader
+            refuse(_unexpected(patient, error))
             continue
         if not due:
             done.unchanged.append(patient)
@@ -93,7 +100,26 @@ def upload_patients(
         done.uploaded.append(patient)
         done.size += size
         tell(f"{at}: {len(due)} of {len(names)} files uploaded, {human_bytes(size)} ({human_bytes(done.size)} so far)")
+    if done.refused:
+        tell(f"{len(done.refused)} of {len(chosen)} patients refused:\n{refusals_table(done.refused)}")
     return done
+
+
+def refusals_table(refused: Mapping[str, str]) -> str:
+    """Who was refused and why, as a Markdown table."""
+    rows = [(patient, " ".join(why.removeprefix(f"{patient}: ").split())) for patient, why in refused.items()]
+    cells = [f"| {patient} | {why.replace('|', '/')} |" for patient, why in rows]
+    return "\n".join(["| patient | refused because |", "| --- | --- |", *cells])
+
+
+def _unexpected(patient: str, error: Exception) -> PatientError:
+    words = " ".join(str(error).split())
+    return PatientError(
+        "validating the files",
+        patient,
+        f"they stopped the reader with {type(error).__name__}{f' ({words:.200})' if words else ''}",
+        "Convert them again from their source; if that does not help, report it with one of the files.",
+    )
 
 
 def _stands(objects: ObjectStore, key: str, path: Path) -> bool:

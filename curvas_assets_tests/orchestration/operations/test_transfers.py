@@ -1,14 +1,21 @@
 """Claims proved here, against a real S3 server.
 
 - A folder of patients is uploaded; one that is damaged is refused before its first byte, and the others go on.
+- Whatever a file does to a reader, its patient alone is refused; a table at the end says who and why.
 - An upload is resumable: what stands there with the same bytes is not sent again, one changed file is; large files too.
 - A patient whose folder in the bucket has another spelling is not doubled.
 - A dataset comes down as it went up, and a second download fetches nothing; folder artefacts come down verified.
 - What is not in the bucket is told, and does not stop the rest.
 """
 
+import shutil
+import sys
+
+import nibabel as nib
+import numpy as np
 import pytest
 
+from curvas_assets.cohort import read_patient
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import PatientError, StudyError
 from curvas_assets.orchestration.bucket import Layout
@@ -17,7 +24,9 @@ from curvas_assets.orchestration.operations.transfer import PART, same_content
 from curvas_assets.orchestration.operations.upload_patients import upload_patients
 from curvas_assets.storage import directories
 from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import load_study
+from curvas_assets_tests.cohort.volumes import edit
 
 STUDY = load_study("phantom")
 LAYOUT = Layout()
@@ -51,6 +60,47 @@ def test_patients_are_uploaded_and_a_damaged_one_is_refused_whole(objects, cohor
     assert not list(objects.list("data/PHANTOM007/"))
     assert len(list(objects.list("data/"))) == 8
     assert any("3 of 3, PHANTOM008: 4 of 4 files uploaded" in line for line in told)
+
+
+def test_no_file_of_one_patient_stops_the_others(tmp_path, monkeypatch):
+    folder, store = tmp_path / "cohort", FolderObjects(tmp_path / "bucket")
+    names = [f"PHANTOM00{k}" for k in range(1, 8)]
+    first, *others = write_cohort(folder, patients=names[:1], shape=(6, 12, 12), spacing_mm=(20, 30, 30), seed=3)
+    others = [shutil.copytree(first, folder / name) for name in names[1:]]
+    spoilt = dict(zip(names[:6], [first, *others], strict=False))
+    image = nib.load(first / "image.nii.gz")
+    colours = np.zeros(image.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, image.affine), spoilt["PHANTOM001"] / "annotation_1.nii.gz")
+    edit(spoilt["PHANTOM002"] / "image.nii.gz", ("<3h", 42, 12, -12, 6))
+    edit(spoilt["PHANTOM003"] / "image.nii.gz", ("<3h", 42, 30000, 30000, 30000))
+    (spoilt["PHANTOM004"] / "annotation_2.nii.gz").write_bytes(b"garbage")
+    whole = (spoilt["PHANTOM005"] / "image.nii.gz").read_bytes()
+    (spoilt["PHANTOM005"] / "image.nii.gz").write_bytes(whole[: len(whole) // 2])
+    known = read_patient
+
+    def reader(path, study):
+        if path.name == "PHANTOM006":
+            raise ZeroDivisionError("what nobody thought of")
+        return known(path, study)
+
+    monkeypatch.setattr(sys.modules[upload_patients.__module__], "read_patient", reader)
+    done, told = upload(store, folder)
+    assert done.uploaded == ["PHANTOM007"]
+    assert list(done.refused) == names[:6]
+    assert {info.key.split("/")[1] for info in store.list("data/")} == {"PHANTOM007"}
+    assert "ZeroDivisionError (what nobody thought of)" in done.refused["PHANTOM006"]
+    head, _, *rows = told[-1].splitlines()[1:]
+    assert told[-1].startswith("6 of 7 patients refused:")
+    assert head == "| patient | refused because |"
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == names[:6]
+    assert "its voxels are colours" in rows[0]
+
+
+def test_folders_that_are_only_nearly_patients_are_left_aside(tmp_path):
+    for name in ("PHANTOM٠٠١", "PHANTOM001\n", "PHANTOM0001", f"PHANTOM{'0' * 200}1", " 001"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(PatientError, match="no folder in it is named like a patient"):
+        upload(FolderObjects(tmp_path / "bucket"), tmp_path)
 
 
 def test_an_upload_sends_only_what_is_not_there_yet(objects, cohort):

@@ -1,0 +1,287 @@
+"""A scan's geometry: where its voxels lie in the world, in which order, and whether every reader sees it so.
+
+A NIfTI header says where voxels lie up to three times: sform, qform, and the voxel size `pixdim`. nibabel takes the sform;
+ITK, by which nnU-Net reads, chooses between sform and qform and applies the unit of length. `require_one_reading` refuses
+what they read differently, so that everything behind the intake may take nibabel's affine for the geometry. Files are
+read for their headers alone; voxels are none of this module's business.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff
+from nibabel.spatialimages import HeaderDataError
+
+from curvas_assets.errors import CurvasError
+
+Affine = npt.NDArray[np.float64]
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""nibabel's RAS+ to ITK's LPS+, and back."""
+TILT_DEGREES = 0.05
+"""Axes further from perpendicular than this are sheared. ITK refuses from 0.006 to 0.01 degrees, unless it takes a qform."""
+ROUNDING_DEGREES = 0.08
+"""What the qform's rounding alone turns a volume by: its quaternion is float32, and near half a turn, which LPS is, an error of
+1e-7 becomes one of 6e-4. Measured: 0.6 mm at the far corner of a clinical volume, by ITK and nibabel alike."""
+NO_CODE = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie.
+
+    Args:
+        shape: voxels along (Z, Y, X).
+        affine: voxel (x, y, z) → RAS+ mm, as nibabel gives it.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @classmethod
+    def of(cls, image: Any) -> "Grid":
+        """The grid of a nibabel image of three axes."""
+        x, y, z = (int(n) for n in image.shape)
+        return cls((z, y, x), np.asarray(image.affine, np.float64))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along (Z, Y, X), mm."""
+        return spacing_of(self.affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, ml."""
+        return voxel_ml(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Directions in which the array axes X, Y, Z run, e.g. `LPS`."""
+        return "".join(aff2axcodes(self.affine))
+
+    @property
+    def axial(self) -> int:
+        """The array axis, of (Z, Y, X), that runs along superior–inferior: 0 of axial slices."""
+        x, y, z = (code in "SI" for code in self.orientation)
+        return (z, y, x).index(True)
+
+
+def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
+    """Voxel size along (Z, Y, X), mm, of an affine."""
+    x, y, z = (float(s) for s in voxel_sizes(np.asarray(affine, np.float64)))
+    return z, y, x
+
+
+def voxel_ml(affine: npt.ArrayLike) -> float:
+    """Volume of a voxel, ml: the affine's determinant, which the product of the spacings exceeds where axes are sheared."""
+    return abs(float(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))) / 1000
+
+
+def tilt_degrees(affine: npt.ArrayLike) -> float:
+    """How far the two least perpendicular axes are from a right angle, degrees: the gantry tilt of a sheared CT."""
+    directions = _directions(np.asarray(affine, np.float64))
+    between = (directions.T @ directions)[np.triu_indices(3, 1)]
+    return float(np.rad2deg(np.arcsin(np.clip(np.abs(between).max(), 0, 1))))
+
+
+def itk_affine(path: Path) -> Affine:
+    """The affine by which ITK, and so nnU-Net, reads a NIfTI file: voxel (x, y, z) → RAS+ mm. The header alone is read.
+
+    Raises:
+        RuntimeError: ITK refuses the file.
+    """
+    import SimpleITK as sitk  # 0.2 s, and only the intake needs it
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NiftiImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(reader.GetDirection()[:9], (3, 3)) * np.array(reader.GetSpacing()[:3])
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return LPS @ affine
+
+
+def require_one_reading(
+    path: Path,
+    image: Any,
+    *,
+    spacing_tolerance_mm: float,
+    place_tolerance_mm: float,
+    attempted: str,
+    subject: str,
+    error: type[CurvasError],
+) -> None:
+    """Refuse a header that two readers read differently, and axes that are not perpendicular.
+
+    Args:
+        path: the NIfTI file.
+        image: the same file, opened by nibabel; three axes.
+        spacing_tolerance_mm: by which voxel sizes may differ.
+        place_tolerance_mm: by which a voxel's place may differ.
+        attempted: what the geometry is wanted for, for the message.
+        subject: whose it is.
+        error: the kind of error to raise.
+
+    Raises:
+        CurvasError: of the kind `error`; tells both readings, and a remedy that moves no voxel in the world.
+    """
+    grid, header = Grid.of(image), image.header
+    if not np.isfinite(grid.affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
+        found = f"its affine is not usable: {np.round(grid.affine, 3).tolist()}"
+        raise error(attempted, subject, found, "Convert it again from its DICOM series.")
+    if int(header["sform_code"]) == NO_CODE and int(header["qform_code"]) == NO_CODE:
+        raise error(
+            attempted,
+            subject,
+            "its header does not say where the voxels lie (sform_code and qform_code are 0), so that left and right are not known",
+            "Convert it again from its source; or, if you know the orientation, write it (nibabel: "
+            "image.set_sform(affine, 1); image.set_qform(affine, 1)).",
+        )
+    tilt = tilt_degrees(grid.affine)
+    if tilt > TILT_DEGREES:
+        raise _sheared(tilt, attempted, subject, error)
+    sizes = tuple(float(abs(s)) for s in header["pixdim"][3:0:-1])
+    if not _apart(sizes, grid.spacing_mm) <= spacing_tolerance_mm:
+        raise error(
+            attempted,
+            subject,
+            f"its header gives two voxel sizes: {_mm(grid.spacing_mm)} mm (z × y × x) by the affine that nibabel reads, {_mm(sizes)} by pixdim",
+            "Find out the true size (DICOM: PixelSpacing, and the distance of the slices), and write it to both (nibabel: "
+            "image.set_sform(affine, 1); image.set_qform(affine, 1)), in the scan and its annotations alike.",
+        )
+    for reader, affine in _other_readings(path, header, tilt, attempted, subject, error):
+        if not _apart(spacing_of(affine), grid.spacing_mm) <= spacing_tolerance_mm:
+            raise error(
+                attempted,
+                subject,
+                f"voxels are {_mm(grid.spacing_mm)} mm (z × y × x) as nibabel reads them, {_mm(spacing_of(affine))} by {reader}; "
+                f"the header's unit of length has the code {int(header['xyzt_units']) & 7} (2 is mm)",
+                "Write the true size and the unit mm (nibabel: image.set_sform(affine, 1); image.set_qform(affine, 1); "
+                "image.header.set_xyzt_units('mm')), in the scan and its annotations alike.",
+            )
+        if not same_place(affine, grid.affine, grid.shape, place_tolerance_mm):
+            far, turn = displacement_mm(affine, grid.affine, grid.shape), turned_degrees(affine, grid.affine)
+            raise error(
+                attempted,
+                subject,
+                f"the affine that nibabel reads and {reader} put the same voxel up to {far:.4g} mm apart, turned by {turn:.3g}° "
+                f"({grid.orientation}, origin {_point(grid.affine)}; {''.join(aff2axcodes(affine))}, origin {_point(affine)})",
+                "Find out which one is right (convert the DICOM series again, or look at both in a viewer) and write it as both "
+                "(nibabel: image.set_qform(image.get_sform(), 1), or image.set_sform(image.get_qform(), 1)).",
+            )
+
+
+def _other_readings(
+    path: Path, header: Any, tilt: float, attempted: str, subject: str, error: type[CurvasError]
+) -> Iterator[tuple[str, Affine]]:
+    """Who else reads the header, and the affine: the qform where there is one beside the sform, then ITK."""
+    anew = "Convert it again from its DICOM series, or save it anew with nibabel, sform and qform written."
+    if int(header["sform_code"]) != NO_CODE and int(header["qform_code"]) != NO_CODE:
+        try:
+            yield "the qform", np.asarray(header.get_qform(), np.float64)
+        except (HeaderDataError, ValueError) as reason:
+            raise error(attempted, subject, f"its qform is no rotation ({reason})", anew) from reason
+    try:
+        by_itk = itk_affine(path)
+    except RuntimeError as reason:
+        if tilt > 0.001:
+            raise _sheared(tilt, attempted, subject, error) from reason
+        words = " ".join(str(reason).split())[-120:]
+        found = f"ITK, by which nnU-Net reads, refuses its header ({words})"
+        raise error(attempted, subject, found, anew) from reason
+    yield "nnU-Net's reader (ITK)", by_itk
+
+
+def _sheared(tilt: float, attempted: str, subject: str, error: type[CurvasError]) -> CurvasError:
+    found = f"its axes are {tilt:.3g}° from perpendicular (gantry tilt), which nnU-Net's reader (ITK) refuses"
+    if tilt < 0.1:
+        remedy = (
+            "That little is a header that was rounded: write it anew with perpendicular axes, the scan's and its annotations' "
+            "alike (nibabel: image.set_qform(image.affine, 1); image.set_sform(image.get_qform(), 1))."
+        )
+    else:
+        remedy = (
+            "Resample the scan and its annotations onto perpendicular axes (nibabel.processing.resample_to_output: the scan "
+            "with order=1, cval=-1000, the annotations with order=0), or convert the DICOM series with tilt correction (dcm2niix)."
+        )
+    return error(attempted, subject, found, remedy)
+
+
+# Two grids -----------------------------------------------------------------------------------------------------------
+
+
+def displacement_mm(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int]) -> float:
+    """How far apart two affines put a corner of a volume (Z, Y, X), at most."""
+    return float(_corner_distances(one, other, shape).max())
+
+
+def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
+    """The largest angle between the axes of two affines, axis by axis, degrees."""
+    a, b = _directions(np.asarray(one, np.float64)), _directions(np.asarray(other, np.float64))
+    chord = np.linalg.norm(a - b, axis=0).max()  # acos of a cosine near 1 is noise
+    return float(np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
+
+
+def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], tolerance_mm: float) -> bool:
+    """Whether two affines put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's rounding."""
+    distances = _corner_distances(one, other, shape)
+    rounded = turned_degrees(one, other) <= ROUNDING_DEGREES and distances.min() <= tolerance_mm
+    return bool(distances.max() <= tolerance_mm or rounded)
+
+
+def voxel_order(grid: Grid, onto: Grid) -> npt.NDArray[np.float64]:
+    """How the axes of one grid are to be permuted and flipped to run as another's: nibabel's (3, 2) for axes X, Y, Z.
+
+    It is the nearest order there is; whether the grids are then one is `same_place`'s to say.
+    """
+    overlap = _directions(onto.affine).T @ _directions(grid.affine)  # [target axis, own axis]
+    strength, order = np.abs(overlap), np.full((3, 2), np.nan)
+    for _ in range(3):
+        target, own = np.unravel_index(np.argmax(strength), (3, 3))
+        order[own] = target, 1.0 if overlap[target, own] >= 0 else -1.0
+        strength[target, :] = strength[:, own] = -1
+    return order
+
+
+def is_same_order(order: npt.NDArray[np.float64]) -> bool:
+    """Whether an order from `voxel_order` leaves every axis as it is."""
+    return bool((order == [[0, 1], [1, 1], [2, 1]]).all())
+
+
+def reordered_grid(grid: Grid, order: npt.NDArray[np.float64]) -> Grid:
+    """The grid of a volume whose axes have been permuted and flipped; every voxel stays where it is in the world."""
+    x, y, z = (int(n) for n in np.array(grid.shape[::-1])[np.argsort(order[:, 0])])
+    return Grid((z, y, x), grid.affine @ inv_ornt_aff(order, grid.shape[::-1]))
+
+
+def reordered(voxels: npt.NDArray[Any], order: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """The voxels (Z, Y, X) of a volume in another order, contiguous."""
+    return np.ascontiguousarray(apply_orientation(voxels.transpose(2, 1, 0), order).transpose(2, 1, 0))
+
+
+def _corner_distances(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+    z, y, x = shape
+    corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)]).T
+    difference = (np.asarray(one, np.float64) - np.asarray(other, np.float64)) @ corners
+    return np.linalg.norm(difference[:3], axis=0)
+
+
+def _directions(affine: Affine) -> npt.NDArray[np.float64]:
+    return affine[:3, :3] / voxel_sizes(affine)
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> float:
+    return float(np.abs(np.subtract(one, other)).max())  # NaN stays NaN
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " × ".join(f"{s:.4g}" for s in spacing)
+
+
+def _point(affine: Affine) -> str:
+    return "(" + ", ".join(f"{c:.4g}" for c in affine[:3, 3]) + ")"
