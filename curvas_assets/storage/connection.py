@@ -242,7 +242,9 @@ def _require_bucket_name(name: str) -> None:
     if BUCKET_NAME.fullmatch(bare):
         remedy = f"Set S3_BUCKET={bare}"
         if folder:
-            remedy += f" and the prefixes below the folder: S3_DATA_DIR={folder}/data, S3_ARTIFACTS_DIR={folder}/artifacts …"
+            remedy += (
+                f" and the prefixes below the folder: S3_DATA_DIR={folder}/data, S3_ARTIFACTS_DIR={folder}/artifacts …"
+            )
         remedy = f"{remedy.removesuffix('.')}."
     raise StorageError("connecting to S3", "S3_BUCKET", f"{name!r} is no name of a bucket", remedy)
 

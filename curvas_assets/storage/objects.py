@@ -5,6 +5,7 @@ means (volume, table, directory) does not belong here.
 """
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, UnsafeNameError
 from curvas_assets.storage.digests import READINGS, read_soundly, sha256_of, sha256_of_bytes
 from curvas_assets.storage.refusals import Asked, Refusal, explain, explain_failure, status_of
 
@@ -80,30 +81,33 @@ class ObjectStore(Protocol):
         ...
 
 
-def within(folder: Path, name: str) -> Path:
-    """The path of a name below a folder, as stores and manifests write names: parts with slashes between them.
-
-    Raises:
-        StorageError: the name leads out of the folder: it is absolute, has a drive or parts like `..`, or a link on its way
-            leads elsewhere.
+def is_safe_name(name: str) -> bool:
+    """Whether a name, as stores and manifests write names (parts with slashes between them), stays below a folder:
+    it is not absolute, has no drive, no parts like `..`, and no sign that a system reads otherwise.
     """
     parts = name.split("/")
-    path = Path(folder, *parts)
-    unsafe = (
-        not name
-        or any(part in ("", ".", "..") for part in parts)
+    return not (
+        any(part in ("", ".", "..") for part in parts)
         or any(sign in name for sign in ("\\", "\0"))
-        or ":" in parts[0]
-        or not path.parent.resolve().is_relative_to(Path(folder).resolve())
+        or re.match("[A-Za-z]:", name)
     )
-    if unsafe:
-        raise StorageError(
-            "placing a file",
-            str(folder),
-            f"the name {name!r} leads out of the folder",
-            "Nothing was written. Rename or remove the object: this program writes no such name.",
-        )
-    return path
+
+
+def within(folder: Path, name: str) -> Path:
+    """The path of a name below a folder.
+
+    Raises:
+        UnsafeNameError: the name leads out of the folder, or a link on its way does.
+    """
+    path = Path(folder, name)
+    if is_safe_name(name) and path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        return path
+    raise UnsafeNameError(
+        "placing a file",
+        str(folder),
+        f"{name[:120]!r} leads out of the folder",
+        "It was not written. Rename or remove that object, or the link that leads elsewhere.",
+    )
 
 
 class FolderObjects:
@@ -117,23 +121,23 @@ class FolderObjects:
         return str(self.folder)
 
     def put(self, key: str, content: Bytes, *, only_if_absent: bool = False) -> bool:
-        with _staged(self._path(key)) as staged:
-            staged.write_bytes(content)
+        with staged(self._path(key)) as part:
+            part.write_bytes(content)
             if only_if_absent:
                 try:
-                    os.link(staged, self._path(key))
+                    os.link(part, self._path(key))
                 except FileExistsError:
                     return False
                 return True
-            staged.replace(self._path(key))
+            part.replace(self._path(key))
         return True
 
     def upload(self, key: str, path: Path) -> None:
-        with _staged(self._path(key)) as staged, Path(path).open("rb") as source, staged.open("wb") as target:
+        with staged(self._path(key)) as part, Path(path).open("rb") as source, part.open("wb") as target:
             while block := source.read(1 << 22):
                 target.write(block)
             target.flush()
-            staged.replace(self._path(key))
+            part.replace(self._path(key))
 
     def get(self, key: str) -> bytes:
         try:
@@ -249,19 +253,19 @@ class S3Objects:
         def fetch() -> str | None:
             digest = _digest_of(self._head(key))
             try:
-                self.client.download_file(self.bucket, key, str(staged))
+                self.client.download_file(self.bucket, key, str(part))
             except RetriesExceededError as error:  # boto3's cover over what broke off every time
                 raise error.last_exception from error
             return digest
 
-        with self._told("downloading", key), _staged(Path(path)) as staged:
+        with self._told("downloading", key), staged(Path(path)) as part:
             read_soundly(
                 fetch,
-                lambda digest: digest and _require_digest(subject, sha256_of(staged), digest),
-                lambda _: sha256_of(staged),
+                lambda digest: digest and _require_digest(subject, sha256_of(part), digest),
+                lambda _: sha256_of(part),
                 subject,
             )
-            staged.replace(path)
+            part.replace(path)
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
@@ -321,9 +325,7 @@ class S3Objects:
             raise self._error(action, key, explain_failure(error, self._asked())) from error
 
     def _error(self, action: str, key: str, refusal: Refusal) -> StorageError:
-        return StorageError(
-            action, f"{self.name}/{key}", refusal.found, refusal.remedy, may_retry=refusal.may_retry
-        )
+        return StorageError(action, f"{self.name}/{key}", refusal.found, refusal.remedy, may_retry=refusal.may_retry)
 
     def _asked(self) -> Asked:
         meta = self.client.meta
@@ -357,7 +359,7 @@ def _missing(store: str, key: str) -> MissingArtefactError:
 
 
 @contextmanager
-def _staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, removed unless it was renamed to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -23,18 +23,46 @@ NETWORK = "Check S3_ENDPOINT and that the store runs and can be reached."
 
 CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestNotYetValid", "InvalidDateHeader"}
 TOKEN = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity", "UnrecognizedClientException"}
-FORBIDDEN = {"AccessDenied", "AccessDeniedException", "Forbidden", "Unauthorized", "UnauthorizedAccess", "AllAccessDisabled"}
+KEY = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidClientTokenId",
+    "InvalidSecurity",
+    "UnrecognizedClientException",
+}
+FORBIDDEN = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "Forbidden",
+    "Unauthorized",
+    "UnauthorizedAccess",
+    "AllAccessDisabled",
+}
 REGION = {
     *("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "IncorrectEndpoint"),
     *("InvalidLocationConstraint", "InvalidRegion"),
 }
-BUSY = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable"}
+BUSY = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+}
 BROKEN_OFF = {"RequestTimeout", "IncompleteBody", "RequestTimeoutException"}
 DAMAGED = {"BadDigest", "InvalidDigest", "ContentSHA256Mismatch"}
 MEANWHILE = {"PreconditionFailed", "OperationAborted", "ConditionalRequestConflict", "NoSuchUpload"}
-HEADERS = {"XAmzContentSHA256Mismatch", "NotImplemented", "MissingContentLength", "InvalidTrailer", "MalformedTrailerError"}
-HEADER_WORDS = re.compile(r"checksum|trailer|unsupported header|content-md5|content-length|aws-chunked|content-sha256|x-amz-sdk")
+HEADERS = {
+    "XAmzContentSHA256Mismatch",
+    "NotImplemented",
+    "MissingContentLength",
+    "InvalidTrailer",
+    "MalformedTrailerError",
+}
+HEADER_WORDS = re.compile(
+    r"checksum|trailer|unsupported header|content-md5|content-length|aws-chunked|content-sha256|x-amz-sdk"
+)
 FULL = re.compile(r"storage ?full|insufficient ?storage|no space|disk full|minimum free drive")
 SKEWED = re.compile(r"time.*(skew|too large|too far)|clock")
 WRONG_REGION = re.compile(r"region '?[\w-]+'? is wrong|expecting '?([\w-]+)'?")
@@ -97,7 +125,9 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
     if code in REGION or (status in (301, 307, 400) and WRONG_REGION.search(text)):
         return _region(error, asked, said, headers)
     if code in BUSY or status in (429, 503):
-        return Refusal(f"the store is busy ({said})", "Try again later, or run fewer steps side by side.", may_retry=True)
+        return Refusal(
+            f"the store is busy ({said})", "Try again later, or run fewer steps side by side.", may_retry=True
+        )
     if code in BROKEN_OFF:
         return Refusal(f"the request broke off on its way ({said})", NETWORK, may_retry=True)
     if code in DAMAGED:
@@ -115,7 +145,9 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
     if code == "InvalidObjectState":
         return Refusal(f"the object lies in an archive ({said})", "Have it restored to the bucket's standard class.")
     if status == 413 or code in ("EntityTooLarge", "MaxMessageLengthExceeded"):
-        return Refusal(f"the object is too large for the store ({said})", "Have the store's or its proxy's limit raised.")
+        return Refusal(
+            f"the object is too large for the store ({said})", "Have the store's or its proxy's limit raised."
+        )
     if status in (404, 405):
         return Refusal(
             f"this is no bucket of an S3 store ({said})",

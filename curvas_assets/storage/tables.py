@@ -43,9 +43,7 @@ def read_table(store: ObjectStore, key: str) -> pd.DataFrame:
         StorageError: the transfer damages it.
     """
     subject = f"{store.name}/{key}"
-    return read_soundly(
-        lambda: store.get(key), lambda content: parse_table(content, subject), sha256_of_bytes, subject
-    )
+    return read_soundly(lambda: store.get(key), lambda content: parse_table(content, subject), sha256_of_bytes, subject)
 
 
 def parse_table(content: bytes, subject: str) -> pd.DataFrame:
