@@ -48,10 +48,11 @@ def test_acknowledged_objects_survive_kill_nine(server):
 
 def test_everything_listens_on_loopback_and_asks_for_a_certificate(server):
     ports = server._config()["ports"]
-    listening = {
-        int(line.split()[1].split(":")[1], 16): line.split()[1].split(":")[0] for line in _listening(server.pid)
-    }
-    assert set(ports.values()) <= set(listening)
+    expected = {port + more for port in ports.values() for more in (0, 10_000)}
+    deadline = time.monotonic() + 30
+    while not expected <= set(listening := _listening(server.pid)):
+        assert time.monotonic() < deadline, "not every part came up"
+        time.sleep(0.1)
     assert set(listening.values()) == {"0100007F"}  # 127.0.0.1
     for port in listening:
         if port == ports["s3"]:
@@ -95,11 +96,13 @@ PLAIN_HTTP = b"GET /dir/status HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"
 GRPC_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 
 
-def _listening(pid: int) -> list[str]:
-    """The lines of /proc/net/tcp and tcp6 that are listening sockets of a process."""
+def _listening(pid: int) -> dict[int, str]:
+    """Port → address (as /proc/net/tcp writes it) of all that a process listens on."""
     own = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
     lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return [line for line in lines if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in own]
+    fields = [line.split() for line in lines]
+    found = [f[1].split(":") for f in fields if f[3] == "0A" and f"socket:[{f[9]}]" in own]
+    return {int(port, 16): address for address, port in found}
 
 
 def _answer(port: int, request: bytes) -> bytes:
