@@ -17,8 +17,10 @@ volumes, not the ranking of a confident network's voxels. Readers go through the
 writer that is killed leaves nothing that a reader finds.
 """
 
+import errno
 import hashlib
 import json
+import struct
 import time
 import zipfile
 import zlib
@@ -64,6 +66,10 @@ ABSENT = (1 << 64) - 1
 COMPRESSION = {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
+DAMAGED_ZIP = (
+    *(KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error),
+)
+"""What zipfile raises of a damaged file: it takes it for one that is encrypted, compressed or of a later version."""
 
 
 @cache
@@ -569,7 +575,7 @@ def read_softmax(file: str | Path | IO[bytes]) -> SoftmaxVolume:
     except OSError as error:
         found = f"it cannot be read ({error.strerror or type(error).__name__})"
         raise StorageError(told["attempted"], told["subject"], found, "Give the file write_softmax wrote.") from error
-    except zipfile.BadZipFile as error:
+    except DAMAGED_ZIP as error:
         raise _corrupt(str(getattr(file, "name", file)), "it is no zip, or cut short") from error
     return open_softmax(_ZipObjects(archive), "")
 
@@ -602,15 +608,11 @@ class _ZipObjects:
         """What zipfile says of a damaged archive: it takes it for one of another kind, encrypted or compressed."""
         try:
             yield
-        except (
-            KeyError,
-            zipfile.BadZipFile,
-            NotImplementedError,
-            RuntimeError,
-            ValueError,
-            EOFError,
-            zlib.error,
-        ) as error:
+        except DAMAGED_ZIP as error:
+            raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it looks for content before the file's first byte
+                raise
             raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
 
     def head(self, key: str) -> ObjectInfo | None:
