@@ -28,6 +28,8 @@ DIGEST = "sha256"
 """Name of the metadata that holds an object's digest."""
 PAUSE_SECONDS = 0.2
 """Before an object is read again whose transfer broke off; then twice as long."""
+_OF_A_LISTING = {"Name", "IsTruncated", "KeyCount", "MaxKeys", "Contents"}
+"""A web page may be XML too; a listing says one of these."""
 _READING = ("reading", "downloading", "looking for")
 
 
@@ -279,6 +281,8 @@ class S3Objects:
         """Markers of folders (no bytes, a key that ends with a slash), as consoles make them, are no objects."""
         with self._told("listing", prefix):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                if not page.keys() & _OF_A_LISTING:
+                    raise ResponseParserError("no listing of a bucket")
                 for item in page.get("Contents", []):
                     if item["Size"] or not item["Key"].endswith("/"):
                         yield ObjectInfo(item["Key"], item["Size"], item.get("ETag", "").strip('"'))

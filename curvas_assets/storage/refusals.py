@@ -16,6 +16,7 @@ from botocore.exceptions import (
     ParamValidationError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 TRY_AGAIN = "Try again; if it goes on, look at the store's log."
@@ -153,6 +154,12 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
             f"this is no bucket of an S3 store ({said})",
             "Check S3_ENDPOINT (not the port of a console or web page) and S3_BUCKET.",
         )
+    if "html" in headers.get("content-type", "") and code in ("", str(status)):
+        return Refusal(
+            f"a web server or proxy answered {status} in the store's place",
+            "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy or firewall is in between.",
+            may_retry=status >= 500,
+        )
     if code in KEY or status == 401:
         hint = " Or a proxy changes the requests." if code == "SignatureDoesNotMatch" else ""
         return Refusal(
@@ -176,7 +183,7 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
 
 def explain_failure(error: Exception, asked: Asked) -> Refusal:
     """What a request means that got no answer, or one that nobody can read."""
-    said = " ".join(str(error).split())[:300]
+    said = " ".join(str(error).split())[:300].rstrip(". ")
     if isinstance(error, RecursionError):
         return _redirect("", asked)
     if isinstance(error, NoCredentialsError):
@@ -199,7 +206,7 @@ def explain_failure(error: Exception, asked: Asked) -> Refusal:
         known = type(error).__name__ in ("IncompleteReadError", "ChecksumError", "FlexibleChecksumError")
         remedy = NETWORK if known else "Check S3_ENDPOINT, AWS_DEFAULT_REGION and the AWS_… keys."
         return Refusal(said, remedy, may_retry=known or "Could not connect" in said)
-    if type(error).__name__ == "ResponseParserError":
+    if isinstance(error, ResponseParserError):
         return Refusal(
             f"its answer is none of an S3 store ({said[:160]})",
             "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy answers in its place.",

@@ -96,9 +96,9 @@ class Artefacts:
             directories.read_directory(self.store, "model", Path(folder))
             return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
-    def _map(self) -> tuple[bytes, bytes, bytes]:
+    def _map(self) -> tuple[bytes, str, bytes]:
         image = nib.Nifti1Image.from_filename(download_map(self.store, "labels.nii.gz", self.root / "map.nii.gz"))
-        return np.asarray(image.dataobj).tobytes(), image.affine.tobytes(), image.header.binaryblock
+        return np.asarray(image.dataobj).tobytes(), repr(image.affine), image.header.binaryblock
 
 
 def _content(table: pd.DataFrame) -> tuple[str, str]:
