@@ -46,6 +46,7 @@ class S3Settings:
     metrics_dir: str = "metrics"
     reports_dir: str = "reports"
     checksums: str = CHECKSUM_CHOICES[0]
+    ca_bundle: str | None = None
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str]) -> "S3Settings":
@@ -55,7 +56,7 @@ class S3Settings:
             variables: `S3_BUCKET`; `S3_ENDPOINT` (with or without scheme) or one of `ENDPOINTS`; `S3_DATA_DIR`,
                 `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`, `S3_REPORTS_DIR`; `AWS_ACCESS_KEY_ID`,
                 `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`,
-                `AWS_REQUEST_CHECKSUM_CALCULATION`.
+                `AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_CA_BUNDLE`.
 
         Raises:
             StorageError: no bucket is named, or by something that is no name; a key comes without its secret (or the
@@ -108,6 +109,7 @@ class S3Settings:
             region=given.get("AWS_DEFAULT_REGION") or given.get("AWS_REGION") or "us-east-1",
             **prefixes,
             checksums=checksums,
+            ca_bundle=given.get("AWS_CA_BUNDLE"),
         )
 
 
@@ -131,6 +133,7 @@ def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int 
         aws_access_key_id=settings.access_key,
         aws_secret_access_key=settings.secret_key,
         aws_session_token=settings.session_token,
+        verify=settings.ca_bundle,
         config=Config(
             s3={"addressing_style": "path"},
             connect_timeout=5,
