@@ -3,25 +3,27 @@
     <key>/manifest.json             names, sizes and SHA-256 of the files, and the version they stand under
     <key>/<version>/<file>          the files, under their own names
 
-The version is a digest of the files, so a folder that is written again unchanged moves nothing. Readers go through the
+The version is a digest of the files, so a folder that is written again unchanged sends nothing. Readers go through the
 manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. Files of an older version are
 removed after the manifest has changed; a reader in the middle of them gets a MissingArtefactError and reads again.
 """
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from curvas_assets.errors import CorruptArtefactError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
 from curvas_assets.storage.digests import read_soundly, sha256_of, sha256_of_bytes
 from curvas_assets.storage.objects import ObjectStore, is_safe_name, staged, within
 from curvas_assets.storage.tables import parse_table, read_json, write_json
 
 MANIFEST = "manifest.json"
+BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,28 @@ def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirecto
         folder: its files, in any depth; empty folders are not kept.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
+    return write_files(store, key, {path.relative_to(folder).as_posix(): path for path in paths})
+
+
+def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path]) -> StoredDirectory:
+    """Store files as one artefact, in place of what stood there. What stands there with the same content is read, and only
+    what is damaged of it is stored again.
+
+    Args:
+        store: where.
+        key: the artefact's key.
+        paths: the files, by their names in the artefact.
+    """
+    files = {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
     version = hashlib.sha256(repr(sorted((n, f["sha256"]) for n, f in files.items())).encode()).hexdigest()[:16]
     size = sum(file["size"] for file in files.values())
-    before = _manifest(store, key) if exists(store, key) else None
-    if before is not None and before["version"] == version:
-        return StoredDirectory(version, size, len(files), unchanged=True)
-    for path in paths:
-        store.upload(f"{key}/{version}/{path.relative_to(folder).as_posix()}", path)
+    absent = list(paths)
+    if _version_there(store, key) == version:
+        absent = [name for name, facts in files.items() if not _stands(store, f"{key}/{version}/{name}", facts)]
+        if not absent:
+            return StoredDirectory(version, size, len(files), unchanged=True)
+    for name in absent:
+        store.upload(f"{key}/{version}/{name}", paths[name])
     write_json(store, f"{key}/{MANIFEST}", {"version": version, "files": files})
     sweep(store, key)
     return StoredDirectory(version, size, len(files), unchanged=False)
@@ -149,6 +163,25 @@ def sweep(store: ObjectStore, key: str) -> int:
     old = [i for i in store.list(f"{key}/") if not i.key.startswith(current) and i.key != f"{key}/{MANIFEST}"]
     store.delete([item.key for item in old])
     return sum(item.size for item in old)
+
+
+def _version_there(store: ObjectStore, key: str) -> str | None:
+    """The version that stands there; None if there is none, or one whose manifest is damaged."""
+    try:
+        return _manifest(store, key)["version"]
+    except (MissingArtefactError, CorruptArtefactError):
+        return None
+
+
+def _stands(store: ObjectStore, key: str, facts: dict[str, Any]) -> bool:
+    """Whether an object has this size and SHA-256, read in blocks."""
+    info = store.head(key)
+    if info is None or info.size != facts["size"]:
+        return False
+    digest = hashlib.sha256()
+    for start in range(0, info.size, BLOCK_BYTES):
+        digest.update(store.get_range(key, start, BLOCK_BYTES))
+    return digest.hexdigest() == facts["sha256"]
 
 
 def _manifest(store: ObjectStore, key: str) -> dict[str, Any]:

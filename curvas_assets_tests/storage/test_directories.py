@@ -1,6 +1,7 @@
 """Claims proved here.
 
-- A folder comes back as it was, verified; unchanged content moves no file; older versions are swept.
+- A folder comes back as it was, verified; unchanged content is neither sent nor fetched again; older versions are swept.
+- What is damaged of it, a file or its manifest, is mended by writing it again.
 - A reader sees the old folder until the new one is whole; damage is detected; absence is told.
 - Tables and records round-trip, NaN included; what is no table or record is told.
 - A manifest that names files elsewhere (upwards, absolute, with a drive, through a link), or says no digest, is refused
@@ -43,7 +44,7 @@ def test_a_folder_comes_back_as_it_was(store, folder, tmp_path):
     assert directories.read_file(store, "models/m", "plans.json") == b"{}"
 
 
-def test_unchanged_content_moves_no_file_in_either_direction(store, folder, tmp_path):
+def test_unchanged_content_is_neither_sent_nor_fetched_again(store, folder, tmp_path):
     first = directories.write_directory(store, "m", folder)
     up = store.bytes_up
     assert directories.write_directory(store, "m", folder).unchanged
@@ -97,6 +98,22 @@ def test_tables_and_records_round_trip(store):
     store.put("r.json", b"[1]")
     with pytest.raises(CorruptArtefactError):
         tables.read_json(store, "r.json")
+
+
+def test_what_is_damaged_is_mended_by_writing_it_again(store, folder, tmp_path):
+    stored = directories.write_directory(store, "m", folder)
+    for key in (f"m/{stored.version}/fold_all/checkpoint.pth", "m/manifest.json"):
+        content = store.get(key)
+        for damaged in (content.replace(b"a", b"b", 1), content[:-9]):
+            assert damaged != content
+            store.put(key, damaged)
+            assert not directories.write_directory(store, "m", folder).unchanged
+            assert store.get(key) == content
+    store.delete([f"m/{stored.version}/plans.json"])
+    before = store.bytes_up
+    assert not directories.write_directory(store, "m", folder).unchanged
+    assert store.bytes_up - before < 1000  # the file that was gone, and the manifest
+    assert (directories.read_directory(store, "m", tmp_path / "back") / "plans.json").read_text() == "{}"
 
 
 OUTSIDE = [

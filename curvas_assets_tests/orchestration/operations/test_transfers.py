@@ -177,8 +177,7 @@ def test_a_damaged_model_is_refused_and_the_others_come_down(objects, tmp_path):
     models = [str(m) for m in STUDY.models][:2]
     (tmp_path / "model").mkdir()
     (tmp_path / "model/plans.json").write_bytes(b"{}")
-    for model in models:
-        stored = directories.write_directory(objects, LAYOUT.model(model), tmp_path / "model")
+    stored, _ = [directories.write_directory(objects, LAYOUT.model(m), tmp_path / "model") for m in models]
     objects.put(f"{LAYOUT.model(models[0])}/{stored.version}/plans.json", b"[]")
     done = download(objects, LAYOUT, STUDY, "models", [], models, tmp_path / "down", print)
     assert done.fetched == 1
