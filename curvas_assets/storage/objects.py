@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceededError
+from s3transfer.exceptions import S3DownloadFailedError, S3ValidationError
 from urllib3.exceptions import HTTPError
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, UnsafeNameError
@@ -30,6 +32,11 @@ PAUSE_SECONDS = 0.2
 """Before an object is read again whose transfer broke off; then twice as long."""
 _OF_A_LISTING = {"Name", "IsTruncated", "KeyCount", "MaxKeys", "Contents"}
 """A web page may be XML too; a listing says one of these."""
+_FAILURES = (
+    *(BotoCoreError, Boto3Error, ResponseParserError, HTTPError, RecursionError),
+    *(S3DownloadFailedError, S3ValidationError, TransferRetriesExceededError),
+)
+"""What boto3, and what it is made of, raise where there was no answer, or none that fits."""
 _READING = ("reading", "downloading", "looking for")
 
 
@@ -325,7 +332,7 @@ class S3Objects:
             if status_of(error) == 404 and (code == "NoSuchKey" or (code != "NoSuchBucket" and action in _READING)):
                 raise _missing(self.name, key) from error
             raise self._error(action, key, explain(error, self._asked())) from error
-        except (BotoCoreError, Boto3Error, ResponseParserError, HTTPError, RecursionError) as error:
+        except _FAILURES as error:
             raise self._error(action, key, explain_failure(error, self._asked())) from error
 
     def _error(self, action: str, key: str, refusal: Refusal) -> StorageError:

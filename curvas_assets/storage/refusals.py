@@ -10,14 +10,20 @@ from typing import Any
 
 from botocore.exceptions import (
     BotoCoreError,
+    ChecksumError,
     ClientError,
+    ConnectionError,
+    FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     SSLError,
 )
 from botocore.parsers import ResponseParserError
 
+ON_THE_WAY = (HTTPClientError, ConnectionError, IncompleteReadError, ChecksumError, FlexibleChecksumError)
+"""What happens between here and the store; all else that botocore raises is wrong before anything is sent."""
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 TRY_AGAIN = "Try again; if it goes on, look at the store's log."
 NETWORK = "Check S3_ENDPOINT and that the store runs and can be reached."
@@ -200,12 +206,10 @@ def explain_failure(error: Exception, asked: Asked) -> Refusal:
                 "Set AWS_CA_BUNDLE to the file of the authority that signed it.",
             )
         return Refusal(
-            f"no https is spoken there ({said})", "Check S3_ENDPOINT: port, and http:// or https://.", may_retry=True
+            f"the https connection failed ({said})", "Check S3_ENDPOINT: port, and http:// or https://.", may_retry=True
         )
-    if isinstance(error, BotoCoreError) and not isinstance(error, HTTPClientError):
-        known = type(error).__name__ in ("IncompleteReadError", "ChecksumError", "FlexibleChecksumError")
-        remedy = NETWORK if known else "Check S3_ENDPOINT, AWS_DEFAULT_REGION and the AWS_… keys."
-        return Refusal(said, remedy, may_retry=known or "Could not connect" in said)
+    if isinstance(error, BotoCoreError) and not isinstance(error, ON_THE_WAY):
+        return Refusal(said, "Check S3_ENDPOINT, AWS_DEFAULT_REGION and the AWS_… keys.")
     if isinstance(error, ResponseParserError):
         return Refusal(
             f"its answer is none of an S3 store ({said[:160]})",

@@ -13,12 +13,16 @@
 import hashlib
 from datetime import UTC, datetime
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
+from botocore import exceptions
+from s3transfer.exceptions import S3ValidationError
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.storage import objects
 from curvas_assets.storage.connection import S3Settings, check
+from curvas_assets.storage.objects import S3Objects
 from curvas_assets_tests.storage_s3.answering import BASE, Answer, AnsweringStore, error
 
 KEY_IS_BLAMED = "refused the key"
@@ -102,6 +106,36 @@ def test_a_web_page_in_place_of_a_store_is_told(page, status):
     with AnsweringStore(lambda _: answer) as server, pytest.raises(StorageError, match=told) as refused:
         check(server.connect())
     assert "S3_ENDPOINT (not the port of a console" in str(refused.value)
+    assert KEY_IS_BLAMED not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "told", "may_retry"),
+    [
+        (exceptions.EndpointConnectionError(endpoint_url="https://s"), "Could not connect.*Check S3_ENDPOINT", True),
+        (exceptions.ConnectTimeoutError(endpoint_url="https://s"), "timeout.*Check S3_ENDPOINT", True),
+        (exceptions.ReadTimeoutError(endpoint_url="https://s"), "timeout.*Check S3_ENDPOINT", True),
+        (exceptions.ConnectionClosedError(endpoint_url="https://s"), "closed.*Check S3_ENDPOINT", True),
+        (exceptions.ProxyConnectionError(proxy_url="http://p"), "proxy.*Check S3_ENDPOINT", True),
+        (exceptions.SSLError(endpoint_url="https://s", error="CERTIFICATE_VERIFY_FAILED"), "AWS_CA_BUNDLE", False),
+        (exceptions.SSLError(endpoint_url="https://s", error="WRONG_VERSION_NUMBER"), "http:// or https://", True),
+        (exceptions.NoCredentialsError(), "no key to open it with.*AWS_ACCESS_KEY_ID", False),
+        (exceptions.InvalidRegionError(region_name="a b"), "AWS_DEFAULT_REGION", False),
+        (S3ValidationError("Response range end exceeds requested end"), "range end", True),
+        (RecursionError(), "S3_ENDPOINT=https://store", False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_got_no_answer_is_told_with_what_to_look_at(failure, told, may_retry):
+    class Client:
+        meta = SimpleNamespace(endpoint_url="http://store", region_name="gra", config=None)
+
+        def put_object(self, **_: object):
+            raise failure
+
+    with pytest.raises(StorageError, match=f"s3://study/a: writing failed: .*{told}") as refused:
+        S3Objects(Client(), "study").put("a", b"x")
+    assert refused.value.may_retry is may_retry
     assert KEY_IS_BLAMED not in str(refused.value)
 
 
