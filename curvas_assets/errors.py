@@ -52,6 +52,10 @@ class CorruptArtefactError(StorageError):
     """An artefact is there, but its bytes are not what its manifest promises."""
 
 
+class UnsafeNameError(StorageError):
+    """A name from a store leads out of the folder that it was to be written to."""
+
+
 class DiskError(CurvasError):
     """The machine's disk has no room for the work."""
 

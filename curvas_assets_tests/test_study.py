@@ -221,7 +221,7 @@ def _interrupt_training(lineage, model):
         pass
 
     def keep(path, epoch):
-        Checkpoints(objects, layout.unfinished_training(model)).keep(path, epoch)
+        Checkpoints(objects, layout.unfinished_training(model), print).keep(path, epoch)
         raise Killed
 
     with TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from curvas_assets import cohort as intake
 from curvas_assets.cohort import implausible_intensities
-from curvas_assets.errors import PatientError, StudyError
+from curvas_assets.errors import CorruptArtefactError, PatientError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
@@ -227,14 +227,15 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
     for file in record["files"]:
         if file["name"] not in names:
             continue
-        objects.download(file["key"], folder / file["name"])
-        if directories.sha256_of(folder / file["name"]) != file["sha256"]:
+        try:
+            directories.download_verified(objects, file["key"], folder / file["name"], file["sha256"])
+        except CorruptArtefactError as error:
             raise PatientError(
                 f"fetching {file['name']}",
                 record["patient"],
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
-            )
+            ) from error
         if "facts" in record:
             intake.bring_onto_scan(folder / file["name"], record["facts"]["shape"], record["affine"])
 

@@ -1,5 +1,6 @@
 """Models: one nnU-Net for each annotator × seed, trained so that it can be killed and go on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS
-from curvas_assets.errors import SegmentationError
+from curvas_assets.errors import CorruptArtefactError, SegmentationError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
@@ -65,7 +66,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             model = ModelId.parse(name)
             with scratch_space(name, bytes_below(objects, f"{layout.dataset(model.annotator)}/")) as scratch:
                 dataset = preprocessed_dataset[model.annotator].folder(Path(scratch, "dataset"))
-                unfinished = Checkpoints(objects, layout.unfinished_training(name))
+                unfinished = Checkpoints(objects, layout.unfinished_training(name), context.log.warning)
                 resume_from = unfinished.fetch(Path(scratch, "unfinished"))
                 if resume_from:
                     context.log.info(f"{name}: an unfinished training is in the bucket, resuming from it")
@@ -139,24 +140,41 @@ def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
 
 
 class Checkpoints:
-    """The latest checkpoint of an unfinished training, in the bucket: written by one PUT, so always whole."""
+    """The latest checkpoint of an unfinished training, in the bucket: one manifest names it, so always whole and verified.
 
-    def __init__(self, objects: ObjectStore, key: str):
-        self.objects = objects
-        self.key = f"{key}/checkpoint_latest.pth"
+    Args:
+        objects: the bucket.
+        key: where it stands.
+        warn: told of one that is damaged.
+    """
+
+    FILE = "checkpoint_latest.pth"
+
+    def __init__(self, objects: ObjectStore, key: str, warn: Callable[[str], None]):
+        self.objects, self.key, self.warn = objects, key, warn
 
     def fetch(self, folder: Path) -> Path | None:
-        if self.objects.head(self.key) is None:
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        self.objects.download(self.key, folder / "checkpoint_latest.pth")
-        return folder / "checkpoint_latest.pth"
+        """The checkpoint as a file; None if there is none that can be trusted: training then begins anew."""
+        path = folder / self.FILE
+        try:
+            if directories.exists(self.objects, self.key):
+                directories.read_directory(self.objects, self.key, folder)
+                return path
+            if self.objects.head(f"{self.key}/{self.FILE}") is not None:  # stored before there was a manifest
+                folder.mkdir(parents=True, exist_ok=True)
+                self.objects.download(f"{self.key}/{self.FILE}", path)
+                return path
+        except CorruptArtefactError as error:
+            self.warn(f"the unfinished training in the bucket is damaged, training begins anew: {error}")
+        return None
 
     def keep(self, path: Path, epoch: int) -> None:
-        self.objects.upload(self.key, path)
+        directories.write_files(self.objects, self.key, {self.FILE: path})
 
     def remove(self) -> None:
-        self.objects.delete([self.key])
+        """All of it, the manifest first, so that none names a file that has gone."""
+        keys = [item.key for item in self.objects.list(f"{self.key}/")]
+        self.objects.delete(sorted(keys, key=lambda key: not key.endswith(directories.MANIFEST)))
 
 
 def _progress(name: str, epoch: EpochReport) -> str:

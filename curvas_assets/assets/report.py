@@ -38,6 +38,7 @@ from curvas_assets.statistics import (
     out_of_distribution,
 )
 from curvas_assets.storage import directories, tables
+from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 
@@ -223,8 +224,8 @@ def pictures(
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
     maps = {}
     for name in ("entropy", "mutual_information", "labels"):
-        objects.download(layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
-        maps[name] = nib.Nifti1Image.from_filename(scratch / f"{name}.nii.gz")
+        path = download_map(objects, layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
+        maps[name] = nib.Nifti1Image.from_filename(path)
     view = SliceView(
         patient=patient,
         z=z,

@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.errors import StorageError
-from curvas_assets.local.server import EmbeddedS3
+from curvas_assets.local.server import EmbeddedS3, private_folder
 from curvas_assets.orchestration.environment import postgres_url
 from curvas_assets.orchestration.execution import GPU_POOL
 
@@ -26,12 +26,12 @@ class LocalDeployment:
     """Everything below one git-ignored folder: the bucket, Dagster's home, scratch.
 
     Args:
-        state: the folder; made if it is not there.
+        state: the folder; made if it is not there, and closed to other users of the machine.
         study: the study to load, a built-in name or a path.
     """
 
     def __init__(self, state: Path, study: str):
-        self.state = Path(state).resolve()
+        self.state = private_folder(Path(state).resolve())
         self.study = study
         self.home = self.state / "dagster"
         self.scratch = self.state / "scratch"

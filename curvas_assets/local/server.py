@@ -3,6 +3,10 @@
     python -m curvas_assets.local.server start|stop|status|env --state FOLDER
 
 Only the local default uses it. The assets see an endpoint, a bucket and keys, as with any S3-compatible store.
+
+Loopback is open to every user of the machine. S3 asks them for a key; SeaweedFS' other ports (master, volumes, filer, admin,
+and gRPC of all), by which everything can be read and deleted, ask for a certificate (see `certificate`). Its sockets in the
+system's temporary folder are this user's alone.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from typing import Any
 import psutil
 
 from curvas_assets.errors import CurvasError, StorageError
+from curvas_assets.local.certificate import make_certificate, tls_variables
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.objects import S3Objects
 
@@ -56,8 +61,7 @@ class EmbeddedS3:
     """
 
     def __init__(self, state: Path):
-        self.folder = Path(state).resolve() / "s3"
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # scans are nobody else's business
+        self.folder = private_folder(Path(state).resolve() / "s3")
         self._started = False
 
     def __enter__(self) -> "EmbeddedS3":
@@ -149,14 +153,15 @@ class EmbeddedS3:
                 "what is stored stays.",
             )
         self._write_identities(config)
+        make_certificate(self.folder)
         self.data.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [program, *self._options(config)],
                 cwd=self.folder,
-                # Without these keys the filer would answer anybody on this machine.
                 env={
-                    **os.environ,
+                    **{name: value for name, value in os.environ.items() if not name.startswith("WEED_")},
+                    **tls_variables(self.folder),
                     "WEED_JWT_FILER_SIGNING_KEY": config["filer_key"],
                     "WEED_JWT_FILER_SIGNING_READ_KEY": config["filer_key"],
                     "WEED_JWT_SIGNING_KEY": config["filer_key"],
@@ -166,6 +171,7 @@ class EmbeddedS3:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,
             )
         (self.folder / "pid").write_text(str(process.pid))
         if not self._comes_up():
@@ -283,6 +289,14 @@ class EmbeddedS3:
             f"-s3.port={ports['s3']}",
             f"-admin.port={ports['admin']}",
         ]
+
+
+def private_folder(folder: Path) -> Path:
+    """A folder that only this user opens, made if it is not there: scans are nobody else's business."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)
+    return folder
 
 
 def find_program() -> str | None:

@@ -138,8 +138,8 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
     def _store(self, context: dg.OutputContext, obj: Any) -> None:
         objects, layout = self.bucket.objects(), self.bucket.layout
         if isinstance(obj, Stored):
-            # Directories and volumes are marked by an object below their key, so a prefix is proof enough.
-            if next(iter(objects.list(obj.key)), None) is None:
+            # Directories and volumes are marked by an object below their key; what only begins like it is another's.
+            if objects.head(obj.key) is None and next(iter(objects.list(f"{obj.key}/")), None) is None:
                 raise StorageError(
                     "checking what was stored", obj.key, "nothing is there", "Materialise again.", may_retry=True
                 )

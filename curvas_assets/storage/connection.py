@@ -5,18 +5,26 @@ Pure of the process's environment: settings are read from a mapping that the cal
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from curvas_assets.errors import StorageError
 from curvas_assets.storage.objects import ObjectStore, S3Objects
+from curvas_assets.storage.refusals import CHECKSUMS
 
 ENDPOINTS = ("S3_ENDPOINT", "AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that may name the endpoint, the first that is set wins. None set: Amazon's own."""
+CHECKSUM_CHOICES = ("when_required", "when_supported")
+"""Of `AWS_REQUEST_CHECKSUM_CALCULATION`. boto3's own default is the second, whose trailers older stores refuse (Ceph, MinIO,
+OVH, Backblaze): writing fails while reading goes on. Artefacts carry digests of their own; a bucket with object lock asks
+for the second."""
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[\w-]*:s3[\w-]*:.+")
 CHECK_SECONDS = 8.0
 """How long `check` waits. A firewall that drops packets, or a port that takes them and stays silent, would otherwise
 hold boto3 for minutes: 5 s to connect and 120 s to read, five times over."""
@@ -37,6 +45,8 @@ class S3Settings:
     output_dir: str = "output"
     metrics_dir: str = "metrics"
     reports_dir: str = "reports"
+    checksums: str = CHECKSUM_CHOICES[0]
+    ca_bundle: str | None = None
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str]) -> "S3Settings":
@@ -45,16 +55,24 @@ class S3Settings:
         Args:
             variables: `S3_BUCKET`; `S3_ENDPOINT` (with or without scheme) or one of `ENDPOINTS`; `S3_DATA_DIR`,
                 `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`, `S3_REPORTS_DIR`; `AWS_ACCESS_KEY_ID`,
-                `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`.
+                `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`,
+                `AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_CA_BUNDLE`.
 
         Raises:
-            StorageError: no bucket is named, a key comes without its secret (or the other way round), the endpoint is
-                no address, or two prefixes are the same or one inside the other.
+            StorageError: no bucket is named, or by something that is no name; a key comes without its secret (or the
+                other way round), the endpoint is no address, two prefixes are the same or one inside the other, or the
+                choice of checksums is none.
         """
         given = {name: value.strip() for name, value in variables.items() if value.strip()}
         if "S3_BUCKET" not in given:
             raise StorageError(
                 "connecting to S3", "S3_BUCKET", "no bucket is named", "Set S3_BUCKET, in the environment or in .env."
+            )
+        _require_bucket_name(given["S3_BUCKET"])
+        checksums = given.get(CHECKSUMS, CHECKSUM_CHOICES[0]).lower()
+        if checksums not in CHECKSUM_CHOICES:
+            raise StorageError(
+                "connecting to S3", CHECKSUMS, f"it is {checksums!r}", f"Set it to {' or '.join(CHECKSUM_CHOICES)}."
             )
         if ("AWS_ACCESS_KEY_ID" in given) != ("AWS_SECRET_ACCESS_KEY" in given):
             there, absent = sorted(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), key=lambda name: name not in given)
@@ -90,6 +108,8 @@ class S3Settings:
             session_token=given.get("AWS_SESSION_TOKEN"),
             region=given.get("AWS_DEFAULT_REGION") or given.get("AWS_REGION") or "us-east-1",
             **prefixes,
+            checksums=checksums,
+            ca_bundle=given.get("AWS_CA_BUNDLE"),
         )
 
 
@@ -106,21 +126,25 @@ def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int 
     import boto3
     from botocore.config import Config
 
-    client = boto3.session.Session().client(
+    client: Any = boto3.session.Session().client(
         "s3",
         endpoint_url=settings.endpoint,
         region_name=settings.region,
         aws_access_key_id=settings.access_key,
         aws_secret_access_key=settings.secret_key,
         aws_session_token=settings.session_token,
+        verify=settings.ca_bundle,
         config=Config(
             s3={"addressing_style": "path"},
             connect_timeout=5,
             read_timeout=read_timeout_s,
             retries={"total_max_attempts": attempts, "mode": "standard"},
             max_pool_connections=16,
+            request_checksum_calculation=settings.checksums,
+            response_checksum_validation="when_required",
         ),
     )
+    client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return S3Objects(client, settings.bucket)
 
 
@@ -135,8 +159,6 @@ def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
         StorageError: it cannot be reached, does not answer in time, refuses the key, has no such bucket, or there is no
             key to try; one line, with what to do.
     """
-    from botocore.exceptions import NoCredentialsError
-
     failures: list[BaseException] = []
 
     def attempt() -> None:
@@ -157,16 +179,8 @@ def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
             "Check S3_ENDPOINT (address, port, http or https) and that no firewall is in between.",
             may_retry=True,
         )
-    if not failures:
-        return
-    if isinstance(failures[0].__cause__, NoCredentialsError):
-        raise StorageError(
-            "trying the store",
-            store.name,
-            "there is no key to open it with",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment or in .env.",
-        ) from failures[0]
-    raise failures[0]
+    if failures:
+        raise failures[0]
 
 
 def token_expiry(token: str) -> datetime | None:
@@ -216,6 +230,26 @@ def expiry_warning(settings: S3Settings, now: datetime, needed: timedelta) -> st
 def _span(length: timedelta) -> str:
     hours = length.total_seconds() / 3600
     return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} h"
+
+
+def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
+    """Asked for a bucket's region by HEAD, an endpoint that redirects everything would make botocore ask for ever."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _require_bucket_name(name: str) -> None:
+    if BUCKET_NAME.fullmatch(name):
+        return
+    bare, _, folder = name.removeprefix("s3://").strip("/").partition("/")
+    remedy = "Set S3_BUCKET to the bucket's name alone."
+    if BUCKET_NAME.fullmatch(bare):
+        remedy = f"Set S3_BUCKET={bare}"
+        if folder:
+            remedy += (
+                f" and the prefixes below the folder: S3_DATA_DIR={folder}/data, S3_ARTIFACTS_DIR={folder}/artifacts …"
+            )
+        remedy = f"{remedy.removesuffix('.')}."
+    raise StorageError("connecting to S3", "S3_BUCKET", f"{name!r} is no name of a bucket", remedy)
 
 
 def _with_scheme(endpoint: str) -> str:

@@ -3,23 +3,27 @@
     <key>/manifest.json             names, sizes and SHA-256 of the files, and the version they stand under
     <key>/<version>/<file>          the files, under their own names
 
-The version is a digest of the files, so a folder that is written again unchanged moves nothing. Readers go through the
+The version is a digest of the files, so a folder that is written again unchanged sends nothing. Readers go through the
 manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. Files of an older version are
 removed after the manifest has changed; a reader in the middle of them gets a MissingArtefactError and reads again.
 """
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from curvas_assets.errors import CorruptArtefactError
-from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
+from curvas_assets.storage.digests import read_soundly, sha256_of, sha256_of_bytes
+from curvas_assets.storage.objects import ObjectStore, is_safe_name, staged, within
 from curvas_assets.storage.tables import parse_table, read_json, write_json
 
 MANIFEST = "manifest.json"
+BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,28 @@ def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirecto
         folder: its files, in any depth; empty folders are not kept.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
+    return write_files(store, key, {path.relative_to(folder).as_posix(): path for path in paths})
+
+
+def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path]) -> StoredDirectory:
+    """Store files as one artefact, in place of what stood there. What stands there with the same content is read, and only
+    what is damaged of it is stored again.
+
+    Args:
+        store: where.
+        key: the artefact's key.
+        paths: the files, by their names in the artefact.
+    """
+    files = {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
     version = hashlib.sha256(repr(sorted((n, f["sha256"]) for n, f in files.items())).encode()).hexdigest()[:16]
     size = sum(file["size"] for file in files.values())
-    before = _manifest(store, key) if exists(store, key) else None
-    if before is not None and before["version"] == version:
-        return StoredDirectory(version, size, len(files), unchanged=True)
-    for path in paths:
-        store.upload(f"{key}/{version}/{path.relative_to(folder).as_posix()}", path)
+    absent = list(paths)
+    if _version_there(store, key) == version:
+        absent = [name for name, facts in files.items() if not _stands(store, f"{key}/{version}/{name}", facts)]
+        if not absent:
+            return StoredDirectory(version, size, len(files), unchanged=True)
+    for name in absent:
+        store.upload(f"{key}/{version}/{name}", paths[name])
     write_json(store, f"{key}/{MANIFEST}", {"version": version, "files": files})
     sweep(store, key)
     return StoredDirectory(version, size, len(files), unchanged=False)
@@ -68,17 +84,38 @@ def read_directory(store: ObjectStore, key: str, folder: Path) -> Path:
 
     Raises:
         MissingArtefactError: there is no such artefact.
-        CorruptArtefactError: a file is not what the manifest says.
+        CorruptArtefactError: a file is not what the manifest says, or the manifest names one outside the folder.
+        UnsafeNameError: a link below `folder` leads out of it.
+        StorageError: the transfer damages a file.
     """
     manifest = _manifest(store, key)
+    targets = {name: within(Path(folder), name) for name in manifest["files"]}  # all, before the first is written
     for name, facts in manifest["files"].items():
-        target = Path(folder) / name
+        target = targets[name]
         if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(f"{key}/{manifest['version']}/{name}", target)
-        _verify(f"{store.name}/{key}/{name}", sha256_of(target), facts["sha256"])
+        download_verified(store, f"{key}/{manifest['version']}/{name}", target, facts["sha256"])
     return Path(folder)
+
+
+def download_verified(store: ObjectStore, key: str, target: Path, sha256: str) -> None:
+    """An object into a file, under its name only if it has this SHA-256; fetched again if the transfer damages it.
+
+    Raises:
+        MissingArtefactError: there is no such object.
+        CorruptArtefactError: what is stored is something else.
+        StorageError: the transfer damages it every time.
+    """
+    subject = f"{store.name}/{key}"
+    with staged(target) as path:
+
+        def fetch() -> str:
+            store.download(key, path)
+            return sha256_of(path)
+
+        read_soundly(fetch, lambda found: _verify(subject, found, sha256), str, subject)
+        path.replace(target)
 
 
 def read_file(store: ObjectStore, key: str, name: str) -> bytes:
@@ -96,9 +133,13 @@ def read_file(store: ObjectStore, key: str, name: str) -> bytes:
             f"it holds {', '.join(manifest['files']) or 'nothing'}",
             "Materialise it again.",
         )
-    content = store.get(f"{key}/{manifest['version']}/{name}")
-    _verify(f"{store.name}/{key}/{name}", hashlib.sha256(content).hexdigest(), manifest["files"][name]["sha256"])
-    return content
+    subject = f"{store.name}/{key}/{name}"
+
+    def verified(content: bytes) -> bytes:
+        _verify(subject, sha256_of_bytes(content), manifest["files"][name]["sha256"])
+        return content
+
+    return read_soundly(lambda: store.get(f"{key}/{manifest['version']}/{name}"), verified, sha256_of_bytes, subject)
 
 
 def read_directory_table(store: ObjectStore, key: str, name: str) -> pd.DataFrame:
@@ -124,19 +165,46 @@ def sweep(store: ObjectStore, key: str) -> int:
     return sum(item.size for item in old)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _version_there(store: ObjectStore, key: str) -> str | None:
+    """The version that stands there; None if there is none, or one whose manifest is damaged."""
+    try:
+        return _manifest(store, key)["version"]
+    except (MissingArtefactError, CorruptArtefactError):
+        return None
+
+
+def _stands(store: ObjectStore, key: str, facts: dict[str, Any]) -> bool:
+    """Whether an object has this size and SHA-256, read in blocks."""
+    info = store.head(key)
+    if info is None or info.size != facts["size"]:
+        return False
+    digest = hashlib.sha256()
+    for start in range(0, info.size, BLOCK_BYTES):
+        digest.update(store.get_range(key, start, BLOCK_BYTES))
+    return digest.hexdigest() == facts["sha256"]
 
 
 def _manifest(store: ObjectStore, key: str) -> dict[str, Any]:
+    """The manifest, of which every name stays below the folder that it is read into."""
     manifest = read_json(store, f"{key}/{MANIFEST}")
-    if not isinstance(manifest.get("version"), str) or not isinstance(manifest.get("files"), dict):
-        raise CorruptArtefactError(
-            "reading a manifest", f"{store.name}/{key}", f"it holds {sorted(manifest)}", "Materialise it again."
-        )
+    wrong = _what_is_wrong(manifest)
+    if wrong:
+        raise CorruptArtefactError("reading a manifest", f"{store.name}/{key}", wrong, "Materialise it again.")
     return manifest
+
+
+def _what_is_wrong(manifest: dict[str, Any]) -> str | None:
+    version, files = manifest.get("version"), manifest.get("files")
+    if not isinstance(version, str) or not re.fullmatch(r"\w+", version, re.ASCII) or not isinstance(files, dict):
+        return f"it holds {sorted(manifest)}, version {str(version)[:40]!r}"
+    for name, facts in files.items():
+        if not is_safe_name(name):
+            return f"it names {name[:120]!r}, which is no place below a folder; somebody else wrote it"
+        if any(str(parent) in files for parent in PurePosixPath(name).parents):
+            return f"it names {name[:120]!r}, and a file where its folder would be"
+        if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str) or "size" not in facts:
+            return f"it does not tell size and SHA-256 of {name[:120]!r}"
+    return None
 
 
 def _verify(subject: str, found: str, promised: str) -> None:

@@ -2,11 +2,12 @@
 
 Entropies are whole thousandths of a nat (int16 with NIfTI's own scale, which viewers apply): as float32 a map takes 150 MB
 at clinical size, nearly all for the noise far from organs. The file grows in a scratch folder, a few slices at a time, and
-reaches the store as one object once it is whole.
+reaches the store as one object once it is whole. Gzip's own length and CRC-32 are its digest: `download_map` reads to them.
 """
 
 import gzip
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from curvas_assets.errors import StorageError
+from curvas_assets.errors import CorruptArtefactError, StorageError
 from curvas_assets.parallel import PARALLEL
-from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.digests import read_soundly, sha256_of
+from curvas_assets.storage.objects import ObjectStore, staged
 
 GZIP_LEVEL = 1
 """Higher levels cost five times as long for a tenth of the size."""
+HEADER_BYTES = 352
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
 """Less is written as 0: it is the entropy of tails, noise that would take most of the file."""
@@ -69,7 +72,7 @@ class MapWriter:
         header.set_zooms(tuple(spacing_mm)[::-1])
         header.set_xyzt_units("mm")
         header.set_slope_inter(STEP_NATS if kind == "entropy" else 1, 0)
-        header["magic"], header["vox_offset"] = b"n+1", 352
+        header["magic"], header["vox_offset"] = b"n+1", HEADER_BYTES
         self._folder = tempfile.TemporaryDirectory(prefix="map-", dir=scratch)
         self._path = Path(self._folder.name, "map.nii.gz")
         self._file = gzip.open(self._path, "wb", compresslevel=GZIP_LEVEL)  # noqa: SIM115 - closed in __exit__
@@ -113,6 +116,37 @@ class MapWriter:
         else:
             steps[...] = slab
         self._file.write(steps.data)
+
+
+def download_map(store: ObjectStore, key: str, path: Path) -> Path:
+    """A stored map as a file that is whole: whoever reads one slice of it would not come to its checksum.
+
+    Raises:
+        MissingArtefactError: there is no such map.
+        CorruptArtefactError: what is stored is no map as it was written.
+        StorageError: the transfer damages it.
+    """
+    subject = f"{store.name}/{key}"
+    with staged(Path(path)) as part:
+
+        def fetch() -> None:
+            store.download(key, part)
+
+        def read_through(_: None) -> None:
+            try:
+                with gzip.open(part) as file:
+                    if not file.read(HEADER_BYTES):
+                        raise EOFError("it is empty")  # which gzip takes for no member at all
+                    while file.read(1 << 22):
+                        pass
+            except (OSError, EOFError, zlib.error) as error:
+                raise CorruptArtefactError(
+                    "reading a map", subject, f"it is no map as it was written ({error})", "Materialise it again."
+                ) from error
+
+        read_soundly(fetch, read_through, lambda _: sha256_of(part), subject)
+        part.replace(path)
+    return Path(path)
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -17,12 +17,16 @@ volumes, not the ranking of a confident network's voxels. Readers go through the
 writer that is killed leaves nothing that a reader finds.
 """
 
+import errno
 import hashlib
 import json
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,6 +40,7 @@ import numpy.typing as npt
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.inputs import as_affine, as_path, as_spacing
 from curvas_assets.probabilities import as_probabilities, require_probabilities
+from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
 from curvas_assets.storage.encoding import (
     STEPS,
     codes_of,
@@ -61,6 +66,10 @@ ABSENT = (1 << 64) - 1
 COMPRESSION = {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "typesize": 2, "blocksize": 0}
 GROUP = "zarr.json"
 SHARD = "c/0/0/0/0"
+DAMAGED_ZIP = (
+    *(KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error),
+)
+"""What zipfile raises of a damaged file: it takes it for one that is encrypted, compressed or of a later version."""
 
 
 @cache
@@ -212,12 +221,12 @@ class SoftmaxWriter:
                 "Write every slice before the block ends.",
             )
         index = np.array(self._index, "<u8").tobytes()
-        self._append(index + int(google_crc32c.value(index)).to_bytes(4, "little"))
+        self._append(index + _crc32c(index).to_bytes(4, "little"))
         size = self._payload.tell()
         self._payload.seek(0)
         content = self._payload.read()
         array = _array_metadata(self, size, self._digest.hexdigest())
-        description = json.dumps(array, sort_keys=True).encode()
+        description = seal_record(array, "attributes")
         version = _content_version(array)
         self.store.put(f"{self.key}/{version}/{SHARD}", content)
         self.store.put(f"{self.key}/{version}/{GROUP}", description)
@@ -226,7 +235,7 @@ class SoftmaxWriter:
             "node_type": "group",
             "attributes": {"format": FORMAT, "current": version, "fullest_slice": self._fullest[1]},
         }
-        self.store.put(f"{self.key}/{GROUP}", json.dumps(group, indent=1).encode())
+        self.store.put(f"{self.key}/{GROUP}", seal_record(group, "attributes"))
         current = f"{self.key}/{version}/"
         old = [
             i.key
@@ -260,11 +269,11 @@ def open_softmax(store: ObjectStore, key: str, *, class_names: Sequence[str] | N
     """
     subject = f"{store.name}/{key}"
     try:
-        group = json.loads(store.get(f"{key}/{GROUP}"))
+        group = _description(store, f"{key}/{GROUP}", subject)
         version = group["attributes"]["current"]
-        array = json.loads(store.get(f"{key}/{version}/{GROUP}"))
+        array = _description(store, f"{key}/{version}/{GROUP}", subject)
         volume = SoftmaxVolume(store, key, version, array, group["attributes"].get("fullest_slice", 0))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(subject, f"its description cannot be read ({type(error).__name__}: {error})") from error
     info = store.head(f"{key}/{version}/{SHARD}")
     if info is None:
@@ -274,6 +283,18 @@ def open_softmax(store: ObjectStore, key: str, *, class_names: Sequence[str] | N
     if class_names is not None and tuple(class_names) != volume.class_names:
         raise _corrupt(subject, f"its classes are {list(volume.class_names)}, expected {list(class_names)}")
     return volume
+
+
+def _description(store: ObjectStore, key: str, subject: str) -> dict[str, Any]:
+    """The group's or the array's description, as it was written."""
+
+    def parse(content: bytes) -> dict[str, Any]:
+        try:
+            return open_record(content, "attributes")
+        except ValueError as error:
+            raise _corrupt(subject, f"its description cannot be read ({error})") from error
+
+    return read_soundly(lambda: store.get(key), parse, sha256_of_bytes, subject)
 
 
 class SoftmaxVolume:
@@ -338,10 +359,24 @@ class SoftmaxVolume:
     def _fetch(self, first: int, last: int) -> memoryview:
         """The bytes of the chunks at depths first … last − 1; one request, none if they hold only background."""
         start, length = self._span(first, last)
-        content = memoryview(self._store.get_range(self._shard, start, length)) if length else memoryview(b"")
-        if len(content) != length:
-            raise _corrupt(self._subject, f"its payload ends {length - len(content)} bytes early")
-        return content
+        if not length:
+            return memoryview(b"")
+        index = self._chunks(first, last)
+        spans = [(int(at) - start, int(size)) for at, size in index[index[:, 0] != ABSENT]]
+
+        def whole(content: bytes) -> memoryview:
+            if len(content) != length:
+                raise _corrupt(self._subject, f"its payload ends {length - len(content)} bytes early")
+            chunks = memoryview(content)
+            for at, size in spans:
+                body, stored = chunks[at : at + size - 4], chunks[at + size - 4 : at + size]
+                if _crc32c(body) != int.from_bytes(stored, "little"):
+                    raise _corrupt(self._subject, "the checksum of a chunk is wrong")
+            return chunks
+
+        return read_soundly(
+            lambda: self._store.get_range(self._shard, start, length), whole, sha256_of_bytes, self._subject
+        )
 
     def _span(self, first: int, last: int) -> tuple[int, int]:
         """Where the chunks of these depths begin in the payload, and how many bytes they take."""
@@ -362,7 +397,7 @@ class SoftmaxVolume:
         def place(i: int) -> None:
             offset, size = int(index[i, 0]) - start, int(index[i, 1])
             z, row, column = self._grid.position(i)
-            tile = self._grid.unpack(content[offset : offset + size], self._subject)
+            tile = self._grid.unpack(content[offset : offset + size])
             part = out[:, z : z + DEPTH, row : row + tile.shape[2], column : column + tile.shape[3]]
             part[...] = tile[:, : part.shape[1], : part.shape[2], : part.shape[3]]
 
@@ -431,19 +466,29 @@ class SoftmaxVolume:
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
-        found = hashlib.sha256(self._store.get(self._shard)).hexdigest()
-        if found != self.sha256:
-            raise _corrupt(self._subject, f"its SHA-256 is {found[:12]}…, not {self.sha256[:12]}…")
+
+        def compare(found: str) -> None:
+            if found != self.sha256:
+                raise _corrupt(self._subject, f"its SHA-256 is {found[:12]}…, not {self.sha256[:12]}…")
+
+        read_soundly(lambda: sha256_of_bytes(self._store.get(self._shard)), compare, str, self._subject)
 
     def _index(self) -> npt.NDArray[np.uint64]:
         """(offset, size) of every chunk, from the end of the shard, read once."""
         if self._offsets is None:
             length = 16 * self._grid.chunks + 4
-            content = self._store.get_range(self._shard, self.size - length, length)
-            stored = int.from_bytes(content[-4:], "little")
-            if len(content) != length or int(google_crc32c.value(content[:-4])) != stored:
-                raise _corrupt(self._subject, "the index of its chunks is damaged")
-            self._offsets = np.frombuffer(content[:-4], "<u8").reshape(-1, 2)
+
+            def parse(content: bytes) -> npt.NDArray[np.uint64]:
+                if len(content) != length or _crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
+                    raise _corrupt(self._subject, "the index of its chunks is damaged")
+                return np.frombuffer(content[:-4], "<u8").reshape(-1, 2)
+
+            self._offsets = read_soundly(
+                lambda: self._store.get_range(self._shard, self.size - length, length),
+                parse,
+                sha256_of_bytes,
+                self._subject,
+            )
         return self._offsets
 
 
@@ -530,7 +575,7 @@ def read_softmax(file: str | Path | IO[bytes]) -> SoftmaxVolume:
     except OSError as error:
         found = f"it cannot be read ({error.strerror or type(error).__name__})"
         raise StorageError(told["attempted"], told["subject"], found, "Give the file write_softmax wrote.") from error
-    except zipfile.BadZipFile as error:
+    except DAMAGED_ZIP as error:
         raise _corrupt(str(getattr(file, "name", file)), "it is no zip, or cut short") from error
     return open_softmax(_ZipObjects(archive), "")
 
@@ -550,17 +595,24 @@ class _ZipObjects:
         return True
 
     def get(self, key: str) -> bytes:
-        try:
+        with self._told(key):
             return self.archive.read(key.lstrip("/"))
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        with self._told(key), self.archive.open(key.lstrip("/")) as file:
+            file.seek(start)
+            return file.read(length)
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        """What zipfile says of a damaged archive: it takes it for one of another kind, encrypted or compressed."""
         try:
-            with self.archive.open(key.lstrip("/")) as file:
-                file.seek(start)
-                return file.read(length)
-        except (KeyError, zipfile.BadZipFile) as error:
+            yield
+        except DAMAGED_ZIP as error:
+            raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it looks for content before the file's first byte
+                raise
             raise _corrupt(self.name, f"{key.lstrip('/')}: {error}") from error
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -621,15 +673,13 @@ class _Grid:
         whole = np.zeros(self.chunk, "<u2")
         whole[tuple(slice(0, n) for n in tile.shape)] = tile
         content = blosc.compress(whole, b"zstd", COMPRESSION["clevel"], blosc.BITSHUFFLE, 0)
-        return bytes(content) + int(google_crc32c.value(bytes(content))).to_bytes(4, "little")
+        return bytes(content) + _crc32c(content).to_bytes(4, "little")
 
-    def unpack(self, content: memoryview, subject: str) -> npt.NDArray[np.uint16]:
+    def unpack(self, content: memoryview) -> npt.NDArray[np.uint16]:
+        """A chunk from its bytes, whose checksum has been compared."""
         from numcodecs import blosc
 
-        body = bytes(content[:-4])
-        if int(google_crc32c.value(body)) != int.from_bytes(content[-4:], "little"):
-            raise _corrupt(subject, "the checksum of a chunk is wrong")
-        return np.frombuffer(blosc.decompress(body), "<u2").reshape(self.chunk)
+        return np.frombuffer(blosc.decompress(bytes(content[:-4])), "<u2").reshape(self.chunk)
 
 
 def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
@@ -686,6 +736,10 @@ def _content_version(array: Mapping[str, Any]) -> str:
 def _default_affine(spacing_mm: Sequence[float]) -> npt.NDArray[np.float64]:
     z, y, x = spacing_mm
     return np.diag([-x, -y, z, 1.0])
+
+
+def _crc32c(content: bytes | memoryview) -> int:
+    return int(google_crc32c.value(bytes(content)))
 
 
 def _corrupt(subject: str, found: str) -> CorruptArtefactError:

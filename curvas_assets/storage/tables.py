@@ -1,65 +1,97 @@
-"""Tables as Parquet and records as JSON: one object each, so that a reader sees all of it or none."""
+"""Tables as Parquet and records as JSON: one object each, so that a reader sees all of it or none; with their digests."""
 
-import hashlib
 import io
-import json
 import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curvas_assets.errors import CorruptArtefactError
+from curvas_assets.storage.digests import (
+    open_record,
+    opened_table,
+    read_soundly,
+    record_text,
+    seal_record,
+    seal_table,
+    sha256_of_bytes,
+)
 from curvas_assets.storage.objects import ObjectStore
+
+SEALED = b"curvas.sealed"
+"""In the footer of a table that has a digest, so that a lost digest is noticed."""
 
 
 def write_table(store: ObjectStore, key: str, table: pd.DataFrame) -> None:
-    """Store a table as Parquet (zstd), its index left out."""
+    """Store a table as Parquet (zstd), its index left out, its digest in it."""
+    columns = pa.Table.from_pandas(table, preserve_index=False)
+    columns = columns.replace_schema_metadata({**(columns.schema.metadata or {}), SEALED: b"sha256"})
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, compression="zstd")
-    store.put(key, buffer.getbuffer())
+    pq.write_table(columns, buffer, compression="zstd")
+    store.put(key, seal_table(buffer.getvalue()))
 
 
 def read_table(store: ObjectStore, key: str) -> pd.DataFrame:
-    """A stored table; a MissingArtefactError if there is none, a CorruptArtefactError if it is no Parquet."""
-    return parse_table(store.get(key), f"{store.name}/{key}")
+    """A stored table.
+
+    Raises:
+        MissingArtefactError: there is none.
+        CorruptArtefactError: what is stored is no Parquet, or not what was written.
+        StorageError: the transfer damages it.
+    """
+    subject = f"{store.name}/{key}"
+    return read_soundly(lambda: store.get(key), lambda content: parse_table(content, subject), sha256_of_bytes, subject)
 
 
 def parse_table(content: bytes, subject: str) -> pd.DataFrame:
     """The table in the bytes of a Parquet file."""
     try:
-        return pd.read_parquet(io.BytesIO(content))
+        plain = opened_table(content)
+        if plain is content and SEALED in (pq.read_metadata(io.BytesIO(content)).metadata or {}):
+            raise ValueError("its SHA-256 is gone")
+        return pd.read_parquet(io.BytesIO(plain))
     except Exception as error:
         raise CorruptArtefactError(
-            "reading a table", subject, f"it is no Parquet file ({type(error).__name__})", "Materialise it again."
+            "reading a table",
+            subject,
+            f"it is no Parquet file as it was written ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
+            "Materialise it again.",
         ) from error
 
 
 def write_json(store: ObjectStore, key: str, record: dict[str, Any]) -> str:
-    """Store a record as JSON with sorted keys; NaN and infinity become null.
+    """Store a record as JSON with sorted keys, its digest in it; NaN and infinity become null.
 
     Returns:
         A digest of its content, to be used as data version.
     """
-    content = json.dumps(_plain(record), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    store.put(key, content)
-    return hashlib.sha256(content).hexdigest()[:16]
+    plain = _plain(record)
+    store.put(key, seal_record(plain))
+    return sha256_of_bytes(record_text(plain))[:16]
 
 
 def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
-    """A stored record; a MissingArtefactError if there is none, a CorruptArtefactError if it is no JSON object."""
-    content = store.get(key)
+    """A stored record.
+
+    Raises:
+        MissingArtefactError: there is none.
+        CorruptArtefactError: what is stored is no JSON object, or not what was written.
+        StorageError: the transfer damages it.
+    """
+    subject = f"{store.name}/{key}"
+    return read_soundly(lambda: store.get(key), lambda content: _parse(content, subject), sha256_of_bytes, subject)
+
+
+def _parse(content: bytes, subject: str) -> dict[str, Any]:
     try:
-        record = json.loads(content)
+        return open_record(content)
     except ValueError as error:
         raise CorruptArtefactError(
-            "reading a record", f"{store.name}/{key}", f"it is no JSON ({error})", "Materialise it again."
+            "reading a record", subject, f"it is no record as it was written ({error})", "Materialise it again."
         ) from error
-    if not isinstance(record, dict):
-        raise CorruptArtefactError(
-            "reading a record", f"{store.name}/{key}", f"it holds a {type(record).__name__}", "Materialise it again."
-        )
-    return record
 
 
 def _plain(value: Any) -> Any:

@@ -36,6 +36,12 @@ def test_endpoints_are_understood_with_and_without_scheme(given, endpoint, name)
     assert S3Settings.from_environment({**BASE, name: given}).endpoint == endpoint
 
 
+def test_the_stores_own_authority_is_taken_from_settings_as_well():
+    """boto3 reads the process's environment alone, not `.env`."""
+    assert S3Settings.from_environment({**BASE, "AWS_CA_BUNDLE": "/etc/ca.pem"}).ca_bundle == "/etc/ca.pem"
+    assert S3Settings.from_environment({**BASE, "AWS_CA_BUNDLE": ""}).ca_bundle is None
+
+
 def test_an_empty_session_token_counts_as_absent():
     settings = S3Settings.from_environment({**BASE, "AWS_SESSION_TOKEN": " "})
     assert settings.session_token is None

@@ -2,16 +2,16 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from curvas_assets.assets.cohort import folder_of, folders_of_patients
-from curvas_assets.errors import CurvasError, MissingArtefactError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
 from curvas_assets.orchestration.bucket import Layout, patient_folders
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.storage import directories, tables
-from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.objects import ObjectStore, within
 from curvas_assets.study import ModelId, Study
 
 Tell = Callable[[str], None]
@@ -21,11 +21,19 @@ WHAT: tuple[str, ...] = get_args(What)
 
 @dataclass
 class Download:
-    """What a download came to: artefacts fetched, their bytes, and what there was not."""
+    """What a download came to.
+
+    Args:
+        fetched: how many artefacts stand in the folder.
+        size: their bytes.
+        missing: names of what is not in the bucket.
+        refused: artefact → why it was not written: damaged, or with names that lead out of the folder.
+    """
 
     fetched: int = 0
     size: int = 0
     missing: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def download(
         tell: told of each artefact.
 
     Returns:
-        How much there was, and the names of what is not in the bucket.
+        How much there was, the names of what is not in the bucket, and what was refused.
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +83,10 @@ def download(
         except MissingArtefactError:
             missing.append(item.name)
             tell(f"{count} of {len(items)}, {item.name}: not in the bucket")
+            continue
+        except (CorruptArtefactError, UnsafeNameError) as error:
+            done.refused[item.name] = str(error)
+            tell(f"{count} of {len(items)}, {item.name}: refused, {error}")
             continue
         done.fetched += 1
         done.size += size
@@ -141,10 +153,10 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
     found = list(objects.list(f"{item.key}/"))
     if not found:
         raise MissingArtefactError("downloading", item.key, "nothing is there", "Materialise or upload it first.")
-    for info in found:
-        path = target / info.key.removeprefix(f"{item.key}/")
-        if not path.resolve().is_relative_to(target.resolve()):
-            raise CurvasError("downloading", info.key, "its name leads out of the folder", "Rename the object.")
+    paths = [
+        within(target, info.key.removeprefix(f"{item.key}/")) for info in found
+    ]  # all, before the first is written
+    for info, path in zip(found, paths, strict=True):
         if path.is_file() and same_content(info, path):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)

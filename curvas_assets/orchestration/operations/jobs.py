@@ -214,6 +214,13 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 context.log.info,
             )
         )
+        if done.refused:
+            raise dg.Failure(
+                f"{len(done.refused)} artefacts were refused, {done.fetched} fetched:\n"
+                + "\n".join(f"- {reason}" for reason in done.refused.values()),
+                metadata={"refused": dg.MetadataValue.json(done.refused)},
+                allow_retries=False,
+            )
         if not done.fetched:
             raise dg.Failure(f"nothing of {config.what} is in the bucket for what was asked", allow_retries=False)
         if done.missing:

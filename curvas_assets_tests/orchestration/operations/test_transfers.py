@@ -5,7 +5,9 @@
 - An upload is resumable: what stands there with the same bytes is not sent again, one changed file is; large files too.
 - A patient whose folder in the bucket has another spelling is not doubled.
 - A dataset comes down as it went up, and a second download fetches nothing; folder artefacts come down verified.
-- What is not in the bucket is told, and does not stop the rest.
+- What is not in the bucket is told, and does not stop the rest; neither does what is damaged, or named to lead out of the
+  folder, of which nothing is written.
+- Names with spaces and letters of other scripts come down as they are.
 """
 
 import shutil
@@ -24,7 +26,7 @@ from curvas_assets.orchestration.operations.transfer import PART, same_content
 from curvas_assets.orchestration.operations.upload_patients import upload_patients
 from curvas_assets.storage import directories
 from curvas_assets.storage.metering import MeteredObjects
-from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.objects import FolderObjects, ObjectInfo
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import edit
 
@@ -184,3 +186,49 @@ def test_predictions_of_some_patients_and_models_come_down_with_their_maps(objec
         [f"ensembles/{p}/ensemble_all/{f}" for p in PATIENTS[1:] for f in ("entropy.nii.gz", "softmax.zarr/zarr.json")]
         + [f"predictions/{p}/{STUDY.models[0]}/softmax.zarr/zarr.json" for p in PATIENTS[1:]]
     )
+
+
+def test_names_that_lead_out_of_the_folder_are_refused_and_the_rest_comes_down(objects, tmp_path):
+    for patient in PATIENTS:
+        objects.put(f"data/{patient}/image.nii.gz", b"scan")
+        objects.put(f"data/{patient}/notes, zweite Lesung (é, 肝).txt", b"odd")
+    # boto3 normalises nothing; the server may, so the evil key comes from a listing of our own.
+    evil = ListsMore(objects, f"data/{PATIENTS[1]}/../../../../evil")
+    done = download(evil, LAYOUT, STUDY, "dataset", PATIENTS, [], tmp_path / "down", print)
+    assert done.fetched == 2
+    assert list(done.refused) == [PATIENTS[1]]
+    assert "leads out of the folder" in done.refused[PATIENTS[1]]
+    found = sorted(p.relative_to(tmp_path / "down").as_posix() for p in (tmp_path / "down").rglob("*") if p.is_file())
+    names = ("image.nii.gz", "notes, zweite Lesung (é, 肝).txt")
+    assert found == sorted(f"dataset/{p}/{name}" for p in (PATIENTS[0], PATIENTS[2]) for name in names)
+
+
+class ListsMore(MeteredObjects):
+    """A store whose bucket holds one more key than the server would take."""
+
+    def __init__(self, objects, key):
+        super().__init__(objects.objects)
+        self.key = key
+
+    def list(self, prefix):
+        yield from super().list(prefix)
+        if self.key.startswith(prefix):
+            yield ObjectInfo(self.key, 4, "tag")
+
+    def download(self, key, path):
+        if key == self.key:
+            path.write_bytes(b"evil")
+        else:
+            super().download(key, path)
+
+
+def test_a_damaged_model_is_refused_and_the_others_come_down(objects, tmp_path):
+    models = [str(m) for m in STUDY.models][:2]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/plans.json").write_bytes(b"{}")
+    stored, _ = [directories.write_directory(objects, LAYOUT.model(m), tmp_path / "model") for m in models]
+    objects.put(f"{LAYOUT.model(models[0])}/{stored.version}/plans.json", b"[]")
+    done = download(objects, LAYOUT, STUDY, "models", [], models, tmp_path / "down", print)
+    assert done.fetched == 1
+    assert list(done.refused) == [models[0]]
+    assert [p.name for p in (tmp_path / "down").rglob("*") if p.is_file()] == ["plans.json"]
