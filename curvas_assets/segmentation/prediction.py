@@ -170,6 +170,29 @@ class Predictor:
         )
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
+    def rehearse(self, model_folder: str | Path, scratch: Path) -> None:
+        """Take a made-up scan through all of a prediction but the network, so that plans that cannot be followed show.
+
+        Args:
+            model_folder: as for `predict`.
+            scratch: a folder for the scan's file.
+
+        Raises:
+            SegmentationError: as for `predict`; whatever nnU-Net raises, as it is.
+        """
+        import nibabel as nib
+        import torch
+
+        model = self.load(model_folder)
+        voxels = np.linspace(-200, 200, 7 * 6 * 5, dtype=np.float32).reshape(7, 6, 5)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, -2.0, 3.0, 1.0])), scratch / "rehearsal.nii.gz")
+        scan = self.open(scratch / "rehearsal.nii.gz", "a rehearsal")
+        turn = self._turn(scan, model)
+        data, properties = self._preprocess(scan, model)
+        logits = torch.zeros((len(self.study.class_names), *data.shape[1:]))
+        for _, slab in _export(logits, model.plans, model.configuration, properties, scan.shape, turn):
+            assert slab.shape[1:] == scan.shape, slab.shape
+
     def load(self, folder: str | Path) -> _Model:
         """The network of a model folder, ready.
 

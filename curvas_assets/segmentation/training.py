@@ -17,6 +17,7 @@ import pandas as pd
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.inputs import as_path, existing_folder, made_folder
+from curvas_assets.segmentation.dataset import content_of
 from curvas_assets.segmentation.runtime import (
     PLANS_NAME,
     choose_device,
@@ -188,7 +189,7 @@ def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:
     """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint and cases."""
     digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}".encode())
     for name in (f"{PLANS_NAME}.json", "dataset_fingerprint.json", "dataset.json"):
-        digest.update((dataset_folder / name).read_bytes())
+        digest.update(content_of(dataset_folder / name))
     digest.update(repr(sorted(p.name for p in dataset_folder.rglob("*.b2nd"))).encode())
     return digest.hexdigest()
 
