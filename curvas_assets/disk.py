@@ -6,11 +6,11 @@ freed here.
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from curvas_assets.errors import CurvasError, DiskError
+from curvas_assets.errors import CurvasError, DiskError, SegmentationError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space, a quota, a limit on the size of files."""
@@ -69,8 +69,16 @@ def full(
 
 
 @contextmanager
-def told_of_disk(attempted: str, subject: str, folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
+def told_of_disk(
+    attempted: str, subject: str, folder: Path, needed_bytes: Callable[[], int | None] = lambda: None
+) -> Iterator[None]:
     """A block whose failures for want of disk are raised as `full` tells them; other failures pass.
+
+    Args:
+        attempted: what is being done.
+        subject: for whom.
+        folder: where it writes.
+        needed_bytes: asked when the disk is full: what the work needs there in all, about; None if it cannot tell.
 
     Raises:
         DiskError: the disk is full.
@@ -78,11 +86,11 @@ def told_of_disk(attempted: str, subject: str, folder: Path, needed_bytes: int |
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskError) or not is_full(error, folder):
+        if isinstance(error, CurvasError) and not isinstance(error, SegmentationError):
+            raise  # of a store, or told already
+        if not is_full(error, folder):
             raise
-        if isinstance(error, CurvasError) and error.may_retry:
-            raise
-        raise full(attempted, subject, folder, error, needed_bytes) from error
+        raise full(attempted, subject, folder, error, needed_bytes()) from error
 
 
 def _free_bytes(folder: Path) -> int | None:

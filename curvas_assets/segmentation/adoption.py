@@ -112,7 +112,7 @@ def adopt_model(
             f"it is of the configuration {configuration}, the study's is {study.plans.configuration}",
             "Give a model of that configuration, or change plans.configuration.",
         )
-    require_plans(plans, configuration, ask)
+    parts = require_plans(plans, configuration, ask)
     adopted = AdoptedModel(
         checkpoint=path.name,
         trainer=str(state.get("trainer_name", "unknown")),
@@ -120,7 +120,7 @@ def adopt_model(
         best_ema_dice=None if state.get("_best_ema") is None else float(state["_best_ema"]),
         curve=_curve(state.get("logging") or {}),
         voxel_order=order,
-        normalisation=str(plans["configurations"][configuration].get("normalization_schemes", ["inherited"])[0]),
+        normalisation=str(parts.normalization_schemes[0]),
     )
     _require_free(folder / fold.name, **told)
     made_folder(folder / fold.name, **told)
@@ -200,7 +200,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
     for case in cases:
         _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
-    order = READERS[plans["image_reader_writer"]] or recorded_order(dataset, ask) or _one_order(orders, ask)
+    order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
     splits = _splits(source, cases, ask)
     intensity, shapes = _facts_of(fingerprint, ask)
     _require_free(folder / configuration["data_identifier"], **told)
@@ -392,8 +392,8 @@ def _splits(source: Path, cases: list[str], ask: Told) -> list[dict[str, list[st
     """The splits that came with a dataset, if they are of its cases; nnU-Net's own if none came."""
     if not (source / "splits_final.json").is_file():
         return splits_of(cases)
-    splits: Any = _json(source / "splits_final.json", ask.subject)
-    for number, split in enumerate(splits if isinstance(splits, list) else [None]):
+    splits: Any = _json(source / "splits_final.json", ask.subject, list)
+    for number, split in enumerate(splits):
         parts = [split.get(part) for part in ("train", "val")] if isinstance(split, dict) else [None]
         if not all(isinstance(part, list) and part and set(map(str, part)) <= set(cases) for part in parts):
             raise ask.refused(
@@ -418,16 +418,16 @@ def _facts_of(fingerprint: Mapping[str, Any], ask: Told) -> tuple[dict[str, floa
         ) from error
 
 
-def _json(path: Path, subject: str) -> dict[str, Any]:
+def _json(path: Path, subject: str, kind: type = dict) -> Any:
     try:
         content = json.loads(path.read_text())
-        if not isinstance(content, dict | list):
-            raise ValueError("no mapping")
-        return content  # type: ignore[return-value]
+        if not isinstance(content, kind):
+            raise ValueError(f"no {kind.__name__}")
+        return content
     except (OSError, ValueError) as error:
         raise SegmentationError(
             f"reading {path.name}",
             subject,
-            f"{path} is missing or no JSON ({type(error).__name__})",
+            f"{path} is missing, or not nnU-Net's JSON ({type(error).__name__})",
             "Give nnU-Net's own folder.",
         ) from error

@@ -34,7 +34,7 @@ from curvas_assets.segmentation.grid import (
     turned_image,
 )
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
-from curvas_assets.study import Plans, Study, load_study
+from curvas_assets.study import FOLDS, Plans, Study, load_study
 
 SPLIT_SEED = 12345
 """nnU-Net's own seed of its five folds."""
@@ -113,7 +113,7 @@ def prepare_dataset(
     attempted, subject = told["attempted"], told["subject"]
     with (
         tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch,
-        told_of_disk(attempted, subject, folder.parent, _needed_bytes(pairs)),
+        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(pairs)),
     ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
@@ -458,7 +458,7 @@ def splits_of(patients: list[str]) -> list[dict[str, list[str]]]:
         return []
     return [
         {part: [str(p) for p in members] for part, members in split.items()}
-        for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(5, len(patients)))
+        for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(FOLDS, len(patients)))
     ]
 
 

@@ -185,7 +185,8 @@ class Predictor:
 
         model = self.load(model_folder)
         voxels = np.linspace(-200, 200, 7 * 6 * 5, dtype=np.float32).reshape(7, 6, 5)
-        nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, -2.0, 3.0, 1.0])), scratch / "rehearsal.nii.gz")
+        length = 0.8 * max(model.configuration.spacing)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-length, -length, length, 1.0])), scratch / "rehearsal.nii.gz")
         scan = self.open(scratch / "rehearsal.nii.gz", "a rehearsal")
         turn = self._turn(scan, model)
         data, properties = self._preprocess(scan, model)
