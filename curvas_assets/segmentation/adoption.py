@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.grid import READERS, RECORD, is_order, order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
-from curvas_assets.segmentation.grid import READERS, RECORD, is_order, order_of
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name

@@ -21,8 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.inputs import as_path, existing_file, made_folder
-from curvas_assets.segmentation.grid import (
+from curvas_assets.grid import (
     CANONICAL,
     DAMAGED,
     RECORD,
@@ -33,6 +32,7 @@ from curvas_assets.segmentation.grid import (
     turned_geometry,
     turned_image,
 )
+from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, Plans, Study, load_study
 

@@ -18,8 +18,7 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.inputs import as_path
-from curvas_assets.segmentation.grid import (
+from curvas_assets.grid import (
     CANONICAL,
     DAMAGED,
     READERS,
@@ -29,6 +28,7 @@ from curvas_assets.segmentation.grid import (
     order_of,
     read_voxels,
 )
+from curvas_assets.inputs import as_path
 from curvas_assets.segmentation.requirements import (
     Told,
     recorded_order,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.segmentation.grid import READERS, RECORD, is_order
+from curvas_assets.grid import READERS, RECORD, is_order
 from curvas_assets.study import Study
 
 SKIMAGE, TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
