@@ -111,7 +111,8 @@ class Predictor:
         memory_bytes: what may be used; None asks the machine, and the container this runs in.
         tell: told before each prediction how much memory it is estimated to take.
         unrecorded_order: voxel order of the scans that models were trained on whose `dataset.json` does not say it: those
-            made elsewhere, or by this platform before it turned scans. None: such a model predicts LPS scans only.
+            made elsewhere, or by this platform before it turned scans. Asked when such a model is loaded; where it says
+            None, the model predicts LPS scans only.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Predictor:
         *,
         memory_bytes: int | None = None,
         tell: Callable[[str], None] = lambda message: None,
-        unrecorded_order: str | None = None,
+        unrecorded_order: Callable[[], str | None] = lambda: None,
     ):
         self.study = load_study(study)
         self.unrecorded_order = unrecorded_order
@@ -225,7 +226,7 @@ class Predictor:
         require_classes(self.study, dataset, told)
         require_plans(plans_json, name, told)
         reader = plans_json["image_reader_writer"]
-        order = READERS[reader] or recorded_order(dataset, told) or self.unrecorded_order
+        order = READERS[reader] or recorded_order(dataset, told) or self.unrecorded_order()
         device = choose_device(self.study.prediction.device)
         with nnunet_folders(), quiet():
             plans = PlansManager(plans_json)
