@@ -1,11 +1,13 @@
 """A full disk told as a full disk: the libraries that write for us report it in their own words, some without an error number.
 
-Known here is how nnU-Net's libraries (torch, blosc2, SimpleITK, nibabel) fail when they cannot write. Nothing is written or
-freed here.
+Known here is how nnU-Net's libraries (torch, blosc2, SimpleITK, nibabel) fail when they cannot write. Where the words say
+nothing (blosc2: "Error while creating the NDArray"), a small file is tried.
 """
 
 import errno
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,25 +25,20 @@ WORDS = (
     "iostream error",
     "file write failed",
 )
-LITTLE_BYTES = 1 << 20
-"""With less than this free, a failure that says nothing of the disk is put down to it."""
+TRIED_BYTES = 1 << 20
+"""Where so much cannot be written, a failure that says nothing of the disk is put down to it. Quotas do not show as used."""
 
 
 def is_full(error: BaseException, folder: Path) -> bool:
     """Whether an error, or one that it came from, says that nothing more can be written below a folder."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    for link in _chain(error):
         if isinstance(link, OSError) and link.errno in FULL:
             return True
         if any(words in str(link).lower() for words in WORDS):
             return True
-        link = link.__cause__ or link.__context__
     if isinstance(error, CurvasError) and error.__cause__ is None:  # our own finding, not a library's failure
         return False
-    free = _free_bytes(folder)
-    return free is not None and free < LITTLE_BYTES
+    return not _takes_more(folder)
 
 
 def full(
@@ -56,14 +53,14 @@ def full(
         error: what was raised.
         needed_bytes: what the work needs there in all, about.
     """
-    free = _free_bytes(folder)
+    free, origin = _free_bytes(folder), _chain(error)[-1]
     need = "" if needed_bytes is None else f"the work needs about {_size(needed_bytes)} there, "
     left = "how much is free is unknown" if free is None else f"{_size(free)} are free"
     return DiskError(
         attempted,
         subject,
         f"the disk of {folder} is full, or a quota on it is used up: {need}{left} "
-        f"({type(error).__name__}: {' '.join(str(error).split())[:120]})",
+        f"({type(origin).__name__}: {' '.join(str(origin).split())[:120]})",
         "Free space there or point CURVAS_SCRATCH to a larger disk, then launch again; what is stored already is kept.",
     )
 
@@ -91,6 +88,28 @@ def told_of_disk(
         if not is_full(error, folder):
             raise
         raise full(attempted, subject, folder, error, needed_bytes()) from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it came from, the origin last."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _takes_more(folder: Path) -> bool:
+    """Whether a small file can still be written below a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\1" * TRIED_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in FULL
+    return True
 
 
 def _free_bytes(folder: Path) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError
 from curvas_assets.grid import READERS, RECORD, is_order, order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
@@ -132,11 +133,12 @@ def adopt_model(
         "current_epoch": adopted.epochs,
         "_best_ema": adopted.best_ema_dice,
     }
-    torch.save(published, folder / fold.name / BEST)
-    (folder / "plans.json").write_text(json.dumps(plans, indent=1))
-    (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
-    if (source / "dataset_fingerprint.json").is_file():
-        shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    with told_of_disk(ask.attempted, ask.subject, folder, lambda: 2 * path.stat().st_size):
+        torch.save(published, folder / fold.name / BEST)
+        (folder / "plans.json").write_text(json.dumps(plans, indent=1))
+        (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
+        if (source / "dataset_fingerprint.json").is_file():
+            shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
     record = {
         "model": str(model),
         "annotator": model.annotator,
@@ -205,7 +207,9 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
     intensity, shapes = _facts_of(fingerprint, ask)
     _require_free(folder / configuration["data_identifier"], **told)
     made_folder(folder, **told)
-    shutil.copytree(source / configuration["data_identifier"], folder / configuration["data_identifier"])
+    made = source / configuration["data_identifier"]
+    with told_of_disk(ask.attempted, subject, folder, lambda: sum(f.stat().st_size for f in made.iterdir())):
+        shutil.copytree(made, folder / configuration["data_identifier"])
     shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
     (folder / "splits_final.json").write_text(json.dumps(splits, indent=1))
     (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
