@@ -1,5 +1,8 @@
-"""Hypothesis strategies: label maps and softmax volumes, edge cases included."""
+"""Hypothesis strategies: label maps, softmax volumes and images on any grid, edge cases included."""
 
+from itertools import permutations, product
+
+import nibabel as nib
 import numpy as np
 from hypothesis import strategies as st
 
@@ -51,3 +54,33 @@ def label_maps(draw, classes: int, annotators: int, shape: tuple[int, int, int])
         other = rng.choice(sorted(drawn), shape)
         maps.append(np.where(rng.random(shape) < draw(st.sampled_from([0.0, 0.2, 1.0])), other, first))
     return np.stack(maps).astype(np.uint8)
+
+
+LETTERS = "LRPASI"
+ORDERS = ["".join(order) for axes in permutations(("LR", "PA", "SI")) for order in product(*axes)]
+"""All 48 voxel orders, as nibabel writes them."""
+
+
+@st.composite
+def oblique_images(draw, classes: int = 4):
+    """Label maps as NIfTI images (X, Y, Z), int16: any voxel order, spacing and place, turned by up to 40° about any axis."""
+    order = draw(st.sampled_from(ORDERS))
+    x, y, z = draw(st.tuples(*(st.integers(1, 9) for _ in range(3))))
+    spacing = draw(st.tuples(*(st.sampled_from([0.5, 0.7324, 1.0, 3.3, 5.0]) for _ in range(3))))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    axis = rng.standard_normal(3)
+    angle = np.deg2rad(draw(st.sampled_from([0.0, 0.0, 7.0, 25.0, 40.0])))
+    k = np.cross(np.eye(3), axis / np.linalg.norm(axis))
+    rotation = np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
+    plain = np.zeros((3, 3))
+    for column, letter in enumerate(order):
+        plain["LPSRAI".index(letter) % 3, column] = 1 if letter in "RAS" else -1
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ plain @ np.diag(spacing)
+    affine[:3, 3] = rng.uniform(-400, 400, 3)
+    labels = rng.integers(0, classes, (x, y, z)).astype(np.int16)
+    labels[0, 0, 0] = classes - 1  # never a map without foreground
+    image = nib.Nifti1Image(labels, affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    return image

@@ -122,6 +122,20 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
         ({"in_distribution_group": "Z"}, r"in_distribution_group: 'Z', allowed is one of"),
         ({"ensembles": {"x": ["anno9"]}}, r"ensembles.x: \['anno9'\], allowed are"),
         ({"folds": ["some"]}, r"folds.0"),
+        (
+            {
+                "folds": ["all", 3, 4],
+                "sets": {"train": ["001", "002", "003"], "test": ["007"]},
+                "groups": {},
+                "in_distribution_group": None,
+            },
+            r"folds: \[3, 4\], allowed are all and 0 … 2: 3 training patients make 3 splits",
+        ),
+        (
+            {"folds": [0], "sets": {"train": ["001"], "test": ["007"]}, "groups": {}, "in_distribution_group": None},
+            r"folds: \[0\], allowed are all: 1 training patients",
+        ),
+        ({"folds": [4], "exclusions": {"002": "torn"}}, r"folds: \[4\], allowed are all and 0 … 3"),
         ({"annotators": [{"name": "a|b", "file": "x"}]}, r"annotators.0.name = 'a\|b': .*letters, digits and dashes"),
     ],
 )

@@ -7,19 +7,22 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
-from curvas_assets.errors import SegmentationError
-from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.errors import MissingArtefactError, SegmentationError
+from curvas_assets.grid import order_of
+from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.segmentation import prepare_dataset
-from curvas_assets.storage import directories
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 
-PREPROCESSING_GROWTH = 6
-"""Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, and CTs are noisier."""
+PREPROCESSING_GROWTH = 7
+"""Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, CTs are noisier, and scans
+that are not in nnU-Net's voxel order are copied."""
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -40,7 +43,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         retry_policy=RETRY,
     )
     def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
-        """The training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net."""
+        """The training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net.
+
+        All in one voxel order (LPS), whatever their files are in; models inherit it, and predictions come back on each
+        scan's own voxels.
+        """
         objects, layout = bucket.checked_objects(hours=needs.dataset.hours * len(context.partition_keys)), bucket.layout
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
@@ -92,6 +99,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                         "annotator": annotator,
                         "cases": described["cases"],
                         "not annotated": ", ".join(omitted) or "none",
+                        "voxel order": facts.voxel_order or "unknown",
                         "patch size": str(described["patch_size"]),
                         "target spacing (mm)": str(described["spacing_mm"]),
                         "bytes": stored.size,
@@ -118,3 +126,17 @@ def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list
             f"the label maps of {', '.join(omitted)} are blank, which means not annotated",
             "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
         )
+
+
+def order_of_training_scans(objects: ObjectStore, layout: Layout, study: Study) -> str | None:
+    """The voxel order of the study's training scans that were taken in; None if they differ, or there are none.
+
+    It is the order that a model knows whose `dataset.json` does not say it: nnU-Net left scans as they were.
+    """
+    orders: set[str] = set()
+    for patient in study.training_patients():
+        try:
+            orders.add(order_of(tables.read_json(objects, layout.scan(patient))["affine"]))
+        except MissingArtefactError:
+            continue
+    return orders.pop() if len(orders) == 1 else None

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import dagster as dg
 import numpy as np
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
+from curvas_assets.assets.dataset import order_of_training_scans
 from curvas_assets.errors import DiskError, SegmentationError
 from curvas_assets.geometry import voxel_ml
 from curvas_assets.orchestration import metadata
@@ -51,7 +53,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="predictions",
         owners=OWNERS,
         kinds={"nnunet", "zarr"},
-        code_version=f"2-{study.fingerprint('prediction')}",
+        code_version=f"3-{study.fingerprint('prediction')}",
         metadata=artefact("softmax"),
         output_required=False,
         pool=needs.prediction.pool,
@@ -63,7 +65,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         """Class probabilities (class, z, y, x) of one patient by one model, as one zarr volume.
 
         A step takes any rectangle of patients × models: each patient is fetched and preprocessed once, each model loaded
-        once, and every volume is stored and reported as soon as it is done.
+        once, and every volume is stored and reported as soon as it is done. A scan is handed over in the voxel order that
+        the model knows; its volume lies on the scan's own voxels.
         """
         objects, layout = (
             bucket.checked_objects(hours=needs.prediction.hours * len(context.partition_keys)),
@@ -72,7 +75,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         checks = Checks(*CHECKS)
 
         def predict(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-            predictor = Predictor(study, tell=context.log.info)
+            predictor = Predictor(
+                study,
+                tell=context.log.info,
+                unrecorded_order=cache(lambda: order_of_training_scans(objects, layout, study)),
+            )
             code = code_facts("nnunetv2", "torch")
             models_wanted = {grid_key(context, key)["model"] for key in keys}
             model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)

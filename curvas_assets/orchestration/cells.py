@@ -8,8 +8,10 @@ its own events (with the tags that Dagster's staleness reads) and yields no outp
 way. The assets that use this are therefore `output_required=False`.
 """
 
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -21,8 +23,10 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
+from curvas_assets import disk
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration.checks import Check
+from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.partitions import dimension_tags, ordered
 from curvas_assets.orchestration.usage import Usage
@@ -74,6 +78,7 @@ def materialise(
     for key, outcome in work(pending):
         done += 1
         if isinstance(outcome, Exception):
+            outcome = _told_of_disk(asset, key, outcome)
             failures[key] = outcome
             context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
             usage.lap()
@@ -90,6 +95,16 @@ def materialise(
         yield check.result(context.asset_key)
     if failures:
         raise _failure(asset, failures, len(keys))
+
+
+def _told_of_disk(asset: str, key: str, error: Exception) -> Exception:
+    """What befell a partition; a full scratch disk as a DiskError, whichever library met it."""
+    folder = scratch_folder() or Path(tempfile.gettempdir())
+    if isinstance(error, CurvasError) or not disk.is_full(error, folder):
+        return error
+    told = disk.full(f"materialising {asset}", key, folder, error)
+    told.__cause__ = error
+    return told
 
 
 def _reason(error: Exception) -> str:

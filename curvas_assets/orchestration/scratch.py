@@ -87,7 +87,8 @@ def _make_sure_of_room(root: Path, subject: str, needed: int, promised: int) -> 
     raise DiskError(
         f"making room in {root}",
         subject,
-        f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what}",
+        f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what} "
+        f"({RESERVE_BYTES / 2**30:g} GiB is kept in reserve)",
         f"Free space, point {SCRATCH} to a larger disk, or raise {SCRATCH_GIB}.",
         may_retry=bool(used or promised),  # of steps that end
     )

@@ -1,10 +1,14 @@
 """Taking in what nnU-Net made elsewhere: a trained model, a preprocessed dataset; checked, and put into our form.
 
-Nothing is trained or preprocessed here. A checkpoint is read without executing what a pickle may hold.
+Nothing is trained or preprocessed here. What does not fit is refused here, never at the end of a prediction: a model is
+rehearsed on a made-up scan. A checkpoint, and what a dataset keeps in pickles, is read without executing what a pickle may hold.
 """
 
+import io
 import json
+import pickle
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +16,13 @@ from typing import Any
 
 import pandas as pd
 
+from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError
+from curvas_assets.grid import READERS, RECORD, is_order, order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
-from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest
+from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
+from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
 from curvas_assets.segmentation.training import BEST
 from curvas_assets.study import ModelId, Study, load_study
@@ -41,6 +48,8 @@ class AdoptedModel:
         epochs: that the checkpoint has seen.
         best_ema_dice: its exponential moving average of the pseudo-Dice; None if the checkpoint does not say.
         curve: per epoch, as `train_model` gives it; without rows if the checkpoint holds none.
+        voxel_order: of the scans that it knows, such as LPS; None if nobody says.
+        normalisation: of intensities, nnU-Net's name.
     """
 
     checkpoint: str
@@ -48,10 +57,17 @@ class AdoptedModel:
     epochs: int
     best_ema_dice: float | None
     curve: pd.DataFrame
+    voxel_order: str | None
+    normalisation: str
 
 
 def adopt_model(
-    study: Study | str | Path, model: ModelId | str, source: str | Path, folder: str | Path
+    study: Study | str | Path,
+    model: ModelId | str,
+    source: str | Path,
+    folder: str | Path,
+    *,
+    voxel_order: str | None = None,
 ) -> AdoptedModel:
     """Put a stock nnU-Net model (or one of this platform's) into the form that `train_model` publishes.
 
@@ -61,18 +77,24 @@ def adopt_model(
         source: nnU-Net's results folder of one trainer (`plans.json`, `dataset.json`, `fold_<fold>/checkpoint_*.pth`).
         folder: receives `plans.json`, `dataset.json`, `training.json` and `fold_<fold>/checkpoint_best.pth`, without
             optimizer state.
+        voxel_order: of the scans that it was trained on, such as LPS, written into `dataset.json`; None takes what is
+            there, or the reader's. A model of unknown order predicts LPS scans only.
 
     Raises:
-        SegmentationError: a file is missing or unreadable, classes or configuration are not the study's, or the weights
-            do not fit the network of the plans.
+        SegmentationError: a file is missing or unreadable; classes, channels or configuration are not the study's;
+            something in the plans is unknown here (reader, resampling, normalisation …); or the weights do not fit the
+            network of the plans.
     """
     import torch
 
     study, model = load_study(study), ModelId.of(model)
     told: Any = {"attempted": "taking in the model", "subject": str(model), "error": SegmentationError}
     source, folder = existing_folder(source, **told), as_path(folder, **told)
+    ask = Told(told["attempted"], str(model))
     plans = _json(source / "plans.json", str(model))
     dataset = _json(source / "dataset.json", str(model))
+    require_classes(study, dataset, ask)
+    order = _voxel_order(plans, dataset, voxel_order, ask)
     fold = source / f"fold_{model.fold}"
     path = next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
     if path is None:
@@ -91,28 +113,32 @@ def adopt_model(
             f"it is of the configuration {configuration}, the study's is {study.plans.configuration}",
             "Give a model of that configuration, or change plans.configuration.",
         )
+    parts = require_plans(plans, configuration, ask)
     adopted = AdoptedModel(
         checkpoint=path.name,
         trainer=str(state.get("trainer_name", "unknown")),
         epochs=int(state.get("current_epoch", 0)),
         best_ema_dice=None if state.get("_best_ema") is None else float(state["_best_ema"]),
         curve=_curve(state.get("logging") or {}),
+        voxel_order=order,
+        normalisation=str(parts.normalization_schemes[0]),
     )
     _require_free(folder / fold.name, **told)
     made_folder(folder / fold.name, **told)
     published = {
-        "network_weights": {name.removeprefix("module."): w for name, w in state["network_weights"].items()},
+        "network_weights": {_plain_name(name): w for name, w in state["network_weights"].items()},
         "trainer_name": "nnUNetTrainer",
         "init_args": {"configuration": configuration, "fold": model.fold},
         "inference_allowed_mirroring_axes": state.get("inference_allowed_mirroring_axes"),
         "current_epoch": adopted.epochs,
         "_best_ema": adopted.best_ema_dice,
     }
-    torch.save(published, folder / fold.name / BEST)
-    (folder / "plans.json").write_text(json.dumps(plans, indent=1))
-    (folder / "dataset.json").write_text(json.dumps(dataset, indent=1))
-    if (source / "dataset_fingerprint.json").is_file():
-        shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    with told_of_disk(ask.attempted, ask.subject, folder, lambda: 2 * path.stat().st_size):
+        torch.save(published, folder / fold.name / BEST)
+        (folder / "plans.json").write_text(json.dumps(plans, indent=1))
+        (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
+        if (source / "dataset_fingerprint.json").is_file():
+            shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
     record = {
         "model": str(model),
         "annotator": model.annotator,
@@ -121,10 +147,11 @@ def adopt_model(
         "epochs": adopted.epochs,
         "best_ema_dice": adopted.best_ema_dice,
         "stopped_because": f"made elsewhere by {adopted.trainer}, {adopted.checkpoint}",
+        RECORD: order,
         "curve": adopted.curve.to_dict(orient="list"),
     }
     (folder / "training.json").write_text(json.dumps(record, indent=1))
-    _require_loadable(study, model, folder)
+    _require_usable(study, model, folder, adopted)
     return adopted
 
 
@@ -135,12 +162,14 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
         study: classes and configuration that it must have, patients that it may have.
         annotator: whose label maps it was made of.
         source: one dataset of `nnUNet_preprocessed`: `dataset.json`, `dataset_fingerprint.json`, one `*Plans.json`,
-            `splits_final.json` if there is one, and the cases.
-        folder: receives them; the plans are renamed to ours, and name our dataset.
+            `splits_final.json` if there is one, and the cases (`.b2nd`, `_seg.b2nd`, `.pkl`).
+        folder: receives them; the plans are renamed to ours, and name our dataset; splits are made if there are none, and
+            the voxel order that the cases' own records tell is written into `dataset.json`.
 
     Raises:
-        SegmentationError: a file is missing, classes or configuration are not the study's, or a case is none of the
-            study's training patients.
+        SegmentationError: a file is missing or damaged; classes, channels or configuration are not the study's; something
+            in the plans is unknown here; a case is none of the study's training patients, or holds other labels; the cases
+            are in several voxel orders; or a `.pkl` would run code.
     """
     study, subject = load_study(study), f"dataset of {annotator}"
     told: Any = {"attempted": "taking in the preprocessing", "subject": subject, "error": SegmentationError}
@@ -153,17 +182,13 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
             f"{len(plans_files)} files *Plans.json are in {source}",
             "Give the folder of one dataset in nnUNet_preprocessed, with one plans file.",
         )
+    ask = Told(told["attempted"], subject)
     plans = _json(plans_files[0], subject)
     dataset, fingerprint = _json(source / "dataset.json", subject), _json(source / "dataset_fingerprint.json", subject)
-    _require_classes(study, dataset, subject)
-    configuration = plans.get("configurations", {}).get(study.plans.configuration)
-    if configuration is None or "data_identifier" not in configuration:
-        raise SegmentationError(
-            "taking in the preprocessing",
-            subject,
-            f"its plans have {', '.join(plans.get('configurations', {})) or 'no configuration'}",
-            f"Plan {study.plans.configuration}, or change plans.configuration.",
-        )
+    require_classes(study, dataset, ask)
+    configuration = require_plans(plans, study.plans.configuration, ask).configuration
+    if "data_identifier" not in configuration:
+        raise ask.refused("its plans name no folder of cases (data_identifier)", "Give the plans that nnU-Net 2 wrote.")
     cases = {path.name.removesuffix(".b2nd") for path in (source / configuration["data_identifier"]).glob("*.b2nd")}
     cases = sorted(case for case in cases if not case.endswith("_seg"))
     strange = sorted(set(cases) - set(study.training_patients()))
@@ -174,25 +199,34 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
             f"cases {', '.join(strange[:5])} are no training patients" if strange else "it holds no case (*.b2nd)",
             f"Name the cases like {', '.join(study.training_patients()[:2])}; preprocess with nnU-Net 2.6 or newer.",
         )
+    for case in cases:
+        _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask)
+    orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
+    order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
+    splits = _splits(source, cases, ask)
+    intensity, shapes = _facts_of(fingerprint, ask)
     _require_free(folder / configuration["data_identifier"], **told)
     made_folder(folder, **told)
-    shutil.copytree(source / configuration["data_identifier"], folder / configuration["data_identifier"])
-    for name in ("dataset.json", "dataset_fingerprint.json", "splits_final.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    made = source / configuration["data_identifier"]
+    with told_of_disk(ask.attempted, subject, folder, lambda: sum(f.stat().st_size for f in made.iterdir())):
+        shutil.copytree(made, folder / configuration["data_identifier"])
+    shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    (folder / "splits_final.json").write_text(json.dumps(splits, indent=1))
+    (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
     plans |= {"dataset_name": dataset_name(annotator), "plans_name": PLANS_NAME}
     (folder / f"{PLANS_NAME}.json").write_text(json.dumps(plans, indent=1))
     return DatasetFacts(
         cases=len(cases),
-        shapes=[list(map(int, shape)) for shape in fingerprint["shapes_after_crop"]],
+        shapes=shapes,
         spacing_mm=list(map(float, configuration["spacing"])),
         patch_size=list(map(int, configuration["patch_size"])),
         batch_size=int(configuration["batch_size"]),
         planner=str(plans.get("experiment_planner_used", "unknown")),
         configuration=study.plans.configuration,
-        intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
+        intensity=intensity,
         seconds=0.0,
         digest=dataset_digest(folder),
+        voxel_order=order,
     )
 
 
@@ -236,39 +270,168 @@ def _curve(logging: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame({"epoch": range(length), **{name: values[:length] for name, values in columns.items()}})
 
 
-def _require_loadable(study: Study, model: ModelId, folder: Path) -> None:
+def _plain_name(name: str) -> str:
+    """A weight's name without what parallel and compiled training put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _voxel_order(plans: Mapping[str, Any], dataset: Mapping[str, Any], given: str | None, ask: Told) -> str | None:
+    """The voxel order a model was trained on: its reader's, the one that is given, or the recorded one."""
+    if given is not None and not is_order(given):
+        raise ask.refused(f"voxel_order = {given!r:.80}", "Give three letters such as LPS or RAS, or leave it out.")
+    forced, recorded = READERS.get(str(plans.get("image_reader_writer"))), recorded_order(dataset, ask)
+    for says, order in (("its reader brings every scan into", forced), (f"its dataset.json says {RECORD}", recorded)):
+        if given is not None and order is not None and order != given:
+            raise ask.refused(f"voxel_order is {given}, but {says} {order}", "Leave voxel_order out.")
+    return forced or recorded or given
+
+
+def _require_usable(study: Study, model: ModelId, folder: Path, adopted: AdoptedModel) -> None:
+    """Weights fit the network, and a made-up scan goes through all but the network."""
     try:
-        Predictor(study).load(folder)
+        predictor = Predictor(study)
+        predictor.load(folder)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            predictor.rehearse(folder, Path(scratch))
     except SegmentationError:
         raise
     except Exception as error:
         raise SegmentationError(
             "taking in the model",
             str(model),
-            f"its weights do not fit the network of its plans ({' '.join(str(error).split())[:200]})",
-            "Give plans.json and checkpoint of one training.",
+            f"its weights do not fit the network of its plans, or its plans cannot be followed "
+            f"({' '.join(str(error).split())[:200]})",
+            f"Give plans.json and checkpoint of one training, by a trainer that builds the network of its plans "
+            f"(this one's is {adopted.trainer}).",
         ) from error
 
 
-def _require_classes(study: Study, dataset: dict[str, Any], subject: str) -> None:
-    labels = dataset.get("labels", {})
-    classes = sorted(labels, key=labels.__getitem__)
-    if classes != study.class_names:
-        raise SegmentationError(
-            "taking in the preprocessing",
-            subject,
-            f"its classes are {classes}, the study's {study.class_names}",
-            "Give a dataset with the study's organs and labels.",
+# Cases of a dataset ---------------------------------------------------------------------------------------------------
+
+
+def _require_case(folder: Path, case: str, classes: int, ask: Told) -> None:
+    """A preprocessed case is whole: one channel, and labels of the study on the same voxels."""
+    import blosc2
+    import numpy as np
+
+    for name in (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl"):
+        if not (folder / name).is_file():
+            raise ask.refused(f"{name} is missing in {folder}", "Give the whole folder that nnU-Net preprocessed.")
+    try:
+        image, labels = (blosc2.open(str(folder / f"{case}{end}.b2nd"), mode="r") for end in ("", "_seg"))
+        shapes, found = (tuple(image.shape), tuple(labels.shape)), np.unique(labels[:])
+    except Exception as error:
+        raise ask.refused(
+            f"{case} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
+            "Preprocess it again.",
+        ) from error
+    if len(shapes[0]) != 4 or shapes[0][0] != 1 or shapes[1] != shapes[0]:
+        raise ask.refused(
+            f"{case} has an image of {shapes[0]} and labels of {shapes[1]} (channel, z, y, x)",
+            "Give what was preprocessed of the CT alone, by nnU-Net 2.6 or newer.",
+        )
+    strange = [int(label) for label in found if not -1 <= label < classes]
+    if strange:
+        raise ask.refused(
+            f"{case} holds the labels {strange[:5]}, the study's are 0 … {classes - 1}",
+            "Preprocess label maps with the study's labels.",
         )
 
 
-def _json(path: Path, subject: str) -> dict[str, Any]:
+class _NumbersOnly(pickle.Unpickler):
+    """Reads what nnU-Net keeps of a case: plain Python and NumPy's arrays and numbers. Nothing else is looked up."""
+
+    ALLOWED = frozenset(
+        (f"{module}.{name}" if module else name)
+        for module in (
+            "numpy",
+            "numpy.core.multiarray",
+            "numpy._core.multiarray",
+            "numpy.core.numeric",
+            "numpy._core.numeric",
+        )
+        for name in ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in self.ALLOWED:
+            return super().find_class(module, name)
+        if module == "_codecs" and name == "encode":  # how old protocols write bytes
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _order_of_case(path: Path, ask: Told) -> str | None:
+    """The voxel order in which a case was preprocessed, from the geometry that its reader kept; None if it kept none."""
+    import numpy as np
+
     try:
-        return json.loads(path.read_text())
+        kept = _NumbersOnly(io.BytesIO(path.read_bytes())).load()
+        itk, nibabel = kept.get("sitk_stuff"), kept.get("nibabel_stuff")
+        if itk:
+            directions = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(np.asarray(itk["direction"], np.float64), (3, 3))
+            return order_of(np.pad(directions, ((0, 1), (0, 1))) + np.diag([0.0, 0.0, 0.0, 1.0]))
+        if nibabel:
+            return order_of(nibabel.get("reoriented_affine", nibabel["original_affine"]))
+        return None
+    except Exception as error:
+        raise ask.refused(
+            f"{path.name} is not what nnU-Net writes ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+            "training would unpickle it",
+            "Preprocess it again.",
+        ) from error
+
+
+def _one_order(orders: Mapping[str, str | None], ask: Told) -> str | None:
+    if len(set(orders.values())) > 1:
+        some = ", ".join(f"{case} {order or 'unknown'}" for case, order in list(orders.items())[:6])
+        raise ask.refused(
+            f"its cases are in several voxel orders ({some}), so that left and right change places between them",
+            "Materialise preprocessed_dataset, which brings all scans into one order; or preprocess with NibabelIOWithReorient.",
+        )
+    return next(iter(orders.values()))
+
+
+def _splits(source: Path, cases: list[str], ask: Told) -> list[dict[str, list[str]]]:
+    """The splits that came with a dataset, if they are of its cases; nnU-Net's own if none came."""
+    if not (source / "splits_final.json").is_file():
+        return splits_of(cases)
+    splits: Any = _json(source / "splits_final.json", ask.subject, list)
+    for number, split in enumerate(splits):
+        parts = [split.get(part) for part in ("train", "val")] if isinstance(split, dict) else [None]
+        if not all(isinstance(part, list) and part and set(map(str, part)) <= set(cases) for part in parts):
+            raise ask.refused(
+                f"split {number} of splits_final.json names no patients, or others than its cases",
+                "Remove splits_final.json, or make it of these cases.",
+            )
+    return splits
+
+
+def _facts_of(fingerprint: Mapping[str, Any], ask: Told) -> tuple[dict[str, float], list[list[int]]]:
+    try:
+        return (
+            {
+                name: float(value)
+                for name, value in fingerprint["foreground_intensity_properties_per_channel"]["0"].items()
+            },
+            [[int(n) for n in shape] for shape in fingerprint["shapes_after_crop"]],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ask.refused(
+            f"dataset_fingerprint.json is not whole ({type(error).__name__}: {error})", "Extract the fingerprint again."
+        ) from error
+
+
+def _json(path: Path, subject: str, kind: type = dict) -> Any:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, kind):
+            raise ValueError(f"no {kind.__name__}")
+        return content
     except (OSError, ValueError) as error:
         raise SegmentationError(
             f"reading {path.name}",
             subject,
-            f"{path} is missing or no JSON ({type(error).__name__})",
+            f"{path} is missing, or not nnU-Net's JSON ({type(error).__name__})",
             "Give nnU-Net's own folder.",
         ) from error

@@ -1,6 +1,7 @@
 """nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
 
-nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
+Every scan is handed over in one voxel order (`grid.CANONICAL`), which `dataset.json` records and the model inherits. nnU-Net's
+per-case functions are called directly: the same bits as its command line, without its pools of processes.
 """
 
 import hashlib
@@ -8,7 +9,6 @@ import json
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +16,25 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+import numpy.typing as npt
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from curvas_assets.errors import SegmentationError
+from curvas_assets.disk import told_of_disk
+from curvas_assets.errors import CurvasError, SegmentationError
+from curvas_assets.grid import (
+    CANONICAL,
+    DAMAGED,
+    RECORD,
+    farthest_apart_mm,
+    itk_reads,
+    open_image,
+    order_of,
+    turned_geometry,
+    turned_image,
+)
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
-from curvas_assets.study import Plans, Study, load_study
+from curvas_assets.study import FOLDS, Plans, Study, load_study
 
 SPLIT_SEED = 12345
 """nnU-Net's own seed of its five folds."""
@@ -46,6 +59,8 @@ class DatasetFacts:
     intensity: dict[str, float]
     seconds: float
     digest: str
+    voxel_order: str | None = None
+    """Of the scans as nnU-Net was given them, such as LPS; None: unknown, of a dataset made elsewhere."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,15 +80,16 @@ def prepare_dataset(
     Args:
         study: plans and training settings; the study itself, or its name or path for `load_study`.
         annotator: whose label maps these are.
-        scans: patient → (image, annotation), NIfTI files of one geometry.
+        scans: patient → (image, annotation), NIfTI files on the same voxels of the world, each in any voxel order.
         folder: receives `dataset.json`, `dataset_fingerprint.json`, `nnUNetPlans.json`, `splits_final.json` and the
             preprocessed cases; a stock nnU-Net can use it as a folder of `nnUNet_preprocessed`.
         all_annotations: patient → every annotator's file; needed for `plans.shared_intensity_statistics`.
         on_progress: told (done, total, patient) after each case.
 
     Raises:
-        SegmentationError: there is no patient, a file is not there, nnU-Net cannot read one, its plans do not fit the study's
-            settings, or the folder cannot be made.
+        SegmentationError: there is no patient, a file is not there, nnU-Net cannot read one, an annotation lies elsewhere
+            than its image, plans do not fit the study's settings, or the folder cannot be made.
+        DiskError: the disk is full; says how much is needed.
         StudyError: there is no such study.
     """
     study = load_study(study)
@@ -94,13 +110,17 @@ def prepare_dataset(
     made_folder(folder.parent, **told)
     start = time.perf_counter()
     name = dataset_name(annotator)
-    with tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch:
+    attempted, subject = told["attempted"], told["subject"]
+    with (
+        tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch,
+        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(pairs)),
+    ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
             dataset, cases = _write_raw(study, pairs, raw / name)
             (preprocessed / name).mkdir(parents=True)
             statistics = (
-                _write_unions(pairs, annotations, Path(scratch, "unions"), annotator)
+                _write_unions(study, cases, annotations, Path(scratch, "unions"), annotator)
                 if study.plans.shared_intensity_statistics
                 else {patient: label for patient, (_, label) in cases.items()}
             )
@@ -109,7 +129,7 @@ def prepare_dataset(
             plans = _plan(study.plans, name, annotator)
             _write_json(preprocessed / name / f"{PLANS_NAME}.json", plans)
             _preprocess(study, annotator, cases, plans, dataset, preprocessed / name, on_progress)
-            _write_json(preprocessed / name / "splits_final.json", _splits(sorted(cases)))
+            _write_json(preprocessed / name / "splits_final.json", splits_of(sorted(cases)))
             _write_json(preprocessed / name / "dataset.json", dataset)
             shutil.copytree(preprocessed / name, folder, dirs_exist_ok=True)
     configuration = plans["configurations"][study.plans.configuration]
@@ -124,6 +144,7 @@ def prepare_dataset(
         intensity=fingerprint["foreground_intensity_properties_per_channel"]["0"],
         seconds=round(time.perf_counter() - start, 3),
         digest=dataset_digest(folder),
+        voxel_order=CANONICAL,
     )
 
 
@@ -133,11 +154,33 @@ def dataset_digest(folder: Path) -> str:
 
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.json")):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode() + content_of(path))
     for path in sorted(folder.rglob("*.b2nd")):
         array = np.ascontiguousarray(blosc2.open(str(path), mode="r")[:])
         digest.update(f"{path.name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def content_of(path: Path) -> bytes:
+    """A file of a dataset for its digest: without the record of the voxel order, which the arrays themselves are in.
+
+    So a dataset of LPS scans is what it was before orders were recorded, and makes no model stale.
+    """
+    content = path.read_bytes()
+    if path.name != "dataset.json" or RECORD.encode() not in content:
+        return content
+    return json.dumps({k: v for k, v in json.loads(content).items() if k != RECORD}, indent=1).encode()
+
+
+def _needed_bytes(scans: Mapping[str, Sequence[Path]]) -> int:
+    """Disk that a dataset takes while it is made, about: images (float32) and labels (int16) twice, and turned copies."""
+    voxels = 0
+    for image, _ in scans.values():
+        try:
+            voxels += int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
+        except DAMAGED:  # told where it is read
+            continue
+    return 16 * voxels
 
 
 def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
@@ -154,10 +197,12 @@ def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
 def _write_raw(
     study: Study, scans: Mapping[str, Sequence[Path]], folder: Path
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """nnU-Net's raw layout: the images by link, the label maps as whole numbers with their image's geometry.
+    """nnU-Net's raw layout, all in one voxel order: images, and label maps as whole numbers with their image's geometry.
 
-    The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in a pool of twelve forked
-    processes, and a fork of a process with threads (a Dagster step, a test run) may hang for good: seen in CI.
+    An image that is in this order already, and that ITK reads as we do, is linked; others are written anew with a header
+    that leaves no choice. The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in a pool
+    of twelve forked processes, and a fork of a process with threads (a Dagster step, a test run) may hang for good: seen in
+    CI.
 
     Returns:
         `dataset.json` as it is published, without paths, and patient → (image, label map).
@@ -166,28 +211,68 @@ def _write_raw(
         (folder / part).mkdir(parents=True)
     cases: dict[str, tuple[str, str]] = {}
     for patient, (image, annotation) in scans.items():
-        linked = folder / "imagesTr" / f"{patient}_0000.nii.gz"
-        linked.symlink_to(Path(image).resolve())
-        label = folder / "labelsTr" / f"{patient}.nii.gz"
+        attempt = "reading the scan and its annotation"
+        handed, label = folder / "imagesTr" / f"{patient}_0000.nii.gz", folder / "labelsTr" / f"{patient}.nii.gz"
         try:
-            reference = nib.Nifti1Image.from_filename(image)
-            rounded = np.rint(np.asanyarray(nib.Nifti1Image.from_filename(annotation).dataobj)).astype(np.uint8)
-        except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-            raise _unusable("reading the scan and its annotation", patient, error) from error
-        nib.save(nib.Nifti1Image(rounded, reference.affine, header=_header(reference, rounded)), label)
-        cases[patient] = (str(linked), str(label))
+            reference = _hand_over(image, handed, patient)
+            labels = _label_map(study, annotation, reference, patient)
+        except CurvasError:
+            raise
+        except DAMAGED as error:
+            raise _unusable(attempt, patient, error) from error
+        nib.save(nib.Nifti1Image(labels, reference.affine, header=_header(reference, labels)), label)
+        cases[patient] = (str(handed), str(label))
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {name: label for label, name in enumerate(study.class_names)},
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
+        RECORD: CANONICAL,
     }
     named = {patient: {"images": [image], "label": label} for patient, (image, label) in cases.items()}
     _write_json(folder / "dataset.json", {**dataset, "dataset": named})
     return dataset, cases
 
 
-def _header(image: Any, labels: np.ndarray) -> Any:
+def _hand_over(path: Path, handed: Path, patient: str) -> Any:
+    """Put an image in the canonical order where nnU-Net reads it; the image as nibabel and ITK now both read it."""
+    told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
+    image = open_image(path, **told)
+    if order_of(image.affine) == CANONICAL and itk_reads(path, image.shape[::-1], image.affine):
+        handed.symlink_to(path.resolve())
+        return image
+    nib.save(turned_image(image, CANONICAL), handed)
+    turned: Any = nib.Nifti1Image.from_filename(handed)
+    if not itk_reads(handed, turned.shape[::-1], turned.affine):
+        raise SegmentationError(
+            told["attempted"],
+            patient,
+            f"ITK, by which nnU-Net reads, puts its voxels elsewhere than its affine {np.round(image.affine[:3], 4).tolist()}",
+            "Resample the scan and its annotations to a rectangular grid, with one geometry in the header.",
+        )
+    return turned
+
+
+def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArray[np.uint8]:
+    """A label map (X, Y, Z) on the voxels of an image in the canonical order, from a file in any order."""
+    told: Any = {"attempted": f"comparing {path.name} with its scan", "subject": patient, "error": SegmentationError}
+    drawn = open_image(path, **told)
+    shape, affine = turned_geometry(drawn.shape[::-1], drawn.affine, CANONICAL)
+    apart = farthest_apart_mm(affine, image.affine, image.shape[::-1])
+    if shape != image.shape[::-1] or apart > study.intake.origin_tolerance_mm:
+        raise SegmentationError(
+            told["attempted"],
+            patient,
+            f"the annotation has {shape} voxels (z, y, x), the scan {image.shape[::-1]}; their corners are up to "
+            f"{apart:.4g} mm apart (tolerance {study.intake.origin_tolerance_mm:g})",
+            "Give the annotation of this scan, on its voxels.",
+        )
+    values = np.rint(np.asanyarray(drawn.dataobj)).astype(np.uint8)
+    turn = ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL)))
+    return np.asarray(apply_orientation(values, turn))
+
+
+def _header(image: Any, labels: npt.NDArray[np.uint8]) -> Any:
     header = image.header.copy()
     header.set_data_dtype(labels.dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
@@ -195,10 +280,14 @@ def _header(image: Any, labels: np.ndarray) -> Any:
 
 
 def _write_unions(
-    scans: Mapping[str, Sequence[Path]], annotations: Mapping[str, Sequence[Path]], folder: Path, annotator: str
+    study: Study,
+    cases: Mapping[str, tuple[str, str]],
+    annotations: Mapping[str, Sequence[Path]],
+    folder: Path,
+    annotator: str,
 ) -> dict[str, str]:
     """Where any annotator sees an organ, as label maps: the foreground of intensity statistics all datasets share."""
-    missing = sorted(set(scans) - set(annotations))
+    missing = sorted(set(cases) - set(annotations))
     if missing:
         raise SegmentationError(
             "preparing the dataset",
@@ -208,11 +297,14 @@ def _write_unions(
         )
     folder.mkdir()
     unions: dict[str, str] = {}
-    for patient, (image, _) in scans.items():
-        reference = nib.Nifti1Image.from_filename(image)
+    for patient, (_, label) in cases.items():
+        reference = nib.Nifti1Image.from_filename(label)
         union = np.zeros(reference.shape, np.uint8)
         for path in annotations[patient]:
-            union |= (np.rint(np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)) > 0).astype(np.uint8)
+            try:
+                union |= (_label_map(study, path, reference, patient) > 0).astype(np.uint8)
+            except DAMAGED as error:
+                raise _unusable("reading the annotations", patient, error) from error
         unions[patient] = str(folder / f"{patient}.nii.gz")
         nib.save(nib.Nifti1Image(union, reference.affine, header=_header(reference, union)), unions[patient])
     return unions
@@ -358,7 +450,7 @@ def _preprocess(
             on_progress(done, len(cases), patient)
 
 
-def _splits(patients: list[str]) -> list[dict[str, list[str]]]:
+def splits_of(patients: list[str]) -> list[dict[str, list[str]]]:
     """nnU-Net's cross-validation, with as many folds as there are patients when they are fewer than five."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
@@ -366,7 +458,7 @@ def _splits(patients: list[str]) -> list[dict[str, list[str]]]:
         return []
     return [
         {part: [str(p) for p in members] for part, members in split.items()}
-        for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(5, len(patients)))
+        for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(FOLDS, len(patients)))
     ]
 
 

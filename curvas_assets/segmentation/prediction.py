@@ -1,28 +1,41 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's own preprocessing and sliding window are unchanged. Its export, which holds several whole volumes in float64, is
-replaced by the same resampling done slab by slab (linear; nearest across coarse slices), followed by softmax and the
-reversal of crop and transpose.
+nnU-Net's own preprocessing and sliding window are unchanged. The scan is handed over in the voxel order that the model knows
+(`grid`), whatever its own. nnU-Net's export, which holds several whole volumes in float64, is replaced by the same resampling
+done slab by slab (linear; nearest across coarse slices), followed by softmax and the reversal of crop, transposition and
+voxel order.
 """
 
 import json
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.inputs import as_path, existing_file
+from curvas_assets.grid import (
+    CANONICAL,
+    DAMAGED,
+    READERS,
+    RECORD,
+    Turn,
+    open_image,
+    order_of,
+    read_voxels,
+)
+from curvas_assets.inputs import as_path
+from curvas_assets.segmentation.requirements import (
+    Told,
+    recorded_order,
+    require_classes,
+    require_linear,
+    require_plans,
+)
 from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
 from curvas_assets.segmentation.training import BEST
 from curvas_assets.study import Study, load_study
@@ -50,6 +63,11 @@ class PreparedScan:
     affine: npt.NDArray[np.float64]
     preprocessed: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
+    @property
+    def order(self) -> str:
+        """Its voxel order, such as LPS."""
+        return order_of(self.affine)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -74,13 +92,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Model:
-    """A network ready for nnU-Net's predictor."""
+    """A network ready for nnU-Net's predictor, and the voxel order of the scans it knows (None: it does not say)."""
 
     name: str
     predictor: Any
     plans: Any
     configuration: Any
     dataset: dict[str, Any]
+    order: str | None
     sharing: str
 
 
@@ -91,6 +110,9 @@ class Predictor:
         study: prediction settings and class names; the study itself, or its name or path for `load_study`.
         memory_bytes: what may be used; None asks the machine, and the container this runs in.
         tell: told before each prediction how much memory it is estimated to take.
+        unrecorded_order: voxel order of the scans that models were trained on whose `dataset.json` does not say it: those
+            made elsewhere, or by this platform before it turned scans. Asked when such a model is loaded; where it says
+            None, the model predicts LPS scans only.
     """
 
     def __init__(
@@ -99,8 +121,10 @@ class Predictor:
         *,
         memory_bytes: int | None = None,
         tell: Callable[[str], None] = lambda message: None,
+        unrecorded_order: Callable[[], str | None] = lambda: None,
     ):
         self.study = load_study(study)
+        self.unrecorded_order = unrecorded_order
         self.memory_bytes = memory_bytes
         self.tell = tell
         self._models: OrderedDict[Path, _Model] = OrderedDict()
@@ -109,22 +133,14 @@ class Predictor:
         """A patient's scan; nothing is decoded before the first model needs it.
 
         Raises:
-            SegmentationError: there is no such file, or it is no 3-D NIfTI.
+            SegmentationError: there is no such file, it is no 3-D NIfTI, or its grid is sheared.
         """
         told: Any = {"attempted": "opening the scan", "subject": str(patient), "error": SegmentationError}
-        path = existing_file(image, **told)
-        try:
-            header = nib.Nifti1Image.from_filename(path)
-            x, y, z = (int(n) for n in header.shape)
-            sx, sy, sz = (float(s) for s in voxel_sizes(header.affine))
-        except (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-            raise SegmentationError(
-                "opening the scan",
-                str(patient),
-                f"{path.name} is no 3-D NIfTI file ({' '.join(str(error).split())[:200]})",
-                "Give the CT as .nii.gz.",
-            ) from error
-        return PreparedScan(path, patient, (z, y, x), (sz, sy, sx), np.asarray(header.affine, np.float64))
+        opened = open_image(image, **told)
+        affine = np.asarray(opened.affine, np.float64)
+        x, y, z = (int(n) for n in opened.shape)
+        sx, sy, sz = (float(s) for s in voxel_sizes(affine))
+        return PreparedScan(Path(opened.get_filename()), str(patient), (z, y, x), (sz, sy, sx), affine)
 
     def predict(self, scan: PreparedScan, model_folder: str | Path) -> Prediction:
         """Predict a patient by one model.
@@ -134,13 +150,15 @@ class Predictor:
             model_folder: as `train_model` filled it, or a stock nnU-Net model with one fold.
 
         Raises:
-            SegmentationError: it is no opened scan; the model cannot be loaded, has other classes than the study, or memory will not or does
-                not suffice; names the setting to change.
+            SegmentationError: it is no opened scan; the model cannot be loaded, is not the study's, or does not say which
+                voxel order it knows while the scan's is not the usual one; memory will not or does not suffice; names the
+                setting to change.
         """
         if not isinstance(scan, PreparedScan):
             found = f"a {type(scan).__name__} instead of an opened scan"
             raise SegmentationError("predicting", str(scan)[:80], found, "Give what Predictor.open returns.")
         model = self.load(model_folder)
+        turn = self._turn(scan, model)
         needed = self._require_memory(scan, model)
         try:
             data, properties = self._preprocess(scan, model)
@@ -148,11 +166,41 @@ class Predictor:
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(scan, model, error) or error from error
         classes = len(self.study.class_names)
-        slabs = _told_of_memory(scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape))
+        slabs = _told_of_memory(
+            scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape, turn)
+        )
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
 
+    def rehearse(self, model_folder: str | Path, scratch: Path) -> None:
+        """Take a made-up scan through all of a prediction but the network, so that plans that cannot be followed show.
+
+        Args:
+            model_folder: as for `predict`.
+            scratch: a folder for the scan's file.
+
+        Raises:
+            SegmentationError: as for `predict`; whatever nnU-Net raises, as it is.
+        """
+        import nibabel as nib
+        import torch
+
+        model = self.load(model_folder)
+        voxels = np.linspace(-200, 200, 7 * 6 * 5, dtype=np.float32).reshape(7, 6, 5)
+        length = 0.8 * max(model.configuration.spacing)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-length, -length, length, 1.0])), scratch / "rehearsal.nii.gz")
+        scan = self.open(scratch / "rehearsal.nii.gz", "a rehearsal")
+        turn = self._turn(scan, model)
+        data, properties = self._preprocess(scan, model)
+        logits = torch.zeros((len(self.study.class_names), *data.shape[1:]))
+        for _, slab in _export(logits, model.plans, model.configuration, properties, scan.shape, turn):
+            assert slab.shape[1:] == scan.shape, slab.shape
+
     def load(self, folder: str | Path) -> _Model:
-        """The network of a model folder, ready; a SegmentationError if files are missing or classes are not the study's."""
+        """The network of a model folder, ready.
+
+        Raises:
+            SegmentationError: files are missing, classes are not the study's, or something in its plans is unknown here.
+        """
         folder = as_path(folder, attempted="loading the model", subject="the model", error=SegmentationError)
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -163,30 +211,26 @@ class Predictor:
         if folder in self._models:
             self._models.move_to_end(folder)
             return self._models[folder]
+        told = Told("loading the model", folder.name)
         try:
             (checkpoint_file,) = sorted(folder.glob(f"fold_*/{BEST}"))
             plans_json = json.loads((folder / "plans.json").read_text())
             dataset = json.loads((folder / "dataset.json").read_text())
             checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SegmentationError(
-                "loading the model",
-                folder.name,
+            name = checkpoint["init_args"]["configuration"]
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+            raise told.refused(
                 f"{folder} lacks plans.json, dataset.json or exactly one fold_*/{BEST} ({type(error).__name__})",
                 "Materialise trained_model again.",
             ) from error
-        classes = sorted(dataset["labels"], key=dataset["labels"].__getitem__)
-        if classes != self.study.class_names:
-            raise SegmentationError(
-                "loading the model",
-                folder.name,
-                f"its classes are {classes}, the study's {self.study.class_names}",
-                "Train it for this study.",
-            )
+        require_classes(self.study, dataset, told)
+        require_plans(plans_json, name, told)
+        reader = plans_json["image_reader_writer"]
+        order = READERS[reader] or recorded_order(dataset, told) or self.unrecorded_order()
         device = choose_device(self.study.prediction.device)
         with nnunet_folders(), quiet():
             plans = PlansManager(plans_json)
-            configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
+            configuration = plans.get_configuration(name)
             network = nnUNetTrainer.build_network_architecture(
                 plans,
                 configuration,
@@ -217,26 +261,47 @@ class Predictor:
                 configuration.configuration["spacing"],
                 configuration.configuration["normalization_schemes"],
                 configuration.configuration["resampling_fn_data_kwargs"],
-                plans_json["foreground_intensity_properties_per_channel"],
+                configuration.configuration["resampling_fn_data"],
+                configuration.configuration["preprocessor_name"],
+                configuration.configuration["use_mask_for_norm"],
+                plans.foreground_intensity_properties_per_channel,
                 plans_json["transpose_forward"],
-                plans_json["image_reader_writer"],
+                order,
             ],
             sort_keys=True,
         )
-        self._models[folder] = _Model(folder.name, predictor, plans, configuration, dataset, sharing)
+        self._models[folder] = _Model(folder.name, predictor, plans, configuration, dataset, order, sharing)
         while len(self._models) > MODELS_KEPT:
             self._models.popitem(last=False)
         return self._models[folder]
+
+    def _turn(self, scan: PreparedScan, model: _Model) -> Turn:
+        """From the scan's voxel order to the one that the model knows."""
+        if model.order is None and scan.order != CANONICAL:
+            raise SegmentationError(
+                "predicting",
+                f"{scan.patient} by {model.name}",
+                f"the scan's voxel order is {scan.order}, and the model does not say on which order it was trained",
+                f"Upload the model again with voxel_order ({RECORD} in its dataset.json), the order of its training scans "
+                "such as LPS; or train it again: preprocessed_dataset, then trained_model.",
+            )
+        return Turn.to(model.order, scan.affine)
 
     def _preprocess(self, scan: PreparedScan, model: _Model) -> tuple[Any, dict[str, Any]]:
         """nnU-Net's preprocessing, once per patient and distinct setting."""
         import torch
 
         if model.sharing not in scan.preprocessed:
+            told: Any = {"attempted": "reading the scan", "subject": scan.patient, "error": SegmentationError}
+            try:
+                voxels, spacing = read_voxels(open_image(scan.image, **told), model.order)
+            except DAMAGED as error:
+                found = f"{scan.image.name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
+                raise SegmentationError("reading the scan", scan.patient, found, "Upload it again.") from error
             with nnunet_folders(), quiet():
                 preprocessor = model.configuration.preprocessor_class(verbose=False)
-                data, _, properties = preprocessor.run_case(
-                    [str(scan.image)], None, model.plans, model.configuration, model.dataset
+                data, _, properties = preprocessor.run_case_npy(
+                    voxels, None, {"spacing": spacing}, model.plans, model.configuration, model.dataset
                 )
             scan.preprocessed[model.sharing] = (torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties)
         return scan.preprocessed[model.sharing]
@@ -300,10 +365,12 @@ def _export(
     configuration: Any,
     properties: Mapping[str, Any],
     shape: tuple[int, int, int],
+    turn: Turn,
 ) -> Iterator[Slab]:
     """Logits on the network's grid to probabilities on the scan's, slab by slab along the scan's Z.
 
-    The frame of the logits is the scan's with its axes permuted by `transpose_forward` and cropped to `bbox`.
+    The frame of the logits is the scan's, turned to the model's voxel order, with its axes permuted by `transpose_forward`
+    and cropped to `bbox`.
     """
     import torch
 
@@ -311,26 +378,29 @@ def _export(
     box = [tuple(int(v) for v in span) for span in properties["bbox_used_for_cropping"]]
     cropped = [int(n) for n in properties["shape_after_cropping_and_before_resampling"]]
     modes = _resampling_modes(configuration, properties, forward)
-    slab_axis = forward.index(0)
+    own = [forward.index(axis) for axis in turn.axes]  # the network's axis along each of the scan's
+    back = [0, *(axis + 1 for axis in own)]
+    slab_axis, depth = own[0], shape[0]
     start, stop = box[slab_axis]
     classes = logits.shape[0]
-    back = [0, *(forward.index(axis) + 1 for axis in range(3))]
+    order = [slab_axis, *(axis for axis in range(3) if axis != slab_axis)]
     with torch.inference_mode():
-        for z0 in range(0, shape[0], SLAB):
-            z1 = min(z0 + SLAB, shape[0])
+        for z0 in range(0, depth, SLAB):
+            z1 = min(z0 + SLAB, depth)
+            first, last = (depth - z1, depth - z0) if turn.flipped[0] else (z0, z1)
             slab = np.zeros((classes, z1 - z0, *shape[1:]), np.float32)
             slab[0] = 1
-            lo, hi = max(z0, start), min(z1, stop)
+            lo, hi = max(first, start), min(last, stop)
             if lo < hi:
                 part = logits
-                order = [slab_axis, *(axis for axis in range(3) if axis != slab_axis)]
                 for axis in order:
                     wanted = range(lo - start, hi - start) if axis == slab_axis else range(cropped[axis])
                     part = _resample_axis(part, axis + 1, wanted, cropped[axis], modes[axis])
                 inside = torch.softmax(part.float(), 0).permute(back).numpy()
-                where = [slice(lo - z0, hi - z0), *(slice(*box[forward.index(axis)]) for axis in (1, 2))]
+                where = [slice(lo - first, hi - first), *(slice(*box[axis]) for axis in own[1:])]
                 slab[:, where[0], where[1], where[2]] = inside
-            yield z0, slab
+            flips = tuple(slice(None, None, -1 if flipped else 1) for flipped in turn.flipped)
+            yield z0, np.ascontiguousarray(slab[(slice(None), *flips)])
 
 
 def _resampling_modes(configuration: Any, properties: Mapping[str, Any], forward: Sequence[int]) -> list[str]:
@@ -338,19 +408,16 @@ def _resampling_modes(configuration: Any, properties: Mapping[str, Any], forward
     from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 
     options = configuration.configuration["resampling_fn_probabilities_kwargs"]
-    name = configuration.configuration["resampling_fn_probabilities"]
-    if name != "resample_data_or_seg_to_shape" or options["order"] != 1 or options["order_z"] != 0:
-        raise SegmentationError(
-            "exporting the prediction",
-            "the model",
-            f"its plans resample probabilities by {name} with {options}",
-            "Use nnU-Net's default planner, whose linear resampling this export reproduces.",
-        )
+    threshold = require_linear(
+        configuration.configuration["resampling_fn_probabilities"],
+        options,
+        Told("exporting the prediction", "the model"),
+    )
     original = [float(properties["spacing"][axis]) for axis in forward]
     current = list(configuration.spacing)
     if len(current) == 2:
         current = [original[0], *current]
-    separate, axis = determine_do_sep_z_and_axis(options["force_separate_z"], current, original)
+    separate, axis = determine_do_sep_z_and_axis(options.get("force_separate_z"), current, original, threshold)
     return ["nearest" if separate and i == axis else "linear" for i in range(3)]
 
 

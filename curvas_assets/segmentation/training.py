@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError
 from curvas_assets.inputs import as_path, existing_folder, made_folder
+from curvas_assets.segmentation.dataset import content_of
+from curvas_assets.segmentation.requirements import Told
 from curvas_assets.segmentation.runtime import (
     PLANS_NAME,
     choose_device,
@@ -102,8 +105,9 @@ def train_model(
         alone, not on how often it was killed and resumed.
 
     Raises:
-        SegmentationError: there is no dataset, or the folder cannot be made; the loss is no number, or
-            memory does not suffice; says which setting to change.
+        SegmentationError: there is no dataset, the folder cannot be made, or the dataset has no such fold; the loss is no
+            number, or memory does not suffice; says which setting to change.
+        DiskError: the disk is full; says how much is needed.
         StudyError: there is no such study, or it is no model's name.
     """
     study, model = load_study(study), ModelId.of(model)
@@ -116,6 +120,7 @@ def train_model(
     start = time.perf_counter()
     plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
     dataset = _read_json(dataset_folder / "dataset.json")
+    _require_fold(model, dataset_folder, study.plans.configuration, plans)
     made_folder(model_folder.parent, **told)
     device = choose_device(study.training.device)
     settings = {
@@ -123,7 +128,11 @@ def train_model(
         "seed": model.seed,
         "identity": _identity(study, model, dataset_folder),
     }
-    with tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch:
+    trainer: StudyTrainer | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch,
+        told_of_disk("training", str(model), model_folder.parent, lambda: _disk_bytes(trainer)),
+    ):
         preprocessed = Path(scratch, "preprocessed")
         preprocessed.mkdir()
         (preprocessed / dataset_name(model.annotator)).symlink_to(dataset_folder.resolve())
@@ -168,6 +177,45 @@ def train_model(
     return outcome
 
 
+def _require_fold(model: ModelId, dataset_folder: Path, configuration: str, plans: dict[str, Any]) -> None:
+    """The dataset has the model's fold, of its own cases: nnU-Net makes a random split of any other number, silently."""
+    if model.fold == "all":
+        return
+    told = Told("training", str(model))
+    try:
+        splits: Any = json.loads((dataset_folder / "splits_final.json").read_text())
+        split = splits[model.fold] if model.fold < len(splits) else None
+        members = None if split is None else {str(one) for part in ("train", "val") for one in split[part]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise told.refused(
+            f"the dataset's splits_final.json is missing or not nnU-Net's ({type(error).__name__})",
+            "Materialise preprocessed_dataset again, or upload it with its splits.",
+        ) from error
+    if members is None:
+        raise told.refused(
+            f"the dataset is split into {len(splits)} folds, counted from 0, and fold {model.fold} is none of them",
+            "Take another fold, or all, in the study's folds; nnU-Net would make a random split.",
+        )
+    try:
+        cases = dataset_folder / plans["configurations"][configuration]["data_identifier"]
+    except (LookupError, TypeError):  # plans that inherit; nnU-Net tells of what is missing
+        return
+    if missing := sorted(one for one in members if not (cases / f"{one}.b2nd").is_file()):
+        raise told.refused(
+            f"fold {model.fold} names {', '.join(missing[:5])}, of whom the dataset holds nothing",
+            "Materialise preprocessed_dataset again.",
+        )
+
+
+def _disk_bytes(trainer: "StudyTrainer | None") -> int | None:
+    """Disk that a training takes beside its dataset: two checkpoints while one replaces the other, and the model."""
+    if trainer is None or not trainer.was_initialized:
+        return None
+    weights = sum(p.numel() * p.element_size() for p in trainer._module.parameters())
+    moments = 2 if trainer.settings["optimizer"] == "adamw" else 1
+    return (2 * (2 + moments) + 1) * weights
+
+
 def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> tuple[int | None, str]:
     """Take up a checkpoint if it is whole and of this very training; the epoch, and why not."""
     import torch
@@ -188,7 +236,7 @@ def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:
     """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint and cases."""
     digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}".encode())
     for name in (f"{PLANS_NAME}.json", "dataset_fingerprint.json", "dataset.json"):
-        digest.update((dataset_folder / name).read_bytes())
+        digest.update(content_of(dataset_folder / name))
     digest.update(repr(sorted(p.name for p in dataset_folder.rglob("*.b2nd"))).encode())
     return digest.hexdigest()
 

@@ -1,15 +1,15 @@
 """nnU-Net's own prediction files to softmax volumes and back, so that predictions made elsewhere come in and ours go out.
 
-    <case>.npz       `probabilities` (class, z, y, x), float, in the order of the label values
+    <case>.npz       `probabilities` (class, z, y, x), float, in the order of the label values; in the voxel order into which
+                     nnU-Net's reader brought the scan, which for NibabelIOWithReorient is RAS and not the scan's
     <case>.nii.gz    the label map on the scan's voxels
     <case>.pkl       geometry as nnU-Net keeps it; written for it, never read: unpickling runs what a file says
 
 Both ways hold a few slices in memory. An npz is compressed from the first class to the last, so reading it slab by slab
-takes a copy on disk, unpacked, as long as the import lasts.
+takes a copy on disk, unpacked, as long as the import lasts. Nothing is unpacked whose header does not fit the patient.
 """
 
 import pickle
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
+from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.grid import DAMAGED, READERS, Turn, farthest_apart_mm, order_of, turned_geometry
 from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
@@ -65,6 +67,7 @@ def import_nnunet_prediction(
     shape: Sequence[int],
     affine: npt.ArrayLike,
     labels: Mapping[str, int] | None = None,
+    reader: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     scratch: str | Path | None = None,
 ) -> SoftmaxFacts:
@@ -72,13 +75,15 @@ def import_nnunet_prediction(
 
     Args:
         npz: holds `probabilities` (C, Z, Y, X), float16, float32 or float64.
-        label_map: the NIfTI beside it.
+        label_map: the NIfTI beside it, on the scan's voxels in any voxel order.
         store: where the volume goes.
         key: of the volume.
         class_names: of the study, background first.
         shape: of the patient's scan, (Z, Y, X).
         affine: of the patient's scan, as nibabel gives it.
         labels: of the `dataset.json` the model was trained with (class → value), if it is at hand; it must say the same.
+        reader: `image_reader_writer` of the `plans.json` beside it, which says in which voxel order the probabilities are.
+            None: the order, the label map's or RAS, whose argmax is the label map; the label map's if nothing is found.
         provenance: goes into the attributes, with the files' names.
         scratch: where the unpacked copy stands meanwhile; None takes the system's temporary folder.
 
@@ -87,6 +92,7 @@ def import_nnunet_prediction(
 
     Raises:
         CorruptArtefactError: a file is damaged, cut short, or not what its name says.
+        DiskError: there is no room to unpack it; says how much is needed.
         StorageError: shape, place, spacing, number or order of classes are not the patient's and the study's, the values
             are no probabilities, or the two files are not of one prediction.
     """
@@ -97,35 +103,66 @@ def import_nnunet_prediction(
     scratch = None if scratch is None else existing_folder(scratch, **told)
     if isinstance(class_names, str) or not isinstance(class_names, Sequence):
         raise _refused(npz, f"classes {class_names!r:.80}", "Give the study's class names, background first.")
-    if not isinstance(labels, Mapping | None) or not all(isinstance(v, Integral) for v in (labels or {}).values()):
-        raise _refused(npz, f"labels {labels!r:.200}", "Give the labels of dataset.json: class → a whole number.")
-    if labels is not None and [name for name, _ in sorted(labels.items(), key=lambda item: item[1])] != [*class_names]:
+    _require_labels(npz, labels, class_names)
+    if reader is not None and reader not in READERS:
+        remedy = f"Predict with one of {', '.join(READERS)}."
+        raise _refused(npz, f"nnU-Net read the scan by {reader!r:.80}", remedy)
+    whole = (len(class_names), *as_shape(shape, **told))
+    spacing_mm = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
+    drawn = _require_place(label_map, whole[1:], affine)
+    orders = [(READERS[reader] if reader else None) or drawn]
+    if reader is None and drawn != "RAS":
+        orders.append("RAS")
+    turns = {order: Turn.to(order, affine) for order in orders}
+    shapes = {order: (whole[0], *turned_geometry(whole[1:], affine, order)[0]) for order in orders}
+    with _unpacked(npz, scratch, list(shapes.values())) as array, _labels(label_map, scratch) as drawn_labels:
+        fitting = [order for order in orders if shapes[order] == array.shape]
+        for order in fitting:
+            agreement = _Agreement()
+            turned = {} if turns[order].nothing else {"voxel_order_of_file": order}
+            try:
+                with SoftmaxWriter(
+                    store,
+                    key,
+                    whole,
+                    class_names=class_names,
+                    spacing_mm=spacing_mm,
+                    affine=affine,
+                    provenance={**(provenance or {}), "imported_from": [npz.name, label_map.name], **turned},
+                ) as writer:
+                    for z0 in range(0, whole[1], DEPTH):
+                        z1 = min(z0 + DEPTH, whole[1])
+                        slab = array.slab(z0, z1, turns[order])
+                        require_probabilities(slab, attempted=IMPORTING, subject=npz.name, error=StorageError, z0=z0)
+                        agreement.add(slab, drawn_labels.slab(z0, z1, Turn.to(drawn, affine)))
+                        writer.write(z0, slab)
+                    agreement.require(npz, label_map)
+            except _DisagreementError:
+                if order == fitting[-1]:
+                    raise
+            else:
+                return writer.facts
+    raise AssertionError("an array of no fitting order has been refused")
+
+
+def _require_labels(npz: Path, labels: Any, class_names: Sequence[str]) -> None:
+    """The model's classes are the study's, with the values of their places."""
+    if labels is None:
+        return
+    if not isinstance(labels, Mapping) or not all(isinstance(value, Integral) for value in labels.values()):
+        lists = isinstance(labels, Mapping) and any(isinstance(value, list | tuple) for value in labels.values())
+        what = ": regions, whose probabilities overlap and do not sum to 1" if lists else ""
+        raise _refused(
+            npz,
+            f"its model's labels are {labels!r:.200}{what}, the study's classes {list(class_names)}",
+            "Give the prediction of a model that was trained on labels: class → a whole number in dataset.json.",
+        )
+    if dict(labels) != {name: value for value, name in enumerate(class_names)}:
         raise _refused(
             npz,
             f"its model's labels are {dict(labels)}, the study's classes {list(class_names)}",
             "Reorder the classes of its probabilities and its label map.",
         )
-    whole = (len(class_names), *as_shape(shape, **told))
-    spacing_mm = _require_place(label_map, whole[1:], affine)
-    with _unpacked(npz, scratch) as array, _label_slabs(label_map, whole[1:]) as truth:
-        _require_shape(npz, array.shape, whole)
-        agreement = _Agreement()
-        with SoftmaxWriter(
-            store,
-            key,
-            whole,
-            class_names=class_names,
-            spacing_mm=spacing_mm,
-            affine=affine,
-            provenance={**(provenance or {}), "imported_from": [npz.name, label_map.name]},
-        ) as writer:
-            for z0 in range(0, whole[1], DEPTH):
-                slab = array.slab(z0, min(z0 + DEPTH, whole[1]))
-                require_probabilities(slab, attempted=IMPORTING, subject=npz.name, error=StorageError, z0=z0)
-                agreement.add(slab, next(truth))
-                writer.write(z0, slab)
-            agreement.require(npz, label_map)
-    return writer.facts
 
 
 def export_nnunet_prediction(
@@ -207,81 +244,101 @@ def _probability(codes: npt.NDArray[np.uint16], levels: npt.NDArray[np.float64],
 
 @dataclass(frozen=True)
 class _UnpackedArray:
-    """An array in a file, class first: slabs of it are read, never the whole."""
+    """An array in a file, C order, its last axes Z, Y, X in the file's voxel order: slabs are read, never the whole."""
 
     file: IO[bytes]
     begin: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    slope: float = 1
+    inter: float = 0
 
-    def slab(self, z0: int, z1: int) -> npt.NDArray[np.floating]:
-        classes, depth, height, width = self.shape
-        out = np.empty((classes, z1 - z0, height, width), self.dtype)
-        for c in range(classes):
-            self.file.seek(self.begin + (c * depth + z0) * height * width * self.dtype.itemsize)
-            self.file.readinto(memoryview(out[c]).cast("B"))  # type: ignore[attr-defined]
-        return out
+    def slab(self, z0: int, z1: int, turn: Turn) -> npt.NDArray[Any]:
+        """Slices of the scan, (…, dz, Y, X) on its own voxels; `turn` leads from these to the file's."""
+        # Mapped anew for each slab, so that what was read does not count as this process's memory.
+        whole = np.memmap(self.file, self.dtype, "r", self.begin, self.shape)
+        values = np.ascontiguousarray(turn.back(np.asarray(whole))[..., z0:z1, :, :])
+        values = values.copy() if np.shares_memory(values, whole) else values
+        return values if (self.slope, self.inter) == (1, 0) else np.rint(values * self.slope + self.inter)
 
 
 @contextmanager
-def _unpacked(npz: Path, scratch: Path | None) -> Iterator[_UnpackedArray]:
-    """The probabilities of an npz as a file to be read anywhere; its checksum has been verified."""
+def _unpacked(npz: Path, scratch: Path | None, allowed: Sequence[tuple[int, ...]]) -> Iterator[_UnpackedArray]:
+    """The probabilities of an npz as a file to be read anywhere, of one of the shapes allowed; its checksum was verified."""
     with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
         try:
             with zipfile.ZipFile(npz) as archive:
                 names = archive.namelist()
                 if f"{PROBABILITIES}.npy" not in names:
                     held = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
-                    raise _refused(npz, f"it holds {held}, not {PROBABILITIES}", "Predict with --save_probabilities.")
+                    raise _refused(
+                        npz, f"it holds {held:.200}, not {PROBABILITIES}", "Predict with --save_probabilities."
+                    )
                 with archive.open(f"{PROBABILITIES}.npy") as member:
-                    shutil.copyfileobj(member, copy, 1 << 22)
+                    shape, dtype = _array_header(npz, member)
+                    _require_shape(npz, shape, allowed)
+                    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                    _copy(npz, member, copy, size, scratch)
         except FileNotFoundError as error:
             raise _refused(npz, "there is no such file", "Upload the .npz beside the .nii.gz.") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
             raise _damaged(npz, error) from error
-        size = copy.tell()
-        copy.seek(0)
+        yield _UnpackedArray(copy, 0, shape, dtype)
+
+
+def _array_header(npz: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array that follows in a stream; floats in C order."""
+    try:
+        major, _ = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+    except ValueError as error:
+        raise _damaged(npz, error) from error
+    if dtype.kind != "f" or fortran:
+        order = "Fortran" if fortran else "C"
+        found = f"{PROBABILITIES} is {dtype} in {order} order"
+        raise _refused(npz, found, "Save it as floats, class axis first, in C order.")
+    return shape, dtype
+
+
+def _copy(path: Path, stream: Any, copy: IO[bytes], size: int, scratch: Path | None) -> None:
+    """So many bytes of a stream to a file; the stream must then end, where its checksum is verified."""
+    left = size
+    while left and (chunk := stream.read(min(left, 1 << 22))):
         try:
-            major, _ = np.lib.format.read_magic(copy)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(copy)
-        except ValueError as error:
-            raise _damaged(npz, error) from error
-        begin = copy.tell()
-        if dtype.kind != "f" or fortran:
-            order = "Fortran" if fortran else "C"
-            raise _refused(
-                npz, f"{PROBABILITIES} is {dtype} in {order} order", "Save it as floats, class axis first, in C order."
-            )
-        if size - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-            raise _damaged(npz, ValueError(f"{size - begin} bytes for an array {shape} of {dtype}"))
-        yield _UnpackedArray(copy, begin, shape, dtype)
+            copy.write(chunk)
+        except OSError as error:
+            folder = scratch or Path(tempfile.gettempdir())
+            if is_full(error, folder):
+                raise full(IMPORTING, path.name, folder, error, size) from error
+            raise
+        left -= len(chunk)
+    if left or stream.read(1):
+        raise _damaged(path, EOFError(f"it holds {'less' if left else 'more'} than its header promises"))
+    try:
+        copy.flush()
+    except OSError as error:
+        raise full(IMPORTING, path.name, scratch or Path(tempfile.gettempdir()), error, size) from error
 
 
 @contextmanager
-def _label_slabs(path: Path, shape: tuple[int, ...]) -> Iterator[Iterator[npt.NDArray[Any]]]:
-    """The label map, a slab at a time from the first slice: NIfTI's X-fastest order is C order of (Z, Y, X)."""
-    array: Any = nib.Nifti1Image.from_filename(path).dataobj
-    dtype, slope, inter = array.dtype, array.slope, array.inter
+def _labels(path: Path, scratch: Path | None) -> Iterator[_UnpackedArray]:
+    """The label map, unpacked: NIfTI's X-fastest order is C order of (Z, Y, X)."""
+    image = nib.Nifti1Image.from_filename(path)
+    array: Any = image.dataobj
+    shape, dtype = tuple(int(n) for n in image.shape[::-1]), np.dtype(array.dtype)
+    with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
+        try:
+            with ImageOpener(str(path)) as file:
+                file.read(array.offset)
+                _copy(path, file, copy, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, scratch)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _damaged(path, error) from error
+        yield _UnpackedArray(copy, 0, shape, dtype, float(array.slope), float(array.inter))
 
-    def slabs(file: Any) -> Iterator[npt.NDArray[Any]]:
-        for z0 in range(0, shape[0], DEPTH):
-            part = (min(DEPTH, shape[0] - z0), *shape[1:])
-            wanted = int(np.prod(part)) * dtype.itemsize
-            try:
-                content = file.read(wanted)
-                if z0 + DEPTH >= shape[0]:
-                    file.read()  # to the end, where gzip's checksum is
-            except (OSError, EOFError, zlib.error) as error:
-                raise _damaged(path, error) from error
-            if len(content) != wanted:
-                raise _damaged(path, EOFError(f"it ends at slice {z0}"))
-            values = np.frombuffer(content, dtype).reshape(part)
-            yield values if (slope, inter) == (1, 0) else np.rint(values * slope + inter)
 
-    with ImageOpener(str(path)) as file:
-        file.read(array.offset)
-        yield slabs(file)
+class _DisagreementError(StorageError):
+    """The label map is not the argmax."""
 
 
 class _Agreement:
@@ -298,48 +355,55 @@ class _Agreement:
 
     def require(self, npz: Path, label_map: Path) -> None:
         if self.same < LABELS_AGREE * self.either:
-            raise _refused(
-                npz,
+            raise _DisagreementError(
+                IMPORTING,
+                npz.name,
                 f"{label_map.name} is the argmax of its probabilities in only {self.same} of {self.either} organ voxels",
                 "Check that both files are of one prediction and that classes are in the order of their labels.",
             )
 
 
-def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """The scan's spacing (Z, Y, X), if the label map lies on the scan's voxels."""
+def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> str:
+    """The voxel order of a label map that lies on the scan's voxels."""
     try:
         image = nib.Nifti1Image.from_filename(label_map)
         found, place = tuple(image.shape[::-1]), np.asarray(image.affine, np.float64)
+        kind = np.dtype(image.get_data_dtype()).kind
     except FileNotFoundError as error:
         raise _refused(label_map, "there is no such file", "Upload the .nii.gz beside the .npz.") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:  # type: ignore[attr-defined]
+    except DAMAGED as error:
         raise _damaged(label_map, error) from error
-    again = "Predict the patient's own image.nii.gz, without resampling or reorienting it."
-    if found != shape:
-        raise _refused(label_map, f"it has {_by(found)} voxels (z, y, x), the scan {_by(shape)}", again)
-    ours, theirs = (np.linalg.norm(a[:3, :3], axis=0)[::-1] for a in (affine, place))
+    again = "Predict the patient's own image.nii.gz, without resampling or moving it."
+    lengths = np.linalg.norm(place[:3, :3], axis=0)
+    if kind not in "iuf" or not np.isfinite(place).all() or not abs(np.linalg.det(place[:3, :3])) > 1e-9:
+        raise _refused(label_map, f"it holds {kind} at {np.round(place[:3], 3).tolist()}, no label map", again)
+    order = order_of(place)
+    wanted, expected = turned_geometry(shape, affine, order)
+    if found != wanted:
+        raise _refused(label_map, f"it has {_by(found)} voxels (z, y, x), the scan {_by(wanted)}", again)
+    ours, theirs = np.linalg.norm(expected[:3, :3], axis=0)[::-1], lengths[::-1]
     if np.abs(ours - theirs).max() > SAME_SPACING_MM:
         raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
-    z, y, x = (n - 1 for n in shape)
-    corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], float).T
-    apart = float(np.linalg.norm(((affine - place) @ corners)[:3], axis=0).max())
+    apart = farthest_apart_mm(expected, place, wanted)
     if apart > SAME_PLACE_MM:
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
-    return tuple(float(s) for s in ours)
+    return order
 
 
-def _require_shape(npz: Path, found: tuple[int, ...], whole: tuple[int, ...]) -> None:
-    if len(found) == 4 and found[0] != whole[0] and found[1:] == whole[1:]:
+def _require_shape(npz: Path, found: tuple[int, ...], allowed: Sequence[tuple[int, ...]]) -> None:
+    if found in allowed:
+        return
+    whole = allowed[0]
+    if len(found) == 4 and found[0] != whole[0] and found[1:] in [one[1:] for one in allowed]:
         raise _refused(
             npz, f"it has {found[0]} classes, the study {whole[0]}", "Use a model that was trained for this study."
         )
-    if found != whole:
-        hint = " (its axes are x, y, z)" if found == (whole[0], *whole[:0:-1]) else ""
-        raise _refused(
-            npz,
-            f"its array is {_by(found)}{hint}, expected (class, z, y, x) {_by(whole)}",
-            "Give the probabilities of this patient on the scan's voxels, as nnU-Net writes them.",
-        )
+    hint = " (its axes are x, y, z)" if found == (whole[0], *whole[:0:-1]) else ""
+    raise _refused(
+        npz,
+        f"its array is {_by(found)}{hint}, expected (class, z, y, x) {_by(whole)}",
+        "Give the probabilities of this patient on the scan's voxels, as nnU-Net writes them.",
+    )
 
 
 def _by(sizes: Sequence[Any]) -> str:

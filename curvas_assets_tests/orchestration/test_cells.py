@@ -3,8 +3,11 @@
 - A batch reports each partition by itself; one that fails takes no other along, and the failure names it.
 - A partition made in a batch and one made alone have the same standing: neither is stale afterwards.
 - An error that only a person can mend is not retried; a passing one is.
+- A full scratch disk is told as that, whichever step and library meets it.
 - A batch goes patient by patient.
 """
+
+import errno
 
 import dagster as dg
 import pytest
@@ -45,6 +48,15 @@ def test_a_failed_cell_leaves_the_other_seventeen_materialised_and_is_named(line
     made = lineage.instance.get_materialized_partitions(dg.AssetKey("softmax"))
     assert len(made) == 17
     assert bad not in made
+
+
+def test_a_full_disk_is_told_as_that(lineage):
+    bad = _grid(lineage)[0]
+    lineage.broken[bad] = OSError(errno.ENOSPC, "No space left on device")
+    result = lineage.run("softmax", bad, bad)
+    assert not result.success
+    assert "is full, or a quota on it is used up" in str(_failure(result).error)
+    assert lineage.due()["softmax"][0] == bad
 
 
 def test_each_cell_of_a_batch_has_its_own_metadata_and_data_version(lineage):

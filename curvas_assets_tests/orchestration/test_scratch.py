@@ -72,7 +72,9 @@ def test_what_a_killed_step_left_is_removed_by_the_next_and_a_live_one_is_left_a
 def test_what_does_not_fit_is_refused_before_the_work(root, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 * GIB, 0, 3 * GIB + RESERVE_BYTES))
     with (
-        pytest.raises(DiskError, match=r"UKCHLL001: .*: 4\.0 GiB are needed, 3\.0 GiB are free\.") as refused,
+        pytest.raises(
+            DiskError, match=r"UKCHLL001: .*: 4\.0 GiB are needed, 3\.0 GiB are free \(1 GiB is kept in reserve\)\."
+        ) as refused,
         scratch_space("UKCHLL001", 4 * GIB),
     ):
         pass

@@ -4,6 +4,11 @@
 - The best checkpoint is taken before the final one.
 - A model of other classes, of another configuration, without the fold, or whose file is damaged or could run code, is
   refused with what to do.
+- So is, at adoption, whatever a prediction could not follow: regions, an ignore label, other values, two channels, another
+  reader, cubic resampling, a normalisation, preprocessor or label manager of others, a cascade, axes or statistics missing.
+- torch's linear resampling is taken; the voxel order is the reader's, the recorded or the given one, and no two that differ.
+- A dataset's own record of its cases' voxel order is taken over; several orders, damaged or incomplete cases, strange labels,
+  splits of others and pickles that would run code are refused.
 - A preprocessed dataset is taken in under our names and trains; one with a stranger's case is refused.
 """
 
@@ -11,6 +16,7 @@ import json
 import pickle
 import shutil
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -141,3 +147,169 @@ def test_a_dataset_with_a_strangers_case_is_refused(dataset, tmp_path):
     case.rename(case.with_name("PHANTOM007.b2nd"))
     with pytest.raises(SegmentationError, match="PHANTOM007 are no training patients"):
         adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "ours")
+
+
+def _edited(folder, name, change):
+    """A JSON file of a folder, changed in place."""
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def _plan(**parts):
+    return "plans.json", lambda plans: plans["configurations"]["3d_fullres"].update(parts)
+
+
+def _top(**parts):
+    return "plans.json", lambda plans: plans.update(parts)
+
+
+def _told(**parts):
+    return "dataset.json", lambda dataset: dataset.update(parts)
+
+
+LINEAR = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+ORGANS = {"background": 0, "pancreas": 1, "kidney": 2, "liver": 3}
+UNFIT = {
+    "regions": (_told(labels={"background": 0, "abdomen": [1, 2, 3], "kidney": 2, "liver": 3}), "regions, whose"),
+    "an ignore label": (_told(labels={**ORGANS, "ignore": 4}), "with an ignore label"),
+    "values with a gap": (_told(labels={**ORGANS, "liver": 5}), "its classes are .*'liver': 5"),
+    "another order": (_told(labels={**ORGANS, "kidney": 1, "pancreas": 2}), "its classes are .*'kidney': 1"),
+    "nnU-Net 1": (_told(labels={"0": "background", "1": "pancreas"}), "the form of nnU-Net 1"),
+    "no classes": (_told(labels=None), "names no classes"),
+    "two channels": (_told(channel_names={"0": "CT", "1": "PET"}), "its channels are"),
+    "no order": (_told(voxel_order="XYZ"), "voxel_order 'XYZ'"),
+    "another reader": (_top(image_reader_writer="Tiff3DIO"), "read images by 'Tiff3DIO'"),
+    "no reader": (_top(image_reader_writer=None), "read images by None"),
+    "axes": (_top(transpose_forward=[0, 0, 2]), r"transpose axes by \[0, 0, 2\]"),
+    "axes back": (_top(transpose_forward=[2, 0, 1], transpose_backward=[2, 0, 1]), "transpose axes by"),
+    "another label manager": (_top(label_manager="SigmoidManager"), "by 'SigmoidManager'"),
+    "no statistics": (_top(foreground_intensity_properties_per_channel={}), "no statistics of intensities"),
+    "cubic": (_plan(resampling_fn_probabilities_kwargs={**LINEAR, "order": 3}), "resample probabilities by"),
+    "no resampling": (_plan(resampling_fn_probabilities="no_resampling_hack"), "by no_resampling_hack"),
+    "unknown resampling": (
+        _plan(resampling_fn_data="resample_by_magic"),
+        "resampling function 'resample_by_magic' for data",
+    ),
+    "unknown normalisation": (
+        _plan(normalization_schemes=["MagicNormalization"]),
+        "normalisation 'MagicNormalization'",
+    ),
+    "two normalisations": (_plan(normalization_schemes=["CTNormalization"] * 2), "normalise 2 channels"),
+    "another preprocessor": (_plan(preprocessor_name="MagicPreprocessor"), "preprocessor 'MagicPreprocessor'"),
+    "a cascade": (_plan(previous_stage="3d_lowres"), "second stage of a cascade, after 3d_lowres"),
+    "two axes": (_plan(spacing=[1.0, 1.0]), "with 3 axes"),
+    "no spacing": (_plan(spacing=None), "its plans are not whole"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_what_a_prediction_could_not_follow_is_refused_at_adoption(copied, dataset, tmp_path, what):
+    (name, change), says = UNFIT[what]
+    _edited(copied, name, change)
+    with pytest.raises(SegmentationError, match=f"{MODEL}: taking in the model failed: .*{says}"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "ours")
+    source = shutil.copytree(dataset, tmp_path / "elsewhere")
+    _edited(source, name.replace("plans", "nnUNetPlans"), change)
+    if what != "no order":  # its cases say which
+        with pytest.raises(SegmentationError, match=f"{ANNOTATOR}: taking in the preprocessing failed: .*{says}"):
+            adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "our_dataset")
+
+
+def test_linear_resampling_by_torch_and_other_normalisations_are_taken(copied, tmp_path):
+    torch_way = {"is_seg": False, "force_separate_z": None, "memefficient_seg_resampling": False}
+    _edited(
+        copied,
+        *_plan(
+            resampling_fn_probabilities="resample_torch_fornnunet",
+            resampling_fn_probabilities_kwargs=torch_way,
+            normalization_schemes=["ZScoreNormalization"],
+        ),
+    )
+    assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "ours").normalisation == "ZScoreNormalization"
+
+
+def test_the_voxel_order_is_the_readers_the_recorded_or_the_given_one(copied, tmp_path):
+    recorded = adopt_model(tiny_study(), MODEL, copied, tmp_path / "recorded")
+    assert recorded.voxel_order == "LPS"
+    with pytest.raises(SegmentationError, match=r"voxel_order is RAS, but its dataset.json says voxel_order LPS"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "contradicted", voxel_order="RAS")
+    _edited(copied, "dataset.json", lambda dataset: dataset.pop("voxel_order"))
+    assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "unknown").voxel_order is None
+    given = adopt_model(tiny_study(), MODEL, copied, tmp_path / "given", voxel_order="RAI")
+    assert given.voxel_order == "RAI"
+    assert json.loads((tmp_path / "given/dataset.json").read_text())["voxel_order"] == "RAI"
+    with pytest.raises(SegmentationError, match="voxel_order = 'up'"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "odd", voxel_order="up")
+    _edited(copied, *_top(image_reader_writer="NibabelIOWithReorient"))
+    assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "reader").voxel_order == "RAS"
+    with pytest.raises(SegmentationError, match="its reader brings every scan into RAS"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "against", voxel_order="LPS")
+
+
+def test_a_datasets_voxel_order_is_that_of_its_cases(dataset, tmp_path):
+    source = shutil.copytree(dataset, tmp_path / "elsewhere")
+    _edited(source, "dataset.json", lambda content: content.pop("voxel_order"))
+    assert adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "ours").voxel_order == "LPS"
+    assert json.loads((tmp_path / "ours/dataset.json").read_text())["voxel_order"] == "LPS"
+    (case,) = source.rglob("PHANTOM002.pkl")
+    kept = pickle.loads(case.read_bytes())
+    kept["sitk_stuff"]["direction"] = (0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+    case.write_bytes(pickle.dumps(kept))
+    with pytest.raises(
+        SegmentationError, match=r"several voxel orders \(PHANTOM001 LPS, PHANTOM002 [A-Z]{3}, PHANTOM003 LPS\)"
+    ):
+        adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "mixed")
+
+
+def _break(source, how):
+    (folder,) = (path for path in source.iterdir() if path.is_dir())
+    if how == "code":
+        (folder / "PHANTOM001.pkl").write_bytes(pickle.dumps({"sitk_stuff": Runs()}))
+    elif how == "no properties":
+        (folder / "PHANTOM001.pkl").unlink()
+    elif how == "no labels":
+        (folder / "PHANTOM001_seg.b2nd").unlink()
+    elif how == "cut short":
+        path = folder / "PHANTOM001.b2nd"
+        path.write_bytes(path.read_bytes()[:100])
+    elif how == "labels":
+        path = folder / "PHANTOM001_seg.b2nd"
+        labels = blosc2.open(str(path))[:]
+        labels[0, 0, 0, 0] = 7
+        path.unlink()
+        blosc2.asarray(labels, urlpath=str(path))
+    elif how == "splits":
+        _edited(source, "splits_final.json", lambda splits: splits[1]["val"].append("PHANTOM007"))
+    elif how == "fingerprint":
+        _edited(source, "dataset_fingerprint.json", lambda content: content.pop("shapes_after_crop"))
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("code", r"PHANTOM001.pkl is not what nnU-Net writes \(UnpicklingError: it asks for builtins.print\)"),
+        ("no properties", r"PHANTOM001.pkl is missing"),
+        ("no labels", r"PHANTOM001_seg.b2nd is missing"),
+        ("cut short", "PHANTOM001 cannot be read"),
+        ("labels", r"PHANTOM001 holds the labels \[7\]"),
+        ("splits", "split 1 of splits_final.json"),
+        ("fingerprint", "dataset_fingerprint.json is not whole"),
+    ],
+)
+def test_a_dataset_that_would_fail_in_training_is_refused(dataset, tmp_path, capfd, how, says):
+    source = shutil.copytree(dataset, tmp_path / "elsewhere")
+    _break(source, how)
+    with pytest.raises(SegmentationError, match=says):
+        adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "ours")
+    assert "never be printed" not in capfd.readouterr().out
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_dataset_without_splits_gets_nnunets_own(dataset, tmp_path):
+    source = shutil.copytree(dataset, tmp_path / "elsewhere")
+    (source / "splits_final.json").unlink()
+    adopt_dataset(tiny_study(), ANNOTATOR, source, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours/splits_final.json").read_text()) == json.loads(
+        (dataset / "splits_final.json").read_text()
+    )

@@ -2,6 +2,8 @@
 
 - A dataset has nnU-Net's files, one preprocessed case per patient, and no path of this machine.
 - Fingerprint and plans are those nnU-Net's own extractor and planner would write; the study's overrides are applied.
+- Scans in any voxel orders, and annotations in others, make the dataset that LPS scans make, to the bit; it says LPS.
+- An annotation that lies elsewhere, a sheared scan, and a header that ITK reads otherwise: refused, or read as we read it.
 - Labels of a scale slope are whole numbers in the dataset.
 - Shared intensity statistics make the datasets of all annotators use one set.
 - The digest that decides whether models are stale is of the content.
@@ -11,6 +13,7 @@
 
 import json
 import os
+import shutil
 
 import blosc2
 import nibabel as nib
@@ -18,7 +21,9 @@ import numpy as np
 import pytest
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.grid import turned_image
 from curvas_assets.segmentation import prepare_dataset
+from curvas_assets.segmentation.dataset import dataset_digest
 from curvas_assets.study import Study
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
@@ -65,6 +70,69 @@ def test_the_fingerprints_intensities_are_those_of_the_annotated_voxels(dataset,
     )
     assert properties["mean"] == pytest.approx(voxels.mean(), abs=1)
     assert properties["percentile_99_5"] == pytest.approx(np.percentile(voxels, 99.5), abs=5)
+
+
+def _turned(source, target, order):
+    nib.save(turned_image(nib.Nifti1Image.from_filename(source), order), target)
+    return target
+
+
+def test_scans_in_any_voxel_order_make_the_same_dataset(dataset, scans, tmp_path):
+    mixed = {
+        patient: (
+            _turned(image, tmp_path / f"{patient}_{order}.nii.gz", order),
+            _turned(annotation, tmp_path / f"{patient}_{drawn}_seg.nii.gz", drawn),
+        )
+        for (patient, (image, annotation)), order, drawn in zip(
+            _scans(scans, 1).items(), ("RAS", "PIR", "LPS"), ("RAS", "ASL", "RPI"), strict=True
+        )
+    }
+    facts = prepare_dataset(tiny_study(), "anno1", mixed, tmp_path / "dataset")
+    assert facts.digest == dataset_digest(dataset)
+    assert facts.voxel_order == json.loads((tmp_path / "dataset/dataset.json").read_text())["voxel_order"] == "LPS"
+
+
+def test_the_record_of_the_order_makes_no_dataset_of_before_stale(dataset, tmp_path):
+    before = shutil.copytree(dataset, tmp_path / "before")
+    content = json.loads((before / "dataset.json").read_text())
+    del content["voxel_order"]
+    (before / "dataset.json").write_text(json.dumps(content, indent=1))
+    assert dataset_digest(before) == dataset_digest(dataset)
+    (before / "dataset.json").write_text(json.dumps({**content, "numTraining": 9}, indent=1))
+    assert dataset_digest(before) != dataset_digest(dataset)
+
+
+def test_a_header_that_itk_reads_otherwise_is_read_as_we_read_it(dataset, scans, tmp_path):
+    """pixdim of 1 mm beside an sform of 8 × 6 × 6 mm: nnU-Net would have seen another organ size."""
+    odd = {}
+    for patient, (image, annotation) in _scans(scans, 1).items():
+        scan = nib.Nifti1Image.from_filename(image)
+        header = scan.header.copy()
+        header["pixdim"][1:4] = 1
+        header["qform_code"], header["sform_code"] = 0, 1
+        path = tmp_path / f"{patient}.nii"
+        with path.open("wb") as file:
+            header.write_to(file)
+            file.write(np.asarray(scan.dataobj).astype(header.get_data_dtype()).tobytes(order="F"))
+        assert nib.load(path).header["pixdim"][1] == 1
+        np.testing.assert_allclose(nib.load(path).affine, scan.affine)
+        odd[patient] = (path, annotation)
+    facts = prepare_dataset(tiny_study(), "anno1", odd, tmp_path / "dataset")
+    assert facts.digest == dataset_digest(dataset)
+
+
+def test_an_annotation_that_lies_elsewhere_and_a_sheared_scan_are_refused(scans, tmp_path):
+    (patient, (image, annotation)), *_ = _scans(scans, 1).items()
+    label = nib.load(annotation)
+    moved, sheared = label.affine.copy(), label.affine.copy()
+    moved[0, 3] += 3
+    sheared[1, 2] += 2
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), moved), tmp_path / "moved.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj).astype(np.int16), sheared), tmp_path / "sheared.nii.gz")
+    with pytest.raises(SegmentationError, match=rf"{patient}: comparing moved.nii.gz .* 3 mm apart"):
+        prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "moved.nii.gz")}, tmp_path / "a")
+    with pytest.raises(SegmentationError, match=rf"{patient}: .* sheared by"):
+        prepare_dataset(tiny_study(), "anno1", {patient: (tmp_path / "sheared.nii.gz",) * 2}, tmp_path / "b")
 
 
 def test_labels_of_a_scale_slope_are_whole_numbers(scans, tmp_path):

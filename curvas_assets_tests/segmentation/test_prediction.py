@@ -1,7 +1,10 @@
 """Claims proved here.
 
 - Slabs put together are nnU-Net's own export: probabilities within 1e-3, labels in at least 99.99 % of voxels, also when
-  axes are transposed, the scan is cropped, or coarse slices are resampled to the nearest.
+  axes are transposed, the scan is cropped, coarse slices are resampled to the nearest, torch resamples, or the network is 2-D.
+- They lie on the scan's own voxels, whatever its voxel order and the model's reader: what nnU-Net finds in the order that the
+  model knows, turned back.
+- A model that does not say which order it knows is told the training scans', or predicts LPS scans only.
 - Outside nnU-Net's crop everything is background.
 - Preprocessing is done once for models that share it.
 - Memory is estimated before the start and told, a container's limit counts; too little is an error that says what to
@@ -18,6 +21,7 @@ import pytest
 import torch
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.grid import READERS, Turn, turned_image
 from curvas_assets.segmentation import Predictor, estimate_memory, train_model
 from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
@@ -44,7 +48,7 @@ def _ours(model, image):
 
 
 def _stock(model, image):
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     with nnunet_folders(), quiet():
@@ -54,7 +58,10 @@ def _stock(model, image):
         predictor.initialize_from_trained_model_folder(
             str(model), use_folds=("all",), checkpoint_name="checkpoint_best.pth"
         )
-        scan, properties = SimpleITKIO().read_images([str(image)])
+        reader = recursive_find_reader_writer_by_name(
+            json.loads((model / "plans.json").read_text())["image_reader_writer"]
+        )
+        scan, properties = reader().read_images([str(image)])
         return predictor.predict_single_npy_array(scan, properties, None, None, True)
 
 
@@ -103,6 +110,90 @@ def test_also_when_the_plans_transpose_axes(model, scans, tmp_path):
     plans["transpose_forward"], plans["transpose_backward"] = [2, 0, 1], [1, 2, 0]
     (transposed / "plans.json").write_text(json.dumps(plans))
     _agree(transposed, scans / "PHANTOM007" / "image.nii.gz")
+
+
+def _with_plans(model, folder, **parts):
+    """The model with other plans: of the configuration if it has such a part, else of the whole."""
+    other = shutil.copytree(model, folder / "other")
+    plans = json.loads((other / "plans.json").read_text())
+    for name, value in parts.items():
+        (plans["configurations"]["3d_fullres"] if name.startswith("resampling") else plans)[name] = value
+    (other / "plans.json").write_text(json.dumps(plans))
+    return other
+
+
+@pytest.mark.parametrize("order", ["RAS", "PIR"])
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_they_lie_on_the_scans_own_voxels_whatever_order_and_reader(model, scans, tmp_path, reader, order):
+    axes = {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]} if order == "PIR" else {}
+    other = _with_plans(model, tmp_path, image_reader_writer=reader, **axes)
+    image = nib.Nifti1Image.from_filename(scans / "PHANTOM007" / "image.nii.gz")
+    own, lps = turned_image(image, order), tmp_path / "lps.nii.gz"
+    nib.save(own, tmp_path / "own.nii.gz")
+    nib.save(image, lps)
+    ours = _ours(other, tmp_path / "own.nii.gz")
+    labels, probabilities = _stock(other, tmp_path / "own.nii.gz" if READERS[reader] else lps)
+    turned = Turn.to(READERS[reader] or "LPS", own.affine).forth(ours)
+    assert np.abs(turned - probabilities).max() <= 1e-3
+    assert (turned.argmax(axis=0) == labels).mean() >= 0.9999
+    assert len(np.unique(labels)) > 1  # something was found, else this proves nothing
+
+
+@pytest.mark.parametrize("thick", [False, True])
+def test_also_for_probabilities_resampled_by_torch(model, scans, tmp_path, thick):
+    other = _with_plans(
+        model,
+        tmp_path,
+        resampling_fn_probabilities="resample_torch_fornnunet",
+        resampling_fn_probabilities_kwargs={"is_seg": False, "force_separate_z": None},
+    )
+
+    def change(voxels, affine):
+        affine[:3, 2] *= 3.3 if thick else 1.2
+        return (voxels[:-3, :-1, ::3] if thick else voxels[:-3]), affine
+
+    _agree(other, _resaved(scans, tmp_path, change))
+
+
+def test_also_for_a_network_of_two_dimensions(model, scans, tmp_path):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    flat = shutil.copytree(model, tmp_path / "flat")
+    plans = PlansManager(json.loads((flat / "plans.json").read_text()))
+    torch.manual_seed(0)
+    with quiet():
+        network = nnUNetTrainer.build_network_architecture(plans, plans.get_configuration("2d"), 1, 4, False)
+    path = flat / "fold_all" / "checkpoint_best.pth"
+    state = torch.load(path, weights_only=True)
+    state |= {"network_weights": network.state_dict(), "init_args": {"configuration": "2d", "fold": "all"}}
+    torch.save(state, path)
+    _agree(flat, scans / "PHANTOM007" / "image.nii.gz")
+
+
+def test_a_model_that_does_not_say_its_order_predicts_usual_scans_only_unless_told(model, scans, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    dataset = json.loads((other / "dataset.json").read_text())
+    assert dataset.pop("voxel_order") == "LPS"
+    (other / "dataset.json").write_text(json.dumps(dataset))
+    image = nib.Nifti1Image.from_filename(scans / "PHANTOM007" / "image.nii.gz")
+    nib.save(turned_image(image, "RAS"), tmp_path / "ras.nii.gz")
+    assert _ours(other, scans / "PHANTOM007" / "image.nii.gz").shape == (4, *image.shape[::-1])
+    predictor = Predictor(tiny_study())
+    with pytest.raises(SegmentationError, match=r"voxel order is RAS, and the model does not say.*voxel_order"):
+        predictor.predict(predictor.open(tmp_path / "ras.nii.gz", "PHANTOM007"), other)
+    as_it_is = Predictor(tiny_study(), unrecorded_order=lambda: "RAS")
+    slabs = as_it_is.predict(as_it_is.open(tmp_path / "ras.nii.gz", "PHANTOM007"), other).slabs
+    ours = np.concatenate([slab for _, slab in slabs], axis=1)
+    assert (ours.argmax(axis=0) == _stock(other, tmp_path / "ras.nii.gz")[0]).mean() >= 0.9999
+
+
+def test_a_scan_that_is_cut_short_is_told_before_anything_is_predicted(model, scans, tmp_path):
+    content = (scans / "PHANTOM007" / "image.nii.gz").read_bytes()
+    (tmp_path / "image.nii.gz").write_bytes(content[: len(content) // 2])
+    predictor = Predictor(tiny_study())
+    with pytest.raises(SegmentationError, match=r"PHANTOM007: reading the scan failed: image.nii.gz is damaged"):
+        predictor.predict(predictor.open(tmp_path / "image.nii.gz", "PHANTOM007"), model)
 
 
 def test_models_with_equal_preprocessing_share_it(model, scans, tmp_path):

@@ -6,11 +6,13 @@
 - Patience counts from the history that the checkpoint carries, so it survives a resume; a finished training is not
   entered again.
 - With fold `all` a part of the patients is held out, or it is said that there is none; fold 0 uses nnU-Net's split.
+- A fold that the dataset was not split into, or whose patients it does not hold, is refused: nnU-Net would draw one at random.
 - A loss that is no number stops the training with an error that says what to change.
 - The published model holds no optimizer state and no path, and a stock nnU-Net loads it.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,3 +160,23 @@ def test_the_published_model_is_small_without_paths_and_loads_in_a_stock_nnunet(
         str(unbroken), use_folds=("all",), checkpoint_name="checkpoint_best.pth"
     )
     assert _equal(dict(predictor.list_of_parameters[0]), checkpoint["network_weights"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        ("own", "split into 3 folds, counted from 0, and fold 3 is none of them"),
+        (None, "splits_final.json is missing"),
+        ([{"train": ["PHANTOM001"]}] * 4, "splits_final.json is missing or not nnU-Net's"),
+        ([{"train": ["PHANTOM001"], "val": ["PHANTOM009"]}] * 4, "fold 3 names PHANTOM009"),
+    ],
+)
+def test_a_fold_that_the_dataset_does_not_have_is_refused(dataset, tmp_path, splits, says):
+    source = shutil.copytree(dataset, tmp_path / "dataset")
+    if splits is None:
+        (source / "splits_final.json").unlink()
+    elif splits != "own":
+        (source / "splits_final.json").write_text(json.dumps(splits))
+    with pytest.raises(SegmentationError, match=f"anno1_init7_fold3: training failed: .*{says}"):
+        train_model(tiny_study(), ModelId("anno1", 7, 3), source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -5,20 +5,32 @@
 - Any slice count, float16 to float64, two to eight classes.
 - Another shape, spacing, place, class count or class order, logits, and a label map of another prediction are refused by
   name; so are damaged and truncated files; nothing is stored then.
-- An import takes no more memory when the slices double.
+- Whatever nnU-Net's reader, voxel order and oblique angle: what nnU-Net writes lies on the scan's own voxels, and so it does
+  where the label map is in another voxel order of the same voxels. The reader in plans.json is believed.
+- An import takes no more memory when the slices double. Nothing is unpacked whose header does not fit, and a full disk is
+  told as that.
 """
 
+import errno
+import io
 import pickle
 import tracemalloc
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.errors import CorruptArtefactError, DiskError, StorageError
+from curvas_assets.grid import READERS, Turn, turned_image
 from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, import_nnunet_prediction
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
+from curvas_assets_tests.strategies import ORDERS, oblique_images
 
 KEY = "output/P1/model/softmax.zarr"
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, -3.0, 0, 80], [0, 0, 5.0, -400], [0, 0, 0, 1]])
@@ -123,6 +135,89 @@ def test_what_nnunets_own_export_writes_comes_in(tmp_path):
     assert np.abs(volume.slab(0, 12) - written).max() <= 3e-4
 
 
+def _softmax_of(labels):
+    p = np.full((4, *labels.shape), 0.1, np.float32)
+    np.put_along_axis(p, labels[None].astype(np.int64), 0.7, axis=0)
+    return p
+
+
+@given(image=oblique_images(), name=st.sampled_from(sorted(READERS)), told=st.booleans())
+def test_what_nnunet_writes_lies_on_the_scans_own_voxels(image, name, told):
+    """A network that repeats the scan: read, and written, by nnU-Net's own reader and writer."""
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    own = np.asarray(image.dataobj).transpose(2, 1, 0)
+    with TemporaryDirectory() as folder:
+        nib.save(image, Path(folder, "image.nii.gz"))
+        scan = nib.Nifti1Image.from_filename(Path(folder, "image.nii.gz"))
+        io_class = recursive_find_reader_writer_by_name(name)()
+        seen, properties = io_class.read_images([str(Path(folder, "image.nii.gz"))])
+        np.savez_compressed(Path(folder, "case.npz"), probabilities=_softmax_of(seen[0]))
+        io_class.write_seg(seen[0].astype(np.uint8), str(Path(folder, "case.nii.gz")), properties)
+        store = FolderObjects(Path(folder, "store"))
+        files = (Path(folder, "case.npz"), Path(folder, "case.nii.gz"))
+        _import(files, store, _softmax_of(own), affine=scan.affine, reader=name if told else None)
+        volume = open_softmax(store, KEY)
+        np.testing.assert_array_equal(volume.labels(0, len(own)), own)
+        np.testing.assert_array_equal(volume.affine, scan.affine)
+
+
+@pytest.mark.parametrize("order", ["RAS", "PIR", "ASL"])
+def test_a_label_map_in_another_voxel_order_of_the_same_voxels_is_brought_back(tmp_path, order):
+    softmax = _probabilities()
+    _, label_map = _upload(tmp_path, softmax)
+    nib.save(turned_image(nib.Nifti1Image.from_filename(label_map), order), tmp_path / "turned.nii.gz")
+    turned = Turn.to(order, AFFINE).forth(softmax)
+    np.savez_compressed(tmp_path / "turned.npz", probabilities=turned)
+    store = FolderObjects(tmp_path / "store")
+    _import((tmp_path / "turned.npz", tmp_path / "turned.nii.gz"), store, softmax)
+    np.testing.assert_array_equal(open_softmax(store, KEY).labels(0, 21), softmax.argmax(axis=0))
+    assert open_softmax(store, KEY).provenance["voxel_order_of_file"] == order
+    assert order in ORDERS
+
+
+def test_the_reader_of_the_plans_is_believed(tmp_path):
+    """Where nothing was found, the label map cannot tell in which order the probabilities are."""
+    softmax = _softmax_of(np.zeros((21, 18, 25), np.uint8))
+    softmax[:2, 3, 2, 1] = 0.5, 0.3
+    files = _upload(tmp_path, Turn.to("RAS", AFFINE).forth(softmax), labels=np.zeros((21, 18, 25), np.uint8))
+    for reader, at in (("NibabelIOWithReorient", (3, 2, 1)), ("SimpleITKIO", (3, 15, 23))):
+        store = FolderObjects(tmp_path / reader)
+        _import(files, store, softmax, reader=reader)
+        assert np.unravel_index(open_softmax(store, KEY).slab(0, 21)[1].argmax(), (21, 18, 25)) == at
+    with pytest.raises(StorageError, match=r"read the scan by 'Tiff3DIO'"):
+        _import(files, FolderObjects(tmp_path / "s"), softmax, reader="Tiff3DIO")
+
+
+def test_nothing_is_unpacked_whose_header_does_not_fit(tmp_path):
+    """A small file that would unpack to 300 GiB, by its own header or in spite of it."""
+    softmax = _probabilities()
+    _, label_map = _upload(tmp_path, softmax)
+    for name, shape in (("honest", (4, 10**4, 10**4, 200)), ("liar", softmax.shape)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("probabilities.npy", header.getvalue() + softmax.tobytes() + bytes(10**7))
+    store = FolderObjects(tmp_path / "store")
+    with pytest.raises(StorageError, match="its array is 4 × 10000 × 10000 × 200"):
+        _import((tmp_path / "honest.npz", label_map), store, softmax)
+    with pytest.raises(CorruptArtefactError, match="it holds more than its header promises"):
+        _import((tmp_path / "liar.npz", label_map), store, softmax)
+    assert list(store.list("")) == []
+
+
+def test_a_full_disk_is_told_and_not_as_a_damaged_file(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    softmax = _probabilities()
+    files = _upload(tmp_path, softmax)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    with pytest.raises(DiskError, match=r"case.npz: .* disk of .* is full.* needs about 0\.1 MiB there"):
+        _import(files, FolderObjects(tmp_path / "store"), softmax)
+
+
 def _stored(store, key, softmax, affine=AFFINE):
     names = ["background", "organ1", "organ2", "organ3"]
     spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0)[::-1])
@@ -191,6 +286,12 @@ WRONG = {
         {},
         "is the argmax of its probabilities in only",
     ),
+    "values with gaps": (
+        lambda p: {},
+        {"labels": {"background": 0, "organ1": 1, "organ2": 2, "organ3": 4}},
+        "its model's labels are",
+    ),
+    "regions": (lambda p: {}, {"labels": {"background": 0, "organ1": [1, 2], "organ2": 2}}, "regions"),
     "logits": (lambda p: {"probabilities": np.log(p)}, {}, "logits.*apply the softmax"),
     "no number": (lambda p: {"probabilities": np.where(p > 0.99, np.nan, p)}, {}, "NaN or infinity"),
     "another array": (lambda p: {"softmax": p}, {}, "it holds softmax, not probabilities"),

@@ -45,6 +45,11 @@ class UploadModel(dg.Config):
     )
     model: str = Field(description="What it becomes: a model of the study, such as anno1_init112233_foldall.")
     origin: str = Field(default="", description=ORIGIN)
+    voxel_order: str = Field(
+        default="",
+        description="Of the scans it was trained on, such as LPS or RAS. Empty: as its dataset.json or its reader says, "
+        "else that of the study's training scans.",
+    )
 
 
 class UploadPreprocessing(dg.Config):
@@ -55,7 +60,8 @@ class UploadPreprocessing(dg.Config):
 
 class UploadPredictions(dg.Config):
     folder: str = Field(
-        description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz."
+        description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz, "
+        "with its dataset.json and plans.json."
     )
     model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
     patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
@@ -142,7 +148,13 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
     def upload_model(context: dg.OpExecutionContext, config: UploadModel, bucket: Bucket) -> dg.Output[None]:
         stored = _told(
             lambda: upload_artefacts.upload_model(
-                bucket.checked_objects(), bucket.layout, study, config.model, Path(config.folder), config.origin
+                bucket.checked_objects(),
+                bucket.layout,
+                study,
+                config.model,
+                Path(config.folder),
+                config.origin,
+                config.voxel_order.strip().upper() or None,
             )
         )
         return _materialised(context, bucket, "trained_model", config.model.strip(), stored)

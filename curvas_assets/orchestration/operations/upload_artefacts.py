@@ -17,7 +17,15 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import ModelId, Study
 
 
-def upload_model(objects: ObjectStore, layout: Layout, study: Study, name: str, folder: Path, origin: str) -> Stored:
+def upload_model(
+    objects: ObjectStore,
+    layout: Layout,
+    study: Study,
+    name: str,
+    folder: Path,
+    origin: str,
+    voxel_order: str | None = None,
+) -> Stored:
     """Store a trained nnU-Net model as the model of this name.
 
     Args:
@@ -27,6 +35,8 @@ def upload_model(objects: ObjectStore, layout: Layout, study: Study, name: str, 
         name: one of the study's models.
         folder: nnU-Net's results folder of one trainer, or a model of this platform that was downloaded.
         origin: where it comes from, in words; shown with the partition.
+        voxel_order: of the scans it was trained on, such as LPS; None: as its dataset.json or its reader says, else that of
+            the study's training scans.
 
     Raises:
         StudyError: the study has no such model.
@@ -35,7 +45,7 @@ def upload_model(objects: ObjectStore, layout: Layout, study: Study, name: str, 
     (name,) = choose_models(study, [name])
     model = ModelId.parse(name)
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        adopted = adopt_model(study, model, folder, Path(scratch, "model"))
+        adopted = adopt_model(study, model, folder, Path(scratch, "model"), voxel_order=voxel_order)
         stored = directories.write_directory(objects, layout.model(name), Path(scratch, "model"))
     curve = adopted.curve
     return Stored(
@@ -48,6 +58,8 @@ def upload_model(objects: ObjectStore, layout: Layout, study: Study, name: str, 
             "fold": str(model.fold),
             "checkpoint": adopted.checkpoint,
             "trainer": adopted.trainer,
+            "voxel order": adopted.voxel_order or "not told: that of the study's training scans",
+            "normalisation": adopted.normalisation,
             "epochs": adopted.epochs,
             "best EMA pseudo-Dice": "unknown" if adopted.best_ema_dice is None else round(adopted.best_ema_dice, 4),
             "bytes": stored.size,
@@ -80,6 +92,7 @@ def upload_preprocessing(
             **_provenance(folder, origin),
             "annotator": annotator,
             "cases": facts.cases,
+            "voxel order": facts.voxel_order or "unknown",
             "training patients": len(study.training_patients()),
             "bytes": stored.size,
             "facts": dg.MetadataValue.json(facts.as_dict()),

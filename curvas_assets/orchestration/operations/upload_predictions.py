@@ -1,12 +1,14 @@
 """Uploading predictions that nnU-Net wrote elsewhere (`--save_probabilities`): each becomes a cell of softmax."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from curvas_assets.assets.predictions import preview_softmax
-from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StudyError
+from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StorageError, StudyError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.environment import scratch_folder
@@ -36,7 +38,9 @@ def upload_predictions(
         layout: where volumes stand in it.
         study: classes, models and ids.
         model: one of the study's models.
-        folder: holds `<patient>.npz` and `<patient>.nii.gz`, named with or without the prefix.
+        folder: holds `<patient>.npz` and `<patient>.nii.gz`, named with or without the prefix, and the `dataset.json` and
+            `plans.json` that nnU-Net puts beside them: classes and reader of the model. Without these, both are judged by
+            the label maps.
         asked: as `choose_patients` reads it, of the patients in the folder.
         origin: where they come from, in words.
         tell: told of each patient.
@@ -76,6 +80,23 @@ def _predictions(study: Study, folder: Path) -> Iterator[tuple[str, Path]]:
             continue
 
 
+def _beside(npz: Path, name: str) -> dict[str, Any]:
+    """What nnU-Net put beside its predictions; nothing if it is not there."""
+    path = npz.with_name(name)
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        return content
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            "importing a prediction",
+            npz.name,
+            f"{path} is not nnU-Net's ({error})",
+            "Upload the folder as nnU-Net left it.",
+        ) from error
+
+
 def _store(
     objects: ObjectStore, layout: Layout, study: Study, model: str, patient: str, npz: Path, origin: str
 ) -> Stored:
@@ -89,6 +110,7 @@ def _store(
             "Upload the patient and materialise scan and test_scan first.",
         ) from error
     key = layout.softmax(patient, model)
+    dataset, plans = (_beside(npz, name) for name in ("dataset.json", "plans.json"))
     facts = import_nnunet_prediction(
         npz,
         npz.with_suffix(".nii.gz"),
@@ -97,6 +119,8 @@ def _store(
         class_names=study.class_names,
         shape=record["shape"],
         affine=record["affine"],
+        labels=dataset.get("labels"),
+        reader=plans.get("image_reader_writer"),
         provenance={"patient": patient, "predictor": model, "origin": origin or "not told"},
         scratch=scratch_folder(),
     )

@@ -4,6 +4,7 @@
 - Uploaded patients are registered; a damaged one fails the run by name, after the others are safe.
 - An uploaded dataset and model are partitions that are fresh, with their origin; a changed dataset makes the model stale.
 - Predictions of nnU-Net become cells of softmax; one that is not of its patient's scan is refused, and the others stay.
+- The classes and the reader that nnU-Net put beside predictions count; an uploaded model's voxel order is told.
 - `about` tells study, versions, store and counts.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from curvas_assets.assets.dataset import order_of_training_scans
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.storage import tables
+from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets_tests.segmentation.conftest import ANNOTATOR, dataset, scans, tiny_study  # noqa: F401 - fixtures
 from curvas_assets_tests.segmentation.test_adoption import stock  # noqa: F401 - a fixture
@@ -120,6 +123,7 @@ def test_what_was_made_elsewhere_becomes_a_fresh_partition(platform, dataset, st
     metadata = record.asset_materialization.metadata
     assert metadata["origin"].value == "trained in Lyon"
     assert metadata["trainer"].value == "nnUNetTrainer"
+    assert metadata["voxel order"].value == "LPS"
     assert record.partition_key == MODEL
     ok, says, _ = platform.run("download", what="models", folder=str(platform.scratch / "down"), models=[MODEL])
     assert ok, says
@@ -165,6 +169,46 @@ def test_predictions_made_elsewhere_become_cells_and_a_stranger_is_refused(platf
     ok, says, told = platform.run("upload_predictions", folder=str(tmp_path), model=MODEL, patients=["7"])
     assert ok, says
     assert told["stored"] == f"{MODEL}|PHANTOM007"
+
+
+def test_what_nnunet_put_beside_predictions_counts(platform, tmp_path):
+    affine = np.diag([-2.0, -3.0, 5.0, 1.0])
+    platform.instance.add_dynamic_partitions("test_patient", ["PHANTOM007"])
+    record = {"patient": "PHANTOM007", "shape": [6, 8, 10], "affine": affine.tolist()}
+    tables.write_json(platform.objects, "output/PHANTOM007/test_scan.json", record)
+    _prediction(tmp_path, "PHANTOM007", (6, 8, 10), affine)
+    softmax = np.load(tmp_path / "PHANTOM007.npz")["probabilities"]
+    np.savez_compressed(
+        tmp_path / "PHANTOM007.npz", probabilities=softmax[:, :, ::-1, ::-1]
+    )  # RAS, as that reader has it
+    regions = {"background": 0, "abdomen": [1, 2, 3], "kidney": 2, "liver": 3}
+    for name, content, says in (
+        ("plans.json", {"image_reader_writer": "Tiff3DIO"}, "read the scan by 'Tiff3DIO'"),
+        ("plans.json", ["no plans"], "plans.json is not nnU-Net's"),
+        ("plans.json", {"image_reader_writer": "SimpleITKIO"}, "is the argmax of its probabilities in only 0 of"),
+        ("dataset.json", {"labels": regions}, "regions, whose probabilities overlap"),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        ok, found, _ = platform.run("upload_predictions", folder=str(tmp_path), model=MODEL)
+        assert not ok
+        assert "PHANTOM007.npz: importing a" in found
+        assert says in found
+    (tmp_path / "plans.json").write_text(json.dumps({"image_reader_writer": "NibabelIOWithReorient"}))
+    (tmp_path / "dataset.json").unlink()
+    ok, found, _ = platform.run("upload_predictions", folder=str(tmp_path), model=MODEL)
+    assert ok, found
+    volume = open_softmax(platform.objects, f"output/PHANTOM007/{MODEL}/softmax.zarr")
+    np.testing.assert_array_equal(volume.labels(0, 6), softmax.argmax(axis=0))
+
+
+def test_the_order_of_the_training_scans_is_known_if_it_is_one(tmp_path):
+    objects, layout, study = FolderObjects(tmp_path), Layout(), tiny_study()
+    assert order_of_training_scans(objects, layout, study) is None
+    for patient, axes in (("PHANTOM001", [2, 3, 5]), ("PHANTOM002", [1, 1, 1]), ("PHANTOM007", [-1, -1, 1])):
+        tables.write_json(objects, layout.scan(patient), {"affine": np.diag([*map(float, axes), 1.0]).tolist()})
+    assert order_of_training_scans(objects, layout, study) == "RAS"
+    tables.write_json(objects, layout.scan("PHANTOM003"), {"affine": np.diag([-1.0, -1.0, 1.0, 1.0]).tolist()})
+    assert order_of_training_scans(objects, layout, study) is None
 
 
 def test_about_tells_study_versions_store_and_counts(platform):

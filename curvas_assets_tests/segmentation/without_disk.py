@@ -1,0 +1,30 @@
+"""Make datasets and train in a process that may write only small files. Run by `test_disk`; prints the errors it meets.
+
+python -m … <dataset | training>:<kibibytes>,… <folder of scans> <dataset> <empty folder>
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+from curvas_assets.errors import CurvasError
+from curvas_assets.segmentation import prepare_dataset, train_model
+from curvas_assets.study import ModelId
+from curvas_assets_tests.segmentation.conftest import ANNOTATOR, tiny_study
+
+if __name__ == "__main__":
+    scans, dataset, folder = (Path(name) for name in sys.argv[2:])
+    study = tiny_study(epochs=1, iterations_per_epoch=1, validation_iterations_per_epoch=1)
+    drawn = {p: (scans / p / "image.nii.gz", scans / p / "annotation_1.nii.gz") for p in study.training_patients()}
+    for what, kibibytes in (trial.split(":") for trial in sys.argv[1].split(",")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(kibibytes) * 1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        target = folder / f"{what}{kibibytes}"
+        try:
+            if what == "dataset":
+                prepare_dataset(study, ANNOTATOR, drawn, target)
+            else:
+                train_model(study, ModelId(ANNOTATOR, 1, "all"), dataset, target)
+            print("done")
+        except CurvasError as error:
+            print(type(error).__name__, error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
