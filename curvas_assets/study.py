@@ -20,6 +20,8 @@ from curvas_assets.errors import StudyError
 from curvas_assets.inputs import as_path
 
 Fold = Literal["all", 0, 1, 2, 3, 4]
+FOLDS = 5
+"""nnU-Net's cross-validation."""
 SetName = Literal["train", "validation", "test"]
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator and organ names: no comma, `|` or underscore, which partition keys use as separators."""
@@ -301,6 +303,14 @@ class Study(_Part):
         _unique("organs", list(self.organs.values()))
         _unique("seeds", self.seeds)
         _unique("folds", self.folds)
+        splits = self.splits
+        if beyond := [fold for fold in self.folds if fold != "all" and fold >= splits]:
+            count = len(self.training_patients())
+            allowed = "all" if not splits else f"all and 0 … {splits - 1}"
+            raise ValueError(
+                f"folds: {beyond}, allowed are {allowed}: {count} training patients make {splits} splits, and nnU-Net would "
+                "make a random one of any other number"
+            )
         for organ in self.organs:
             if not KEY.fullmatch(organ):
                 raise ValueError(f"organs: {organ!r} is not letters, digits and dashes")
@@ -390,6 +400,12 @@ class Study(_Part):
         return sorted(
             one for name in self.training.sets for one in self.sets.get(name, ()) if one not in self.exclusions
         )
+
+    @property
+    def splits(self) -> int:
+        """Folds that cross-validation has: five, or one for each training patient when they are fewer."""
+        count = len(self.training_patients())
+        return min(FOLDS, count) if count > 1 else 0
 
     def fingerprint(self, *parts: str) -> str:
         """Twelve hexadecimal digits that change when a named part of the study does (all of it, if none is named).
