@@ -232,7 +232,7 @@ class Training(_Part):
     patience: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
     """Epochs without a better EMA pseudo-Dice before training stops."""
     held_out_fraction: Annotated[Number, Field(ge=0, lt=0.5)] = 0.2
-    """With fold `all`: share of the training patients held out for early stopping; 0 stops on the training data and says so."""
+    """With fold `all`, and under cross-validation: share of the training patients held out for early stopping; 0 stops on the training data and says so."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[Number, Field(gt=0, le=10)] = 1e-2
     mirroring: bool = True

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
+from dagster._core.instance import DynamicPartitionsStore
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
 
 from curvas_assets.errors import StudyError
@@ -31,7 +32,7 @@ class StudyPatients(dg.DynamicPartitionsDefinition):
         return made
 
     def get_partition_keys(
-        self, current_time: datetime | None = None, dynamic_partitions_store: dg.DagsterInstance | None = None
+        self, current_time: datetime | None = None, dynamic_partitions_store: DynamicPartitionsStore | None = None
     ) -> Sequence[str]:
         registered = super().get_partition_keys(current_time, dynamic_partitions_store)
         return [key for key in registered if self.belongs(key)]

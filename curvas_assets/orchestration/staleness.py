@@ -141,7 +141,7 @@ class Staleness:
     def _has_changed(provenance: DataProvenance | None, made: int, parent: "_Records", one: str | None) -> bool:
         """Whether one input of a partition is another than when the partition was made, as event `made`."""
         if provenance is None:  # reported by hand: by the order of events
-            return not parent.external and parent.latest(one) > made or not parent.has(one)
+            return (not parent.external and parent.latest(one) > made) or not parent.has(one)
         if one is None:
             before, now = provenance.input_data_versions[parent.key], parent.version(None)
             # An external asset nobody has observed, seen from elsewhere (Dagster's own exception).
