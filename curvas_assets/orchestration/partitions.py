@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
-from dagster._core.instance import DynamicPartitionsStore
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
+from dagster._core.instance import DynamicPartitionsStore
 
 from curvas_assets.errors import StudyError
 from curvas_assets.study import Study
