@@ -28,6 +28,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from curvas_assets.orchestration.partitions import current_keys
 
 DATA_VERSION = "dagster/data_version"
+OF_CELL = "dagster/partition"
 AT_ONCE = 500
 """Events of one query."""
 
@@ -285,10 +286,16 @@ class _Records:
     def _provenance(self) -> dict[str, DataProvenance | None]:
         ids = sorted(self._latest.values())
         found: dict[str, DataProvenance | None] = {}
+        parsed: dict[tuple[tuple[str, str], ...], DataProvenance | None] = {}
+        """Cells of one run share what they were made from."""
         for start in range(0, len(ids), AT_ONCE):
             chosen = dg.AssetRecordsFilter(asset_key=self.key, storage_ids=ids[start : start + AT_ONCE])
             for record in self.instance.fetch_materializations(chosen, limit=AT_ONCE).records:
-                found[str(record.partition_key)] = extract_data_provenance_from_entry(record.event_log_entry)
+                tags = record.event_log_entry.tags or {}
+                shared = tuple((k, v) for k, v in tags.items() if k != DATA_VERSION and not k.startswith(OF_CELL))
+                if shared not in parsed:
+                    parsed[shared] = DataProvenance.from_tags(tags)
+                found[str(record.partition_key)] = parsed[shared]
         return found
 
 
