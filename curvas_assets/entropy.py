@@ -11,7 +11,7 @@ LEAST = 1e-13
 
 @njit(cache=True, nogil=True, inline="always")
 def logarithm(p):
-    """ln p to 1e-8 of itself, for p from 1e-37 to 1: exponent and mantissa, 2 artanh by its series. Loops of it run in vectors."""
+    """Ln p to 1e-8 of itself, for p from 1e-37 to 1: exponent and mantissa, 2 artanh by its series. Loops of it run in vectors."""
     exponent = (np.float32(p).view(np.int32) - np.int32(0x3F3504F3)) >> np.int32(23)
     m = p * np.float64(np.int32((np.int32(127) - exponent) << np.int32(23)).view(np.float32))  # p / 2ᵉ, from √½ to √2
     s = (m - 1.0) / (m + 1.0)

@@ -6,25 +6,42 @@ ensemble) is made and parsed here and nowhere else. No data is read here, and no
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from curvas_assets.errors import StudyError
 from curvas_assets.inputs import as_path
+from curvas_assets.study_file import StudyFile, read_study_file
 
 Fold = Literal["all", 0, 1, 2, 3, 4]
 FOLDS = 5
 """nnU-Net's cross-validation."""
+SPLIT_SEED = 12345
+"""nnU-Net's own seed of its five folds."""
 SetName = Literal["train", "validation", "test"]
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator and organ names: no comma, `|` or underscore, which partition keys use as separators."""
+RESERVED = ("all", "mean", "background")
+"""What tables of scores and label maps call something else than an organ or an annotator."""
 
 
 @dataclass(frozen=True, order=True)
@@ -81,29 +98,76 @@ class EnsembleId:
         return cls(rest)
 
 
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool | float | str):
+        raise ValueError("allowed is a whole number, written in digits")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as text (it wants 1.0e-3) and yes as true; only numbers are numbers here."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("allowed is a number") from None
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("allowed is a finite number")
+    return value
+
+
+def _plain_path(path: str) -> str:
+    """A path below the folder it is given for: nothing absolute, no `..`, nothing a store or a disk reads otherwise."""
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") or part != part.strip() for part in parts):
+        raise ValueError("allowed is the name of a file inside the folder, neither absolute nor with . or ..")
+    if re.search(r'[\\:*?"<>|\x00-\x1f\x7f]', path):
+        raise ValueError("a file's name holds no backslash, colon, wildcard, quote or control character")
+    return path
+
+
+def _nifti(path: str) -> str:
+    if not path.endswith((".nii.gz", ".nii")):
+        raise ValueError("allowed is a NIfTI file, .nii.gz or .nii (convert DICOM first, e.g. with dcm2niix)")
+    return path
+
+
+def _fold(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("allowed are all and the numbers 0 to 4")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+Millimetres = Annotated[Number, Field(gt=0, le=100)]
+NiftiFile = Annotated[str, Field(max_length=200), AfterValidator(_plain_path), AfterValidator(_nifti)]
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Annotator(_Part):
     """One expert, and the file with that expert's label map in a patient's folder."""
 
-    name: str
-    file: str
+    name: Annotated[str, Field(max_length=60)]
+    file: NiftiFile
 
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
-        if not KEY.fullmatch(name) or name == "all":
-            raise ValueError("an annotator's name is letters, digits and dashes, and not 'all'")
+        if not KEY.fullmatch(name) or name.lower() in RESERVED:
+            raise ValueError(f"an annotator's name is letters, digits and dashes, and not one of {', '.join(RESERVED)}")
         return name
 
 
 class PatientIds(_Part):
     """How patients are called: a prefix and a number of fixed width, e.g. UKCHLL077."""
 
-    prefix: str = Field(pattern=r"^[A-Za-z]*$")
-    digits: Annotated[int, Field(ge=1, le=12)] = 3
+    prefix: str = Field(pattern=r"^[A-Za-z]*$", max_length=40)
+    digits: Annotated[Whole, Field(ge=1, le=12)] = 3
 
     def normalise(self, name: str | int) -> str:
         """`77`, `077` and `UKCHLL077` are one patient, `UKCHLL077`.
@@ -127,6 +191,10 @@ class PatientIds(_Part):
         return f"{self.prefix}{int(match.group(1)):0{self.digits}d}"
 
 
+_Side = Annotated[Whole, Field(ge=4, le=2048)]
+_Features = Annotated[Whole, Field(ge=1, le=4096)]
+
+
 class Plans(_Part):
     """nnU-Net planning. What is None is left to nnU-Net's planner."""
 
@@ -134,46 +202,55 @@ class Plans(_Part):
         "ExperimentPlanner"
     )
     configuration: Literal["3d_fullres", "2d", "3d_lowres"] = "3d_fullres"
-    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
-    spacing_mm: tuple[float, float, float] | None = None
-    patch_size: tuple[int, int, int] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    features_per_stage: Annotated[tuple[int, ...], Field(min_length=3)] | None = None
+    gpu_memory_gb: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
+    patch_size: tuple[_Side, _Side, _Side] | None = None
+    batch_size: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    features_per_stage: Annotated[tuple[_Features, ...], Field(min_length=3, max_length=10)] | None = None
     """At least three stages: nnU-Net's deep supervision gives the coarsest output the weight 0, so two leave no loss."""
-    convolutions_per_stage: Annotated[int, Field(ge=1)] | None = None
-    intensity_samples: Annotated[float, Field(ge=1000)] = 1e7
+    convolutions_per_stage: Annotated[Whole, Field(ge=1, le=20)] | None = None
+    intensity_samples: Annotated[Number, Field(ge=1000, le=1e10)] = 1e7
     """Foreground voxels sampled per study for the intensity statistics (nnU-Net's own default is 1e7)."""
     shared_intensity_statistics: bool = False
     """One set of foreground intensity statistics (union of the annotators), so that all images are bit-identical."""
+
+    @model_validator(mode="after")
+    def _of_one_dimension(self) -> "Plans":
+        if self.configuration == "2d" and self.patch_size is not None:
+            raise ValueError(
+                f"patch_size {list(self.patch_size)} is a 3-D patch, and configuration 2d has none: leave patch_size to the "
+                "planner, or take 3d_fullres"
+            )
+        return self
 
 
 class Training(_Part):
     """How each model is trained."""
 
     sets: tuple[Literal["train", "validation"], ...] = ("train",)
-    epochs: Annotated[int, Field(ge=1)] = 300
-    iterations_per_epoch: Annotated[int, Field(ge=1)] = 250
-    validation_iterations_per_epoch: Annotated[int, Field(ge=1)] = 50
-    patience: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[Whole, Field(ge=1, le=1_000_000)] = 300
+    iterations_per_epoch: Annotated[Whole, Field(ge=1, le=1_000_000)] = 250
+    validation_iterations_per_epoch: Annotated[Whole, Field(ge=1, le=1_000_000)] = 50
+    patience: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
     """Epochs without a better EMA pseudo-Dice before training stops."""
-    held_out_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    """With fold `all`: share of the training patients held out for early stopping; 0 stops on the training data and says so."""
+    held_out_fraction: Annotated[Number, Field(ge=0, lt=0.5)] = 0.2
+    """With fold `all`, and under cross-validation: share of the training patients held out for early stopping; 0 stops on the training data and says so."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] = 1e-2
     mirroring: bool = True
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     """Threads of torch on the CPU; pinned because the sums depend on it. None: 1 on the CPU, torch's choice elsewhere."""
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[Whole, Field(ge=0, le=256)] = 0
     """Processes that load and augment; 0 (in the training process) is bit-reproducible everywhere."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Epochs between two checkpoints kept on S3 for resuming."""
 
 
 class Prediction(_Part):
     """How a model is applied to a patient."""
 
-    tile_step: Annotated[float, Field(gt=0, le=1)] = 0.5
+    tile_step: Annotated[Number, Field(ge=0.05, le=1)] = 0.5
     mirroring: bool = True
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
@@ -182,18 +259,18 @@ class Evaluation(_Part):
     """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
-    ece_bins: Annotated[int, Field(ge=2, le=1000)] = 50
-    ace_bins: Annotated[int, Field(ge=2, le=1000)] = 20
-    tolerance_mm: Annotated[float, Field(gt=0)] = 1.0
+    ece_bins: Annotated[Whole, Field(ge=2, le=1000)] = 50
+    ace_bins: Annotated[Whole, Field(ge=2, le=1000)] = 20
+    tolerance_mm: Millimetres = 1.0
 
 
 class Statistics(_Part):
     """Tests between families of predictors."""
 
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    draws: Annotated[int, Field(ge=100)] = 9999
+    alpha: Annotated[Number, Field(gt=0, lt=0.5)] = 0.05
+    draws: Annotated[Whole, Field(ge=100, le=10_000_000)] = 9999
     """Of the randomisation within patients, and resamples of the patients for intervals."""
-    seed: Annotated[int, Field(ge=0)] = 20250515
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 20250515
     """Of both."""
     primary: dict[str, str] = Field(
         default_factory=lambda: {
@@ -204,17 +281,25 @@ class Statistics(_Part):
         }
     )
     """Question → the one metric that answers it; every other metric is exploratory."""
-    non_inferiority_margin: Annotated[float, Field(gt=0)] = 0.01
+    non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
     """How much of the accuracy metric may be lost before accuracy counts as hurt. One point of Dice is what lies between
     neighbours in the challenge's table (median gap 0.0105); fixed here, not by the scores."""
+
+    @field_validator("primary")
+    @classmethod
+    def _answers(cls, primary: dict[str, str]) -> dict[str, str]:
+        _unique("", list(primary.values()), "a metric answers one question")
+        if blank := [question for question, metric in primary.items() if not question.strip() or not metric.strip()]:
+            raise ValueError(f"{blank} has no question or no metric")
+        return primary
 
 
 class Intake(_Part):
     """Tolerances of the intake's checks."""
 
-    spacing_tolerance_mm: Annotated[float, Field(gt=0)] = 1e-3
-    origin_tolerance_mm: Annotated[float, Field(gt=0)] = 1e-1
-    label_tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 1e-2
+    spacing_tolerance_mm: Annotated[Number, Field(gt=0, le=1)] = 1e-3
+    origin_tolerance_mm: Annotated[Number, Field(gt=0, le=10)] = 1e-1
+    label_tolerance: Annotated[Number, Field(gt=0, lt=0.5)] = 1e-2
     """Labels this close to an integer are rounded (label files with a scale slope)."""
     blank_annotation: Literal["not_annotated", "absent"] = "not_annotated"
     """What a label map without any organ means: the annotator has not annotated this patient, which then trains nothing of
@@ -226,9 +311,9 @@ class Intake(_Part):
 class Checks(_Part):
     """What the asset checks warn of. Changing these makes nothing stale but the report."""
 
-    dice_floor: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dice_floor: Annotated[Number, Field(ge=0, lt=1)] = 0.5
     """Best EMA pseudo-Dice below which a trained model is suspicious."""
-    volume_ml: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(
+    volume_ml: dict[str, tuple[Annotated[Number, Field(ge=0, le=1e6)], Annotated[Number, Field(gt=0, le=1e6)]]] = Field(
         default_factory=dict
     )
     """Organ → least and most plausible volume of a prediction, ml; left out: nothing above half of the scan."""
@@ -238,41 +323,52 @@ class Report(_Part):
     """How the report is written."""
 
     language: Literal["en", "fr"] = "en"
-    published_table: str = Field(default="published.csv", pattern=r"^[^/].*\.csv$")
+    published_table: Annotated[str, Field(max_length=200), AfterValidator(_plain_path)] = "published.csv"
     """Key below the metrics prefix of the study's wide table; once it is uploaded, this run is compared with it."""
+
+    @field_validator("published_table")
+    @classmethod
+    def _of_people(cls, name: str) -> str:
+        if not name.endswith(".csv") or name == "metrics.csv":
+            raise ValueError("allowed is a .csv file, and not metrics.csv, which the platform writes itself")
+        return name
+
+
+_Price = Annotated[Number, Field(ge=0, le=1e6)]
 
 
 class Prices(_Part):
     """Unit prices of the cost table, in euros (the study's own, as of 2025-05-15)."""
 
-    gpu_hour_eur: Annotated[float, Field(ge=0)] = 0.50
-    cpu_hour_eur: Annotated[float, Field(ge=0)] = 0.05
-    storage_gb_month_eur: Annotated[float, Field(ge=0)] = 0.024
-    egress_gb_eur: Annotated[float, Field(ge=0)] = 0.09
-    storage_days: Annotated[float, Field(ge=0)] = 7
+    gpu_hour_eur: _Price = 0.50
+    cpu_hour_eur: _Price = 0.05
+    storage_gb_month_eur: _Price = 0.024
+    egress_gb_eur: _Price = 0.09
+    storage_days: Annotated[Number, Field(ge=0, le=36525)] = 7
 
 
 class Study(_Part):
     """A whole study, validated. Made by `load_study`."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    title: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)
+    title: Text
     synthetic: bool = False
     """The patients are made up: nothing of theirs is set beside the challenge as comparable."""
-    image: str = "image.nii.gz"
-    annotators: tuple[Annotator, ...] = Field(min_length=1)
-    organs: dict[str, Annotated[int, Field(ge=1, le=8)]] = Field(min_length=1)
+    image: NiftiFile = "image.nii.gz"
+    annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
+    organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
     patients: PatientIds
     sets: dict[SetName, tuple[str, ...]]
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     in_distribution_group: str | None = None
     """The group the models were trained on; the others are out of distribution."""
-    exclusions: dict[str, str] = Field(default_factory=dict)
+    exclusions: dict[str, Text] = Field(default_factory=dict)
     """Patient → reason. An excluded patient is in the cohort table, and nowhere else."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
-    folds: tuple[Fold, ...] = ("all",)
+    seeds: tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...] = Field(min_length=1, max_length=1000)
+    folds: Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], Field(min_length=1)] = ("all",)
+    """nnU-Net's: `all`, or numbers of its cross-validation. Without a test set, the patients that a fold holds out are scored."""
     ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Ensemble → annotators whose models are its members. Left out: one per annotator, and `all`."""
+    """Ensemble → annotators whose models are its members. Left out: one per annotator with several models, and `all`."""
     plans: Plans = Plans()
     training: Training = Training()
     prediction: Prediction = Prediction()
@@ -283,64 +379,146 @@ class Study(_Part):
     report: Report = Report()
     prices: Prices = Prices()
 
-    @model_validator(mode="before")
+    @field_validator("sets", "groups", mode="before")
     @classmethod
-    def _whole_ids(cls, raw: Any) -> Any:
+    def _whole_ids(cls, raw: Any, info: ValidationInfo) -> Any:
         """Ids become whole names, so that 1, '001' and 'UKCHLL001' agree everywhere."""
-        if not isinstance(raw, dict) or not isinstance(raw.get("patients"), dict):
+        ids = info.data.get("patients")
+        if not isinstance(raw, dict) or ids is None:
             return raw
-        ids = PatientIds.model_validate(raw["patients"])
-        raw = dict(raw)
-        for field in ("sets", "groups"):
-            if isinstance(raw.get(field), dict):
-                raw[field] = {
-                    name: [_normalised(ids, f"{field}.{name}", one) for one in _listed(field, name, members)]
-                    for name, members in raw[field].items()
-                }
-        if isinstance(raw.get("exclusions"), dict):
-            raw["exclusions"] = {
-                _normalised(ids, "exclusions", one): reason for one, reason in raw["exclusions"].items()
-            }
-        return raw
+        problems: Problems = []
+        whole = {}
+        for name, members in raw.items():
+            if isinstance(members, list | tuple):
+                whole[name] = _normalised(ids, (str(info.field_name), name), members, problems)
+            else:
+                problems.append(((str(info.field_name), name), f"= {members!r}: allowed is a list of patient ids"))
+        _raise(problems)
+        return whole
+
+    @field_validator("exclusions", mode="before")
+    @classmethod
+    def _whole_excluded(cls, raw: Any, info: ValidationInfo) -> Any:
+        ids = info.data.get("patients")
+        if not isinstance(raw, dict) or ids is None:
+            return raw
+        problems: Problems = []
+        names = _normalised(ids, ("exclusions",), list(raw), problems)
+        _raise(problems)
+        _unique("exclusions", names)
+        return dict(zip(names, raw.values(), strict=True))
 
     @model_validator(mode="after")
-    def _coherent(self) -> "Study":
-        _unique("annotators", [a.name for a in self.annotators])
-        _unique("annotators.file", [a.file for a in self.annotators] + [self.image])
-        _unique("organs", list(self.organs.values()))
-        _unique("seeds", self.seeds)
-        _unique("folds", self.folds)
-        splits = self.splits
-        if beyond := [fold for fold in self.folds if fold != "all" and fold >= splits]:
-            count = len(self.training_patients())
-            allowed = "all" if not splits else f"all and 0 … {splits - 1}"
-            raise ValueError(
-                f"folds: {beyond}, allowed are {allowed}: {count} training patients make {splits} splits, and nnU-Net would "
-                "make a random one of any other number"
-            )
+    def _coherent(self, info: ValidationInfo) -> "Study":
+        _raise([*self._problems(), *(self._strays() if info.context == FROM_FILE else ())])
+        return self
+
+    def _problems(self) -> Iterator["Problem"]:
+        """What contradicts itself, each with the field."""
+        names = self.annotator_names
+        files = [*(a.file for a in self.annotators), self.image]
+        yield from _twice("annotators", [name.casefold() for name in names])
+        yield from _twice("annotators.file", [file.casefold() for file in files])
+        for field, values in (("seeds", self.seeds), ("folds", self.folds), ("training.sets", self.training.sets)):
+            yield from _twice(field, values)
+        yield from _twice("organs", list(self.organs.values()))
+        yield from _twice("organs", [organ.casefold() for organ in self.organs])
         for organ in self.organs:
-            if not KEY.fullmatch(organ):
-                raise ValueError(f"organs: {organ!r} is not letters, digits and dashes")
+            if not KEY.fullmatch(organ) or organ.lower() in RESERVED or organ.isdigit() or len(organ) > 60:
+                allowed = f"letters, digits and dashes, no mere number, and not one of {', '.join(RESERVED)}"
+                yield ("organs", organ), f"{organ!r} is no name of an organ: allowed are {allowed}"
         if sorted(self.organs.values()) != list(range(1, len(self.organs) + 1)):
-            raise ValueError(
-                f"organs: labels are {sorted(self.organs.values())}, allowed is 1 … {len(self.organs)} without gaps (nnU-Net)"
+            found = (
+                f"labels are {sorted(self.organs.values())}, allowed is 1 … {len(self.organs)} without gaps (nnU-Net)"
             )
-        _unique("sets", [one for members in self.sets.values() for one in members])
-        _unique("groups", [one for members in self.groups.values() for one in members])
+            yield ("organs",), found
+        yield from _twice("sets", [one for members in self.sets.values() for one in members])
+        yield from _twice("groups", [one for members in self.groups.values() for one in members])
+        for group, members in self.groups.items():
+            if not group.strip() or not members:
+                yield (
+                    ("groups", group),
+                    f"{group!r} has no {'patients' if group.strip() else 'name'}: fill it, or leave it out",
+                )
         if self.in_distribution_group is not None and self.in_distribution_group not in self.groups:
-            raise ValueError(
-                f"in_distribution_group: {self.in_distribution_group!r}, allowed is one of {sorted(self.groups)}"
-            )
+            found = f"{self.in_distribution_group!r}, allowed is one of {sorted(self.groups)}"
+            yield ("in_distribution_group",), found
         if unknown_organs := sorted(set(self.checks.volume_ml) - set(self.organs)):
-            raise ValueError(f"checks.volume_ml: {unknown_organs}, allowed are {sorted(self.organs)}")
-        names = [a.name for a in self.annotators]
+            yield ("checks", "volume_ml"), f"{unknown_organs}, allowed are {sorted(self.organs)}"
+        for organ, (low, high) in self.checks.volume_ml.items():
+            if low >= high:
+                yield (
+                    ("checks", "volume_ml", organ),
+                    f"[{low:g}, {high:g}]: allowed is the least volume, then a greater one",
+                )
+        yield from self._problems_of_ensembles()
+        yield from self._problems_of_sets()
+
+    def _problems_of_ensembles(self) -> Iterator["Problem"]:
+        names, seen = self.annotator_names, {}
         for ensemble, members in self.ensembles.items():
-            if not KEY.fullmatch(ensemble):
-                raise ValueError(f"ensembles: {ensemble!r} is not letters, digits and dashes")
+            where = ("ensembles", ensemble)
+            if not KEY.fullmatch(ensemble) or len(ensemble) > 60:
+                yield where, f"{ensemble!r} is not letters, digits and dashes"
             unknown = sorted(set(members) - set(names))
             if unknown or not members:
-                raise ValueError(f"ensembles.{ensemble}: {unknown or 'no member'}, allowed are {names}")
-        return self
+                yield where, f"{unknown or 'no member'}, allowed are {names}"
+            yield from _twice(f"ensembles.{ensemble}", members)
+            if ensemble == "all" and not unknown and set(members) != set(names):
+                yield (
+                    where,
+                    f"{list(members)}: the ensemble called all has every annotator ({names}); give it another name",
+                )
+            if other := seen.setdefault(frozenset(members), ensemble) != ensemble and seen[frozenset(members)]:
+                yield where, f"its members are those of {other}, and every patient would count twice; keep one of them"
+        yield from _twice("ensembles", [name.casefold() for name in self.ensembles])
+
+    def _problems_of_sets(self) -> Iterator["Problem"]:
+        for name in self.training.sets:
+            if not self.sets.get(name):
+                yield ("training", "sets"), f"{name!r}, and sets.{name} names no patient: fill it, or leave it out here"
+        count = len(self.training_patients())
+        if not count:
+            yield ("sets",), f"no patient to train on in {list(self.training.sets)}, or all are excluded; name some"
+            return
+        beyond = [fold for fold in self.folds if fold != "all" and fold >= self.splits]
+        if beyond:
+            allowed = "all" if not self.splits else f"all and 0 … {self.splits - 1}"
+            made = f"{count} training patients make {self.splits} splits, and nnU-Net would make a random one of any other number"
+            yield ("folds",), f"{beyond}, allowed are {allowed}: {made}"
+        if self.has_test_set:
+            return
+        found = "every patient of the test set is excluded" if self.sets.get("test") else "there is no test set"
+        if "all" in self.folds:
+            remedy = (
+                f"name test patients, or cross-validate (folds: {list(range(self.splits))})"
+                if count > 1
+                else "name some"
+            )
+            yield (
+                ("sets",),
+                f"{found}, and a model of fold all has seen every training patient: nobody is left to score; {remedy}",
+            )
+        elif count < 3:
+            yield ("sets",), f"{found}, and cross-validation takes 3 training patients or more, not {count}"
+
+    def _strays(self) -> Iterator["Problem"]:
+        """Patients that the file speaks of though no set names them: mostly a slip of the pen."""
+        named = {one for members in self.sets.values() for one in members}
+        for field, members in (
+            *((("groups", name), m) for name, m in self.groups.items()),
+            (("exclusions",), self.exclusions),
+        ):
+            if strays := [one for one in members if one not in named]:
+                yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
+        if self.statistics.primary != Statistics().primary:
+            from curvas_assets.statistics.directions import directions  # it reads this module
+
+            better = {metric for metric, side in directions().items() if side}
+            for question, metric in self.statistics.primary.items():
+                if metric not in better:
+                    found = f"{metric!r} is no metric with a better side, allowed are {sorted(better)}"
+                    yield ("statistics", "primary", question), found
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -363,15 +541,25 @@ class Study(_Part):
 
     @property
     def _ensembles(self) -> dict[str, tuple[str, ...]]:
-        return self.ensembles or {**{a.name: (a.name,) for a in self.annotators}, "all": tuple(self.annotator_names)}
+        """As the study names them. Else one per annotator that is neither its only model nor everybody's, and `all`."""
+        if self.ensembles:
+            return self.ensembles
+        names = self.annotator_names
+        models_of_one = len(self.seeds) * (1 if self.cross_validated else len(self.folds))
+        of_one = {name: (name,) for name in names} if len(names) > 1 and models_of_one > 1 else {}
+        return {**of_one, "all": tuple(names)}
 
     @property
     def predictors(self) -> list[str]:
         """Everything that is scored: all models, then all ensembles."""
         return [str(m) for m in self.models] + [str(e) for e in self.ensemble_ids]
 
-    def members(self, ensemble: EnsembleId | str) -> list[ModelId]:
-        """The models whose mean an ensemble is."""
+    def members(self, ensemble: EnsembleId | str, patient: str | None = None) -> list[ModelId]:
+        """The models whose mean an ensemble is; of one patient, those that predict that patient.
+
+        Raises:
+            StudyError: the study has no such ensemble.
+        """
         name = ensemble.name if isinstance(ensemble, EnsembleId) else EnsembleId.parse(ensemble).name
         if name not in self._ensembles:
             raise StudyError(
@@ -380,7 +568,8 @@ class Study(_Part):
                 f"no ensemble {name!r}",
                 f"Use one of {[str(e) for e in self.ensemble_ids]}.",
             )
-        return [m for m in self.models if m.annotator in self._ensembles[name]]
+        models = self.models if patient is None else self.models_of(patient)
+        return [m for m in models if m.annotator in self._ensembles[name]]
 
     def family(self, predictor: str) -> Literal["general", "annotator", "individual"]:
         """`general` for an ensemble over every annotator, `annotator` for a smaller one, `individual` for a model."""
@@ -402,6 +591,45 @@ class Study(_Part):
     def is_test_patient(self, patient: str) -> bool:
         return self.patient_set(patient) == "test" and patient not in self.exclusions
 
+    @property
+    def has_test_set(self) -> bool:
+        """Whether a set of patients that nobody trains on is there to be scored."""
+        return any(one not in self.exclusions for one in self.sets.get("test", ()))
+
+    @property
+    def cross_validated(self) -> bool:
+        """Without a test set, each training patient is scored by the models of the fold that held it out."""
+        return not self.has_test_set and "all" not in self.folds
+
+    def scored_patients(self) -> list[str]:
+        """Patients that are predicted and scored, exclusions left out: the test set, or those that a fold holds out."""
+        if not self.cross_validated:
+            return sorted(one for one in self.sets.get("test", ()) if one not in self.exclusions)
+        return sorted(one for one, fold in self._fold_of.items() if fold in self.folds)
+
+    def models_of(self, patient: str) -> list[ModelId]:
+        """The models that predict a patient: all, or under cross-validation those of the fold that held it out."""
+        if not self.cross_validated:
+            return self.models
+        return [model for model in self.models if model.fold == self._fold_of.get(patient)]
+
+    def predictors_of(self, patient: str) -> list[str]:
+        """Everything that is scored of a patient: its models, then all ensembles."""
+        return [str(m) for m in self.models_of(patient)] + [str(e) for e in self.ensemble_ids]
+
+    def held_out(self, fold: int) -> list[str]:
+        """The training patients that a fold of the cross-validation does not train on: nnU-Net's own folds."""
+        return sorted(one for one, of in self._fold_of.items() if of == fold)
+
+    @cached_property
+    def _fold_of(self) -> dict[str, int]:
+        """Training patient → the one fold that holds it out (scikit-learn's shuffled KFold, as nnU-Net calls it)."""
+        patients = self.training_patients()
+        order = np.arange(len(patients))
+        np.random.RandomState(SPLIT_SEED).shuffle(order)
+        parts = np.array_split(order, self.splits) if self.splits else ()
+        return {patients[index]: fold for fold, part in enumerate(parts) for index in part}
+
     def training_patients(self) -> list[str]:
         """Patients the models learn from, exclusions left out, in order."""
         return sorted(
@@ -418,9 +646,16 @@ class Study(_Part):
         """Twelve hexadecimal digits that change when a named part of the study does (all of it, if none is named).
 
         Args:
-            parts: names of fields; `training_patients` stands for what it returns.
+            parts: names of fields; `training_patients`, `scored_patients`, `members` (ensemble → models) and
+                `held_out` (cross-validated patient → fold) stand for what they return.
         """
-        whole = {**self.model_dump(mode="json"), "training_patients": self.training_patients()}
+        whole = {
+            **self.model_dump(mode="json"),
+            "training_patients": self.training_patients(),
+            "scored_patients": self.scored_patients(),
+            "members": {str(e): [str(m) for m in self.members(e)] for e in self.ensemble_ids},
+            "held_out": self._fold_of if self.cross_validated else {},
+        }
         chosen = {part: whole[part] for part in parts} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -441,61 +676,78 @@ def load_study(name_or_path: "str | Path | Study") -> Study:
         name_or_path: a built-in name (`curvas`, `phantom`) or the path of a YAML file. A study is returned as it is.
 
     Raises:
-        StudyError: not found, not YAML, or a field has a value that is not allowed; names field, value and what is allowed.
+        StudyError: not found, not YAML, or fields have values that are not allowed; names each with its line, value and
+            what is allowed.
     """
     if isinstance(name_or_path, Study):
         return name_or_path
-    remedy = f"Set CURVAS_STUDY to a YAML file or one of {built_in_studies()}."
-    path = as_path(name_or_path, attempted="loading the study", subject="the study", error=StudyError)
     source = str(name_or_path)
+    path = as_path(name_or_path, attempted="loading the study", subject="the study", error=StudyError)
     if source in built_in_studies():
-        text = (resources.files("curvas_assets.studies") / f"{source}.yaml").read_text()
-    else:
-        try:
-            text = path.read_text()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            found = "there is no such file, nor a built-in study of that name"
-            raise StudyError("loading the study", source, found, remedy) from error
-        except (OSError, UnicodeDecodeError) as error:
-            found = f"it cannot be read ({type(error).__name__})"
-            raise StudyError("loading the study", source, found, remedy) from error
+        path = Path(str(resources.files("curvas_assets.studies") / f"{source}.yaml"))
+    file = read_study_file(path, source, f"Set CURVAS_STUDY to a YAML file or one of {built_in_studies()}.")
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise StudyError(
-            "loading the study",
-            source,
-            f"it is not YAML: {' '.join(str(error).split())}",
-            "Correct the file at the place named.",
-        ) from error
-    if not isinstance(raw, dict):
-        raise StudyError(
-            "loading the study",
-            source,
-            f"it holds {type(raw).__name__}, not fields",
-            "Start from curvas_assets/studies/phantom.yaml.",
-        )
-    try:
-        return Study.model_validate(raw)
+        return Study.model_validate(file.fields, context=FROM_FILE)
     except ValidationError as error:
         raise StudyError(
             "loading the study",
             source,
-            "; ".join(_explain(item) for item in error.errors()),
+            "; ".join(told for item in _causes(error.errors()) for told in _explain(item, file)),
             "Correct these fields; curvas_assets/studies/ has complete examples.",
         ) from error
 
 
-def _explain(item: Any) -> str:
-    """One pydantic error as field, value found and what is allowed."""
-    field = ".".join(str(part) for part in item["loc"])
+FROM_FILE = "from a file"
+Problem = tuple[tuple[str, ...], str]
+"""Where in the study, and what is wrong there."""
+Problems = list[Problem]
+
+
+class _Incoherent(ValueError):
+    """Several problems at once."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("; ".join(_sentence(*problem) for problem in problems))
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise _Incoherent(problems)
+
+
+def _sentence(where: tuple[str, ...], what: str) -> str:
+    field = ".".join(where)
+    return f"{field} {what}" if what.startswith("=") else f"{field}: {what}"
+
+
+def _causes(items: Sequence[Any]) -> list[Any]:
+    """Without the lists that are too short only because their wrong entries were left out."""
+    places = [tuple(item["loc"]) for item in items]
+    return [
+        item
+        for item, place in zip(items, places, strict=True)
+        if item["type"] != "too_short" or not any(len(p) > len(place) and p[: len(place)] == place for p in places)
+    ]
+
+
+def _explain(item: Any, file: StudyFile) -> Iterator[str]:
+    """One pydantic error as line, field, value found and what is allowed."""
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, _Incoherent):
+        yield from (file.line(where) + _sentence(where, what) for where, what in cause.problems)
+        return
+    location = [part for part in item["loc"] if part != "[key]"]
+    field = ".".join(str(part) for part in location)
     message = item["msg"].removeprefix("Value error, ")
+    line = file.line(location)
     if item["type"] == "missing":
-        return f"{field} is missing"
-    if item["type"] == "extra_forbidden":
-        return f"{field} = {item['input']!r} is not a field (allowed: {', '.join(_siblings(item['loc']))})"
-    value = f" = {item['input']!r}" if field and not isinstance(item["input"], dict) else ""
-    return f"{field}{value}: {message}" if field else message
+        yield f"{line}{field} is missing"
+    elif item["type"] == "extra_forbidden":
+        yield f"{line}{field} = {item['input']!r:.80} is not a field (allowed: {', '.join(_siblings(location))})"
+    else:
+        value = f" = {item['input']!r:.80}" if field and not isinstance(item["input"], dict | BaseModel) else ""
+        yield f"{line}{field}{value}: {message}" if field else message
 
 
 def _siblings(location: Iterable[Any]) -> list[str]:
@@ -509,21 +761,25 @@ def _siblings(location: Iterable[Any]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _unique(field: str, values: Iterable[Any]) -> None:
+def _twice(field: str, values: Iterable[Any]) -> Iterator[Problem]:
     seen: set[Any] = set()
     twice = [value for value in values if value in seen or seen.add(value)]
     if twice:
-        raise ValueError(f"{field}: {twice} stand there more than once, allowed is once")
+        yield tuple(field.split(".")), f"{twice} stand there more than once, allowed is once"
 
 
-def _listed(field: str, name: str, members: Any) -> list[Any]:
-    if not isinstance(members, list | tuple):
-        raise ValueError(f"{field}.{name} = {members!r}: allowed is a list of patient ids")
-    return list(members)
+def _unique(field: str, values: Iterable[Any], why: str = "") -> None:
+    for where, what in _twice(field, values):
+        raise _Incoherent([(where, what)]) if field else ValueError(f"{what}: {why}")
 
 
-def _normalised(ids: PatientIds, field: str, name: Any) -> str:
-    try:
-        return ids.normalise(name)
-    except StudyError as error:
-        raise ValueError(f"{field}: {error.subject} {error.found}") from error
+def _normalised(ids: PatientIds, where: tuple[Any, ...], names: Iterable[Any], problems: Problems) -> list[str]:
+    whole: list[str] = []
+    for name in names:
+        try:
+            if isinstance(name, bool | float) or not isinstance(name, str | int):
+                raise StudyError("reading a patient's id", repr(name), "it is no id", "Quote it.")
+            whole.append(ids.normalise(name))
+        except StudyError as error:
+            problems.append((tuple(map(str, where)), f"{error.subject} {error.found}"))
+    return whole

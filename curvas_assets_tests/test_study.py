@@ -183,7 +183,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     _ok(lineage.run("write_report", assets=("published_comparison", "figures", "report")))
     beside = tables.read_table(objects, layout.table("published_comparison"))
     dice = beside[beside["metric"] == "dice"]
-    assert len(dice) == 3
+    assert len(dice) == scores["family"].nunique() == 2  # one seed: an annotator's ensemble would be its model
     page = directories.read_file(objects, layout.report(), "report.md").decode()
     assert "No published table of the study was given" not in page
     pd.testing.assert_series_equal(dice["mean"], dice["published_mean"], check_names=False)

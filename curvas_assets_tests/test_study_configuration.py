@@ -3,8 +3,13 @@
 - The built-in studies load; `curvas` is the study as published, with patient 041.
 - Names of models, ensembles and patients are made and parsed in one way.
 - Two or five annotators, one organ, other seeds and folds are configuration.
-- A wrong file fails with the field, the value and what is allowed.
+- A wrong file fails with the line, the field, the value and what is allowed; all problems at once.
+- What YAML would read otherwise than people write it is refused: doubled keys, octal numbers, truth for a number, Latin-1.
+- No ensemble is another one, or a single model, under another name: no patient counts twice.
+- Without a test set, the patients that nnU-Net's folds hold out are scored, each by the models that did not see it.
 """
+
+from pathlib import Path
 
 import pytest
 import yaml
@@ -142,6 +147,160 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
 def test_a_wrong_file_fails_with_field_value_and_what_is_allowed(tmp_path, change, told):
     with pytest.raises(StudyError, match=told):
         _load(tmp_path, _raw(**change))
+
+
+WRONG = {
+    "spacing_mm: [-8, 8, 8]": r"plans.spacing_mm.0 = -8: .*greater than 0",
+    "patch_size: [-24, 32, 32]": r"plans.patch_size.0 = -24",
+    "features_per_stage: [0, 8, 8]": r"plans.features_per_stage.0 = 0",
+    "configuration: 2d": r"plans: patch_size \[24, 40, 40\] is a 3-D patch",
+    "batch_size: true": r"plans.batch_size = True: allowed is a whole number",
+    "gpu_memory_gb: .inf": r"plans.gpu_memory_gb = inf: allowed is a finite number",
+}
+
+
+@pytest.mark.parametrize(("line", "told"), WRONG.items())
+def test_every_number_has_bounds_and_its_line_is_told(tmp_path, line, told):
+    field = line.partition(":")[0]
+    text = Path("curvas_assets/studies/phantom.yaml").read_text()
+    lines = [one for one in text.splitlines() if not one.startswith(f"  {field}:")]
+    lines.insert(lines.index("plans:") + 1, f"  {line}")
+    (tmp_path / "study.yaml").write_text("\n".join(lines))
+    with pytest.raises(
+        StudyError, match=rf"line {lines.index('plans:') + (1 if field == 'configuration' else 2)}: {told}"
+    ):
+        load_study(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"training__learning_rate": float("nan")}, "training.learning_rate = nan: allowed is a finite number"),
+        ({"image": "ct.dcm"}, "image = 'ct.dcm': allowed is a NIfTI file"),
+        (
+            {"annotators": [{"name": "a", "file": "../a.nii.gz"}]},
+            r"annotators.0.file = '../a.nii.gz': .* neither absolute",
+        ),
+        ({"image": "/data/ct.nii.gz"}, "neither absolute"),
+        ({"report__published_table": "a/../../x.csv"}, "neither absolute"),
+        ({"report__published_table": "metrics.csv"}, "which the platform writes itself"),
+        (
+            {"sets": {"train": [1, 2, 3]}, "groups": {}, "in_distribution_group": None},
+            r"cross-validate \(folds: \[0, 1, 2\]\)",
+        ),
+        ({"sets": {"test": [7]}, "groups": {}, "in_distribution_group": None}, "no patient to train on"),
+        ({"exclusions": {7: "x", 8: "y", 9: "z"}}, "every patient of the test set is excluded"),
+        ({"sets": {"train": [1, 2, 3], "test": [7]}, "folds": [0, 4]}, r"folds: \[4\], allowed are all and 0 … 2"),
+        ({"folds": [True]}, "folds.0 = True"),
+        ({"groups__A": [1, 77]}, r"groups.A: \['PHANTOM077'\] are in none of the sets"),
+        ({"exclusions": {77: "x"}}, r"exclusions: \['PHANTOM077'\] are in none of the sets"),
+        ({"exclusions": {"7": "x", "007": "y"}}, r"exclusions: \['PHANTOM007'\] stand there more than once"),
+        ({"exclusions": {7: " "}}, "exclusions.PHANTOM007 = ' '"),
+        ({"organs": {"background": 1}}, "'background' is no name of an organ"),
+        ({"organs": {"mean": 1}}, "'mean' is no name of an organ"),
+        ({"organs": {"Liver": 1, "liver": 2}}, "organs: \\['liver'\\] stand there more than once"),
+        ({"checks__volume_ml": {"liver": [100, 10]}}, r"checks.volume_ml.liver: \[100, 10\]: allowed is the least"),
+        ({"ensembles": {"x": ["anno1", "anno1"]}}, r"ensembles.x: \['anno1'\] stand there more than once"),
+        ({"ensembles": {"x": ["anno1", "anno2"], "y": ["anno2", "anno1"]}}, "ensembles.y: its members are those of x"),
+        ({"ensembles": {"all": ["anno1", "anno2"]}}, "the ensemble called all has every annotator"),
+        ({"training__sets": ["train", "validation"], "sets__validation": []}, "sets.validation names no patient"),
+        ({"statistics__primary": {"accuracy": "dicee"}}, "statistics.primary.accuracy: 'dicee' is no metric"),
+        ({"sets__train": [1.5]}, "sets.train: 1.5"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, change, told):
+    with pytest.raises(StudyError, match=told):
+        _load(tmp_path, _raw(**change))
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    with pytest.raises(StudyError) as refused:
+        _load(tmp_path, _raw(seeds=[1, 1], organs={"mean": 1}, folds=[0, 0]))
+    assert all(field in refused.value.found for field in ("seeds: [1]", "organs.mean", "folds: [0]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seeds: [1]\nseeds: [2]\n", r"line 2, column 1: 'seeds' stands there already, on line 1"),
+        ("sets:\n  test: [010]\n", r"line 2, column 10: YAML reads the bare 010 as 8: quote it"),
+        ("seeds: [1:30]\n", r"YAML reads the bare 1:30 as 90"),
+        ("title: 2025-02-30\n", "day is out of range"),
+        ("a: &x [1]\nb: *x\n", r"aliases"),
+        ("? [1]\n: 2\n", "a field's name is plain text"),
+        ("title: Zw\xf6lf\n".encode("latin-1"), r"line 1: byte 0xf6 is not UTF-8 .*Save it as UTF-8"),
+        ("a: " + "[" * 3000, "cannot|can be read|RecursionError"),
+        ("", "it holds NoneType"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_is_written_is_refused(tmp_path, text, told):
+    (tmp_path / "study.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(StudyError, match=told):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_study(tmp_path):
+    text = "\ufeff" + yaml.safe_dump(_raw(title="Zwölf"), allow_unicode=True)
+    (tmp_path / "study.yaml").write_bytes(text.encode("utf-8"))
+    assert load_study(tmp_path / "study.yaml").title == "Zwölf"
+
+
+@pytest.mark.parametrize(
+    ("annotators", "seeds", "ensembles"),
+    [
+        (1, 1, ["ensemble_all"]),
+        (1, 3, ["ensemble_all"]),
+        (2, 1, ["ensemble_all"]),
+        (2, 2, ["ensemble_anno1", "ensemble_anno2", "ensemble_all"]),
+    ],
+)
+def test_no_ensemble_is_another_or_a_model_under_another_name(annotators, seeds, ensembles):
+    raw = _raw(seeds=list(range(seeds)))
+    raw["annotators"] = raw["annotators"][:annotators]
+    study = Study.model_validate(raw)
+    assert [str(e) for e in study.ensemble_ids] == ensembles
+    assert [study.family(str(e)) for e in study.ensemble_ids].count("general") == 1
+    members = [tuple(study.members(e)) for e in study.ensemble_ids]
+    assert len(set(members)) == len(members)
+
+
+def cross_validated(patients=7, **changes):
+    raw = _raw(folds=[0, 1, 2, 3, 4], groups={}, in_distribution_group=None, **changes)
+    raw["sets"] = {"train": list(range(1, patients + 1))}
+    return Study.model_validate(raw)
+
+
+@pytest.mark.parametrize("patients", [3, 4, 5, 7, 23])
+def test_the_folds_are_those_of_nnunet(patients):
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    study = cross_validated(patients) if patients > 4 else None
+    if study is None:
+        raw = _raw(folds=list(range(patients)), groups={}, in_distribution_group=None)
+        raw["sets"] = {"train": list(range(1, patients + 1))}
+        study = Study.model_validate(raw)
+    of_nnunet = generate_crossval_split(study.training_patients(), seed=12345, n_splits=min(5, patients))
+    assert [study.held_out(fold) for fold in study.folds] == [sorted(map(str, split["val"])) for split in of_nnunet]
+
+
+def test_without_a_test_set_each_patient_is_scored_by_the_models_that_did_not_see_it():
+    study = cross_validated()
+    assert study.cross_validated
+    assert study.scored_patients() == study.training_patients()
+    for patient in study.scored_patients():
+        models = study.models_of(patient)
+        assert len(models) == 9
+        assert {patient in study.held_out(model.fold) for model in models} == {True}
+        assert study.members("ensemble_anno1", patient) == [m for m in models if m.annotator == "anno1"]
+    assert [str(e) for e in cross_validated(seeds=[1]).ensemble_ids] == ["ensemble_all"]
+
+
+def test_an_excluded_patient_is_in_no_fold_and_a_test_set_ends_cross_validation():
+    assert "PHANTOM003" not in cross_validated(exclusions={3: "header lost"}).scored_patients()
+    tested = Study.model_validate(_raw(folds=[0, 1]))
+    assert not tested.cross_validated
+    assert tested.scored_patients() == list(tested.sets["test"])
+    assert tested.models_of("PHANTOM007") == tested.models
 
 
 def test_a_missing_field_an_absent_file_and_what_is_no_yaml_are_told(tmp_path):

@@ -46,7 +46,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="ensembles",
         owners=OWNERS,
         kinds={"numba", "zarr", "nifti"},
-        code_version=f"2-{study.fingerprint('ensembles')}",
+        code_version=f"3-{study.fingerprint('members', 'held_out')}",
         metadata=artefact("softmax"),
         output_required=False,
         check_specs=specs("ensemble_softmax", CHECKS),
@@ -69,7 +69,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
             for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
                 wanted = {grid_key(context, key)["ensemble"]: key for key in cells}
-                members = {name: [str(m) for m in study.members(name)] for name in wanted}
+                members = {name: [str(m) for m in study.members(name, patient)] for name in wanted}
                 volumes: dict[str, SoftmaxVolume] = {}
                 refused: dict[str, Exception] = {}
                 for model in dict.fromkeys(model for names in members.values() for model in names):

@@ -34,6 +34,7 @@ CHECKS = (
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The models of one study."""
     needs = StageNeeds.of(study)
+    held_out = f"-{study.fingerprint('held_out')}" if study.cross_validated else ""
 
     @dg.asset(
         ins={"preprocessed_dataset": dg.AssetIn(partition_mapping=partitions.annotator_of_model)},
@@ -42,7 +43,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name="models",
         owners=OWNERS,
         kinds={"nnunet", "pytorch"},
-        code_version=f"1-{study.fingerprint('plans', 'training')}",
+        code_version=f"1-{study.fingerprint('plans', 'training')}{held_out}",
         metadata=artefact("folder"),
         output_required=False,
         pool=needs.training.pool,

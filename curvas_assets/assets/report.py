@@ -11,6 +11,7 @@ import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.assets.comparisons import published_scores
+from curvas_assets.assets.scores import of_the_study
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
@@ -109,7 +110,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     ):
         objects, layout = bucket.checked_objects(), bucket.layout
         long, patients = study_scores.table(), cohort.table()
-        scored = sorted(long["patient"].unique())
+        scored = sorted(map(str, long["patient"].unique()))
         shown = typical_patient(study, long)
         published = None
         if len(published_comparison.table()):
@@ -142,8 +143,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 out_of_distribution=out_of_distribution(long, study.in_distribution_group),
                 leaderboard=leaderboard.table(),
                 published=published,
-                reliability=pd.concat([scores[p].table("reliability") for p in scored], ignore_index=True),
-                risk_coverage=pd.concat([scores[p].table("risk_coverage") for p in scored], ignore_index=True),
+                reliability=_of_all(study, scores, scored, "reliability"),
+                risk_coverage=_of_all(study, scores, scored, "risk_coverage"),
                 cost=cost.table(),
                 curves=curves(objects, layout, sorted(trained_model)),
                 slices=slices,
@@ -193,6 +194,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         yield check.result(dg.AssetKey("report"))
 
     return [write_report]
+
+
+def _of_all(study: Study, scores: Artefacts, patients: list[str], name: str) -> pd.DataFrame:
+    """A table of several patients' scores, of the predictors that the study has now."""
+    return pd.concat([of_the_study(study, p, scores[p].table(name)) for p in patients], ignore_index=True)
 
 
 def missing_parts(report: Report) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files, region_of
 from curvas_assets.cohort import read_annotations
-from curvas_assets.errors import ScoringError
+from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
@@ -49,7 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"numba", "parquet"},
-        code_version=f"4-{study.fingerprint('evaluation', 'organs')}",
+        code_version=f"4-{study.fingerprint('evaluation', 'organs', 'annotators', 'members', 'held_out')}",
         metadata=artefact("folder"),
         output_required=False,
         op_tags=needs.scoring.op_tags,
@@ -68,6 +68,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         checks = Checks(*CHECKS)
 
         def score_patient(patient: str) -> Stored:
+            predictors = study.predictors_of(patient)
             record = scan[patient].record()
             with scratch_space(patient) as scratch:
                 folder = Path(scratch, patient)
@@ -84,14 +85,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
                 )
                 found = {}
-                for count, predictor in enumerate(study.predictors, 1):
+                for count, predictor in enumerate(predictors, 1):
                     key = f"{predictor}|{patient}"
                     if study.family(predictor) == "individual":
                         found[predictor] = reference.score(softmax[key].volume())
                     else:
-                        members = [softmax[f"{m}|{patient}"].volume() for m in study.members(predictor)]
+                        members = [softmax[f"{m}|{patient}"].volume() for m in study.members(predictor, patient)]
                         found[predictor] = reference.score(ensemble_softmax[key].volume(), members=members)
-                    context.log.info(f"{patient}: {predictor} scored, {count} of {len(study.predictors)}")
+                    context.log.info(f"{patient}: {predictor} scored, {count} of {len(predictors)}")
                 written = {
                     name: _labelled(
                         study, patient, study.patient_group(patient), {p: getattr(s, name) for p, s in found.items()}
@@ -103,7 +104,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     frame.to_parquet(
                         Path(scratch, "out", f"{'scores' if name == 'table' else name}.parquet"), index=False
                     )
-                problems = check_scores(written["table"], predictors=study.predictors)
+                problems = check_scores(written["table"], predictors=predictors)
                 if problems:
                     raise checks["scores_are_sound"].refuse(
                         patient,
@@ -114,7 +115,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 stored = directories.write_directory(objects, key, Path(scratch, "out"))
             table = written["table"]
             undefined = table[table["value"].isna()]
-            general = next((p for p in study.predictors if study.family(p) == "general"), study.predictors[-1])
+            general = next((p for p in predictors if study.family(p) == "general"), predictors[-1])
             return Stored(
                 key,
                 stored.version,
@@ -140,18 +141,30 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet", "csv"},
-        code_version=f"2-{study.fingerprint('groups')}",
+        code_version=f"3-{study.fingerprint('sets', 'groups', 'exclusions', 'members', 'held_out')}",
         metadata=artefact("table"),
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
     def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
-        """Scores of all patients in one long table, and as `metrics.csv` with the study's columns."""
+        """Scores of all patients in one long table, and as `metrics.csv` with the study's columns.
+
+        Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
+        """
         objects, layout = bucket.checked_objects(), bucket.layout
-        scored = [p for p in sorted(scores) if directories.exists(objects, layout.scores(p))]
-        unscored = [p for p in sorted(scores) if p not in scored]
-        table = pd.concat([scores[patient].table("scores") for patient in scored], ignore_index=True)
-        table["group"] = [study.patient_group(str(patient)) or "" for patient in table["patient"]]
+        wanted = study.scored_patients()
+        scored = [p for p in sorted(scores) if p in wanted and directories.exists(objects, layout.scores(p))]
+        unscored = [p for p in wanted if p not in scored]
+        if not scored:
+            raise MissingArtefactError(
+                "merging the scores",
+                study.name,
+                f"none of {len(wanted)} patients is scored",
+                "Materialise scores first.",
+            )
+        table = pd.concat(
+            [of_the_study(study, patient, scores[patient].table("scores")) for patient in scored], ignore_index=True
+        )
         wide = study_columns(table)
         objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
         if unscored:
@@ -171,6 +184,16 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         )
 
     return [scores, study_scores]
+
+
+def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A patient's stored rows as the study has them now: its predictors' alone, with their families and the patient's group."""
+    predictors = study.predictors_of(patient)
+    kept = table[table["predictor"].isin(predictors)]
+    family = {predictor: study.family(predictor) for predictor in predictors}
+    return kept.assign(
+        family=kept["predictor"].map(family).astype(object), group=study.patient_group(patient) or ""
+    ).reset_index(drop=True)
 
 
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:

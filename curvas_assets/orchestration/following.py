@@ -55,14 +55,14 @@ def due_for_patients(
     materialised = {
         asset: staleness.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in FOLLOWED.values()
     }
-    columns = {
-        "softmax": [str(m) for m in study.models],
-        "ensemble_softmax": [str(e) for e in study.ensemble_ids],
-    }
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
         for job, asset in FOLLOWED.items():
             key = dg.AssetKey(asset)
+            columns = {
+                "softmax": [str(m) for m in study.models_of(patient)],
+                "ensemble_softmax": [str(e) for e in study.ensemble_ids],
+            }
             cells = [f"{c}|{patient}" for c in columns[asset]] if asset in columns else [patient]
             missing = [cell for cell in cells if cell not in materialised[asset]]
             ready = [cell for cell in missing if staleness.ready(key, cell)]

@@ -1,16 +1,62 @@
 """Partition definitions of a study, and how the partitions of one asset map to those of another.
 
-Patients are dynamic: a folder that appears in the bucket becomes a partition. Annotators, models and ensembles are
-static and come from the study. Names are made by `curvas_assets.study`; nothing is materialised here.
+Patients are dynamic: a folder that appears in the bucket becomes a partition. Which of the registered ones count is decided
+by the study file as it stands: who was excluded or moved to another set since is no partition any more, whatever Dagster
+has registered. Annotators, models and ensembles are static and come from the study. Names are made by
+`curvas_assets.study`; nothing is materialised here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import dagster as dg
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
+from dagster._core.instance import DynamicPartitionsStore
 
+from curvas_assets.errors import StudyError
 from curvas_assets.study import Study
+
+Belongs = Callable[[str], bool]
+"""Whether a partition key belongs to the study."""
+
+
+class StudyPatients(dg.DynamicPartitionsDefinition):
+    """Registered patients, of whom only those count that belong to the study now."""
+
+    belongs: Belongs
+
+    def __new__(cls, name: str, belongs: Belongs) -> "StudyPatients":
+        made = super().__new__(cls, name=name)
+        made.belongs = belongs
+        return made
+
+    def get_partition_keys(
+        self, current_time: datetime | None = None, dynamic_partitions_store: DynamicPartitionsStore | None = None
+    ) -> Sequence[str]:
+        registered = super().get_partition_keys(current_time, dynamic_partitions_store)
+        return [key for key in registered if self.belongs(key)]
+
+    def orphans(self, instance: dg.DagsterInstance) -> list[str]:
+        """Registered patients that do not belong to the study any more."""
+        assert self.name is not None
+        return sorted(key for key in instance.get_dynamic_partitions(self.name) if not self.belongs(key))
+
+
+class StudyGrid(dg.MultiPartitionsDefinition):
+    """Patients × models or ensembles. Under cross-validation a patient has cells of the models that did not see it only."""
+
+    belongs: Belongs
+
+    def __init__(self, dimensions: dict[str, dg.PartitionsDefinition], belongs: Belongs):
+        super().__init__(dimensions)  # type: ignore[arg-type]
+        self.belongs = belongs
+
+
+def current_keys(definition: dg.PartitionsDefinition, instance: dg.DagsterInstance) -> list[str]:
+    """The partition keys of a definition that belong to the study as its file stands now, in Dagster's order."""
+    keys = [str(key) for key in definition.get_partition_keys(dynamic_partitions_store=instance)]
+    return [key for key in keys if definition.belongs(key)] if isinstance(definition, StudyGrid) else keys
 
 
 @dataclass(frozen=True)
@@ -18,8 +64,10 @@ class Partitions:
     """Every partitions definition and mapping of one study."""
 
     study: Study
-    patient: dg.DynamicPartitionsDefinition
-    test_patient: dg.DynamicPartitionsDefinition
+    patient: StudyPatients
+    """Everybody in the bucket who is not excluded."""
+    test_patient: StudyPatients
+    """Who is predicted and scored: the test set, or under cross-validation those whom a fold held out."""
     annotator: dg.StaticPartitionsDefinition
     model: dg.StaticPartitionsDefinition
     ensemble: dg.StaticPartitionsDefinition
@@ -28,18 +76,19 @@ class Partitions:
 
     @classmethod
     def of(cls, study: Study) -> "Partitions":
-        test_patient = dg.DynamicPartitionsDefinition(name="test_patient")
+        scored = frozenset(study.scored_patients())
+        test_patient = StudyPatients("test_patient", scored.__contains__)
         model = dg.StaticPartitionsDefinition([str(m) for m in study.models])
         ensemble = dg.StaticPartitionsDefinition([str(e) for e in study.ensemble_ids])
         return cls(
             study=study,
-            patient=dg.DynamicPartitionsDefinition(name="patient"),
+            patient=StudyPatients("patient", lambda key: is_patient(study, key)),
             test_patient=test_patient,
             annotator=dg.StaticPartitionsDefinition(study.annotator_names),
             model=model,
             ensemble=ensemble,
-            patient_by_model=dg.MultiPartitionsDefinition({"model": model, "patient": test_patient}),
-            patient_by_ensemble=dg.MultiPartitionsDefinition({"ensemble": ensemble, "patient": test_patient}),
+            patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study)),
+            patient_by_ensemble=StudyGrid({"ensemble": ensemble, "patient": test_patient}, lambda _: True),
         )
 
     @property
@@ -75,6 +124,22 @@ class Partitions:
     def same(dimension: str) -> dg.PartitionMapping:
         """Between a grid and one of its own dimensions."""
         return dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name=dimension)
+
+
+def is_patient(study: Study, key: str) -> bool:
+    """Whether this is the whole name of a patient that the study does not exclude."""
+    try:
+        return study.patients.normalise(key) == key and key not in study.exclusions
+    except StudyError:
+        return False
+
+
+def _predicted(study: Study) -> Belongs:
+    """Whether a cell's model predicts its patient."""
+    if not study.cross_validated:
+        return lambda _: True
+    cells = {f"{model}|{patient}" for patient in study.scored_patients() for model in study.models_of(patient)}
+    return cells.__contains__
 
 
 def grid_key(context: dg.AssetExecutionContext, key: str) -> dict[str, str]:

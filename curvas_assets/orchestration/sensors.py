@@ -1,8 +1,9 @@
-"""Sensors: patients that appear in the bucket become partitions; a failed run is told."""
+"""Sensors: patients that appear in the bucket become partitions, those the study gave up are none; a failed run is told."""
 
 import hashlib
 import json
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,7 @@ from curvas_assets.orchestration.bucket import Bucket, patient_folders, publishe
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.following import FOLLOWED, due_for_patients
 from curvas_assets.orchestration.jobs import STAGES
-from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
 from curvas_assets.orchestration.provenance import data_versions
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
@@ -37,7 +38,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         name="register_patients",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="A new folder below the data prefix becomes a patient, and a test patient if the study's sets say so.",
+        description="A new folder below the data prefix becomes a patient, and a test patient if the study's sets say so; "
+        "who was excluded or moved since is no partition any more.",
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
         try:
@@ -63,7 +65,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
             return
         assert context.repository_def is not None
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
-        known = partitions.test_patient.get_partition_keys(dynamic_partitions_store=context.instance)
+        known = current_keys(partitions.test_patient, context.instance)
         requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
         yield from requests
         if not requests:
@@ -84,10 +86,12 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
             return
         for answer in due_report(Staleness(context.repository_def.asset_graph, context.instance)):
             if isinstance(answer, dg.RunRequest):
-                # Once for the same inputs: a report that failed is not tried again every five minutes.
-                scored = partitions.test_patient.get_partition_keys(dynamic_partitions_store=context.instance)
-                made_of = data_versions(context.instance, ["scores"], scored) | data_versions(
-                    context.instance, ["cohort", PUBLISHED], [""]
+                # Once for the same study and inputs: a report that failed is not tried again every five minutes.
+                scored = current_keys(partitions.test_patient, context.instance)
+                made_of = (
+                    {"study": study.fingerprint()}
+                    | data_versions(context.instance, ["scores"], scored)
+                    | data_versions(context.instance, ["cohort", PUBLISHED], [""])
                 )
                 digest = hashlib.sha256(json.dumps([answer.tags, made_of], sort_keys=True).encode()).hexdigest()
                 yield dg.RunRequest(run_key=digest[:16], tags=answer.tags)
@@ -120,7 +124,10 @@ def registration(
     cursor: str | None,
     published: str | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
-    """What a look at the bucket changes: partitions to add, and an observation of each patient whose files changed.
+    """What a look at the bucket changes: partitions to add and to remove, and an observation of each patient whose files changed.
+
+    A partition that does not belong to the study any more is removed; what was made of it stays in the bucket. A patient
+    whose folder is gone is told, and stays: only the study file decides who belongs.
 
     Args:
         study: whose id pattern and sets decide.
@@ -133,11 +140,17 @@ def registration(
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
     found, strange = digests(study, folders)
     patients = sorted(p for p in found if p not in study.exclusions)
-    new = sorted(set(patients) - set(partitions.patient.get_partition_keys(dynamic_partitions_store=instance)))
-    tests = [p for p in patients if study.is_test_patient(p)]
-    new_tests = sorted(set(tests) - set(partitions.test_patient.get_partition_keys(dynamic_partitions_store=instance)))
+    known = current_keys(partitions.patient, instance)
+    added = {
+        partitions.patient: sorted(set(patients) - set(known)),
+        partitions.test_patient: sorted(
+            {p for p in patients if partitions.test_patient.belongs(p)}
+            - set(current_keys(partitions.test_patient, instance))
+        ),
+    }
+    removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
-    ignored = f"; not named like a patient of this study: {', '.join(strange[:5])}" if strange else ""
+    told = _told(strange, removed, sorted(set(known) - set(patients)))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
@@ -146,16 +159,28 @@ def registration(
         if seen.get(PUBLISHED) != published:
             # Of an external asset without partitions, Dagster's staleness reads materialisations only.
             observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: published}))
-    if not (new or new_tests or observed):
-        return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{ignored}")
+    if not (any(added.values()) or any(removed.values()) or observed):
+        return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{told}")
     return dg.SensorResult(
+        skip_reason=f"{len(patients)} patients in the bucket{told}",
         dynamic_partitions_requests=[
-            *([partitions.patient.build_add_request(new)] if new else []),
-            *([partitions.test_patient.build_add_request(new_tests)] if new_tests else []),
+            *(part.build_add_request(keys) for part, keys in added.items() if keys),
+            *(part.build_delete_request(keys) for part, keys in removed.items() if keys),
         ],
         asset_events=observed,
         cursor=json.dumps(found, sort_keys=True),
     )
+
+
+def _told(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str]) -> str:
+    """What people should know beside the counts: names of at most five each."""
+    parts = [("not named like a patient of this study", strange)]
+    parts += [
+        (f"no {str(part.name).replace('_', ' ')} of the study any more (what was made of them is kept)", keys)
+        for part, keys in removed.items()
+    ]
+    parts.append(("no longer in the bucket (upload them again, or exclude them in the study file)", gone))
+    return "".join(f"; {what}: {', '.join(names[:5])}{' …' if names[5:] else ''}" for what, names in parts if names)
 
 
 def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -176,9 +201,16 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
     published = published_digest(objects, layout, study.report.published_table)
     found = registration(study, partitions, context.instance, patient_folders(objects, layout), None, published)
     if isinstance(found, dg.SkipReason):
+        context.log.info(found.skip_message)
         return []
+    context.log.info(found.skip_reason.skip_message if found.skip_reason else "")
     added: list[str] = []
     for request in found.dynamic_partitions_requests or ():
+        if isinstance(request, dg.DeleteDynamicPartitionsRequest):
+            for key in request.partition_keys:
+                context.instance.delete_dynamic_partition(request.partitions_def_name, key)
+            context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} removed")
+            continue
         context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         context.log.info(f"{request.partitions_def_name}: {', '.join(request.partition_keys)} registered")
         added += [key for key in request.partition_keys if key not in added]

@@ -1,17 +1,36 @@
-"""Which partitions of an asset are missing or stale, by Dagster's own bookkeeping of code and data versions.
+"""Which partitions of an asset are missing or stale, by Dagster's own records of code and data versions.
 
 A partition is *missing* if it was never materialised, *stale* if its code version changed or the data version of
-something it was made from did. It is *ready* when everything it is made from exists.
+something it was made from did. It is *ready* when everything it is made from exists. Only partitions that belong to the
+study as its file stands now count (`partitions.current_keys`).
+
+The rules are those of Dagster's `CachingStaleStatusResolver`, without its limits: that one leaves every input of 100 or
+more partitions out, and asks the database twice for each cell and input. Here a whole asset is read at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.data_version import (
+    DEFAULT_DATA_VERSION,
+    NULL_DATA_VERSION,
+    DataProvenance,
+    StaleStatus,
+    extract_data_provenance_from_entry,
+    extract_data_version_from_entry,
+)
 from dagster._core.definitions.partitions.context import partition_loading_context
-from dagster._core.loader import LoadingContextForTest
+
+from curvas_assets.orchestration.partitions import current_keys
+
+DATA_VERSION = "dagster/data_version"
+OF_CELL = "dagster/partition"
+AT_ONCE = 500
+"""Events of one query."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +57,24 @@ class Staleness:
     def __init__(self, graph: BaseAssetGraph, instance: dg.DagsterInstance):
         self.graph = graph
         self.instance = instance
-        self._resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+        self._partitions: dict[dg.AssetKey, list[str | None]] = {}
+        self._records: dict[dg.AssetKey, _Records] = {}
+        self._mapped: dict[tuple[dg.AssetKey, dg.AssetKey], Callable[[str], list[str]]] = {}
 
     def partitions(self, key: dg.AssetKey) -> list[str | None]:
-        """All partition keys of an asset; `[None]` if it has none."""
-        definition = self.graph.get(key).partitions_def
-        if definition is None:
-            return [None]
-        return list(definition.get_partition_keys(dynamic_partitions_store=self.instance))
+        """All partition keys of an asset that belong to the study; `[None]` if it has none."""
+        if key not in self._partitions:
+            definition = self.graph.get(key).partitions_def
+            self._partitions[key] = [None] if definition is None else [*current_keys(definition, self.instance)]
+        return self._partitions[key]
 
     def status(self, key: dg.AssetKey, partition: str | None) -> PartitionStatus:
-        status = self._resolver.get_status(key, partition)
-        causes = () if status is StaleStatus.FRESH else self._resolver.get_stale_causes(key, partition)
-        return PartitionStatus(partition, status, tuple(f"{c.asset_key.to_user_string()} {c.reason}" for c in causes))
+        """Whether a partition is missing or stale, and why."""
+        records = self._of(key)
+        if not records.has(partition):
+            return PartitionStatus(partition, StaleStatus.MISSING)
+        reasons = () if self.graph.get(key).is_external else tuple(self._stale_reasons(key, partition))
+        return PartitionStatus(partition, StaleStatus.STALE if reasons else StaleStatus.FRESH, reasons)
 
     def due(
         self, key: dg.AssetKey, wanted: Callable[[str | None], bool] | None = None, *, stale: bool = True
@@ -58,11 +82,8 @@ class Staleness:
         """Partitions that are missing or, if `stale`, stale: among those that are wanted, or all."""
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
         if stale:
-            return [p for p in partitions if self.status(key, p).due]
-        if self.graph.get(key).partitions_def is None:
-            return [p for p in partitions if self._resolver.get_status(key, p) is StaleStatus.MISSING]
-        made = self.instance.get_materialized_partitions(key)  # one query, whatever the size of the grid
-        return [p for p in partitions if p not in made]
+            return [p for p in partitions if self._is_due(key, p)]
+        return [p for p in partitions if not self._of(key).has(p)]
 
     def ready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether everything a partition is made from has been materialised."""
@@ -78,7 +99,7 @@ class Staleness:
             if self.graph.get(parent).is_external:
                 continue
             wanted = self._parent_partitions(key, partition, parent)
-            absent = [one for one in wanted if self._resolver.get_status(parent, one) is StaleStatus.MISSING]
+            absent = [one for one in wanted if not self._of(parent).has(one)]
             if partition is None and len(absent) < len(wanted):
                 continue
             if partition is None and not wanted:
@@ -86,9 +107,198 @@ class Staleness:
             missing += [parent.to_user_string() + (f" of {one}" if one else "") for one in absent]
         return missing
 
+    def _is_due(self, key: dg.AssetKey, partition: str | None) -> bool:
+        if not self._of(key).has(partition):
+            return True
+        return not self.graph.get(key).is_external and next(self._stale_reasons(key, partition), None) is not None
+
+    def _of(self, key: dg.AssetKey) -> "_Records":
+        if key not in self._records:
+            node = self.graph.get(key)
+            partitioned = node.partitions_def is not None
+            self._records[key] = _Records(self.instance, key, partitioned=partitioned, external=node.is_external)
+        return self._records[key]
+
+    def _stale_reasons(self, key: dg.AssetKey, partition: str | None) -> Iterator[str]:
+        """Why a partition that exists is out of date, the cheapest reasons first."""
+        node, records = self.graph.get(key), self._of(key)
+        provenance = records.provenance(partition)
+        if provenance and node.code_version and node.code_version != provenance.code_version:
+            yield "has a new code version"
+        parents = sorted(node.parent_keys)
+        if provenance:
+            for removed in sorted(set(provenance.input_data_versions) - set(parents)):
+                yield f"removed dependency on {removed.to_user_string()}"
+        for parent in parents:
+            name, of_parent = parent.to_user_string(), self._of(parent)
+            if provenance and not provenance.has_input_asset(parent):
+                yield f"has a new dependency on {name}"
+                continue
+            for one in self._parent_partitions(key, partition, parent):
+                if self._has_changed(provenance, records.latest(partition), of_parent, one):
+                    yield f"{name}{f' of {one}' if one else ''} has a new data version"
+
+    @staticmethod
+    def _has_changed(provenance: DataProvenance | None, made: int, parent: "_Records", one: str | None) -> bool:
+        """Whether one input of a partition is another than when the partition was made, as event `made`."""
+        if provenance is None:  # reported by hand: by the order of events
+            return (not parent.external and parent.latest(one) > made) or not parent.has(one)
+        if one is None:
+            before, now = provenance.input_data_versions[parent.key], parent.version(None)
+            # An external asset nobody has observed, seen from elsewhere (Dagster's own exception).
+            return before != now and not (before == DEFAULT_DATA_VERSION and now == NULL_DATA_VERSION)
+        seen = provenance.input_storage_ids[parent.key] or 0
+        return parent.latest(one) > seen and parent.version(one) != parent.version_as_of(seen, one)
+
     def _parent_partitions(self, key: dg.AssetKey, partition: str | None, parent: dg.AssetKey) -> list[str | None]:
         if partition is None or self.graph.get(parent).partitions_def is None:
             return self.partitions(parent)
-        with partition_loading_context(dynamic_partitions_store=self.instance):
-            parents = self.graph.get_parent_partition_keys_for_child(partition, parent, key)
-            return list(parents.partitions_subset.get_partition_keys())
+        if (key, parent) not in self._mapped:
+            self._mapped[key, parent] = self._mapping(key, parent)
+        return [*self._mapped[key, parent](partition)]
+
+    def _mapping(self, key: dg.AssetKey, parent: dg.AssetKey) -> Callable[[str], list[str]]:
+        """Partition → the parent's partitions it is made from. Common mappings are looked up; Dagster answers for others."""
+        known = dict.fromkeys(str(one) for one in self.partitions(parent))
+        mapping = self.graph.get_partition_mapping(key, parent)
+        below, above = self.graph.get(key).partitions_def, self.graph.get(parent).partitions_def
+        if isinstance(mapping, dg.IdentityPartitionMapping):
+            return lambda partition: [partition] if partition in known else []
+        if isinstance(mapping, dg.MultiToSingleDimensionPartitionMapping):
+            if isinstance(below, dg.MultiPartitionsDefinition):
+                position = _dimensions(below).index(mapping.partition_dimension_name or "")
+                return lambda partition: [one for one in (partition.split("|")[position],) if one in known]
+            assert isinstance(above, dg.MultiPartitionsDefinition)
+            position = _dimensions(above).index(mapping.partition_dimension_name or "")
+            cells: dict[str, list[str]] = {}
+            for one in known:
+                cells.setdefault(one.split("|")[position], []).append(one)
+            return lambda partition: cells.get(partition, [])
+        if isinstance(mapping, dg.MultiPartitionMapping):
+            assert isinstance(below, dg.MultiPartitionsDefinition)
+            assert isinstance(above, dg.MultiPartitionsDefinition)
+            return self._grid_mapping(mapping, below, above, known)
+        answers: dict[str, list[str]] = {}
+
+        def ask(partition: str) -> list[str]:
+            if partition not in answers:
+                with partition_loading_context(dynamic_partitions_store=self.instance):
+                    found = self.graph.get_parent_partition_keys_for_child(partition, parent, key)
+                    answers[partition] = [p for p in found.partitions_subset.get_partition_keys() if p in known]
+            return answers[partition]
+
+        return ask
+
+    def _grid_mapping(
+        self,
+        mapping: dg.MultiPartitionMapping,
+        below: dg.MultiPartitionsDefinition,
+        above: dg.MultiPartitionsDefinition,
+        known: Mapping[str, None],
+    ) -> Callable[[str], list[str]]:
+        """Between two grids: each dimension of the parent by its own mapping."""
+        sources = {d.name: d.partitions_def for d in below.partitions_defs}
+        targets = {d.name: d.partitions_def for d in above.partitions_defs}
+        of_dimension: dict[tuple[str, str], list[str]] = {}
+
+        def along(dimension: str, key: str) -> list[str]:
+            one = mapping.downstream_mappings_by_upstream_dimension[dimension]
+            if isinstance(one.partition_mapping, dg.IdentityPartitionMapping):
+                return [key]
+            if (dimension, key) not in of_dimension:
+                source = sources[one.dimension_name]
+                with partition_loading_context(dynamic_partitions_store=self.instance):
+                    found = one.partition_mapping.get_upstream_mapped_partitions_result_for_partitions(
+                        source.subset_with_partition_keys([key]), source, targets[dimension]
+                    )
+                    of_dimension[dimension, key] = list(found.partitions_subset.get_partition_keys())
+            return of_dimension[dimension, key]
+
+        def parents(partition: str) -> list[str]:
+            key = dict(zip(_dimensions(below), partition.split("|"), strict=True))
+            sides = [
+                along(dimension, key[mapping.downstream_mappings_by_upstream_dimension[dimension].dimension_name])
+                for dimension in _dimensions(above)
+            ]
+            return [cell for cell in ("|".join(parts) for parts in product(*sides)) if cell in known]
+
+        return parents
+
+
+class _Records:
+    """What the instance knows of one asset's partitions: for each its latest event, read for all of them at once."""
+
+    def __init__(self, instance: dg.DagsterInstance, key: dg.AssetKey, *, partitioned: bool, external: bool):
+        self.instance, self.key, self.partitioned, self.external = instance, key, partitioned, external
+        observed = external and partitioned
+        self._kind = dg.DagsterEventType.ASSET_OBSERVATION if observed else dg.DagsterEventType.ASSET_MATERIALIZATION
+        self._as_of: dict[int, Mapping[str, str]] = {}
+
+    def has(self, partition: str | None) -> bool:
+        """Whether it exists; an external asset always does."""
+        return self.external or self.latest(partition) > 0
+
+    def latest(self, partition: str | None) -> int:
+        """The storage id of the latest event; 0 if there is none."""
+        if not self.partitioned:
+            return self._only.storage_id if self._only else 0
+        return self._latest.get(str(partition), 0)
+
+    def version(self, partition: str | None) -> object:
+        """The data version now."""
+        if self.partitioned:
+            return self._versions.get(str(partition))
+        if self._only is None:
+            return DEFAULT_DATA_VERSION if self.external else NULL_DATA_VERSION
+        return extract_data_version_from_entry(self._only.event_log_entry) or DEFAULT_DATA_VERSION
+
+    def version_as_of(self, storage_id: int, partition: str) -> object:
+        """The data version when that event was the instance's latest; None before the first."""
+        if storage_id not in self._as_of:
+            self._as_of[storage_id] = self._tags(before=storage_id + 1) if storage_id else {}
+        return self._as_of[storage_id].get(partition)
+
+    def provenance(self, partition: str | None) -> DataProvenance | None:
+        """What it was made from; None if that was not recorded."""
+        if not self.partitioned:
+            return extract_data_provenance_from_entry(self._only.event_log_entry) if self._only else None
+        return self._provenance.get(str(partition))
+
+    @cached_property
+    def _only(self) -> dg.EventLogRecord | None:
+        return self.instance.get_latest_data_version_record(self.key)
+
+    @cached_property
+    def _latest(self) -> Mapping[str, int]:
+        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.key, self._kind)
+
+    @cached_property
+    def _versions(self) -> Mapping[str, str]:
+        return self._tags()
+
+    def _tags(self, before: int | None = None) -> dict[str, str]:
+        found = self.instance.event_log_storage.get_latest_tags_by_partition(
+            self.key, self._kind, [DATA_VERSION], before_cursor=before
+        )
+        return {partition: tags[DATA_VERSION] for partition, tags in found.items() if DATA_VERSION in tags}
+
+    @cached_property
+    def _provenance(self) -> dict[str, DataProvenance | None]:
+        ids = sorted(self._latest.values())
+        found: dict[str, DataProvenance | None] = {}
+        parsed: dict[tuple[tuple[str, str], ...], DataProvenance | None] = {}
+        """Cells of one run share what they were made from."""
+        for start in range(0, len(ids), AT_ONCE):
+            chosen = dg.AssetRecordsFilter(asset_key=self.key, storage_ids=ids[start : start + AT_ONCE])
+            for record in self.instance.fetch_materializations(chosen, limit=AT_ONCE).records:
+                tags = record.event_log_entry.tags or {}
+                shared = tuple((k, v) for k, v in tags.items() if k != DATA_VERSION and not k.startswith(OF_CELL))
+                if shared not in parsed:
+                    parsed[shared] = DataProvenance.from_tags(tags)
+                found[str(record.partition_key)] = parsed[shared]
+        return found
+
+
+def _dimensions(definition: dg.MultiPartitionsDefinition) -> list[str]:
+    """In the order in which they stand in a cell's key."""
+    return sorted(definition.partition_dimension_names)

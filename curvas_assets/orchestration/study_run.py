@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
 from curvas_assets.orchestration.batches import ranges, rectangles
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.jobs import STAGES
-from curvas_assets.orchestration.partitions import Partitions, dimension_tags
+from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
@@ -32,7 +32,11 @@ LAUNCHED_BY = "curvas/launched_by"
 
 
 def study_job(study_definition: Study, partitions: Partitions, bucket_resource: Bucket) -> dg.JobDefinition:
-    """The job `study`. It occupies one run of the queue while it waits for the others."""
+    """The job `study`. It occupies one run of the queue while it waits for the others.
+
+    A patient whom no set of the study names is nobody's: it is registered, and `make_missing` takes it in when it is asked to.
+    """
+    named = frozenset(one for members in study_definition.sets.values() for one in members)
 
     @dg.op(
         name="run_registration",
@@ -41,7 +45,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
     )
     def run_registration(context: dg.OpExecutionContext, bucket: Bucket) -> list[str]:
         register(context, study_definition, partitions, bucket)
-        if not partitions.patient.get_partition_keys(dynamic_partitions_store=context.instance):
+        if not current_keys(partitions.patient, context.instance):
             raise dg.Failure(
                 f"no patient is in the bucket. Upload patients below {bucket.layout.data}/ first.", allow_retries=False
             )
@@ -54,7 +58,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
             tags={"curvas/needs": "cpu"},
         )
         def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
-            return left + StageRunner(context).run(stage)
+            return left + StageRunner(context, Scope(patients=named)).run(stage)
 
         return run_stage
 

@@ -414,13 +414,14 @@ class _Writer:
         return blocks + self._ledger()
 
     def _missing_cells(self) -> list[str]:
-        """Patients and predictors of the table that were never scored together."""
+        """Patients and predictors that belong together and were never scored together."""
         present = set(zip(self.scores["patient"], self.scores["predictor"], strict=True))
         return [
             f"{patient} × {predictor}"
             for patient in self.scores["patient"].unique()
             for predictor in self.scores["predictor"].unique()
             if (patient, predictor) not in present
+            and (not self.study.cross_validated or predictor in self.study.predictors_of(str(patient)))
         ]
 
     def _ledger(self) -> list[_Block]:
@@ -466,7 +467,9 @@ class _Writer:
                 )
             )
         ]
-        if "all" in study.folds:
+        if study.cross_validated:
+            blocks.append(_text(w("cross_validated_text", patients=len(study.scored_patients()))))
+        if "all" in study.folds or study.cross_validated:
             share = study.training.held_out_fraction
             blocks.append(
                 _text(w("held_out_text", share=f"{100 * share:.0f} %") if share > 0 else w("not_held_out_text"))

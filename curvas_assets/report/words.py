@@ -128,13 +128,19 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "{models} modèles ({annotators} annotateurs × {seeds} graines × {folds} plis) par nnU-Net ; {ensembles} ensembles moyennent les "
         "softmax de leurs membres. Au plus {epochs} époques, arrêt après {patience} sans meilleur pseudo-Dice EMA.",
     ),
+    "cross_validated_text": (
+        "There is no test set: {patients} training patients are scored by cross-validation, each by the models of the fold that "
+        "did not see it, and by ensembles of these. Means over patients thus run over several models each.",
+        "Il n'y a pas d'ensemble de test : {patients} patients d'entraînement sont évalués par validation croisée, chacun par les "
+        "modèles du pli qui ne l'ont pas vu, et par des ensembles de ceux-ci. Les moyennes portent donc sur plusieurs modèles.",
+    ),
     "held_out_text": (
-        "With fold “all”, early stopping looks at {share} of the training patients, held out.",
-        "Avec le pli « all », l'arrêt précoce regarde {share} des patients d'entraînement, mis de côté.",
+        "Early stopping looks at {share} of a model's training patients, held out.",
+        "L'arrêt précoce regarde {share} des patients d'entraînement d'un modèle, mis de côté.",
     ),
     "not_held_out_text": (
-        "With fold “all”, early stopping looks at the training data itself: nothing is held out.",
-        "Avec le pli « all », l'arrêt précoce regarde les données d'entraînement elles-mêmes : rien n'est mis de côté.",
+        "Early stopping looks at the training data itself: nothing is held out.",
+        "L'arrêt précoce regarde les données d'entraînement elles-mêmes : rien n'est mis de côté.",
     ),
     "configuration": ("Configuration of the study", "Configuration de l'étude"),
     "setting": ("setting", "réglage"),

@@ -1,8 +1,11 @@
 """The study's wide table: one row per patient and predictor, with the column names the study published.
 
 `Patient_ID`, `CT` (the predictor), then per metric and organ `DICE_panc`, `CONF_kidn`, `CRPS_livr` … (organs by their
-abbreviation), per metric and annotator `ECE_1` … `ECE_mean`, and `ENTROPY_mean`, `NCC_mean`.
+abbreviation, or by their names where two share it), per metric and annotator `ECE_1` … `ECE_mean`, and `ENTROPY_mean`, `NCC_mean`.
 """
+
+from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -27,6 +30,17 @@ def abbreviation(organ: str) -> str:
     return ABBREVIATIONS.get(organ, organ[:4])
 
 
+def column_names(organs: Iterable[str]) -> dict[str, str]:
+    """Organ → its part of a column's name: the abbreviation, or the whole name where several would share it.
+
+    >>> column_names(["liver", "kidney-left", "kidney-right"])
+    {'liver': 'livr', 'kidney-left': 'kidney-left', 'kidney-right': 'kidney-right'}
+    """
+    short = {organ: abbreviation(organ) if organ else "" for organ in organs}
+    shared = Counter(short.values())
+    return {organ: organ if shared[name] > 1 else name for organ, name in short.items()}
+
+
 def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
     """Long scores as the study's wide table.
 
@@ -34,7 +48,8 @@ def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
         scores: patient, predictor, metric, organ, annotator, value.
     """
     known = scores[scores["metric"].isin(NAMES)]
-    suffix = known["organ"].map(lambda organ: abbreviation(organ) if organ else "")
+    short = column_names(map(str, known["organ"].unique()))
+    suffix = known["organ"].map(short)
     annotator = known["annotator"].where(known["annotator"] != "", "")
     # Per organ and annotator, the study has the organ's mean; per image, one value called mean.
     keep = (suffix == "") | annotator.isin(["", "mean"])

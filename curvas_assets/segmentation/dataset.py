@@ -34,10 +34,8 @@ from curvas_assets.grid import (
 )
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
-from curvas_assets.study import FOLDS, Plans, Study, load_study
+from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
 
-SPLIT_SEED = 12345
-"""nnU-Net's own seed of its five folds."""
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
 
@@ -129,7 +127,7 @@ def prepare_dataset(
             plans = _plan(study.plans, name, annotator)
             _write_json(preprocessed / name / f"{PLANS_NAME}.json", plans)
             _preprocess(study, annotator, cases, plans, dataset, preprocessed / name, on_progress)
-            _write_json(preprocessed / name / "splits_final.json", splits_of(sorted(cases)))
+            _write_json(preprocessed / name / "splits_final.json", splits_of(sorted(cases), study))
             _write_json(preprocessed / name / "dataset.json", dataset)
             shutil.copytree(preprocessed / name, folder, dirs_exist_ok=True)
     configuration = plans["configurations"][study.plans.configuration]
@@ -450,12 +448,22 @@ def _preprocess(
             on_progress(done, len(cases), patient)
 
 
-def splits_of(patients: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's cross-validation, with as many folds as there are patients when they are fewer than five."""
+def splits_of(patients: list[str], study: Study | None = None) -> list[dict[str, list[str]]]:
+    """nnU-Net's cross-validation, with as many folds as there are patients when they are fewer than five.
+
+    Of a study's training patients it is the study's: whoever is held out is so for every annotator, even where one of them
+    has annotated fewer patients.
+    """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     if len(patients) < 2:
         return []
+    if study is not None and set(patients) <= set(study.training_patients()):
+        held_out = [set(study.held_out(fold)) for fold in range(study.splits)]
+        return [
+            {"train": [p for p in patients if p not in fold], "val": [p for p in patients if p in fold]}
+            for fold in held_out
+        ]
     return [
         {part: [str(p) for p in members] for part, members in split.items()}
         for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(FOLDS, len(patients)))

@@ -71,12 +71,18 @@ class StudyTrainer(nnUNetTrainer):
     # Data ------------------------------------------------------------------------------------------------------------
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """With fold `all`, a part of the patients is held out to decide when to stop; the report says which."""
-        if self.fold != "all":
+        """With fold `all`, a part of the patients is held out to decide when to stop; the report says which.
+
+        So it is under cross-validation: those whom the fold holds out are scored, and nothing may be chosen on them.
+        """
+        if self.fold == "all":
+            everybody = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        else:
             train, validation = super().do_split()
-            self.held_out = sorted(map(str, validation))
-            return train, validation
-        everybody = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+            if not self.settings.get("cross_validated"):
+                self.held_out = sorted(map(str, validation))
+                return train, validation
+            everybody = sorted(map(str, train))
         count = round(self.settings["held_out_fraction"] * len(everybody))
         if self.settings["held_out_fraction"] > 0 and len(everybody) > 2:
             count = max(1, count)

@@ -126,6 +126,7 @@ def train_model(
     settings = {
         **study.training.model_dump(mode="json"),
         "seed": model.seed,
+        "cross_validated": study.cross_validated,
         "identity": _identity(study, model, dataset_folder),
     }
     trainer: StudyTrainer | None = None
@@ -234,7 +235,8 @@ def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> 
 
 def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:
     """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint and cases."""
-    digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}".encode())
+    held_out = f" {study.fingerprint('held_out')}" if study.cross_validated else ""
+    digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}{held_out}".encode())
     for name in (f"{PLANS_NAME}.json", "dataset_fingerprint.json", "dataset.json"):
         digest.update(content_of(dataset_folder / name))
     digest.update(repr(sorted(p.name for p in dataset_folder.rglob("*.b2nd"))).encode())
@@ -245,7 +247,7 @@ def _why_stopped(trainer: "StudyTrainer") -> str:
     where = (
         f"held-out patients {', '.join(trainer.held_out)}"
         if trainer.held_out
-        else "the training patients themselves (fold all, training.held_out_fraction 0)"
+        else "the training patients themselves (training.held_out_fraction 0)"
     )
     if trainer.epochs_without_gain >= trainer.settings["patience"]:
         return f"no better EMA pseudo-Dice for {trainer.settings['patience']} epochs, measured on {where}"

@@ -3,6 +3,8 @@
 - A new folder becomes a patient, and a test patient if the sets say so; excluded ones do not.
 - Ids with and without prefix are one patient; folders of other names are told and left alone.
 - What has not changed is skipped; a changed file is an observation of that patient only.
+- Who was excluded, moved to another set or dropped from all sets is no partition any more, and comes back when the study says so.
+- A folder that is gone from the bucket is told, at every look.
 - A published table that people upload, or replace, is told to Dagster.
 """
 
@@ -29,6 +31,10 @@ def instance():
 
 def _apply(instance, result):
     for request in result.dynamic_partitions_requests:
+        if isinstance(request, dg.DeleteDynamicPartitionsRequest):
+            for key in request.partition_keys:
+                instance.delete_dynamic_partition(request.partitions_def_name, key)
+            continue
         instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
 
 
@@ -51,6 +57,53 @@ def test_new_folders_become_patients_and_test_patients(study, instance):
     changed = registration(study, partitions, instance, {**folders, "7": "new"}, result.cursor)
     assert [e.partition for e in changed.asset_events] == ["PHANTOM007"]
     assert not changed.dynamic_partitions_requests
+
+
+def _edited(study, **changes):
+    return Study.model_validate({**study.model_dump(mode="json"), **changes})
+
+
+def _registered(instance):
+    return {name: set(instance.get_dynamic_partitions(name)) for name in ("patient", "test_patient")}
+
+
+def test_the_study_file_decides_at_every_look_who_is_a_partition(study, instance):
+    folders = dict.fromkeys(["PHANTOM001", "PHANTOM007", "PHANTOM008"], "a")
+    first = registration(study, Partitions.of(study), instance, folders, None)
+    _apply(instance, first)
+    everybody = {"patient": set(folders), "test_patient": {"PHANTOM007", "PHANTOM008"}}
+    assert _registered(instance) == everybody
+    sets = {name: list(members) for name, members in study.sets.items()}
+    moved = {**sets, "train": [*sets["train"], "PHANTOM008"], "test": ["PHANTOM007", "PHANTOM009"]}
+    for changes, patients in (
+        ({"exclusions": {"PHANTOM008": "consent withdrawn"}}, {"PHANTOM001", "PHANTOM007"}),
+        ({"sets": moved}, set(folders)),
+        ({"sets": {**sets, "test": ["PHANTOM007", "PHANTOM009"]}}, set(folders)),
+    ):
+        later = _edited(study, **changes)
+        # Before anything is removed, the definitions leave them out already.
+        assert Partitions.of(later).test_patient.get_partition_keys(dynamic_partitions_store=instance) == ["PHANTOM007"]
+        result = registration(later, Partitions.of(later), instance, folders, first.cursor)
+        assert "no test patient of the study any more (what was made of them is kept): PHANTOM008" in (
+            result.skip_reason.skip_message
+        )
+        _apply(instance, result)
+        assert _registered(instance) == {"patient": patients, "test_patient": {"PHANTOM007"}}
+        _apply(instance, registration(study, Partitions.of(study), instance, folders, first.cursor))
+        assert _registered(instance) == everybody
+
+
+def test_a_folder_that_is_gone_is_told_at_every_look(study, instance):
+    partitions, folders = Partitions.of(study), {"PHANTOM001": "a", "PHANTOM007": "b"}
+    first = registration(study, partitions, instance, folders, None)
+    _apply(instance, first)
+    for _ in range(2):
+        again = registration(study, partitions, instance, {"PHANTOM001": "a"}, first.cursor)
+        assert (
+            "no longer in the bucket (upload them again, or exclude them in the study file): PHANTOM007"
+            in again.skip_message
+        )
+    assert "PHANTOM007" in _registered(instance)["test_patient"]
 
 
 def test_an_empty_bucket_is_skipped(study, instance):

@@ -5,14 +5,23 @@
 - A retrained model makes its column of softmax stale, and after that only what is made from it.
 - A changed seed trains the models of that seed and no other; what they are members of follows.
 - A new patient is missing everywhere, and nothing else is due.
+- From 99 to 101 patients, changed scores and scans reach the tables and datasets made of them.
+- Sets, groups and exclusions make the table of scores due; who is not the study's any more is due nowhere, and an orphan.
+- Under cross-validation only the models that did not see a patient predict it.
 - A patient is ready to be scored only when every prediction and ensemble of it exists.
 """
 
 import dagster as dg
 import pytest
 
-from curvas_assets.orchestration.schedules import due_scores
-from curvas_assets.study import Study
+from curvas_assets.definitions import build_definitions
+from curvas_assets.orchestration.cells import cell_event, provenance_tags
+from curvas_assets.orchestration.following import due_for_patients
+from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.operations.about import about_assets, about_orphans
+from curvas_assets.orchestration.schedules import due_report, due_scores
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
 TESTS = ("UKCHLL003", "UKCHLL005")
@@ -96,3 +105,121 @@ def test_the_nightly_schedule_asks_for_complete_patients_only(lineage):
     (skip,) = due_scores(lineage.staleness)
     assert isinstance(skip, dg.SkipReason)
     assert "softmax" in " ".join(lineage.staleness.missing_parents(dg.AssetKey("scores"), "UKCHLL007"))
+
+
+class Events:
+    """The real definitions of a study, and events as the platform writes them."""
+
+    def __init__(self, study, instance):
+        self.study, self.instance = study, instance
+        self.repository = build_definitions(study).get_repository_def()
+
+    def tell(self, asset, *partitions, version="1"):
+        definition = self.repository.assets_defs_by_key[dg.AssetKey(asset)]
+        tags = provenance_tags(self.instance, definition, "run")
+        for partition in partitions or (None,):
+            event = cell_event(definition, partition, Stored("key", version), {}, tags)
+            self.instance.report_runless_asset_event(event)
+
+    def due(self, *assets):
+        staleness = Staleness(self.repository.asset_graph, self.instance)
+        return [asset for asset in assets if staleness.due(dg.AssetKey(asset))]
+
+
+def _many(train, test):
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {"groups": {}, "in_distribution_group": None}
+    raw["sets"] = {"train": list(range(1, train + 1)), "test": list(range(train + 1, train + test + 1))}
+    return Study.model_validate(raw)
+
+
+@pytest.mark.parametrize("count", [99, 100, 101])
+def test_a_change_is_seen_through_any_number_of_partitions(count):
+    study = _many(count, count)
+    tables = ("cohort", "preprocessed_dataset", "study_scores")
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = Events(study, instance)
+        train, test = study.sets["train"], study.sets["test"]
+        instance.add_dynamic_partitions("patient", [*train, *test])
+        instance.add_dynamic_partitions("test_patient", list(test))
+        events.tell("scan", *train, *test)
+        events.tell("scores", *test)
+        events.tell("cohort")
+        events.tell("study_scores")
+        events.tell("preprocessed_dataset", *study.annotator_names)
+        assert events.due(*tables) == []
+        events.tell("scores", test[0], version="1")
+        events.tell("scan", train[0], version="1")
+        assert events.due(*tables) == []  # made again with the same content
+        events.tell("scores", test[-1], version="2")
+        assert events.due(*tables) == ["study_scores"]
+        assert isinstance(next(due_report(Staleness(events.repository.asset_graph, instance))), dg.RunRequest)
+        events.tell("scan", test[-1], version="2")
+        assert events.due(*tables) == ["cohort", "study_scores"]
+        events.tell("scan", train[-1], version="2")
+        assert events.due(*tables) == ["cohort", "preprocessed_dataset", "study_scores"]
+
+
+def test_sets_groups_and_exclusions_make_the_table_due_and_leave_orphans():
+    study = load_study("phantom")
+    raw = study.model_dump(mode="json")
+    tests = list(study.sets["test"])
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = Events(study, instance)
+        instance.add_dynamic_partitions("test_patient", tests)
+        events.tell("scores", *tests)
+        events.tell("study_scores")
+        assert events.due("study_scores") == []
+        for changes in (
+            {"exclusions": {"PHANTOM008": "consent withdrawn"}},
+            {
+                "sets": {
+                    **raw["sets"],
+                    "train": [*raw["sets"]["train"], "PHANTOM008"],
+                    "test": ["PHANTOM007", "PHANTOM009"],
+                }
+            },
+            {"groups": {"A": raw["groups"]["A"], "B": ["PHANTOM008", "PHANTOM009"]}},
+        ):
+            edited = Events(Study.model_validate({**raw, **changes}), instance)
+            assert edited.due("study_scores") == ["study_scores"]
+            graph = edited.repository.asset_graph
+            gone = {"PHANTOM008"} if "groups" not in changes else set()
+            assert set(Staleness(graph, instance).partitions(dg.AssetKey("scores"))) == set(tests) - gone
+            assert set(about_orphans(instance, graph)["partition"]) == gone
+            made = about_assets(instance, graph).set_index("asset").loc["scores"]
+            assert (made["partitions"], made["materialised"]) == (3 - len(gone), 3 - len(gone))
+
+
+def test_under_cross_validation_only_models_that_did_not_see_a_patient_predict_it():
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {
+        "groups": {},
+        "in_distribution_group": None,
+        "sets": {"train": [1, 2, 3]},
+        "folds": [0, 1, 2],
+        "seeds": [1, 2],
+        "annotators": raw["annotators"][:1],
+    }
+    lineage = DummyLineage(study=Study.model_validate(raw))
+    patients = lineage.study.scored_patients()
+    lineage.instance.add_dynamic_partitions("patient", patients)
+    lineage.instance.add_dynamic_partitions("test_patient", patients)
+    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
+        keys = lineage.staleness.partitions(dg.AssetKey(asset))
+        assert lineage.run(asset, str(keys[0]), str(keys[-1])).success
+    wanted = {f"{model}|{p}" for p in patients for model in lineage.study.models_of(p)}
+    assert len(wanted) == 6
+    assert set(lineage.due()["softmax"]) == wanted
+    asked = {
+        r.tags["dagster/partition"]
+        for r in due_for_patients(lineage.study, lineage.staleness, patients, {})
+        if "dagster/partition" in r.tags
+    }
+    assert asked <= wanted
+    for cell in wanted:
+        assert lineage.run("softmax", cell).success
+    staleness = lineage.staleness
+    ensembles = staleness.partitions(dg.AssetKey("ensemble_softmax"))
+    assert all(staleness.ready(dg.AssetKey("ensemble_softmax"), cell) for cell in ensembles)
+    assert len(wanted) == len([key for asset, key in lineage.made if asset == "softmax"])

@@ -23,7 +23,7 @@ import torch
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import train_model
-from curvas_assets.study import ModelId
+from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation import killed_training
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
@@ -138,6 +138,17 @@ def test_what_stopping_is_decided_on_is_held_out_or_said(dataset, tmp_path):
     splits = json.loads((dataset / "splits_final.json").read_text())
     assert record["held_out"] == splits[0]["val"]
     assert (tmp_path / "c" / "fold_0" / "checkpoint_best.pth").exists()
+
+
+def test_under_cross_validation_nothing_is_chosen_on_the_patients_that_are_scored(dataset, tmp_path):
+    raw = tiny_study(epochs=1).model_dump(mode="json") | {"sets": {"train": ["001", "002", "003"]}, "folds": [0, 1, 2]}
+    study = Study.model_validate(raw)
+    model = ModelId("anno1", 7, 0)
+    stopped = train_model(study, model, dataset, tmp_path / "model").stopped_because
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    (scored,) = study.held_out(0)
+    assert scored not in record["held_out"]
+    assert scored not in stopped
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_change(dataset, tmp_path):

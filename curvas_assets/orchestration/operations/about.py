@@ -1,6 +1,7 @@
 """What this deployment is: study, versions, store, and how much of everything there is."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import dagster as dg
@@ -8,6 +9,7 @@ import pandas as pd
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
 from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.partitions import current_keys
 from curvas_assets.orchestration.provenance import git_commit, package_versions
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
@@ -24,6 +26,7 @@ def about_study(study: Study) -> dict[str, Any]:
         "models": len(study.models),
         "ensembles": ", ".join(map(str, study.ensemble_ids)),
         **{f"{name} set": len(members) for name, members in study.sets.items()},
+        "scored": f"{len(study.scored_patients())} {'by cross-validation' if study.cross_validated else 'of the test set'}",
         "excluded": len(study.exclusions),
     }
 
@@ -53,13 +56,40 @@ def about_assets(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.Data
             made = instance.get_latest_materialization_event(key) is not None
             rows.append({"asset": key.to_user_string(), "partitions": 1, "materialised": int(made)})
             continue
-        there = set(node.partitions_def.get_partition_keys(dynamic_partitions_store=instance))
+        there = set(current_keys(node.partitions_def, instance))
         made = there & set(instance.get_materialized_partitions(key))
         rows.append({"asset": key.to_user_string(), "partitions": len(there), "materialised": len(made)})
     return pd.DataFrame(rows)
 
 
-def about_patients(study: Study, known: list[str]) -> dict[str, int]:
-    """How many registered patients each set has."""
+def about_orphans(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
+    """Columns asset, partition: what was made of patients, models or ensembles that do not belong to the study any more.
+
+    Their artefacts stand in the bucket until people remove them; no table, count or report looks at them.
+    """
+    rows: list[dict[str, Any]] = []
+    for key in graph.toposorted_asset_keys:
+        node = graph.get(key)
+        if node.is_external or node.partitions_def is None:
+            continue
+        left = set(instance.get_materialized_partitions(key)) - set(current_keys(node.partitions_def, instance))
+        rows += [{"asset": key.to_user_string(), "partition": partition} for partition in sorted(left)]
+    return pd.DataFrame(rows, columns=["asset", "partition"])
+
+
+def about_patients(study: Study, known: Collection[str], folders: Collection[str]) -> dict[str, Any]:
+    """How many registered patients each set has, and who is missing on either side.
+
+    Args:
+        study: whose sets count.
+        known: registered patients.
+        folders: patients with a folder in the bucket.
+    """
     sets = Counter(study.patient_set(patient) or "none" for patient in known)
-    return {"registered patients": len(known), **{f"registered, set {name}": n for name, n in sorted(sets.items())}}
+    named = {one for members in study.sets.values() for one in members} - set(study.exclusions)
+    return {
+        "registered patients": len(known),
+        **{f"registered, set {name}": n for name, n in sorted(sets.items())},
+        "registered, no longer in the bucket": ", ".join(sorted(set(known) - set(folders))) or "none",
+        "in a set, not in the bucket": ", ".join(sorted(named - set(folders))) or "none",
+    }

@@ -119,7 +119,8 @@ def _items(
             yield _Item(model, layout.model(model), PurePosixPath("models", model), "folder")
     elif what in ("predictions", "ensembles"):
         for patient in patients:
-            for predictor in models if what == "predictions" else ensembles:
+            its_own = set(study.predictors_of(patient)) if study.cross_validated else set(predictors)
+            for predictor in (p for p in (models if what == "predictions" else ensembles) if p in its_own):
                 key = layout.softmax(patient, predictor).rpartition("/")[0]
                 target = PurePosixPath(what, patient, predictor)
                 yield _Item(f"{predictor} of {patient}", key, target, "prefix")

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.bucket import Bucket, patient_folders
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.io_manager import Stored
@@ -21,9 +21,9 @@ from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.operations.upload_patients import refusals_table
 from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
 from curvas_assets.orchestration.operations.upload_predictions import upload_predictions as send_predictions
-from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.partitions import Partitions, current_keys
 from curvas_assets.orchestration.scope import Scope, columns_of
-from curvas_assets.orchestration.sensors import register
+from curvas_assets.orchestration.sensors import digests, register
 from curvas_assets.orchestration.study_run import StageRunner
 from curvas_assets.study import Study
 
@@ -275,7 +275,9 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
     @dg.op(name=f"about{OP}", description="Study, versions, store, counts: in this step's log and metadata.", tags=TAGS)
     def tell_about(context: dg.OpExecutionContext, bucket: Bucket) -> dg.Output[None]:
         objects = bucket.checked_objects()
-        facts = {**about.about_study(study), **about.about_patients(study, _known(context, partitions))}
+        known, folders = _known(context, partitions), digests(study, patient_folders(objects, bucket.layout))[0]
+        facts = {**about.about_study(study), **about.about_patients(study, known, folders)}
+        orphans = about.about_orphans(context.instance, context.repository_def.asset_graph)
         stored = about.about_storage(objects, bucket.layout)
         made = about.about_assets(context.instance, context.repository_def.asset_graph)
         versions = about.about_code()
@@ -284,6 +286,10 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             ("versions", "\n".join(f"{name} {value}" for name, value in versions.items())),
             ("store", stored.to_string(index=False)),
             ("assets", made.to_string(index=False)),
+            (
+                "orphans: made, kept, and no longer the study's",
+                orphans.to_string(index=False) if len(orphans) else "none",
+            ),
         ):
             context.log.info(f"{title}\n{text}")
         return dg.Output(
@@ -293,6 +299,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "versions": dg.MetadataValue.json(versions),
                 "store": metadata.table(stored),
                 "assets": metadata.table(made),
+                "orphans": metadata.table(orphans),
                 "stored": human_bytes(int(stored["bytes"].sum())),
             },
         )
@@ -417,7 +424,7 @@ def _materialised(
 
 
 def _known(context: dg.OpExecutionContext, partitions: Partitions) -> list[str]:
-    return list(partitions.patient.get_partition_keys(dynamic_partitions_store=context.instance))
+    return current_keys(partitions.patient, context.instance)
 
 
 def _other_runs(context: dg.OpExecutionContext) -> list[str]:

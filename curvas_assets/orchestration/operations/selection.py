@@ -19,7 +19,8 @@ def choose_patients(study: Study, asked: Sequence[str], known: Collection[str]) 
         study: whose ids, sets and exclusions count.
         asked: ids with or without prefix, and the words `all`, `train`, `validation`, `test`; an entry may hold several,
             parted by commas or spaces.
-        known: the patients there are. A set stands for its members among them; excluded patients are in no set.
+        known: the patients there are. A set stands for its members among them; excluded patients are in no set. Without
+            a test set, `test` stands for those whom cross-validation scores.
 
     Raises:
         StudyError: nothing is asked for, or an id is not known; names it and what there is.
@@ -28,7 +29,9 @@ def choose_patients(study: Study, asked: Sequence[str], known: Collection[str]) 
     for word in _words("patients", study.name, asked):
         if word == ALL:
             chosen |= {p for p in known if p not in study.exclusions}
-        elif word in ("train", "validation", "test"):
+        elif word == "test":
+            chosen |= set(study.scored_patients()) & set(known)
+        elif word in ("train", "validation"):
             chosen |= {p for p in known if study.patient_set(p) == word and p not in study.exclusions}
         else:
             patient = study.patients.normalise(word)
