@@ -224,9 +224,9 @@ def column_meaning(column: str) -> Column | None:
         return Column(metric, _PER_ORGAN[rest], "", unit)
     if rest == "mean":
         return Column(metric, "", "mean", unit)
-    if re.fullmatch(r"\d+", rest):
+    if re.fullmatch(r"[0-9]+", rest):
         return Column(metric, "", rest, unit)
-    if pair := re.fullmatch(r"GT(\d+-\d+)", rest):
+    if pair := re.fullmatch(r"GT([0-9]+-[0-9]+)", rest):
         return Column(metric, "", pair.group(1), unit)
     return None
 
@@ -291,7 +291,7 @@ def _number(text: str) -> tuple[float, str]:
     """A cell as a number, and why it is none."""
     if text == "":
         return np.nan, "an empty cell"
-    plain = text.strip("[]").replace(",", ".") if re.fullmatch(r"\[?-?\d+,\d+\]?", text) else text
+    plain = text.strip("[]").replace(",", ".") if re.fullmatch(r"\[?-?[0-9]+,[0-9]+\]?", text) else text
     try:
         value = float(plain)
     except ValueError:
