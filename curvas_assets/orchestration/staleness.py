@@ -158,16 +158,19 @@ class Staleness:
         return [*self._mapped[key, parent](partition)]
 
     def _mapping(self, key: dg.AssetKey, parent: dg.AssetKey) -> Callable[[str], list[str]]:
-        """Partition → the parent's partitions it is made from. Common mappings are looked up; Dagster answers for others."""
+        """Partition → the parent's partitions it is made from, registered or not: a training patient without a folder is missing.
+
+        Common mappings are looked up; Dagster answers for others.
+        """
         known = dict.fromkeys(str(one) for one in self.partitions(parent))
         mapping = self.graph.get_partition_mapping(key, parent)
         below, above = self.graph.get(key).partitions_def, self.graph.get(parent).partitions_def
         if isinstance(mapping, dg.IdentityPartitionMapping):
-            return lambda partition: [partition] if partition in known else []
+            return lambda partition: [partition]
         if isinstance(mapping, dg.MultiToSingleDimensionPartitionMapping):
             if isinstance(below, dg.MultiPartitionsDefinition):
                 position = _dimensions(below).index(mapping.partition_dimension_name or "")
-                return lambda partition: [one for one in (partition.split("|")[position],) if one in known]
+                return lambda partition: [partition.split("|")[position]]
             assert isinstance(above, dg.MultiPartitionsDefinition)
             position = _dimensions(above).index(mapping.partition_dimension_name or "")
             cells: dict[str, list[str]] = {}
@@ -184,7 +187,7 @@ class Staleness:
             if partition not in answers:
                 with partition_loading_context(dynamic_partitions_store=self.instance):
                     found = self.graph.get_parent_partition_keys_for_child(partition, parent, key)
-                    answers[partition] = [p for p in found.partitions_subset.get_partition_keys() if p in known]
+                    answers[partition] = list(found.partitions_subset.get_partition_keys())
             return answers[partition]
 
         return ask

@@ -160,6 +160,17 @@ def test_a_change_is_seen_through_any_number_of_partitions(count):
         assert events.due(*tables) == ["cohort", "preprocessed_dataset", "study_scores"]
 
 
+def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
+    study = _many(3, 1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = Events(study, instance)
+        instance.add_dynamic_partitions("patient", ["PHANTOM001", "PHANTOM002"])
+        events.tell("scan", "PHANTOM001", "PHANTOM002")
+        staleness = Staleness(events.repository.asset_graph, instance)
+        missing = staleness.missing_parents(dg.AssetKey("preprocessed_dataset"), "anno1")
+        assert missing == ["scan of PHANTOM003"]
+
+
 def test_sets_groups_and_exclusions_make_the_table_due_and_leave_orphans():
     study = load_study("phantom")
     raw = study.model_dump(mode="json")
