@@ -34,7 +34,8 @@ SQUARE = 1e-3
 """Largest cosine between two axes of a grid that counts as rectangular: less than half a voxel over a whole scan."""
 SAME_SPACING = 1e-5
 """Relative; what float32 makes of a spacing lies below."""
-SAME_PLACE_MM = 1e-2
+ROUNDING_DEGREES = 0.08
+"""What a qform's float32 may turn a volume by, and no more."""
 DAMAGED = (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 """What nibabel raises for a file that is none, or is cut short."""
 
@@ -123,6 +124,21 @@ def farthest_apart_mm(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[
     return float(np.linalg.norm(away, axis=0).max())
 
 
+def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
+    """The largest angle between the axes of two affines, axis by axis, degrees."""
+    a, b = (np.asarray(affine, np.float64)[:3, :3] for affine in (one, other))
+    chord = np.linalg.norm(a / np.linalg.norm(a, axis=0) - b / np.linalg.norm(b, axis=0), axis=0).max()
+    return float(np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
+
+
+def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], tolerance_mm: float) -> bool:
+    """Whether two affines put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's rounding."""
+    if farthest_apart_mm(one, other, shape) <= tolerance_mm:
+        return True
+    first = np.asarray(one, np.float64)[:3, 3] - np.asarray(other, np.float64)[:3, 3]
+    return turned_degrees(one, other) <= ROUNDING_DEGREES and float(np.linalg.norm(first)) <= tolerance_mm
+
+
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +225,12 @@ def turned_image(image: Any, order: str, voxels: npt.NDArray[Any] | None = None)
     return out
 
 
-def itk_reads(path: Path, shape: Sequence[int], affine: npt.ArrayLike) -> bool:
-    """Whether ITK, by which nnU-Net reads, finds the voxels of a file where an affine puts them."""
+def itk_reads(path: Path, affine: npt.ArrayLike) -> bool:
+    """Whether ITK, by which nnU-Net reads, gives a file's voxels in an affine's order and at its spacing.
+
+    That is all nnU-Net takes of a geometry. The place is not compared: of a qform ITK makes it 0.6 mm off at the far corner of
+    a clinical volume, since a quaternion near half a turn, which LPS is, does not hold angles below 0.04° in float32.
+    """
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -219,11 +239,11 @@ def itk_reads(path: Path, shape: Sequence[int], affine: npt.ArrayLike) -> bool:
         reader.ReadImageInformation()
     except RuntimeError:  # a direction that is no rotation
         return False
-    itk = np.eye(4)
-    itk[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.asarray(reader.GetSpacing())
-    itk[:3, 3] = reader.GetOrigin()
-    place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ itk  # LPS+ to nibabel's RAS+
+    directions = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(reader.GetDirection(), (3, 3))  # LPS+ to nibabel's RAS+
+    place = np.eye(4)
+    place[:3, :3] = directions * np.asarray(reader.GetSpacing())
     return (
-        farthest_apart_mm(place, affine, shape) <= SAME_PLACE_MM
-        and np.abs(voxel_sizes(place) / voxel_sizes(np.asarray(affine)) - 1).max() <= SAME_SPACING
+        order_of(place) == order_of(affine)
+        and turned_degrees(place, affine) <= ROUNDING_DEGREES
+        and bool(np.abs(voxel_sizes(place) / voxel_sizes(np.asarray(affine)) - 1).max() <= SAME_SPACING)
     )

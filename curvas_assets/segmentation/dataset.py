@@ -29,6 +29,7 @@ from curvas_assets.grid import (
     itk_reads,
     open_image,
     order_of,
+    same_place,
     turned_geometry,
     turned_image,
 )
@@ -236,16 +237,16 @@ def _hand_over(path: Path, handed: Path, patient: str) -> Any:
     """Put an image in the canonical order where nnU-Net reads it; the image as nibabel and ITK now both read it."""
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
-    if order_of(image.affine) == CANONICAL and itk_reads(path, image.shape[::-1], image.affine):
+    if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
         handed.symlink_to(path.resolve())
         return image
     nib.save(turned_image(image, CANONICAL), handed)
     turned: Any = nib.Nifti1Image.from_filename(handed)
-    if not itk_reads(handed, turned.shape[::-1], turned.affine):
+    if not itk_reads(handed, turned.affine):
         raise SegmentationError(
             told["attempted"],
             patient,
-            f"ITK, by which nnU-Net reads, puts its voxels elsewhere than its affine {np.round(image.affine[:3], 4).tolist()}",
+            f"ITK, by which nnU-Net reads, takes its grid for another than its affine {np.round(image.affine[:3], 4).tolist()}",
             "Resample the scan and its annotations to a rectangular grid, with one geometry in the header.",
         )
     return turned
@@ -256,13 +257,14 @@ def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArra
     told: Any = {"attempted": f"comparing {path.name} with its scan", "subject": patient, "error": SegmentationError}
     drawn = open_image(path, **told)
     shape, affine = turned_geometry(drawn.shape[::-1], drawn.affine, CANONICAL)
-    apart = farthest_apart_mm(affine, image.affine, image.shape[::-1])
-    if shape != image.shape[::-1] or apart > study.intake.origin_tolerance_mm:
+    tolerance = study.intake.origin_tolerance_mm
+    if shape != image.shape[::-1] or not same_place(affine, image.affine, shape, tolerance):
+        apart = farthest_apart_mm(affine, image.affine, image.shape[::-1])
         raise SegmentationError(
             told["attempted"],
             patient,
             f"the annotation has {shape} voxels (z, y, x), the scan {image.shape[::-1]}; their corners are up to "
-            f"{apart:.4g} mm apart (tolerance {study.intake.origin_tolerance_mm:g})",
+            f"{apart:.4g} mm apart (tolerance {tolerance:g})",
             "Give the annotation of this scan, on its voxels.",
         )
     values = np.rint(np.asanyarray(drawn.dataobj)).astype(np.uint8)

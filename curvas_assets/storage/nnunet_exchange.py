@@ -27,7 +27,7 @@ from nibabel.openers import ImageOpener
 
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.grid import DAMAGED, READERS, Turn, farthest_apart_mm, order_of, turned_geometry
+from curvas_assets.grid import DAMAGED, READERS, Turn, farthest_apart_mm, order_of, same_place, turned_geometry
 from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
@@ -384,8 +384,8 @@ def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[
     ours, theirs = np.linalg.norm(expected[:3, :3], axis=0)[::-1], lengths[::-1]
     if np.abs(ours - theirs).max() > SAME_SPACING_MM:
         raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
-    apart = farthest_apart_mm(expected, place, wanted)
-    if apart > SAME_PLACE_MM:
+    if not same_place(expected, place, wanted, SAME_PLACE_MM):
+        apart = farthest_apart_mm(expected, place, wanted)
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
     return order
 
