@@ -8,7 +8,6 @@ import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.errors import MissingArtefactError, SegmentationError
-from curvas_assets.grid import order_of
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -19,6 +18,7 @@ from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
+from curvas_assets.voxel_order import order_of
 
 PREPROCESSING_GROWTH = 7
 """Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, CTs are noisier, and scans

@@ -21,21 +21,20 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.grid import (
-    CANONICAL,
-    DAMAGED,
-    RECORD,
-    farthest_apart_mm,
-    itk_reads,
-    open_image,
-    order_of,
-    same_place,
-    turned_geometry,
-    turned_image,
-)
+from curvas_assets.geometry import displacement_mm, same_place
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
+from curvas_assets.voxel_order import (
+    CANONICAL,
+    DAMAGED,
+    RECORD,
+    itk_reads,
+    open_image,
+    order_of,
+    turned_geometry,
+    turned_image,
+)
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
@@ -259,7 +258,7 @@ def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArra
     shape, affine = turned_geometry(drawn.shape[::-1], drawn.affine, CANONICAL)
     tolerance = study.intake.origin_tolerance_mm
     if shape != image.shape[::-1] or not same_place(affine, image.affine, shape, tolerance):
-        apart = farthest_apart_mm(affine, image.affine, image.shape[::-1])
+        apart = displacement_mm(affine, image.affine, image.shape[::-1])
         raise SegmentationError(
             told["attempted"],
             patient,

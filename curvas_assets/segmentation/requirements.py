@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.grid import READERS, RECORD, is_order
 from curvas_assets.study import Study
+from curvas_assets.voxel_order import READERS, RECORD, is_order
 
 SKIMAGE, TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
 """nnU-Net's two ways to resample probabilities that `prediction` reproduces slab by slab: both linear."""

@@ -27,13 +27,14 @@ from nibabel.openers import ImageOpener
 
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.grid import DAMAGED, READERS, Turn, farthest_apart_mm, order_of, same_place, turned_geometry
+from curvas_assets.geometry import displacement_mm, same_place
 from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
 from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
+from curvas_assets.voxel_order import DAMAGED, READERS, Turn, order_of, turned_geometry
 
 PROBABILITIES = "probabilities"
 """nnU-Net's name of the array in its npz."""
@@ -385,7 +386,7 @@ def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[
     if np.abs(ours - theirs).max() > SAME_SPACING_MM:
         raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
     if not same_place(expected, place, wanted, SAME_PLACE_MM):
-        apart = farthest_apart_mm(expected, place, wanted)
+        apart = displacement_mm(expected, place, wanted)
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
     return order
 

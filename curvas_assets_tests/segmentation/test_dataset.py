@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.grid import turned_image
 from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.segmentation.dataset import dataset_digest
 from curvas_assets.study import Study
+from curvas_assets.voxel_order import turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
 

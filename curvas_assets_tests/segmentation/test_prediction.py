@@ -21,11 +21,11 @@ import pytest
 import torch
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.grid import READERS, Turn, turned_image
 from curvas_assets.segmentation import Predictor, estimate_memory, train_model
 from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
+from curvas_assets.voxel_order import READERS, Turn, turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
 

@@ -26,10 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curvas_assets.errors import CorruptArtefactError, DiskError, StorageError
-from curvas_assets.grid import READERS, Turn, turned_image
 from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, import_nnunet_prediction
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
+from curvas_assets.voxel_order import READERS, Turn, turned_image
 from curvas_assets_tests.strategies import ORDERS, oblique_images
 
 KEY = "output/P1/model/softmax.zarr"

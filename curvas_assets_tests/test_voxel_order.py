@@ -22,22 +22,21 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.grid import (
+from curvas_assets.geometry import displacement_mm, same_place
+from curvas_assets.segmentation import prediction as module
+from curvas_assets.segmentation.prediction import Predictor, _Model
+from curvas_assets.voxel_order import (
     CANONICAL,
     READERS,
     Turn,
-    farthest_apart_mm,
     is_order,
     itk_reads,
     open_image,
     order_of,
     read_voxels,
-    same_place,
     turned_geometry,
     turned_image,
 )
-from curvas_assets.segmentation import prediction as module
-from curvas_assets.segmentation.prediction import Predictor, _Model
 from curvas_assets_tests.strategies import LETTERS, ORDERS, oblique_images
 
 TOLD = {"attempted": "opening the scan", "subject": "P1", "error": SegmentationError}
@@ -103,7 +102,7 @@ def test_a_canonical_file_leaves_no_reader_a_choice(image, slope, inter):
         assert (turned.dataobj.slope, turned.dataobj.inter) == (slope, inter)
         shape, affine = turned_geometry(own.shape[::-1], own.affine, CANONICAL)
         for place in (turned.get_sform(), turned.get_qform()):
-            assert farthest_apart_mm(place, affine, shape) < 5e-2
+            assert displacement_mm(place, affine, shape) < 5e-2
             assert same_place(place, affine, shape, 1e-2)
         assert itk_reads(path, affine)
         read, _ = SimpleITKIO().read_images([str(path)])
@@ -185,7 +184,7 @@ def test_what_a_qform_rounds_is_the_same_place_and_a_turn_or_a_shift_is_not():
         image.header.set_zooms((0.8,) * 3)
         image.set_qform(affine, 1)
         assert same_place(image.get_qform(), affine, shape, 0.1)
-        worst = max(worst, farthest_apart_mm(image.get_qform(), affine, shape))
+        worst = max(worst, displacement_mm(image.get_qform(), affine, shape))
         turn = np.deg2rad(0.15)
         turned = affine.copy()
         turned[:3, :3] = (

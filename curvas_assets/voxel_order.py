@@ -22,6 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import CurvasError
+from curvas_assets.geometry import ROUNDING_DEGREES, TILT_DEGREES, itk_affine, tilt_degrees, turned_degrees
 from curvas_assets.inputs import existing_file
 
 CANONICAL = "LPS"
@@ -30,12 +31,8 @@ RECORD = "voxel_order"
 """Where an order stands in `dataset.json`; nnU-Net leaves unknown keys alone."""
 READERS: dict[str, str | None] = {"SimpleITKIO": None, "NibabelIO": None, "NibabelIOWithReorient": "RAS"}
 """nnU-Net's readers of NIfTI, and the order each brings a scan into; None leaves it in the file's."""
-SQUARE = 1e-3
-"""Largest cosine between two axes of a grid that counts as rectangular: less than half a voxel over a whole scan."""
 SAME_SPACING = 1e-5
 """Relative; what float32 makes of a spacing lies below."""
-ROUNDING_DEGREES = 0.08
-"""What a qform's float32 may turn a volume by, and no more."""
 DAMAGED = (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 """What nibabel raises for a file that is none, or is cut short."""
 
@@ -116,29 +113,6 @@ def turned_geometry(
     return (new[2], new[1], new[0]), affine @ inv_ornt_aff(orientation, tuple(map(int, shape[::-1])))
 
 
-def farthest_apart_mm(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int]) -> float:
-    """How far two affines put the same corner of a volume of this shape (Z, Y, X) apart, at most."""
-    z, y, x = (n - 1 for n in shape)
-    corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], np.float64).T
-    away = ((np.asarray(one, np.float64) - np.asarray(other, np.float64)) @ corners)[:3]
-    return float(np.linalg.norm(away, axis=0).max())
-
-
-def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
-    """The largest angle between the axes of two affines, axis by axis, degrees."""
-    a, b = (np.asarray(affine, np.float64)[:3, :3] for affine in (one, other))
-    chord = np.linalg.norm(a / np.linalg.norm(a, axis=0) - b / np.linalg.norm(b, axis=0), axis=0).max()
-    return float(np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
-
-
-def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], tolerance_mm: float) -> bool:
-    """Whether two affines put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's rounding."""
-    if farthest_apart_mm(one, other, shape) <= tolerance_mm:
-        return True
-    first = np.asarray(one, np.float64)[:3, 3] - np.asarray(other, np.float64)[:3, 3]
-    return turned_degrees(one, other) <= ROUNDING_DEGREES and float(np.linalg.norm(first)) <= tolerance_mm
-
-
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
@@ -169,10 +143,8 @@ def open_image(path: Any, *, attempted: str, subject: str, error: type[CurvasErr
     if not np.isfinite(affine).all() or not lengths.min() > 0:
         found = f"the affine of {path.name} is {np.round(affine[:3], 3).tolist()}"
         raise error(attempted, subject, found, "Mend the header.")
-    directions = affine[:3, :3] / lengths
-    cosines = np.abs(directions.T @ directions - np.eye(3))
-    if cosines.max() > SQUARE:
-        tilt = float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+    tilt = tilt_degrees(affine)
+    if tilt > TILT_DEGREES:
         raise error(
             attempted,
             subject,
@@ -231,17 +203,10 @@ def itk_reads(path: Path, affine: npt.ArrayLike) -> bool:
     That is all nnU-Net takes of a geometry. The place is not compared: of a qform ITK makes it 0.6 mm off at the far corner of
     a clinical volume, since a quaternion near half a turn, which LPS is, does not hold angles below 0.04° in float32.
     """
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        place = itk_affine(path)
     except RuntimeError:  # a direction that is no rotation
         return False
-    directions = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(reader.GetDirection(), (3, 3))  # LPS+ to nibabel's RAS+
-    place = np.eye(4)
-    place[:3, :3] = directions * np.asarray(reader.GetSpacing())
     return (
         order_of(place) == order_of(affine)
         and turned_degrees(place, affine) <= ROUNDING_DEGREES
