@@ -5,6 +5,7 @@
 - A path that does not exist is told in our own words; nothing is written beside a refusal.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,12 @@ from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, impo
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import read_softmax, write_softmax
 from curvas_assets.study import ModelId, load_study
+
+
+def shown(value: object) -> str:
+    """A value in a test's name: without addresses, so that two processes agree."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
 
 SHAPE = (6, 8, 9)
 SOFTMAX = np.full((2, *SHAPE), 0.5, np.float32)
@@ -190,7 +197,7 @@ def test_average_takes_arrays_and_tensors():
 # Cohort and study ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("odd", PATHS, ids=repr)
+@pytest.mark.parametrize("odd", PATHS, ids=shown)
 def test_no_path_is_told(odd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     doors = {
@@ -217,7 +224,7 @@ def test_no_path_is_told(odd, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("odd", PATHS, ids=repr)
+@pytest.mark.parametrize("odd", PATHS, ids=shown)
 def test_no_folder_to_write_to_is_told(odd, tmp_path, monkeypatch, patient):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("in the way")
@@ -297,7 +304,7 @@ def test_body_region_takes_lists_and_tensors():
      *({"spacing_mm": value} for value in SPACINGS),
      *({"annotators": value} for value in (0, -1, 1.5, None, "3")),
      {"groups": ["A"]}],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_write_cohort_refuses(odd, tmp_path):
     with pytest.raises(PatientError):
@@ -305,7 +312,7 @@ def test_write_cohort_refuses(odd, tmp_path):
     assert not (tmp_path / "cohort").exists()
 
 
-@pytest.mark.parametrize("odd", [None, 3, "nonsense", "anno1", object(), ("anno1", 1, "all")], ids=repr)
+@pytest.mark.parametrize("odd", [None, 3, "nonsense", "anno1", object(), ("anno1", 1, "all")], ids=shown)
 def test_no_model_or_study_is_told(odd, tmp_path):
     with pytest.raises(StudyError):
         ModelId.of(odd)
@@ -320,7 +327,7 @@ def test_no_model_or_study_is_told(odd, tmp_path):
     assert ModelId.of(str(MODEL)) == MODEL
 
 
-@pytest.mark.parametrize("odd", [None, 3, [("P", "x")], "scans", {}], ids=repr)
+@pytest.mark.parametrize("odd", [None, 3, [("P", "x")], "scans", {}], ids=shown)
 def test_no_scans_are_told(odd, tmp_path):
     with pytest.raises(SegmentationError):
         prepare_dataset(STUDY, "anno1", odd, tmp_path / "d")
@@ -353,7 +360,7 @@ def test_write_softmax_refuses_and_leaves_no_file(odd, tmp_path):
      *({"affine": value} for value in (3, "x", np.eye(3), np.full((4, 4), np.inf))),
      *({"class_names": value} for value in ("abc", ["a"], 3, ["a", "b", "c"], [])),
      *({"provenance": value} for value in (3, {"a": object()}, "text"))],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_write_softmax_refuses_odd_descriptions(odd, tmp_path):
     with pytest.raises(CurvasError):
@@ -361,7 +368,7 @@ def test_write_softmax_refuses_odd_descriptions(odd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=repr
+    "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=shown
 )
 def test_a_published_table_that_is_none_is_refused(odd):
     with pytest.raises(StatisticsError):
@@ -369,7 +376,7 @@ def test_a_published_table_that_is_none_is_refused(odd):
 
 
 @pytest.mark.parametrize(
-    "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=repr
+    "odd", ["metrics.csv", Path("metrics.csv"), None, 3, [], {"metric": ["dice"]}, np.zeros(3)], ids=shown
 )
 def test_statistics_refuse_what_is_no_table(odd):
     for call in (
