@@ -119,7 +119,9 @@ def labels_of(codes: Codes, levels: Levels) -> npt.NDArray[np.uint8]:
 
 
 def steps_of(codes: Codes) -> Codes:
-    """Differences of neighbours along x, which pack better: 2 d of a rise d, 2 |d| − 1 of a fall, so that small ones are small."""
+    """Differences of neighbours along x modulo 2¹⁶, which pack better: 2 d of a rise d, 2 |d| − 1 of a fall, so that small ones are
+    small.
+    """
     steps = np.empty_like(codes)
     with PARALLEL:
         _steps(codes, steps)
@@ -382,11 +384,13 @@ def _steps(codes, steps):
         z, y = row // height, row % height
         for c in range(codes.shape[0]):
             line, out = codes[c, z, y], steps[c, z, y]
-            before = np.int32(0)
+            before = np.uint16(0)
             for x in range(line.size):
-                rise = np.int32(line[x]) - before
-                out[x] = np.uint16((rise << 1) ^ (rise >> 31))
-                before = np.int32(line[x])
+                rise = np.int16(
+                    np.uint16(line[x] - before)
+                )  # modulo 2¹⁶: from near 0 to near 1 is more than int16 holds
+                out[x] = np.uint16((rise << 1) ^ (rise >> 15))
+                before = line[x]
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -4,12 +4,12 @@
     <key>/<version>/zarr.json           the array: steps uint16 (foreground class, z, y, x) of codes along x
     <key>/<version>/c/0/0/0/0           its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
 
-zarr-python reads it without this module: a code is the sum of the steps up to it (2 d is a rise by d, 2 d − 1 a fall), it names
+zarr-python reads it without this module: a code is the sum of the steps up to it, modulo 2¹⁶ (2 d is a rise by d, 2 d − 1 a fall); it names
 one of the levels that two attributes give (see `encoding`), and the background is what the foreground leaves of 1:
 
     a = group[group.attrs["current"]]; t, n = np.array(a.attrs["tail"]), a.attrs["steps"]; m = round(t[-1] * n)
     levels = np.unique(np.float32([0, *t, *np.arange(m + 1, n - m) / n, *(1 - t), 1])); s = a[:, z0:z1].astype(int)
-    foreground = levels[((s >> 1) ^ -(s & 1)).cumsum(-1)]; rest = foreground.sum(0, dtype=float)
+    foreground = levels[((s >> 1) ^ -(s & 1)).cumsum(-1) % 2**16]; rest = foreground.sum(0, dtype=float)
     background = np.maximum(1 - rest * (rest >= 2**-24), 0)
 
 Volumes of the first format (p = code / 65535) are read as well; it kept labels, calibration and

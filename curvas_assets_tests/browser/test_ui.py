@@ -32,7 +32,7 @@ ASSETS = (
     *("ensemble_softmax", "scores", "study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
     *("published_table", "published_comparison"),
 )
-RUN_MS = 60_000
+RUN_MS = 240_000
 """How long a launched run may take until the UI shows it: a process starts and loads the definitions, on loaded cores."""
 
 

@@ -152,8 +152,10 @@ def test_under_cross_validation_nothing_is_chosen_on_the_patients_that_are_score
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_change(dataset, tmp_path):
+    study = tiny_study(optimizer="sgd")
+    training = study.training.model_copy(update={"learning_rate": 1e30})  # no study file may say so
     with pytest.raises(SegmentationError, match=r"loss is nan.*Lower training.learning_rate"):
-        train_model(tiny_study(learning_rate=1e30, optimizer="sgd"), MODEL, dataset, tmp_path / "model")
+        train_model(study.model_copy(update={"training": training}), MODEL, dataset, tmp_path / "model")
 
 
 def test_the_published_model_is_small_without_paths_and_loads_in_a_stock_nnunet(dataset, unbroken, scans):

@@ -141,6 +141,13 @@ def test_every_float_gets_the_code_of_its_cell():
     np.testing.assert_array_equal(found, np.searchsorted(search.limits, values, side="right"))
 
 
+def test_neighbours_as_far_apart_as_codes_go_round_trip(tmp_path):
+    organ = np.array([0, 1, 0, 0.5, 1, 1e-38, 1, 0], np.float32) * np.ones((1, 3, 4, 1), np.float32)
+    softmax = np.concatenate([1 - organ, organ])
+    _write(FolderObjects(tmp_path), softmax)
+    np.testing.assert_allclose(open_softmax(FolderObjects(tmp_path), KEY).slab(0, 3), softmax, rtol=0, atol=3e-5)
+
+
 def test_linear_codes_of_16_bits_lose_what_ranks():
     shape, organs = (48, 96, 96), {"a": 1, "b": 2, "c": 3}
     softmax, annotations = phantoms.softmax(shape, confident=True), phantoms.label_maps(shape)
