@@ -3,6 +3,7 @@
 - A new patient is taken from its scan to its scores stage by stage, by all models, and nobody else is touched.
 - While a patient's run goes on, nothing is asked for that patient.
 - What failed is not asked for again, until the patient's files change.
+- What was emptied is asked for again.
 - The sensor says what it waits for, asks with the real definitions, and is silent without a bucket.
 - The report is asked for once when scores have changed, not while they are being made, and not again for the same inputs.
 - A failed run is posted to the webhook, if one is set.
@@ -67,6 +68,16 @@ def test_a_new_patient_is_taken_from_scan_to_scores_and_nobody_else(lineage):
     assert lineage.due() == {}
     assert len(lineage.made) == 1 + 1 + 9 + 4 + 1
     assert all(NEW in key for _, key in lineage.made)
+
+
+def test_what_was_emptied_is_asked_for_again_and_once(lineage):
+    sensor = Sensor(lineage)
+    while sensor.tick():
+        pass
+    lineage.instance.wipe_assets([dg.AssetKey("ensemble_softmax"), dg.AssetKey("scores")])
+    assert sorted(sensor.tick()) == ["build_ensembles"] * 2  # of both patients
+    assert sorted(sensor.tick()) == ["score_patients"] * 2
+    assert sensor.tick() == []
 
 
 def test_nothing_is_asked_for_while_a_run_of_the_patient_goes_on(lineage):
