@@ -61,13 +61,18 @@ class Grid:
     @property
     def orientation(self) -> str:
         """Directions in which the array axes X, Y, Z run, e.g. `LPS`."""
-        return "".join(aff2axcodes(self.affine))
+        return order_of(self.affine)
 
     @property
     def axial(self) -> int:
         """The array axis, of (Z, Y, X), that runs along superior–inferior: 0 of axial slices."""
         x, y, z = (code in "SI" for code in self.orientation)
         return (z, y, x).index(True)
+
+
+def order_of(affine: npt.ArrayLike) -> str:
+    """The voxel order of a scan, such as LPS: directions in which the array axes X, Y, Z run."""
+    return "".join(map(str, aff2axcodes(np.asarray(affine, np.float64))))
 
 
 def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:

@@ -17,12 +17,21 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from curvas_assets.errors import CurvasError
-from curvas_assets.geometry import ROUNDING_DEGREES, TILT_DEGREES, itk_affine, tilt_degrees, turned_degrees
+from curvas_assets.geometry import (
+    ROUNDING_DEGREES,
+    TILT_DEGREES,
+    Grid,
+    itk_affine,
+    order_of,
+    reordered_grid,
+    tilt_degrees,
+    turned_degrees,
+)
 from curvas_assets.inputs import existing_file
 
 CANONICAL = "LPS"
@@ -86,11 +95,6 @@ def _orientation(order: str, affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return ornt_transform(io_orientation(np.asarray(affine, np.float64)), axcodes2ornt(tuple(order)))
 
 
-def order_of(affine: npt.ArrayLike) -> str:
-    """The voxel order of a scan, such as LPS."""
-    return "".join(map(str, aff2axcodes(np.asarray(affine, np.float64))))
-
-
 def is_order(value: Any) -> bool:
     """Whether it is three letters, one of L and R, one of P and A, one of S and I."""
     pairs = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -102,15 +106,11 @@ def turned_geometry(
 ) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
     """Shape (Z, Y, X) and affine of the same grid in another voxel order."""
     affine = np.asarray(affine, np.float64)
+    z, y, x = map(int, shape)
     if order is None:
-        z, y, x = map(int, shape)
         return (z, y, x), affine
-    orientation = _orientation(order, affine)
-    axes = [int(axis) for axis, _ in orientation]
-    new = [0, 0, 0]
-    for own, other in enumerate(axes):
-        new[other] = int(shape[2 - own])
-    return (new[2], new[1], new[0]), affine @ inv_ornt_aff(orientation, tuple(map(int, shape[::-1])))
+    turned = reordered_grid(Grid((z, y, x), affine), _orientation(order, affine))
+    return turned.shape, turned.affine
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

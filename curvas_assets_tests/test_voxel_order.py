@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.geometry import displacement_mm, same_place
+from curvas_assets.geometry import displacement_mm, order_of, same_place
 from curvas_assets.segmentation import prediction as module
 from curvas_assets.segmentation.prediction import Predictor, _Model
 from curvas_assets.voxel_order import (
@@ -32,7 +32,6 @@ from curvas_assets.voxel_order import (
     is_order,
     itk_reads,
     open_image,
-    order_of,
     read_voxels,
     turned_geometry,
     turned_image,

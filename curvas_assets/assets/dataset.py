@@ -8,6 +8,7 @@ import dagster as dg
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.errors import MissingArtefactError, SegmentationError
+from curvas_assets.geometry import order_of
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -18,7 +19,6 @@ from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
-from curvas_assets.voxel_order import order_of
 
 PREPROCESSING_GROWTH = 7
 """Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, CTs are noisier, and scans
@@ -52,9 +52,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
         patients: dict[str, Path] = {}
-        left_out: dict[
-            str, list[str]
-        ] = {}  # annotator → patients whom they did not annotate, as the intake's ledger tells
+        # Annotator → patients whom they did not annotate, as the intake's ledger tells.
+        left_out: dict[str, list[str]] = {}
 
         with ExitStack() as held:
 

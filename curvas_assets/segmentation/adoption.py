@@ -18,6 +18,7 @@ import pandas as pd
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError
+from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
@@ -25,7 +26,7 @@ from curvas_assets.segmentation.requirements import Told, recorded_order, requir
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
 from curvas_assets.segmentation.training import BEST
 from curvas_assets.study import ModelId, Study, load_study
-from curvas_assets.voxel_order import READERS, RECORD, is_order, order_of
+from curvas_assets.voxel_order import READERS, RECORD, is_order
 
 CHECKPOINTS = (BEST, "checkpoint_final.pth", "checkpoint_latest.pth")
 """Taken in this order: the best one, as the platform publishes it."""

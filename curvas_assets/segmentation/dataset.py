@@ -21,20 +21,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import displacement_mm, same_place
+from curvas_assets.geometry import displacement_mm, order_of, same_place
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
-from curvas_assets.voxel_order import (
-    CANONICAL,
-    DAMAGED,
-    RECORD,
-    itk_reads,
-    open_image,
-    order_of,
-    turned_geometry,
-    turned_image,
-)
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD, itk_reads, open_image, turned_geometry, turned_image
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path
 from curvas_assets.segmentation.requirements import (
     Told,
@@ -29,7 +30,7 @@ from curvas_assets.segmentation.requirements import (
 from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
 from curvas_assets.segmentation.training import BEST
 from curvas_assets.study import Study, load_study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, order_of, read_voxels
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, read_voxels
 
 if TYPE_CHECKING:
     import torch

@@ -202,8 +202,13 @@ def require_linear(function: Any, options: Mapping[str, Any], told: Told) -> flo
         SKIMAGE: {"is_seg": (False,), "order": (1,), "order_z": (0,)},
         TORCH: {"is_seg": (False,), "mode": ("linear",), "aniso_axis_mode": ("nearest-exact",)},
     }.get(function)
-    harmless = {"force_separate_z", "separate_z_anisotropy_threshold", "num_threads", "device"}
-    harmless |= {"memefficient_seg_resampling"}
+    harmless = {
+        "force_separate_z",
+        "separate_z_anisotropy_threshold",
+        "num_threads",
+        "device",
+        "memefficient_seg_resampling",
+    }
     defaults: Mapping[str, Any] = (
         {"is_seg": False, "order": 3, "order_z": 0}
         if function == SKIMAGE

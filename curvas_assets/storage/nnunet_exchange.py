@@ -27,14 +27,14 @@ from nibabel.openers import ImageOpener
 
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.geometry import displacement_mm, same_place
+from curvas_assets.geometry import displacement_mm, order_of, same_place
 from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
 from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
-from curvas_assets.voxel_order import DAMAGED, READERS, Turn, order_of, turned_geometry
+from curvas_assets.voxel_order import DAMAGED, READERS, Turn, turned_geometry
 
 PROBABILITIES = "probabilities"
 """nnU-Net's name of the array in its npz."""
