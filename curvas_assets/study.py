@@ -617,6 +617,10 @@ class Study(_Part):
         """Everything that is scored of a patient: its models, then all ensembles."""
         return [str(m) for m in self.models_of(patient)] + [str(e) for e in self.ensemble_ids]
 
+    def scored_by(self, model: ModelId) -> set[str]:
+        """The patients whom a model predicts for scoring; it must not have learned from any of them."""
+        return {patient for patient in self.scored_patients() if model in self.models_of(patient)}
+
     def held_out(self, fold: int) -> list[str]:
         """The training patients that a fold of the cross-validation does not train on: nnU-Net's own folds."""
         return sorted(one for one, of in self._fold_of.items() if of == fold)

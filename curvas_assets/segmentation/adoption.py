@@ -9,7 +9,8 @@ import json
 import pickle
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,21 @@ from typing import Any
 import pandas as pd
 
 from curvas_assets.disk import told_of_disk
-from curvas_assets.errors import SegmentationError
+from curvas_assets.errors import SegmentationError, StudyError
 from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
-from curvas_assets.segmentation.training import BEST
+from curvas_assets.segmentation.training import BEST, TRAINED_ON
 from curvas_assets.study import ModelId, Study, load_study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
 CHECKPOINTS = (BEST, "checkpoint_final.pth", "checkpoint_latest.pth")
 """Taken in this order: the best one, as the platform publishes it."""
+LEFT_OUT = "left_out"
+"""In the `training.json` of a model from elsewhere: the cases that its fold did not learn from."""
 CURVE = {
     "train_loss": "train_losses",
     "val_loss": "val_losses",
@@ -51,6 +54,8 @@ class AdoptedModel:
         curve: per epoch, as `train_model` gives it; without rows if the checkpoint holds none.
         voxel_order: of the scans that it knows, such as LPS; None if nobody says.
         normalisation: of intensities, nnU-Net's name.
+        unseen: how it is known that the model learned from none of the patients whom it is to predict for scoring, in words.
+        seen: what its folder tells of that: `trained_on` or `left_out`, patients or cases; empty if nothing.
     """
 
     checkpoint: str
@@ -60,6 +65,8 @@ class AdoptedModel:
     curve: pd.DataFrame
     voxel_order: str | None
     normalisation: str
+    unseen: str
+    seen: Mapping[str, list[str]]
 
 
 def adopt_model(
@@ -83,8 +90,8 @@ def adopt_model(
 
     Raises:
         SegmentationError: a file is missing or unreadable; classes, channels or configuration are not the study's;
-            something in the plans is unknown here (reader, resampling, normalisation …); or the weights do not fit the
-            network of the plans.
+            something in the plans is unknown here (reader, resampling, normalisation …); the weights do not fit the
+            network of the plans; or its folder tells that it learned from a patient whom the study scores by it.
     """
     import torch
 
@@ -115,6 +122,7 @@ def adopt_model(
             "Give a model of that configuration, or change plans.configuration.",
         )
     parts = require_plans(plans, configuration, ask)
+    seen = _seen(model, source, str(dataset.get("file_ending", ".nii.gz")))
     adopted = AdoptedModel(
         checkpoint=path.name,
         trainer=str(state.get("trainer_name", "unknown")),
@@ -123,6 +131,8 @@ def adopt_model(
         curve=_curve(state.get("logging") or {}),
         voxel_order=order,
         normalisation=str(parts.normalization_schemes[0]),
+        unseen=_require_unseen(study, model, seen, ask),
+        seen=seen,
     )
     _require_free(folder / fold.name, **told)
     made_folder(folder / fold.name, **told)
@@ -149,6 +159,7 @@ def adopt_model(
         "best_ema_dice": adopted.best_ema_dice,
         "stopped_because": f"made elsewhere by {adopted.trainer}, {adopted.checkpoint}",
         RECORD: order,
+        **adopted.seen,
         "curve": adopted.curve.to_dict(orient="list"),
     }
     (folder / "training.json").write_text(json.dumps(record, indent=1))
@@ -204,7 +215,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
         _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
     order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
-    splits = _splits(source, cases, ask)
+    splits = _splits(study, source, cases, ask)
     intensity, shapes = _facts_of(fingerprint, ask)
     _require_free(folder / configuration["data_identifier"], **told)
     made_folder(folder, **told)
@@ -285,6 +296,51 @@ def _voxel_order(plans: Mapping[str, Any], dataset: Mapping[str, Any], given: st
         if given is not None and order is not None and order != given:
             raise ask.refused(f"voxel_order is {given}, but {says} {order}", "Leave voxel_order out.")
     return forced or recorded or given
+
+
+def _seen(model: ModelId, source: Path, ending: str) -> dict[str, list[str]]:
+    """What a model's folder tells of whom it learned from.
+
+    This platform's `training.json` says it; nnU-Net's folder of a numbered fold holds predictions of those left out.
+    """
+    if (source / "training.json").is_file():
+        record = _json(source / "training.json", str(model))
+        for part in (TRAINED_ON, LEFT_OUT):
+            if isinstance(record.get(part), list):
+                return {part: [str(one) for one in record[part]]}
+    predictions = (source / f"fold_{model.fold}" / "validation").glob(f"*{ending}")
+    left_out = sorted(path.name.removesuffix(ending) for path in predictions)
+    return {LEFT_OUT: left_out} if left_out and model.fold != "all" else {}
+
+
+def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]], ask: Told) -> str:
+    """How it is known that a model learned from nobody whom it is to predict for scoring; refused where it did."""
+    scored = study.scored_by(model)
+    if TRAINED_ON in seen:
+        if both := sorted(scored & _as_patients(study, seen[TRAINED_ON])):
+            raise ask.refused(
+                f"its training.json says that it learned from {', '.join(both[:5])}, whom the study scores by it",
+                "Give a model that did not see them, or change the study's sets.",
+            )
+        return "its training.json names none of them"
+    if LEFT_OUT in seen and study.cross_validated:
+        if both := sorted(scored - _as_patients(study, seen[LEFT_OUT])):
+            raise ask.refused(
+                f"its fold {model.fold} left out {', '.join(seen[LEFT_OUT][:5])} alone; the study also scores "
+                f"{', '.join(both[:5])} by it, from whom it may have learned",
+                f"Train with the study's folds: fold {model.fold} leaves out {', '.join(sorted(scored))}.",
+            )
+        return "its fold left out all of them"
+    return "not known: its folder does not say whom it learned from"
+
+
+def _as_patients(study: Study, cases: Iterable[Any]) -> set[str]:
+    """Those of nnU-Net's case names that are named like patients of the study, as such."""
+    found: set[str] = set()
+    for case in cases:
+        with suppress(StudyError):
+            found.add(study.patients.normalise(case))
+    return found
 
 
 def _require_usable(study: Study, model: ModelId, folder: Path, adopted: AdoptedModel) -> None:
@@ -393,10 +449,10 @@ def _one_order(orders: Mapping[str, str | None], ask: Told) -> str | None:
     return next(iter(orders.values()))
 
 
-def _splits(source: Path, cases: list[str], ask: Told) -> list[dict[str, list[str]]]:
-    """The splits that came with a dataset, if they are of its cases; nnU-Net's own if none came."""
+def _splits(study: Study, source: Path, cases: list[str], ask: Told) -> list[dict[str, list[str]]]:
+    """The splits that came with a dataset, if they are of its cases and, in a cross-validation, the study's; else the study's."""
     if not (source / "splits_final.json").is_file():
-        return splits_of(cases)
+        return splits_of(cases, study)
     splits: Any = _json(source / "splits_final.json", ask.subject, list)
     for number, split in enumerate(splits):
         parts = [split.get(part) for part in ("train", "val")] if isinstance(split, dict) else [None]
@@ -404,6 +460,12 @@ def _splits(source: Path, cases: list[str], ask: Told) -> list[dict[str, list[st
             raise ask.refused(
                 f"split {number} of splits_final.json names no patients, or others than its cases",
                 "Remove splits_final.json, or make it of these cases.",
+            )
+        scored = set(study.held_out(number)) if study.cross_validated and number in study.folds else set()
+        if seen := sorted(scored & set(map(str, split["train"]))):
+            raise ask.refused(
+                f"split {number} of splits_final.json trains on {', '.join(seen[:5])}, whom the study scores by that fold",
+                "Remove splits_final.json: the study's own folds are taken then.",
             )
     return splits
 

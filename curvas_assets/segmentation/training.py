@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from curvas_assets.segmentation.trainer import StudyTrainer
 
 BEST = "checkpoint_best.pth"
+TRAINED_ON = "trained_on"
+"""In a model's `training.json`: the patients whom the network learned from."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def train_model(
     start = time.perf_counter()
     plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
     dataset = _read_json(dataset_folder / "dataset.json")
-    _require_fold(model, dataset_folder, study.plans.configuration, plans)
+    _require_fold(study, model, dataset_folder, plans)
     made_folder(model_folder.parent, **told)
     device = choose_device(study.training.device)
     settings = {
@@ -178,15 +180,19 @@ def train_model(
     return outcome
 
 
-def _require_fold(model: ModelId, dataset_folder: Path, configuration: str, plans: dict[str, Any]) -> None:
-    """The dataset has the model's fold, of its own cases: nnU-Net makes a random split of any other number, silently."""
+def _require_fold(study: Study, model: ModelId, dataset_folder: Path, plans: dict[str, Any]) -> None:
+    """The dataset has the model's fold, of its own cases, and nobody in it whom the study scores by that fold's models.
+
+    nnU-Net makes a random split of any other number, silently.
+    """
     if model.fold == "all":
         return
     told = Told("training", str(model))
     try:
         splits: Any = json.loads((dataset_folder / "splits_final.json").read_text())
         split = splits[model.fold] if model.fold < len(splits) else None
-        members = None if split is None else {str(one) for part in ("train", "val") for one in split[part]}
+        trained_on = set() if split is None else set(map(str, split["train"]))
+        members = None if split is None else trained_on | set(map(str, split["val"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise told.refused(
             f"the dataset's splits_final.json is missing or not nnU-Net's ({type(error).__name__})",
@@ -198,13 +204,19 @@ def _require_fold(model: ModelId, dataset_folder: Path, configuration: str, plan
             "Take another fold, or all, in the study's folds; nnU-Net would make a random split.",
         )
     try:
-        cases = dataset_folder / plans["configurations"][configuration]["data_identifier"]
+        cases = dataset_folder / plans["configurations"][study.plans.configuration]["data_identifier"]
     except (LookupError, TypeError):  # plans that inherit; nnU-Net tells of what is missing
         return
     if missing := sorted(one for one in members if not (cases / f"{one}.b2nd").is_file()):
         raise told.refused(
             f"fold {model.fold} names {', '.join(missing[:5])}, of whom the dataset holds nothing",
             "Materialise preprocessed_dataset again.",
+        )
+    if seen := study.scored_by(model) & trained_on:
+        raise told.refused(
+            f"fold {model.fold} of the dataset's splits_final.json trains on {', '.join(sorted(seen)[:5])}, whom the study "
+            "scores by this model",
+            "Materialise preprocessed_dataset again, or upload it with the study's folds or without splits_final.json.",
         )
 
 
@@ -281,6 +293,7 @@ def _publish(
         "best_ema_dice": outcome.best_ema_dice,
         "stopped_because": outcome.stopped_because,
         "held_out": trainer.held_out,
+        TRAINED_ON: trainer.trained_on,
         "device": outcome.device,
         "threads": threads,
         "settings": {k: v for k, v in trainer.settings.items() if k != "identity"},

@@ -5,7 +5,7 @@
 - A retrained model makes its column of softmax stale, and after that only what is made from it.
 - A changed seed trains the models of that seed and no other; what they are members of follows.
 - A new patient is missing everywhere, and nothing else is due.
-- From 99 to 101 patients, changed scores and scans reach the tables and datasets made of them.
+- Of 99, 100, 101 and 1,000 patients, changed scores and scans reach the tables and datasets made of them.
 - Sets, groups and exclusions make the table of scores due; who is not the study's any more is due nowhere, and an orphan.
 - Under cross-validation only the models that did not see a patient predict it.
 - A patient is ready to be scored only when every prediction and ensemble of it exists.
@@ -128,14 +128,14 @@ class Events:
 
 def _many(train, test):
     raw = load_study("phantom").model_dump(mode="json")
-    raw |= {"groups": {}, "in_distribution_group": None}
+    raw |= {"groups": {}, "in_distribution_group": None, "patients": {"prefix": "PHANTOM", "digits": 4}}
     raw["sets"] = {"train": list(range(1, train + 1)), "test": list(range(train + 1, train + test + 1))}
     return Study.model_validate(raw)
 
 
-@pytest.mark.parametrize("count", [99, 100, 101])
-def test_a_change_is_seen_through_any_number_of_partitions(count):
-    study = _many(count, count)
+@pytest.mark.parametrize(("training", "scored"), [(99, 99), (100, 100), (101, 101), (5, 1000)])
+def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
+    study = _many(training, scored)
     tables = ("cohort", "preprocessed_dataset", "study_scores")
     with dg.DagsterInstance.ephemeral() as instance:
         events = Events(study, instance)
@@ -164,11 +164,11 @@ def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
     study = _many(3, 1)
     with dg.DagsterInstance.ephemeral() as instance:
         events = Events(study, instance)
-        instance.add_dynamic_partitions("patient", ["PHANTOM001", "PHANTOM002"])
-        events.tell("scan", "PHANTOM001", "PHANTOM002")
+        instance.add_dynamic_partitions("patient", ["PHANTOM0001", "PHANTOM0002"])
+        events.tell("scan", "PHANTOM0001", "PHANTOM0002")
         staleness = Staleness(events.repository.asset_graph, instance)
         missing = staleness.missing_parents(dg.AssetKey("preprocessed_dataset"), "anno1")
-        assert missing == ["scan of PHANTOM003"]
+        assert missing == ["scan of PHANTOM0003"]
 
 
 def test_sets_groups_and_exclusions_make_the_table_due_and_leave_orphans():

@@ -24,7 +24,7 @@ import torch
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import Predictor, adopt_dataset, adopt_model, train_model
 from curvas_assets.segmentation.runtime import dataset_name, nnunet_folders, quiet
-from curvas_assets.study import ModelId
+from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation.conftest import ANNOTATOR, tiny_study
 
 MODEL = ModelId(ANNOTATOR, 112233, "all")
@@ -245,6 +245,58 @@ def test_the_voxel_order_is_the_readers_the_recorded_or_the_given_one(copied, tm
     assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "reader").voxel_order == "RAS"
     with pytest.raises(SegmentationError, match="its reader brings every scan into RAS"):
         adopt_model(tiny_study(), MODEL, copied, tmp_path / "against", voxel_order="LPS")
+
+
+def _cross_validated():
+    raw = tiny_study(epochs=1).model_dump(mode="json") | {"sets": {"train": ["001", "002", "003"]}, "folds": [0, 1, 2]}
+    return Study.model_validate(raw)
+
+
+def test_a_model_that_learned_from_whom_it_is_to_predict_is_refused(copied, tmp_path):
+    study, model = _cross_validated(), ModelId(ANNOTATOR, 112233, 0)
+    (held_out,), (other,) = study.held_out(0), study.held_out(1)
+    (copied / "fold_all").rename(copied / "fold_0")
+    assert adopt_model(study, model, copied, tmp_path / "untold").unseen.startswith("not known")
+    (copied / "fold_0/validation").mkdir()
+    (copied / f"fold_0/validation/{other}.nii.gz").touch()
+    with pytest.raises(
+        SegmentationError, match=rf"fold 0 left out {other} alone; the study also scores {held_out} by it"
+    ):
+        adopt_model(study, model, copied, tmp_path / "other")
+    (copied / f"fold_0/validation/{held_out}.nii.gz").touch()
+    assert adopt_model(study, model, copied, tmp_path / "right").unseen == "its fold left out all of them"
+    assert adopt_model(study, model, tmp_path / "right", tmp_path / "again").unseen == "its fold left out all of them"
+    _edited(tmp_path / "right", "training.json", lambda record: record.update(left_out=[other]))
+    with pytest.raises(SegmentationError, match=rf"the study also scores {held_out} by it"):
+        adopt_model(study, model, tmp_path / "right", tmp_path / "edited")
+
+
+def test_so_is_this_platforms_own_model_of_another_study(copied, tmp_path):
+    (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", "PHANTOM007"]}))
+    with pytest.raises(SegmentationError, match=r"learned from PHANTOM007, whom the study scores by it"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "leaked")
+    (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", "somebody else"]}))
+    assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "ours").unseen == "its training.json names none of them"
+    kept = json.loads((tmp_path / "ours/training.json").read_text())
+    assert kept["trained_on"] == ["PHANTOM001", "somebody else"]
+
+
+def test_folds_of_a_dataset_from_elsewhere_are_the_cross_validations(dataset, tmp_path):
+    study = _cross_validated()
+    source = shutil.copytree(dataset, tmp_path / "elsewhere")
+    splits = [{"train": ["PHANTOM001", "PHANTOM002"], "val": ["PHANTOM003"]}] * 3
+    wrong = next(n for n in range(3) if study.held_out(n) != ["PHANTOM003"])
+    (source / "splits_final.json").write_text(json.dumps(splits))
+    with pytest.raises(
+        SegmentationError, match=rf"split {wrong} of splits_final.json trains on {study.held_out(wrong)[0]}"
+    ):
+        adopt_dataset(study, ANNOTATOR, source, tmp_path / "ours")
+    with pytest.raises(SegmentationError, match=rf"fold {wrong} of the dataset's splits_final.json trains on"):
+        train_model(study, ModelId(ANNOTATOR, 112233, wrong), source, tmp_path / "model")
+    (source / "splits_final.json").unlink()
+    adopt_dataset(study, ANNOTATOR, source, tmp_path / "ours")
+    made = json.loads((tmp_path / "ours/splits_final.json").read_text())
+    assert [split["val"] for split in made] == [study.held_out(fold) for fold in range(3)]
 
 
 def test_a_datasets_voxel_order_is_that_of_its_cases(dataset, tmp_path):

@@ -60,6 +60,7 @@ def upload_model(
             "trainer": adopted.trainer,
             "voxel order": adopted.voxel_order or "not told: that of the study's training scans",
             "normalisation": adopted.normalisation,
+            "learned from none it predicts": adopted.unseen,
             "epochs": adopted.epochs,
             "best EMA pseudo-Dice": "unknown" if adopted.best_ema_dice is None else round(adopted.best_ema_dice, 4),
             "bytes": stored.size,
