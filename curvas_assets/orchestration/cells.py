@@ -81,24 +81,23 @@ def materialise(
     failures: dict[str, Exception] = {}
     usage = Usage(objects)
     done = len(keys) - len(pending)
-    with ends_with_its_run(context.instance, context.run.run_id):
-        for key, outcome in work(pending) if pending else ():
-            done += 1
-            if isinstance(outcome, Exception):
-                outcome = _told_of_disk(asset, key, outcome)
-                failures[key] = outcome
-                context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
-                usage.lap()
-                continue
-            metadata = {"uri": f"{objects.name}/{outcome.key}", "device": "cpu", **outcome.metadata, **usage.lap()}
-            context.log.info(
-                f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {usage.elapsed:.0f} s"
-            )
-            if len(keys) == 1:
-                yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
-            else:
-                context.log_event(cell_event(context.assets_def, key, outcome, metadata, tags))
-            outcome.afterwards()
+    for key, outcome in _while_the_run_goes_on(context, work, pending):
+        done += 1
+        if isinstance(outcome, Exception):
+            outcome = _told_of_disk(asset, key, outcome)
+            failures[key] = outcome
+            context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
+            usage.lap()
+            continue
+        metadata = {"uri": f"{objects.name}/{outcome.key}", "device": "cpu", **outcome.metadata, **usage.lap()}
+        context.log.info(
+            f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {usage.elapsed:.0f} s"
+        )
+        if len(keys) == 1:
+            yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
+        else:
+            context.log_event(cell_event(context.assets_def, key, outcome, metadata, tags))
+        outcome.afterwards()
     for check in (checks or {}).values():
         yield check.result(context.asset_key)
     if failures:
@@ -135,6 +134,14 @@ def _failure(asset: str, failures: Mapping[str, Exception], total: int) -> Excep
         metadata={"failed": dg.MetadataValue.json(reasons)},
         allow_retries=retry,
     )
+
+
+def _while_the_run_goes_on(
+    context: dg.AssetExecutionContext, work: Work, keys: Sequence[str]
+) -> Iterator[tuple[str, Outcome]]:
+    with ends_with_its_run(context.instance, context.run.run_id):
+        if keys:
+            yield from work(keys)
 
 
 def _named(keys: Sequence[str]) -> str:

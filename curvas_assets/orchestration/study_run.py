@@ -170,12 +170,12 @@ class StageRunner:
         if any(None in partitions for partitions in free.values()):
             if theirs:  # tables follow one another: after those that are being made
                 return {}, theirs
-            first = next(i for i, key in enumerate(keys) if key in free)
-            launched |= {(key, None) for key in keys[first:]}
-            if missing := staleness.missing_parents(keys[first], None):
+            launched |= {(key, None) for key in keys}
+            if missing := staleness.missing_parents(keys[0], None):
                 self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
                 return {}, {}
-            return {self._launch(stage, keys[first:], None): len(keys) - first}, {}
+            # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
+            return {self._launch(stage, keys, None): len(keys)}, {}
         ((key, partitions),) = free.items()
         ready = []
         for partition in partitions:
