@@ -12,6 +12,7 @@ import dagster as dg
 import psutil
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._serdes import ConfigurableClass
@@ -71,7 +72,7 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         instance is files of this machine.
         """
         if GRPC_INFO_TAG not in run.tags:
-            return self._instance.run_storage.__class__.__name__ == "SqliteRunStorage"
+            return is_of_this_machine(self._instance)
         host = json.loads(run.tags[GRPC_INFO_TAG]).get("host") or LOOPBACK[0]
         return host in (*LOOPBACK, socket.gethostname())
 
@@ -105,6 +106,11 @@ def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRu
     if known:
         return CheckRunHealthResult(WorkerStatus.RUNNING)
     return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code server was started anew and does not know it")
+
+
+def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
+    """Whether an instance is files of this machine (SQLite), so that no other runs anything for it."""
+    return isinstance(instance.run_storage, SqliteRunStorage)
 
 
 def process_event(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
