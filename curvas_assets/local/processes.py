@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -182,9 +182,8 @@ class DagsterDev:
 
     def _end_services(self) -> None:
         """Kill what is left of Dagster's own processes; runs and steps go on, and are found by the new ones."""
-        for process in _of_sessions(_read(self.record).get("sessions", []), self.environment["DAGSTER_HOME"]):
-            if any(name in _command(process) for name in SERVICES):
-                _kill([process])
+        found = _of_sessions(_read(self.record).get("sessions", []), self.environment["DAGSTER_HOME"])
+        _kill(process for process in found if any(name in _command(process) for name in SERVICES))
         if self._process is not None:
             self._process.wait()
 
@@ -243,12 +242,14 @@ def _of_sessions(sessions: Iterable[int], home: str) -> list[psutil.Process]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        try:
+    """Kill them, and wait until none lives. Who has started them may be gone and leave them unburied."""
+    killed = list(processes)
+    for process in killed:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-            process.wait(5)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-            continue
+    deadline = time.monotonic() + 5
+    while any(_lives(process) for process in killed) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _children(pid: int) -> list[psutil.Process]:

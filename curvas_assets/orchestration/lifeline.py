@@ -16,15 +16,25 @@ import psutil
 
 LOOK_SECONDS = 5.0
 
-may_end_this_process = multiprocessing.parent_process() is not None
-"""Whether this process was started to run a step or a run. A console or a test that runs one within itself was not.
-Celery's workers say so when they fork (`workers`)."""
+_is_a_workers = False
+"""Whether this is a process that a Celery worker has forked for its steps."""
+
+
+def belongs_to_steps() -> None:
+    """Say that this process was started to run steps, where `multiprocessing` does not know it."""
+    global _is_a_workers
+    _is_a_workers = True
+
+
+def _may_end_this_process() -> bool:
+    """Whether this process was started to run a step or a run. A console or a test that runs one within itself was not."""
+    return _is_a_workers or multiprocessing.parent_process() is not None
 
 
 @contextmanager
 def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float = LOOK_SECONDS) -> Iterator[None]:
     """While the block runs, end this process, and those it has started, once its run has failed or been cancelled."""
-    if not may_end_this_process:
+    if not _may_end_this_process():
         yield
         return
     done = threading.Event()

@@ -131,4 +131,4 @@ execute_plan = create_task(app)
 
 @worker_process_init.connect
 def _step_processes_end_with_their_runs(**_: Any) -> None:
-    lifeline.may_end_this_process = True
+    lifeline.belongs_to_steps()
