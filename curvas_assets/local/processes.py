@@ -134,8 +134,9 @@ class DagsterDev:
         return self._ended.is_set()
 
     def wait(self) -> None:
-        """Until it is given up."""
-        self._ended.wait()
+        """Until it is given up. In short waits: a signal that another thread is given wakes nobody here."""
+        while not self._ended.wait(LOOK_SECONDS):
+            pass
 
     def _watch(self) -> None:
         """In one thread, whose end would be the end of its children (`PR_SET_PDEATHSIG`)."""
@@ -217,9 +218,12 @@ def ends_with_parent() -> None:
 def end_cleanly_when_told(state: Path) -> None:
     """INT, TERM and HUP (a closed terminal) end this process as Ctrl-C does, once: what it started is stopped first."""
 
+    told: list[int] = []
+
     def end(number: int, *_: object) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(one, signal.SIG_IGN)
+        told.append(number)
+        if len(told) > 1:  # it ends already: a second one must not cut that off
+            return
         if number == signal.SIGHUP:  # nobody reads any more, and writing would fail
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         is_ending(state)
