@@ -217,7 +217,6 @@ def ends_with_parent() -> None:
 
 def end_cleanly_when_told(state: Path) -> None:
     """INT, TERM and HUP (a closed terminal) end this process as Ctrl-C does, once: what it started is stopped first."""
-
     told: list[int] = []
 
     def end(number: int, *_: object) -> None:
