@@ -10,6 +10,7 @@ goes on as a new one, which is followed in its stead; so does a killed `study`.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
@@ -31,12 +32,15 @@ from curvas_assets.orchestration.partitions import Partitions, current_keys, dim
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.orchestration.under_way import LAUNCHED_BY, Cell, Maker, UnderWay, waits_for_retry
+from curvas_assets.orchestration.under_way import LAUNCHED_BY, Cell, Maker, UnderWay, cells_of, waits_for_retry
 from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 5
 """Between looks at backfills, whose runs are yet to come."""
+MOST_LAUNCHES = 2
+KILLED = ("ChildProcessCrashException", "WorkerLost")
+"""Errors of steps whose process was killed: on this machine, and on a Celery worker."""
 STUDY_JOB = "study"
 
 
@@ -134,26 +138,28 @@ class StageRunner:
     def run(self, stage: str) -> list[str]:
         """Make what is missing or stale of a stage; what could not be made, by name.
 
-        Each partition is launched once at most. One that is under way is waited for first: whoever makes it may succeed.
+        A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
+        if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
         keys = [dg.AssetKey(name) for name in STAGES[stage]]
-        launched: set[Cell] = set()
+        tried: Counter[Cell] = Counter()
         waited = False
         while True:
-            ours, theirs = self._plan(stage, keys, launched)
+            ours, theirs = self._plan(stage, keys, tried)
             if not ours and not theirs:
                 break
             waited = True
-            self._follow(stage, ours, theirs)
+            judged = self._follow(stage, {run_id: len(cells) for run_id, cells in ours.items()}, theirs)
+            tried.update({cell: MOST_LAUNCHES for run_id, cells in ours.items() if run_id in judged for cell in cells})
         if not waited and not self._all_due(keys):
             self.context.log.info(f"{stage}: up to date")
             return []
         return self._left(stage, keys)
 
     def _plan(
-        self, stage: str, keys: Sequence[dg.AssetKey], launched: set[Cell]
-    ) -> tuple[dict[str, int], dict[Maker, int]]:
-        """Launch what is due and nobody makes: our runs, and the runs and backfills of others, with their counts."""
+        self, stage: str, keys: Sequence[dg.AssetKey], tried: Counter[Cell]
+    ) -> tuple[dict[str, list[Cell]], dict[Maker, int]]:
+        """Launch what is due and nobody makes: our runs with their partitions, and how many are whose else."""
         under_way = UnderWay(self.graph, self.instance)
         staleness = Staleness(self.graph, self.instance)  # after the look at runs: what one has just ended with counts
         due = {key: self._due(staleness, key) for key in keys}
@@ -163,28 +169,37 @@ class StageRunner:
             for partition in partitions:
                 if makers := under_way.makers(key, partition):
                     theirs[makers[0]] = theirs.get(makers[0], 0) + 1
-                elif (key, partition) not in launched:
+                elif tried[key, partition] < MOST_LAUNCHES:
                     free.setdefault(key, []).append(partition)
         if not free:
             return {}, theirs
         if any(None in partitions for partitions in free.values()):
             if theirs:  # tables follow one another: after those that are being made
                 return {}, theirs
-            launched |= {(key, None) for key in keys}
+            cells: list[Cell] = [(key, None) for key in keys]
             if missing := staleness.missing_parents(keys[0], None):
                 self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
+                tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
                 return {}, {}
+            tried.update(cells)
             # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
-            return {self._launch(stage, keys, None): len(keys)}, {}
+            return {self._launch(stage, keys, None): cells}, {}
         ((key, partitions),) = free.items()
         ready = []
         for partition in partitions:
-            launched.add((key, partition))
             if missing := staleness.missing_parents(key, partition):
                 self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
+                tried[key, partition] += MOST_LAUNCHES
             else:
+                tried[key, partition] += 1
                 ready.append(str(partition))
-        return {self._launch(stage, [key], batch): batch[2] for batch in self._batches(key, ready)}, theirs
+        runs = [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
+        return {one: cells_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
+
+    def _run(self, run_id: str) -> dg.DagsterRun:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run
 
     def _all_due(self, keys: Sequence[dg.AssetKey]) -> list[Cell]:
         staleness = Staleness(self.graph, self.instance)
@@ -235,10 +250,13 @@ class StageRunner:
         self.instance.run_coordinator.submit_run(SubmitRunContext(run, workspace=None))  # type: ignore[arg-type]
         return run.run_id
 
-    def _follow(self, stage: str, ours: dict[str, int], theirs: dict[Maker, int]) -> None:
-        """Wait for runs and backfills, telling of each partition as it is done. Returns early when a backfill may have
-        launched what it had not before.
+    def _follow(self, stage: str, ours: dict[str, int], theirs: dict[Maker, int]) -> set[str]:
+        """Wait for runs and backfills, telling of each partition as it is done.
+
+        Returns, early when a backfill may have launched what it had not before, those runs that gave a verdict on what they
+        did not make: neither killed nor left to others.
         """
+        judged: set[str] = set()
         counts = {**ours, **{maker.id: count for maker, count in theirs.items() if maker.order is not None}}
         total, done, start = sum(counts.values()), 0, time.monotonic()
         backfills = {maker: count for maker, count in theirs.items() if maker.order is None}
@@ -269,8 +287,20 @@ class StageRunner:
                     self.context.log.error(
                         f"{stage}: run {one.run_id[:8]} {how} with {one.told} of {one.count} made, elapsed {_clock(start)}"
                     )
+                    if run is None or not _was_killed(self.instance, run):
+                        judged.add(first)
         if backfills and not counts:
             time.sleep(LOOK_AGAIN_SECONDS)
+        return judged
+
+
+def _was_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run failed without a word of its steps: it, or their processes, were killed."""
+    if run.status is not dg.DagsterRunStatus.FAILURE:
+        return False
+    entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    failures = [entry.dagster_event.step_failure_data for entry in entries if entry.dagster_event]
+    return all(failure.error is not None and failure.error.cls_name in KILLED for failure in failures)
 
 
 class _Followed:
