@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+from botocore.httpsession import where
 
 from curvas_assets.errors import StorageError
 from curvas_assets.local.processes import DagsterDev
@@ -30,7 +31,7 @@ STORE = {
     "S3_OUTPUT_DIR": "output",
     "S3_METRICS_DIR": "metrics",
     "S3_REPORTS_DIR": "reports",
-    "AWS_CA_BUNDLE": "",
+    "AWS_CA_BUNDLE": where(),
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }
 """What else leads to a store: the embedded one's. Said, because a `.env` would say it otherwise."""

@@ -10,15 +10,18 @@ from collections.abc import Callable
 
 import dagster as dg
 import psutil
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.errors import DagsterLaunchFailedError, DagsterUserCodeUnreachableError
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, LaunchRunContext, WorkerStatus
 from dagster._core.storage.runs import SqliteRunStorage
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG, RETRY_NUMBER_TAG, RUN_FAILURE_REASON_TAG
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._serdes import ConfigurableClass
 
 CLOCK_SECONDS = 2.0
 """How far the start of a process, counted from boot, may seem to lie after the event that it wrote."""
+RETRIES_OF_FAILURES = 2
+TOLD = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE")
+"""Reasons that a run gives itself. One that was killed gives none."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -29,6 +32,21 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
     process that is younger than the event. Of a run on another machine its code server is asked; who cannot be asked
     counts as alive, since a run that goes on must never be failed.
     """
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """As Dagster does; but a run that failed by itself, time after time, is not tried for ever as one that is killed is.
+
+        Raises:
+            DagsterLaunchFailedError: it has failed so often; it is not retried again.
+        """
+        run = context.dagster_run
+        if _failures_before(self._instance, run) > RETRIES_OF_FAILURES:
+            self._instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: "0"})
+            raise DagsterLaunchFailedError(
+                f"Not launched again: it was not killed, but failed {RETRIES_OF_FAILURES + 1} times before its steps began. "
+                "The error is in the log of the run before; mend it, then launch again."
+            )
+        super().launch_run(context)
 
     @property
     def supports_check_run_worker_health(self) -> bool:
@@ -106,6 +124,17 @@ def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRu
     if known:
         return CheckRunHealthResult(WorkerStatus.RUNNING)
     return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code server was started anew and does not know it")
+
+
+def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
+    """How many runs before this retry ended, one after the other, by an exception that they told of themselves."""
+    count = 0
+    while RETRY_NUMBER_TAG in run.tags and run.parent_run_id:
+        parent = instance.get_run_by_id(run.parent_run_id)
+        if parent is None or parent.tags.get(RUN_FAILURE_REASON_TAG) not in TOLD:
+            break
+        run, count = parent, count + 1
+    return count
 
 
 def is_of_this_machine(instance: dg.DagsterInstance) -> bool:

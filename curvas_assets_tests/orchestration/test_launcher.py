@@ -17,9 +17,16 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
+from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.events import EngineEventData
-from dagster._core.launcher import WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
+from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext, WorkerStatus
+from dagster._core.storage.tags import (
+    GRPC_INFO_TAG,
+    MAX_RETRIES_TAG,
+    RETRY_NUMBER_TAG,
+    RUN_FAILURE_REASON_TAG,
+    WILL_RETRY_TAG,
+)
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 
@@ -105,6 +112,28 @@ def test_every_instance_file_goes_on_after_a_crash(profile):
     assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
     launchers = [limit["limit"] for limit in settings["concurrency"]["runs"]["tag_concurrency_limits"]]
     assert sum(launchers) < settings["concurrency"]["runs"]["max_concurrent_runs"]
+
+
+@pytest.mark.parametrize(("reason", "tried"), [("RUN_EXCEPTION", 3), ("", 9)])
+def test_a_run_that_fails_by_itself_is_not_tried_as_often_as_one_that_is_killed(instance, monkeypatch, reason, tried):
+    launched, parent = [], None
+    monkeypatch.setattr(DefaultRunLauncher, "launch_run", lambda self, context: launched.append(context))
+    for number in range(9):
+        tags = {MAX_RETRIES_TAG: "100"} | ({RETRY_NUMBER_TAG: str(number)} if number else {})
+        run = instance.create_run_for_job(anything, tags=tags, parent_run_id=parent, root_run_id=parent)
+        refused = ""
+        try:
+            instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
+        except DagsterLaunchFailedError as error:
+            refused = str(error)
+        instance.add_run_tags(run.run_id, {RUN_FAILURE_REASON_TAG: reason} if reason else {})
+        instance.report_run_failed(run)
+        assert (instance.get_run_by_id(run.run_id).tags[WILL_RETRY_TAG] == "false") is bool(refused)
+        if refused:
+            assert "mend it, then launch again" in refused
+            break
+        parent = run.run_id
+    assert len(launched) == tried
 
 
 class Workspace:
