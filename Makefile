@@ -1,11 +1,13 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
 # make test   lint, types, definitions and tests                        make bench   ratios against other implementations
 # make clean  remove the demo's state (make distclean: and the environment)
+# PORT=3001 make ui   another port than 3000, for the demo's UI too
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STATE := .state
+PORT ?= 3000
 INSTALLED := $(VENV)/.installed
 
 export DAGSTER_HOME := $(CURDIR)/$(STATE)/dagster
@@ -14,10 +16,10 @@ export CURVAS_SCRATCH := $(CURDIR)/$(STATE)/scratch
 .PHONY: demo ui test lint bench clean distclean install lock
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m curvas_assets.local.demo --state $(STATE)
+	@$(BIN)/python -m curvas_assets.local.demo --state $(STATE) --port $(PORT)
 
 ui: $(INSTALLED)
-	@$(BIN)/python -m curvas_assets.local.ui --state $(STATE)
+	@$(BIN)/python -m curvas_assets.local.ui --state $(STATE) --port $(PORT)
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

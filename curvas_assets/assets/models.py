@@ -87,7 +87,6 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                         raise checks["training_is_sound"].refuse(name, error) from error
                 key = layout.model(name)
                 stored = directories.write_directory(objects, key, Path(scratch, "model"))
-                unfinished.remove()
             checks["training_is_sound"].look(name)
             checks["dice_is_above_the_floor"].look(name, below_floor(outcome.best_ema_dice, study.checks.dice_floor))
             checks["training_ended_by_itself"].look(name, ended_early(outcome, study.training))
@@ -107,6 +106,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     "bytes": stored.size,
                     "training curve": _curve(outcome.curve, name),
                 },
+                # Not before: a step that is killed in between would train again from the first epoch.
+                afterwards=unfinished.remove,
             )
 
         yield from materialise(context, objects, one_by_one(train), checks)

@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
-from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
-from curvas_assets.orchestration.environment import gpu_slots
+from curvas_assets.errors import CurvasError
+from curvas_assets.local.deployment import LocalDeployment, require_port
+from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
+from curvas_assets.orchestration.environment import EXECUTOR, gpu_slots
 from curvas_assets.orchestration.study_run import STUDY_JOB
+from curvas_assets.orchestration.under_way import unfinished_records, waits_for_retry
 from curvas_assets.storage import tables
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
@@ -42,25 +46,51 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".state"), help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
     arguments = parser.parse_args()
-    stop_cleanly_when_terminated()
-    tell = Progress()
-    deployment = LocalDeployment(arguments.state, study="phantom")
-    environment = deployment.environment() | {"CURVAS_EXECUTOR": os.environ.get("CURVAS_EXECUTOR", "in_process")}
-    study = load_study(environment["CURVAS_STUDY"])
-    with deployment.s3:
-        tell(f"S3 server ready: bucket {environment['S3_BUCKET']} at {environment['S3_ENDPOINT']}")
-        settings = S3Settings.from_environment(environment)
-        upload_cohort(study, settings, deployment.state / "cohort", tell)
-        os.environ.update(environment)
-        # One step a GPU; without any, as many side by side as there are cores, one thread each.
-        deployment.set_gpu_slots(gpu_slots(without=os.cpu_count() or 1))
-        with dg.DagsterInstance.get() as instance:
-            port = free_port(arguments.port)
-            with deployment.dagster(environment, port) as process:
-                tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")
-                succeeded = follow(instance, launch(process, port), tell)
-        summarise(study, settings, deployment, arguments.state, tell, succeeded)
+    try:
+        succeeded = run(arguments.state, arguments.port, Progress())
+    except CurvasError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("stopped: the next `make demo` goes on from here", flush=True)
+        sys.exit(130)
     sys.exit(0 if succeeded else 1)
+
+
+def run(state: Path, port: int, tell: Progress) -> bool:
+    """The demo; whether the study succeeded. It is the phantom study on a store of its own, whatever the caller has set.
+
+    Raises:
+        InUseError: the state is in use.
+        StorageError: the port is, or the store does not start.
+    """
+    deployment = LocalDeployment(state, study="phantom", alone=True)
+    end_cleanly_when_told(deployment.state)
+    with owner(deployment.state, "make demo", f"http://127.0.0.1:{port}"):
+        require_port(port)
+        with deployment.s3:
+            environment = deployment.environment() | {EXECUTOR: chosen_executor(os.environ.get(EXECUTOR, ""), tell)}
+            study = load_study(deployment.study)
+            settings = S3Settings.from_environment(environment)
+            tell(f"S3 server ready: bucket {settings.bucket} at {settings.endpoint}")
+            upload_cohort(study, settings, deployment.state / "cohort", tell)
+            # One step a GPU; without any, as many side by side as there are cores, one thread each.
+            deployment.set_gpu_slots(gpu_slots(without=os.cpu_count() or 1))
+            with (
+                dg.DagsterInstance.from_config(str(deployment.home)) as instance,
+                deployment.dagster(environment, port) as process,
+            ):
+                tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")
+                succeeded = follow(instance, study_under_way(instance, tell) or launch(process, port), tell)
+            summarise(study, settings, deployment, state, tell, succeeded)
+    return succeeded
+
+
+def chosen_executor(asked: str, tell: Progress) -> str:
+    """The caller's, if it needs nothing but this machine."""
+    if asked.strip() in ("", "in_process", "multiprocess", "local"):
+        return asked.strip() or "in_process"
+    tell(f"{EXECUTOR}={asked} is not the demo's: it runs on this machine alone")
+    return "in_process"
 
 
 def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progress) -> None:
@@ -82,7 +112,16 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
         tell(f"cohort: {count} of {len(missing)}, {patient} uploaded")
 
 
-def launch(process, port: int) -> str:
+def study_under_way(instance: dg.DagsterInstance, tell: Progress) -> str | None:
+    """The run of an earlier demo that was stopped or killed and goes on by itself, if there is one."""
+    for record in unfinished_records(instance):
+        if record.dagster_run.job_name == STUDY_JOB:
+            tell("a study of an earlier demo is under way: it goes on")
+            return record.dagster_run.run_id
+    return None
+
+
+def launch(process: DagsterDev, port: int) -> str:
     """Launch the job `study` as soon as Dagster answers; the run's id."""
     client = DagsterGraphQLClient("127.0.0.1", port_number=port)
     deadline = time.monotonic() + 120
@@ -90,7 +129,7 @@ def launch(process, port: int) -> str:
         try:
             return client.submit_job_execution(STUDY_JOB, repository_location_name="curvas_assets")
         except Exception:
-            if process.poll() is not None:
+            if process.has_ended:
                 raise RuntimeError("Dagster ended while starting: see logs/dagster.log in the state folder") from None
             if time.monotonic() > deadline:
                 raise
@@ -98,23 +137,27 @@ def launch(process, port: int) -> str:
 
 
 def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
-    """Print what the study's run logs until it ends; whether it succeeded."""
+    """Print what the study's run logs until it ends, or the one that goes on in its place; whether it succeeded."""
     cursor = None
     while True:
-        run = instance.get_run_by_id(run_id)
-        finished = run is not None and run.is_finished
+        record = instance.get_run_record_by_id(run_id)
         page = instance.get_records_for_run(run_id, cursor=cursor)
         cursor = page.cursor
-        for record in page.records:
-            entry = record.event_log_entry
+        for entry in (one.event_log_entry for one in page.records):
             if entry.dagster_event is None:
                 tell(str(entry.user_message))
             elif entry.dagster_event.is_step_failure:
                 failure = entry.dagster_event.step_failure_data
                 described = failure.user_failure_data and failure.user_failure_data.description
                 tell(described or (failure.error.to_string() if failure.error else "a step failed"))
-        if finished:
-            return run is not None and run.is_success
+        if record is None:
+            return False
+        run = record.dagster_run
+        if run.is_finished and not waits_for_retry(record):
+            if AUTO_RETRY_RUN_ID_TAG not in run.tags:
+                return run.is_success
+            tell("the study's run was killed: it goes on as a new one")
+            run_id, cursor = run.tags[AUTO_RETRY_RUN_ID_TAG], None
         time.sleep(0.3)
 
 

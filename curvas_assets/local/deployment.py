@@ -2,24 +2,39 @@
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+from botocore.httpsession import where
 
 from curvas_assets.errors import StorageError
+from curvas_assets.local.processes import DagsterDev
 from curvas_assets.local.server import EmbeddedS3, private_folder
+from curvas_assets.orchestration import environment as variables
 from curvas_assets.orchestration.environment import postgres_url
 from curvas_assets.orchestration.execution import GPU_POOL
+from curvas_assets.orchestration.launcher import is_of_this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_SCHEME = "postgresql+psycopg2://"
+RETRIES_CURSOR, RUN_FAILED = "EVENT_LOG_CONSUMER_CURSOR", dg.DagsterEventType.RUN_FAILURE.value
+"""Where Dagster's daemon keeps up to which event it has retried failed runs."""
+OF_THE_MACHINE = (variables.DEVICES, variables.GPU_SLOTS, variables.SCRATCH_GIB, variables.GIT_COMMIT)
+"""Settings that are of this machine, whatever study it works on."""
+STORE = {
+    "S3_DATA_DIR": "data",
+    "S3_ARTIFACTS_DIR": "artifacts",
+    "S3_OUTPUT_DIR": "output",
+    "S3_METRICS_DIR": "metrics",
+    "S3_REPORTS_DIR": "reports",
+    "AWS_CA_BUNDLE": where(),
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+}
+"""What else leads to a store: the embedded one's. Said, because a `.env` would say it otherwise."""
 
 
 class LocalDeployment:
@@ -28,48 +43,74 @@ class LocalDeployment:
     Args:
         state: the folder; made if it is not there, and closed to other users of the machine.
         study: the study to load, a built-in name or a path.
+        alone: whether settings of a study or store that the caller has in the environment or in `.env` count for nothing,
+            as for the demo, which must not write into anything real.
     """
 
-    def __init__(self, state: Path, study: str):
+    def __init__(self, state: Path, study: str, *, alone: bool = False):
         self.state = private_folder(Path(state).resolve())
         self.study = study
+        self.alone = alone
         self.home = self.state / "dagster"
         self.scratch = self.state / "scratch"
         self.logs = self.state / "logs"
         for folder in (self.home, self.scratch, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(instance_file(), self.home / "dagster.yaml")
-        self.s3 = EmbeddedS3(self.state)
+        shutil.copyfile(ROOT / "dagster.yaml" if alone else instance_file(), self.home / "dagster.yaml")
+        self.s3 = EmbeddedS3(self.state, lasting=True)
 
     def environment(self) -> dict[str, str]:
-        """What Dagster's processes need to know. Settings of the caller win, but never another bucket's keys."""
+        """What Dagster's processes need to know. Settings of the caller win, but never another store."""
+        given = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        chosen = given.get(variables.STUDY, self.study)
+        if self.alone:
+            ours = {variables.BROKER: "", variables.POSTGRES: "", "CURVAS_WEBHOOK_URL": ""}
+            given = {n: v for n, v in given.items() if not n.startswith("CURVAS_") or n in OF_THE_MACHINE} | ours
+            chosen = self.study
         return {
-            **os.environ,
-            "DAGSTER_HOME": str(self.home),
-            "CURVAS_STUDY": os.environ.get("CURVAS_STUDY", self.study),
-            "CURVAS_SCRATCH": str(self.scratch),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **given,
+            **STORE,
             **self.s3.environment(),
+            "DAGSTER_HOME": str(self.home),
+            variables.STUDY: chosen,
+            variables.SCRATCH: str(self.scratch),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 
     @contextmanager
-    def dagster(self, environment: Mapping[str, str], port: int) -> Iterator[subprocess.Popen]:
-        """`dagster dev` with this state, until the block ends; its output goes to the state's log folder."""
-        log = self.logs / "dagster.log"
+    def dagster(self, environment: Mapping[str, str], port: int) -> Iterator[DagsterDev]:
+        """`dagster dev` with this state, until the block ends; its output goes to the state's log folder.
+
+        Parts that die are started again. What an owner that was killed has left is ended first, and its runs are failed, so
+        that they go on as new ones.
+        """
         command = [*self.dagster_command(port), "--log-level", "warning"]
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=dict(environment),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                yield process
-            finally:
-                stop(process)
+        record = self.state / "sessions.json"
+        with DagsterDev(
+            command, environment, ROOT, self.logs / "dagster.log", record, before_start=self.fail_dead_runs
+        ) as process:
+            yield process
+
+    def fail_dead_runs(self) -> None:
+        """When nothing runs on this state: end in Dagster's records what an end of the machine has left there.
+
+        With Postgres other machines may run something; then it is the launcher's health check that finds dead runs.
+        """
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            if not is_of_this_machine(instance):
+                return
+            # The daemon retries what has failed since its first look; a crash may come before that.
+            cursors = instance.daemon_cursor_storage.get_cursor_values({f"{RETRIES_CURSOR}-{RUN_FAILED}"})
+            if not cursors:
+                latest = instance.event_log_storage.get_maximum_record_id() or 0
+                instance.daemon_cursor_storage.set_cursor_values({f"{RETRIES_CURSOR}-{RUN_FAILED}": str(latest)})
+            under_way = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+            for run in instance.get_runs(dg.RunsFilter(statuses=under_way)):
+                told = "its process was killed, or ended with Dagster"
+                if run.status is dg.DagsterRunStatus.CANCELING:
+                    instance.report_run_canceled(run, told)
+                else:
+                    instance.report_run_failed(run, told)
 
     def set_gpu_slots(self, slots: int) -> None:
         """How many GPU steps run at a time, over all runs of this deployment."""
@@ -100,13 +141,19 @@ def instance_file() -> Path:
     return ROOT / "deploy" / "postgres" / "dagster.yaml"
 
 
-def stop_cleanly_when_terminated() -> None:
-    """SIGTERM ends this process as Ctrl-C does: what it started is stopped first."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
+def require_port(port: int) -> None:
+    """A StorageError if somebody listens on a loopback port. What a closed connection left does not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise StorageError(
+                "starting the UI",
+                f"port {port}",
+                "another program listens there",
+                "End it, or choose another: PORT=3001.",
+            ) from None
 
 
 def free_port(preferred: int = 3000) -> int:
@@ -119,17 +166,3 @@ def free_port(preferred: int = 3000) -> int:
                 continue
             return probe.getsockname()[1]
     raise OSError("no free port on 127.0.0.1")
-
-
-def stop(process: subprocess.Popen, seconds: float = 20) -> None:
-    """End a process and what it started, politely first."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()

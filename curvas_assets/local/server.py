@@ -20,11 +20,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -38,6 +39,9 @@ READY_SECONDS = 60
 PROBE_SECONDS = 2
 """Silence after which a readiness probe asks again. In 1 of 40 restarts a request that came too early was held for 18 s
 by a server that had long been ready."""
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 3
+"""How long the server may take to end by itself; it needs a second, or waits for the last of its requests."""
 RELEASE_SECONDS = 3
 """How long ports may stay taken by a server that was just killed."""
 READY_KEY = ".curvas-ready"
@@ -54,23 +58,47 @@ READER_ACTIONS = ["Read", "List"]
 class EmbeddedS3:
     """The server of one state folder: started if it does not run, its keys and ports kept from start to start.
 
-    As a context manager it stops at the end what it has started, and leaves alone what ran before.
+    As a context manager it is used for as long as the block lasts, and the last user stops it, whoever has started it: who comes
+    while another leaves is not left without. One that was started by `start` stays until `stop`.
 
     Args:
         state: the folder; the server keeps to `s3/` below it.
+        lasting: whether a server that dies while it is used as a context manager is started again.
     """
 
-    def __init__(self, state: Path):
+    def __init__(self, state: Path, *, lasting: bool = False):
         self.folder = private_folder(Path(state).resolve() / "s3")
-        self._started = False
+        self._use: IO[str] | None = None
+        self._unused = threading.Event() if lasting else None
 
     def __enter__(self) -> "EmbeddedS3":
-        self._started = self.start()
+        # A lock that all users share, and the kernel takes back from those that are killed.
+        self._use = (self.folder / "users").open("a")
+        fcntl.flock(self._use, fcntl.LOCK_SH)
+        try:
+            with self._alone():
+                self._start_unless_it_runs()
+        except BaseException:
+            self.__exit__()
+            raise
+        if self._unused is not None:
+            self._unused.clear()
+            threading.Thread(target=self._keep_running, args=(self._unused,), name="s3", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._started:
-            self.stop()
+        assert self._use is not None
+        if self._unused is not None:
+            self._unused.set()
+        with self._alone(), self._use as use:
+            fcntl.flock(use, fcntl.LOCK_UN)
+            if self._is_kept:
+                return
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # somebody else uses it
+                return
+            self._end()
 
     @property
     def log(self) -> Path:
@@ -90,7 +118,8 @@ class EmbeddedS3:
         """The process of the pid file, if it serves this folder: a number that came back may be anybody's."""
         try:
             process = psutil.Process(int((self.folder / "pid").read_text()))
-            return process if f"-dir={self.data}" in process.cmdline() else None
+            serves = process.status() != psutil.STATUS_ZOMBIE and f"-dir={self.data}" in process.cmdline()
+            return process if serves else None
         except (FileNotFoundError, ValueError, psutil.Error):
             return None
 
@@ -115,23 +144,42 @@ class EmbeddedS3:
         }
 
     def start(self) -> bool:
-        """Start the server and make the bucket. False if it ran already.
+        """Start the server and make the bucket, until it is stopped. False if it ran already.
 
         Raises:
             StorageError: the program is not installed, a port is taken, or the server does not come up; names its log.
         """
         with self._alone():
-            if self.pid is not None:
-                if self._comes_up():  # at once, unless whoever started it was killed meanwhile
-                    return False
-                self._end()
-            self._start()
-            return True
+            (self.folder / "kept").touch()
+            return self._start_unless_it_runs()
 
-    def stop(self, seconds: float = 15) -> None:
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
         """End the server if it runs: politely, then firmly. What it has acknowledged stays on disk."""
         with self._alone():
+            (self.folder / "kept").unlink(missing_ok=True)
             self._end(seconds)
+
+    def _keep_running(self, unused: threading.Event) -> None:
+        while not unused.wait(LOOK_SECONDS):
+            if self.pid is None:
+                with self._alone():
+                    try:
+                        if not unused.is_set():
+                            self._start_unless_it_runs()
+                    except StorageError:  # tried again; whoever uses the store is told by it
+                        continue
+
+    @property
+    def _is_kept(self) -> bool:
+        return (self.folder / "kept").exists()
+
+    def _start_unless_it_runs(self) -> bool:
+        if self.pid is not None:
+            if self._comes_up():  # at once, unless whoever started it was killed meanwhile
+                return False
+            self._end()
+        self._start()
+        return True
 
     def _start(self) -> None:
         program = find_program()
@@ -185,7 +233,7 @@ class EmbeddedS3:
                 may_retry=True,
             )
 
-    def _end(self, seconds: float = 15) -> None:
+    def _end(self, seconds: float = STOP_SECONDS) -> None:
         process = self._process()
         if process is not None:
             process.terminate()

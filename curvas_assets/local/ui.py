@@ -1,10 +1,13 @@
-"""`make ui`: the Dagster UI on the state the demo left, until Ctrl-C."""
+"""`make ui`: the Dagster UI on the state the demo left, until Ctrl-C, a closed terminal or an end by `kill`."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from curvas_assets.local.deployment import LocalDeployment, free_port, stop_cleanly_when_terminated
-from curvas_assets.orchestration.environment import GPU_SLOTS, environment, gpu_slots
+from curvas_assets.errors import CurvasError
+from curvas_assets.local.deployment import LocalDeployment, require_port
+from curvas_assets.local.processes import end_cleanly_when_told, owner
+from curvas_assets.orchestration.environment import GPU_SLOTS, STUDY, environment, gpu_slots
 
 
 def main() -> None:
@@ -12,18 +15,36 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".state"))
     parser.add_argument("--port", type=int, default=3000)
     arguments = parser.parse_args()
-    stop_cleanly_when_terminated()
-    deployment = LocalDeployment(arguments.state, study="phantom")
-    port = free_port(arguments.port)
-    if environment().get(GPU_SLOTS):
-        deployment.set_gpu_slots(gpu_slots())
-    with deployment.s3:
-        print(f"Dagster: http://127.0.0.1:{port}   (Ctrl-C ends it; the state stays in {arguments.state})", flush=True)
-        with deployment.dagster(deployment.environment(), port) as process:
-            try:
+    try:
+        serve(LocalDeployment(arguments.state, study="phantom"), arguments.port)
+    except CurvasError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+def serve(deployment: LocalDeployment, port: int) -> None:
+    """Until it is told to end.
+
+    Raises:
+        InUseError: the state is in use.
+        StorageError: the port is, or the store does not start.
+    """
+    url = f"http://127.0.0.1:{port}"
+    end_cleanly_when_told(deployment.state)
+    with owner(deployment.state, "make ui", url):
+        require_port(port)
+        with deployment.s3:
+            variables = deployment.environment()
+            if environment().get(GPU_SLOTS):
+                deployment.set_gpu_slots(gpu_slots())
+            with deployment.dagster(variables, port) as process:
+                print(
+                    f"Dagster: {url}, study {variables[STUDY]}   (Ctrl-C ends it; the state stays in {deployment.state})",
+                    flush=True,
+                )
                 process.wait()
-            except KeyboardInterrupt:
-                print("stopping", flush=True)
+                print(f"Dagster ended while starting: see {deployment.logs / 'dagster.log'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

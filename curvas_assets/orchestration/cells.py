@@ -1,7 +1,8 @@
 """One step, many partitions: each stored and reported as soon as it is done, none taken along by another's failure.
 
 A batch that dies at its fifth partition leaves four materialised. An error of one partition is logged and the batch goes
-on; in the end the step fails and names what is missing. A retry of the step, and a re-launch, do only what is left.
+on; in the end the step fails and names what is missing. A retry of the step, a run that goes on for one that was killed, and a
+re-launch do only what is left.
 
 Dagster's own event of a step covers all its partitions with one data version and one set of metadata, so a batch writes
 its own events (with the tags that Dagster's staleness reads) and yields no output; a single partition takes the usual
@@ -28,7 +29,9 @@ from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
+from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import dimension_tags, ordered
+from curvas_assets.orchestration.under_way import leave_to_others
 from curvas_assets.orchestration.usage import Usage
 from curvas_assets.storage.metering import MeteredObjects
 
@@ -68,14 +71,17 @@ def materialise(
     """
     keys = ordered([str(key) for key in context.partition_keys])
     asset = context.asset_key.to_user_string()
-    pending = [key for key in keys if key not in _made_in_this_run(context, keys)]
-    if len(pending) < len(keys):
-        context.log.info(f"{asset}: {len(keys) - len(pending)} of {len(keys)} were made before this retry")
+    left = leave_to_others(
+        lambda: context.repository_def.asset_graph, context.instance, context.run, context.asset_key, keys
+    )
+    pending = [key for key in keys if key not in left]
+    for reason in dict.fromkeys(left.values()):
+        context.log.info(f"{asset}: {_named([key for key in left if left[key] == reason])} left out: {reason}")
     tags = provenance_tags(context.instance, context.assets_def, context.run.run_id) if len(keys) > 1 else {}
     failures: dict[str, Exception] = {}
     usage = Usage(objects)
     done = len(keys) - len(pending)
-    for key, outcome in work(pending):
+    for key, outcome in _while_the_run_goes_on(context, work, pending):
         done += 1
         if isinstance(outcome, Exception):
             outcome = _told_of_disk(asset, key, outcome)
@@ -91,6 +97,7 @@ def materialise(
             yield dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(outcome.data_version))
         else:
             context.log_event(cell_event(context.assets_def, key, outcome, metadata, tags))
+        outcome.afterwards()
     for check in (checks or {}).values():
         yield check.result(context.asset_key)
     if failures:
@@ -129,13 +136,16 @@ def _failure(asset: str, failures: Mapping[str, Exception], total: int) -> Excep
     )
 
 
-def _made_in_this_run(context: dg.AssetExecutionContext, keys: Sequence[str]) -> set[str]:
-    if context.retry_number == 0:
-        return set()
-    records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=list(keys)), limit=len(keys) * 4
-    ).records
-    return {str(record.partition_key) for record in records if record.run_id == context.run.run_id}
+def _while_the_run_goes_on(
+    context: dg.AssetExecutionContext, work: Work, keys: Sequence[str]
+) -> Iterator[tuple[str, Outcome]]:
+    with ends_with_its_run(context.instance, context.run.run_id):
+        if keys:
+            yield from work(keys)
+
+
+def _named(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{len(keys)} partitions ({', '.join(keys[:5])}{' …' if keys[5:] else ''})"
 
 
 def cell_event(

@@ -147,8 +147,9 @@ class StageNeeds:
         )
 
 
-RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""For passing faults of the store or the machine. Errors that only a person can mend are not retried (`cells`)."""
+RETRY = dg.RetryPolicy(max_retries=4, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""For passing faults of the store or the machine, a killed process of the step among them: 5, 10, 20 and 40 s later. Errors that
+only a person can mend are not retried (`cells`)."""
 
 
 def executor(name: str) -> dg.ExecutorDefinition:

@@ -59,11 +59,13 @@ class Stored:
         key: where it stands.
         data_version: changes exactly when its content does.
         metadata: what people look for in the UI.
+        afterwards: called once it is reported: removes what a repetition would need, were the process killed before that.
     """
 
     key: str
     data_version: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    afterwards: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Stage job → assets it makes, in the order in which a study runs."""
+REPORT = "write_report"
 
 
 def stage_jobs(executor: dg.ExecutorDefinition) -> list:

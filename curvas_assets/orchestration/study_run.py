@@ -3,10 +3,15 @@
 An asset job cannot span different partitions, so this job's ops launch runs of the stage jobs and wait for them. Those
 runs are ordinary: they wait in the queue, use the pools, and stand in the UI like any other. A partition that fails
 stops nothing but what is made from it; the study then goes on and fails in the end, naming what is left.
+
+What is under way already, whoever launched it, is waited for and not launched again. The instance files let one `study` run at
+a time: a second one waits in the queue, where it holds no place, and then finds what the first has made. A run that was killed
+goes on as a new one, which is followed in its stead; so does a killed `study`.
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 from dagster._core.remote_origin import RemoteJobOrigin
@@ -14,21 +19,38 @@ from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    AUTO_RETRY_RUN_ID_TAG,
+    MAX_RETRIES_TAG,
     PARTITION_NAME_TAG,
+    RETRY_STRATEGY_TAG,
 )
 
 from curvas_assets.orchestration.batches import ranges, rectangles
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.jobs import REPORT, STAGES
 from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.under_way import LAUNCHED_BY, Cell, Maker, UnderWay, cells_of, waits_for_retry
 from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
+LOOK_AGAIN_SECONDS = 5
+"""Between looks at backfills, whose runs are yet to come."""
+MOST_LAUNCHES = 2
+KILLED = ("ChildProcessCrashException", "WorkerLost")
+"""Errors of steps whose process was killed: on this machine, and on a Celery worker."""
 STUDY_JOB = "study"
-LAUNCHED_BY = "curvas/launched_by"
+
+
+def launcher_tags(job: str) -> dict[str, str]:
+    """Tags of a job whose run launches others and waits for them.
+
+    The instance files limit such runs by the first, so that those they wait for have room in the queue. One that was killed
+    begins anew: it looks at what there is, so that often is harmless.
+    """
+    return {"curvas/launches": job, MAX_RETRIES_TAG: "100", RETRY_STRATEGY_TAG: "ALL_STEPS"}
 
 
 def study_job(study_definition: Study, partitions: Partitions, bucket_resource: Bucket) -> dg.JobDefinition:
@@ -58,7 +80,11 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
             tags={"curvas/needs": "cpu"},
         )
         def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
-            return left + StageRunner(context, Scope(patients=named)).run(stage)
+            runner = StageRunner(context, Scope(patients=named))
+            if stage == REPORT and not runner.is_ready(REPORT):
+                context.log.info("there are no scores yet, so there is no report")
+                return left
+            return left + runner.run(stage)
 
         return run_stage
 
@@ -78,6 +104,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
         # What passes from op to op is a list of names: it stays in this one process.
         resource_defs={"io_manager": dg.mem_io_manager, "bucket": bucket_resource},
         executor_def=dg.in_process_executor,
+        tags=launcher_tags(STUDY_JOB),
         description="The whole study: every stage, whatever is missing or stale. Safe to launch again at any time.",
     )
     def study() -> None:
@@ -104,37 +131,86 @@ class StageRunner:
         self.repository = context.repository_def
         self.graph = self.repository.asset_graph
 
+    def is_ready(self, stage: str) -> bool:
+        """Whether what a stage of tables is made from exists."""
+        return Staleness(self.graph, self.instance).ready(dg.AssetKey(STAGES[stage][0]), None)
+
     def run(self, stage: str) -> list[str]:
-        """Make what is missing or stale of a stage; what could not be made, by name."""
+        """Make what is missing or stale of a stage; what could not be made, by name.
+
+        A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
+        if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
+        """
         keys = [dg.AssetKey(name) for name in STAGES[stage]]
-        staleness = Staleness(self.graph, self.instance)
-        due = {key: self._due(staleness, key) for key in keys}
-        due = {key: partitions for key, partitions in due.items() if partitions}
-        if not due:
+        tried: Counter[Cell] = Counter()
+        waited = False
+        while True:
+            ours, theirs = self._plan(stage, keys, tried)
+            if not ours and not theirs:
+                break
+            waited = True
+            judged = self._follow(stage, {run_id: len(cells) for run_id, cells in ours.items()}, theirs)
+            tried.update({cell: MOST_LAUNCHES for run_id, cells in ours.items() if run_id in judged for cell in cells})
+        if not waited and not self._all_due(keys):
             self.context.log.info(f"{stage}: up to date")
             return []
-        if any(None in partitions for partitions in due.values()):
-            # Tables follow one another: from the first that is due, all of the stage.
-            first = next(i for i, key in enumerate(keys) if key in due)
-            self._follow(stage, {self._launch(stage, keys[first:], None): len(keys) - first})
-            return self._left(stage, keys)
-        ((key, partitions),) = due.items()
-        blocked = {p: staleness.missing_parents(key, p) for p in partitions}
-        blocked = {p: missing for p, missing in blocked.items() if missing}
-        ready = [str(p) for p in partitions if p not in blocked]
-        for partition, missing in blocked.items():
-            self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
-        batches = self._batches(key, ready)
-        self._follow(stage, {self._launch(stage, [key], batch): batch[2] for batch in batches})
         return self._left(stage, keys)
+
+    def _plan(
+        self, stage: str, keys: Sequence[dg.AssetKey], tried: Counter[Cell]
+    ) -> tuple[dict[str, list[Cell]], dict[Maker, int]]:
+        """Launch what is due and nobody makes: our runs with their partitions, and how many are whose else."""
+        under_way = UnderWay(self.graph, self.instance)
+        staleness = Staleness(self.graph, self.instance)  # after the look at runs: what one has just ended with counts
+        due = {key: self._due(staleness, key) for key in keys}
+        theirs: dict[Maker, int] = {}
+        free: dict[dg.AssetKey, list[str | None]] = {}
+        for key, partitions in due.items():
+            for partition in partitions:
+                if makers := under_way.makers(key, partition):
+                    theirs[makers[0]] = theirs.get(makers[0], 0) + 1
+                elif tried[key, partition] < MOST_LAUNCHES:
+                    free.setdefault(key, []).append(partition)
+        if not free:
+            return {}, theirs
+        if any(None in partitions for partitions in free.values()):
+            if theirs:  # tables follow one another: after those that are being made
+                return {}, theirs
+            cells: list[Cell] = [(key, None) for key in keys]
+            if missing := staleness.missing_parents(keys[0], None):
+                self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
+                tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
+                return {}, {}
+            tried.update(cells)
+            # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
+            return {self._launch(stage, keys, None): cells}, {}
+        ((key, partitions),) = free.items()
+        ready = []
+        for partition in partitions:
+            if missing := staleness.missing_parents(key, partition):
+                self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
+                tried[key, partition] += MOST_LAUNCHES
+            else:
+                tried[key, partition] += 1
+                ready.append(str(partition))
+        runs = [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
+        return {one: cells_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
+
+    def _run(self, run_id: str) -> dg.DagsterRun:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run
+
+    def _all_due(self, keys: Sequence[dg.AssetKey]) -> list[Cell]:
+        staleness = Staleness(self.graph, self.instance)
+        return [(key, one) for key in keys for one in self._due(staleness, key)]
 
     def _due(self, staleness: Staleness, key: dg.AssetKey) -> list[str | None]:
         definition = self.graph.get(key).partitions_def
         return staleness.due(key, lambda p: self.scope.includes(definition, p), stale=self.scope.stale)
 
     def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
-        staleness = Staleness(self.graph, self.instance)
-        left = [f"{key.to_user_string()} {p or ''}".strip() for key in keys for p in self._due(staleness, key)]
+        left = [f"{key.to_user_string()} {one or ''}".strip() for key, one in self._all_due(keys)]
         if left:
             self.context.log.error(f"{stage}: {len(left)} could not be made: {', '.join(left)}")
         return left
@@ -174,33 +250,82 @@ class StageRunner:
         self.instance.run_coordinator.submit_run(SubmitRunContext(run, workspace=None))  # type: ignore[arg-type]
         return run.run_id
 
-    def _follow(self, stage: str, runs: dict[str, int]) -> None:
-        """Wait for runs, telling of each partition as it is done."""
-        total, done, start = sum(runs.values()), 0, time.monotonic()
-        cursors: dict[str, str | None] = dict.fromkeys(runs)
-        told = dict.fromkeys(runs, 0)
-        self.context.log.info(f"{stage}: {total} to make, in {len(runs)} run{'s' if len(runs) > 1 else ''}")
-        while cursors:
+    def _follow(self, stage: str, ours: dict[str, int], theirs: dict[Maker, int]) -> set[str]:
+        """Wait for runs and backfills, telling of each partition as it is done.
+
+        Returns, early when a backfill may have launched what it had not before, those runs that gave a verdict on what they
+        did not make: neither killed nor left to others.
+        """
+        judged: set[str] = set()
+        counts = {**ours, **{maker.id: count for maker, count in theirs.items() if maker.order is not None}}
+        total, done, start = sum(counts.values()), 0, time.monotonic()
+        backfills = {maker: count for maker, count in theirs.items() if maker.order is None}
+        if ours:
+            self.context.log.info(f"{stage}: {sum(ours.values())} to make, in {_runs(len(ours))}")
+        for maker, count in theirs.items():
+            self.context.log.info(f"{stage}: {count} under way already: waiting for {maker}")
+        following = {run_id: _Followed(run_id, count) for run_id, count in counts.items()}
+        while following:
             time.sleep(POLL_SECONDS)
-            for run_id in list(cursors):
-                run = self.instance.get_run_by_id(run_id)
-                page = self.instance.get_records_for_run(
-                    run_id, cursor=cursors[run_id], of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
-                )
-                cursors[run_id] = page.cursor
-                for record in page.records:
+            for first, one in list(following.items()):
+                record = self.instance.get_run_record_by_id(one.run_id)
+                for name in one.made(self.instance):
                     done += 1
-                    told[run_id] += 1
-                    name = record.partition_key or (record.asset_key and record.asset_key.to_user_string())
                     self.context.log.info(f"{stage}: {done} of {total}, {name}, elapsed {_clock(start)}")
-                if run is not None and not run.is_finished:
+                if record is not None and not record.dagster_run.is_finished:
                     continue
-                del cursors[run_id]
+                if record is not None and waits_for_retry(record):
+                    continue
+                run = record.dagster_run if record else None
+                if run is not None and (again := run.tags.get(AUTO_RETRY_RUN_ID_TAG)):
+                    self.context.log.warning(f"{stage}: run {one.run_id[:8]} was killed, and goes on as {again[:8]}")
+                    one.go_on_as(again)
+                    continue
+                del following[first]
                 if run is None or not run.is_success:
                     how = run.status.value.lower() if run else "gone"
                     self.context.log.error(
-                        f"{stage}: run {run_id[:8]} {how} with {told[run_id]} of {runs[run_id]} made, elapsed {_clock(start)}"
+                        f"{stage}: run {one.run_id[:8]} {how} with {one.told} of {one.count} made, elapsed {_clock(start)}"
                     )
+                    if run is None or not _was_killed(self.instance, run):
+                        judged.add(first)
+        if backfills and not counts:
+            time.sleep(LOOK_AGAIN_SECONDS)
+        return judged
+
+
+def _was_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run failed without a word of its steps: it, or their processes, were killed."""
+    if run.status is not dg.DagsterRunStatus.FAILURE:
+        return False
+    entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    failures = [entry.dagster_event.step_failure_data for entry in entries if entry.dagster_event]
+    return all(failure.error is not None and failure.error.cls_name in KILLED for failure in failures)
+
+
+class _Followed:
+    """A run that is waited for, or the one that goes on in its place."""
+
+    def __init__(self, run_id: str, count: int):
+        self.run_id, self.count, self.told = run_id, count, 0
+        self._cursor: str | None = None
+
+    def go_on_as(self, run_id: str) -> None:
+        self.run_id, self._cursor = run_id, None
+
+    def made(self, instance: dg.DagsterInstance) -> Iterator[str]:
+        """Names of what was made since the last look."""
+        page = instance.get_records_for_run(
+            self.run_id, cursor=self._cursor, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+        )
+        self._cursor = page.cursor
+        for record in page.records:
+            self.told += 1
+            yield record.partition_key or (record.asset_key.to_user_string() if record.asset_key else "")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' if count > 1 else ''}"
 
 
 def _clock(start: float) -> str:

@@ -6,7 +6,8 @@ A worker takes a step off the queue when it starts it, so that the broker never 
 worker. Somebody else must then notice when the worker is gone: the run does. It asks the worker for each step under
 way; one that stays silent, or no longer knows the step, has lost it, and the step is retried by its own policy, on
 whichever worker of its queue is free. A worker that was only cut off may finish its copy too: artefacts are whole under
-either's name, and the last manifest wins.
+either's name, and the last manifest wins. A run that was killed itself leaves its steps to the workers until they see that it
+has failed (`lifeline`): they end, and the run that goes on in its place sends them anew.
 """
 
 import time
@@ -17,6 +18,7 @@ import dagster as dg
 from billiard.exceptions import WorkerLostError
 from celery import Celery, states
 from celery.result import AsyncResult
+from celery.signals import worker_process_init
 from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.retries import RetryMode
@@ -27,6 +29,7 @@ from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 from dagster_shared.error import SerializableErrorInfo
 
+from curvas_assets.orchestration import lifeline
 from curvas_assets.orchestration.environment import broker_url, lost_after_seconds
 
 SETTINGS: dict[str, Any] = {
@@ -124,3 +127,8 @@ def watched_celery_executor(_: dg.InitExecutorContext) -> WatchedCeleryExecutor:
 
 app = make_app(WatchedCeleryExecutor(broker_url(), lost_after_seconds()).app_args())
 execute_plan = create_task(app)
+
+
+@worker_process_init.connect
+def _step_processes_end_with_their_runs(**_: Any) -> None:
+    lifeline.belongs_to_steps()

@@ -1,6 +1,7 @@
 """Dagster's webserver and daemon on a code location of the tests, for as long as a block lasts."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from curvas_assets.local.deployment import ROOT, free_port, stop
+from curvas_assets.local.deployment import ROOT, free_port
 
 # The daemon looks for new backfills every 30 s; the tests do not wait that long.
 DAEMON = """
@@ -52,7 +53,7 @@ def served(module: str, environment: Mapping[str, str], logs: Path, *, seconds: 
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            stack.callback(stop, processes[name], 5)
+            stack.callback(_stop, processes[name], 5)
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + seconds
         while not _answers(url):
@@ -61,6 +62,20 @@ def served(module: str, environment: Mapping[str, str], logs: Path, *, seconds: 
                     raise RuntimeError(f"the {name} does not answer:\n{(logs / f'{name}.log').read_text()[-3000:]}")
             time.sleep(0.3)
         yield url
+
+
+def _stop(process: subprocess.Popen, seconds: float) -> None:
+    """End a process and what it started, politely first."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
 
 
 def _answers(url: str) -> bool:

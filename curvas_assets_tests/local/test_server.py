@@ -134,3 +134,32 @@ def test_a_second_start_finds_the_first_and_stopping_ends_it(server, tmp_path):
     assert other.pid == server.pid
     other.stop()
     assert server.pid is None
+
+
+def test_the_last_user_stops_it_whoever_has_started_it(tmp_path):
+    first, second = EmbeddedS3(tmp_path), EmbeddedS3(tmp_path)
+    with first:
+        second.__enter__()
+        pid = first.pid
+    assert second.pid == pid  # a quick restart is not left without
+    second.__exit__()
+    assert second.pid is None
+    second.start()
+    with first:
+        pass
+    assert second.pid is not None  # started by hand: it stays
+    second.stop()
+
+
+def test_one_that_dies_while_it_is_used_is_started_again(tmp_path):
+    with EmbeddedS3(tmp_path, lasting=True) as server:
+        _store(server).put("kept", b"1")
+        before = server.pid
+        os.kill(before, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while server.pid in (None, before):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server._comes_up()
+        assert _store(server).get("kept") == b"1"
+    assert server.pid is None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import dagster as dg
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from pydantic import Field
 
 from curvas_assets.errors import CurvasError
@@ -24,12 +25,16 @@ from curvas_assets.orchestration.operations.upload_predictions import upload_pre
 from curvas_assets.orchestration.partitions import Partitions, current_keys
 from curvas_assets.orchestration.scope import Scope, columns_of
 from curvas_assets.orchestration.sensors import digests, register
-from curvas_assets.orchestration.study_run import StageRunner
+from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
 from curvas_assets.study import Study
 
 OP = "_op"
 """Suffix of an op's name: Dagster wants it other than its job's."""
 TAGS = {"curvas/needs": "cpu"}
+NEVER_AGAIN = {MAX_RETRIES_TAG: "0"}
+"""What is removed is removed because a person says so now, not because a run was killed before."""
+TAGS_OF = {"make_missing": launcher_tags("make_missing"), "empty_data": NEVER_AGAIN, "empty_artifacts": NEVER_AGAIN}
+"""Operation → what the queue and the daemon read of its runs."""
 FOLDER = "A folder on the machine where this run executes."
 ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
 
@@ -392,7 +397,7 @@ def _job(op: dg.OpDefinition, settings: type[dg.Config] | None, bucket: Bucket) 
         config=None if settings is None else _mapping(op.name, settings),
         resource_defs={"bucket": bucket, "io_manager": dg.mem_io_manager},
         executor_def=dg.in_process_executor,
-        tags={"curvas/operation": name},
+        tags={"curvas/operation": name, **TAGS_OF.get(name, {})},
     )
 
 

@@ -1,0 +1,501 @@
+"""kill -9 of everything, again and again, while the job `study` runs: it must end by itself in the state of an unbroken run.
+
+    python -m benchmarks.kills --kills 60              cheap work in the phantom study's shape, some minutes
+    python -m benchmarks.kills --kills 20 --real       the phantom study itself, with nnU-Net; half an hour and more
+
+Killed are processes of steps, of runs, the daemon, the code server, the webserver, the S3 server, and the whole machine: all at once,
+the owner (`make ui`) too, which is then started again, as an operating system would. Nothing else is done by hand: no run is
+launched, ended or freed. A study that ends before the kills are used up is followed by another one on an empty state.
+
+Counted in the end: torn (an artefact that does not read back whole), lost (a partition that is missing or stale), stuck (a run
+that has not ended, a slot of the pool that is held, a process that is left), trained twice (a training that began anew after its
+last epoch), and epochs that were begun more than once, which is what a kill costs.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import dagster as dg
+import psutil
+from dagster_graphql import DagsterGraphQLClient
+
+from curvas_assets.local.demo import Progress, upload_cohort
+from curvas_assets.local.deployment import LocalDeployment, free_port
+from curvas_assets.local.server import EmbeddedS3
+from curvas_assets.local.ui import serve
+from curvas_assets.orchestration.environment import EXECUTOR
+from curvas_assets.orchestration.execution import GPU_POOL
+from curvas_assets.orchestration.launcher import process_event
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.study_run import STUDY_JOB
+from curvas_assets.orchestration.under_way import unfinished_records
+from curvas_assets.storage.connection import S3Settings, connect
+from curvas_assets.study import load_study
+
+CHEAP = "curvas_assets_tests.orchestration.kill_location"
+REAL = "curvas_assets.definitions"
+KINDS = ("step", "run worker", "machine", "daemon", "code server", "S3", "webserver")
+OF_THE_MOMENT = ("cost", "figures", "report")
+"""Assets that hold times or costs: their content differs from run to run."""
+QUIET_SECONDS = 600
+"""Silence after which a study counts as stuck."""
+
+
+class KilledDeployment(LocalDeployment):
+    """The demo's, with a process a step, on a code location of ours."""
+
+    def __init__(self, state: Path, location: str):
+        super().__init__(state, "phantom", alone=True)
+        self.location = location
+
+    def environment(self) -> dict[str, str]:
+        notes = {"KILL_NOTES": str(self.state / "notes")} | {
+            name: value for name, value in os.environ.items() if name.startswith("KILL_UNIT")
+        }
+        return super().environment() | notes | {EXECUTOR: "multiprocess"}
+
+    def dagster_command(self, port: int) -> list[str]:
+        command = super().dagster_command(port)
+        at = command.index("-w")
+        return [*command[:at], "-m", self.location, *command[at + 2 :]]
+
+
+class Round:
+    """One study on an empty state.
+
+    Args:
+        state: folder.
+        location: module of the code location.
+        tell: told what happens.
+    """
+
+    def __init__(self, state: Path, location: str, tell: Progress):
+        self.state, self.location, self.tell = state, location, tell
+        self.deployment = KilledDeployment(state, location)
+        self.home = str(self.deployment.home)
+        self.port = free_port(0)
+        self.owner: subprocess.Popen | None = None
+        self.killed: Counter[tuple[str, str]] = Counter()
+        self.recovery: list[float] = []
+
+    def start(self) -> None:
+        self.start_owner()
+        settings = S3Settings.from_environment(self._environment())
+        if self.location == REAL:
+            upload_cohort(load_study("phantom"), settings, self.state / "cohort", self.tell)
+        else:
+            objects = connect(settings)
+            for patients in load_study("phantom").sets.values():
+                for patient in patients:
+                    objects.put(f"data/{patient}/image.nii.gz", patient.encode())
+        self.deployment.set_gpu_slots(2)
+        client = DagsterGraphQLClient("127.0.0.1", port_number=self.port)
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                client.submit_job_execution(STUDY_JOB, repository_location_name=self.location)
+                return
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def start_owner(self) -> None:
+        command = [sys.executable, "-m", "benchmarks.kills", "--own", str(self.state), "--port", str(self.port)]
+        with (self.state / "owner.log").open("a") as log:
+            self.owner = subprocess.Popen(
+                [*command, "--location", self.location], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while EmbeddedS3(self.state).pid is None or not self._store_answers():
+            assert self.owner.poll() is None, (self.state / "owner.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "the owner does not start"
+            time.sleep(0.2)
+
+    def _environment(self) -> dict[str, str]:
+        return self.deployment.environment()
+
+    def _store_answers(self) -> bool:
+        try:
+            store = connect(S3Settings.from_environment(self._environment()), read_timeout_s=2, attempts=1)
+            next(iter(store.list("")), None)
+            return True
+        except Exception:
+            return False
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        """Processes of a kind that live now."""
+        if kind == "S3":
+            pid = EmbeddedS3(self.state).pid
+            return [] if pid is None else [psutil.Process(pid)]
+        return [process for process in self._processes() if _kind(process) == kind]
+
+    def _processes(self) -> list[psutil.Process]:
+        """Of this state, the owner left out."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid == os.getpid() or (self.owner and process.pid == self.owner.pid):
+                    continue
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("DAGSTER_HOME") == self.home:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, kind: str, rng: random.Random) -> bool:
+        """Kill one of a kind; False if there is none."""
+        jobs = self._jobs()
+        if kind == "machine":
+            assert self.owner is not None
+            names = " + ".join(sorted(set(jobs.values()) - {STUDY_JOB})) or "between stages"
+            self.owner.send_signal(signal.SIGKILL)  # first, or it would start again what dies
+            self.owner.wait()
+            s3 = EmbeddedS3(self.state).pid
+            while found := [*self._processes(), *([psutil.Process(s3)] if s3 and psutil.pid_exists(s3) else [])]:
+                for process in found:
+                    _kill(process)
+                s3 = None
+            self.tell(f"killed the machine, during {names}")
+            self.killed[kind, names] += 1
+            self.start_owner()
+            return True
+        found = self.victims(kind)
+        if not found:
+            return False
+        victim = rng.choice(found)
+        if kind == "run worker":
+            name = jobs.get(victim.pid, "starting")
+        elif kind == "step":
+            parents = [parent.pid for parent in _parents(victim)]
+            name = next((jobs[pid] for pid in parents if pid in jobs), "step")
+        else:
+            name = " + ".join(sorted(set(jobs.values()) - {STUDY_JOB})) or "between stages"
+        _kill(victim)
+        self.tell(f"killed {kind} {victim.pid} ({name})")
+        self.killed[kind, name] += 1
+        return True
+
+    def _jobs(self) -> dict[int, str]:
+        """Process of a run → its job."""
+        started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
+        with dg.DagsterInstance.from_config(self.home) as instance:
+            found = {run: process_event(instance, run.run_id) for run in instance.get_runs(started)}
+        return {event[0]: run.job_name for run, event in found.items() if event}
+
+    def has_ended(self) -> bool:
+        with dg.DagsterInstance.from_config(self.home) as instance:
+            studies = instance.get_runs(dg.RunsFilter(job_name=STUDY_JOB), limit=1)
+            return bool(studies) and studies[0].is_finished and not unfinished_records(instance)
+
+    def wait(self) -> bool:
+        """Until the study has ended by itself; False if nothing happens any more."""
+        seen, since = -1, time.monotonic()
+        while not self.has_ended():
+            with dg.DagsterInstance.from_config(self.home) as instance:
+                latest = instance.event_log_storage.get_maximum_record_id() or 0
+            if latest != seen:
+                seen, since = latest, time.monotonic()
+            if time.monotonic() - since > QUIET_SECONDS:
+                return False
+            time.sleep(1)
+        return True
+
+    def stop(self) -> float:
+        """End the owner as Ctrl-C does; seconds that took."""
+        assert self.owner is not None
+        start = time.monotonic()
+        self.owner.send_signal(signal.SIGINT)
+        self.owner.wait(60)
+        return time.monotonic() - start
+
+    def findings(self) -> dict[str, object]:
+        """What is wrong, once the study has ended; the store must run."""
+        found: dict[str, object] = {}
+        with dg.DagsterInstance.from_config(self.home) as instance:
+            latest = instance.get_runs(dg.RunsFilter(job_name=STUDY_JOB), limit=1)
+            found["study"] = latest[0].status.value if latest else "never launched"
+            found["runs"] = len(instance.get_runs())
+            unfinished = [
+                f"{r.dagster_run.job_name} {r.dagster_run.status.value}" for r in unfinished_records(instance)
+            ]
+            slots = instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
+            graph = self._definitions().resolve_asset_graph()
+            staleness = Staleness(graph, instance)
+            keys = [key for key in graph.toposorted_asset_keys if not graph.get(key).is_external]
+            lost = [f"{key.to_user_string()} {one or ''}" for key in keys for one in staleness.due(key)]
+            made = Counter(
+                f"{key.to_user_string()} {record.partition_key}"
+                for key in keys
+                if graph.get(key).partitions_def is not None
+                for record in instance.fetch_materializations(key, limit=5000).records
+            )
+            found["versions"] = versions(instance, keys)
+        found["lost"], found["made twice"] = lost, sorted(name for name, count in made.items() if count > 1)
+        left = [_kind(p) for p in self._processes() if _kind(p) in ("step", "run worker")]
+        found["stuck"] = [*unfinished, *(["a slot of the pool"] * slots), *left]
+        notes = self.state / "notes"
+        found |= training_notes(notes.read_text().splitlines() if notes.exists() else [])
+        found["torn"] = self._torn()
+        return found
+
+    def _definitions(self) -> dg.Definitions:
+        os.environ.update(self._environment())
+        if self.location == REAL:
+            from curvas_assets.definitions import build_definitions
+
+            return build_definitions(load_study("phantom"), executor="multiprocess")
+        from curvas_assets_tests.orchestration.kill_location import build
+
+        return build(load_study("phantom"))
+
+    def _torn(self) -> list[str]:
+        from curvas_assets.orchestration.bucket import Bucket
+
+        os.environ.update(self._environment())
+        with tempfile.TemporaryDirectory() as folder:
+            if self.location == REAL:
+                return _torn_of_real(Bucket(), Path(folder))
+            from curvas_assets_tests.orchestration.kill_location import read_back
+
+            try:
+                read_back(load_study("phantom"), Bucket(), Path(folder))
+            except Exception as error:
+                return [str(error)]
+        return []
+
+
+def _torn_of_real(bucket, folder: Path) -> list[str]:
+    """Volumes, folders and tables of the phantom study that do not read back whole."""
+    from curvas_assets.orchestration.io_manager import artefact_key
+    from curvas_assets.storage import directories, tables
+    from curvas_assets.storage.softmax import open_softmax
+
+    study, objects, layout = load_study("phantom"), bucket.objects(), bucket.layout
+    predictors = [str(one) for one in (*study.models, *study.ensemble_ids)]
+    checks = {
+        **{
+            f"softmax {p} {m}": lambda p=p, m=m: open_softmax(objects, layout.softmax(p, m)).array()
+            for p in study.scored_patients()
+            for m in predictors
+        },
+        **{
+            f"model {m}": lambda m=m: directories.read_directory(objects, layout.model(str(m)), folder / str(m))
+            for m in study.models
+        },
+        **{
+            f"dataset {a}": lambda a=a: directories.read_directory(objects, layout.dataset(a), folder / a)
+            for a in study.annotator_names
+        },
+        "report": lambda: directories.read_directory(objects, layout.report(), folder / "report"),
+        "study_scores": lambda: tables.read_table(objects, artefact_key(layout, "study_scores")),
+    }
+    torn = []
+    for name, check in checks.items():
+        try:
+            check()
+        except Exception as error:
+            torn.append(f"{name}: {error}")
+    return torn
+
+
+def versions(instance: dg.DagsterInstance, keys: list[dg.AssetKey]) -> dict[str, str]:
+    """Content of every partition, as its data version: what an unbroken run must equal."""
+    tag, found = "dagster/data_version", {}
+    for key in (key for key in keys if key.to_user_string() not in OF_THE_MOMENT):
+        by_partition = instance.event_log_storage.get_latest_tags_by_partition(
+            key, dg.DagsterEventType.ASSET_MATERIALIZATION, [tag]
+        )
+        found |= {f"{key.to_user_string()} {one}": tags[tag] for one, tags in by_partition.items() if one}
+        if not found.keys() & {f"{key.to_user_string()} {one}" for one in by_partition}:
+            record = instance.get_latest_data_version_record(key)
+            tags = (record.asset_materialization.tags if record and record.asset_materialization else None) or {}
+            found[key.to_user_string()] = tags.get(tag, "")
+    return found
+
+
+def training_notes(lines: list[str]) -> dict[str, object]:
+    """From the notes of the cheap trainings: which began anew after their last epoch, and how many epochs were repeated."""
+    epochs: dict[str, list[int]] = defaultdict(list)
+    for line in lines:
+        kind, *rest = line.split()
+        if kind == "epoch":
+            epochs[rest[0]].append(int(rest[1]))
+    last = max((max(one) for one in epochs.values()), default=0)
+    twice = [m for m, begun in epochs.items() if last in begun[:-1] and min(begun[begun.index(last) + 1 :]) < last]
+    repeated = sum(len(begun) - len(set(begun)) for begun in epochs.values())
+    return {
+        "trained twice": twice,
+        "epochs repeated": repeated,
+        "epochs": sum(len(set(one)) for one in epochs.values()),
+    }
+
+
+def _kind(process: psutil.Process) -> str:
+    command = _command(process)
+    if "dagster_webserver" in command:
+        return "webserver"
+    if "dagster._daemon" in command:
+        return "daemon"
+    if "api grpc" in command:
+        return "code server"
+    if "multiprocessing.forkserver" in command:
+        parent = process.parent()
+        return "step" if parent is not None and "multiprocessing.forkserver" in _command(parent) else "forkserver"
+    if "multiprocessing.spawn" in command:
+        return "run worker"
+    return "other"
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _parents(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.parents()
+    except psutil.Error:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+        process.wait(10)
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        pass
+
+
+def campaign(
+    kills: int,
+    folder: Path,
+    *,
+    location: str = CHEAP,
+    seed: int = 1,
+    pause_s: tuple[float, float] = (3, 12),
+    kinds: tuple[str, ...] = KINDS[:-1],
+    unbroken: dict[str, str] | None = None,
+) -> dict[str, object]:
+    """Rounds of the study until that many kills were made; what came of them, added up.
+
+    Args:
+        kills: how many.
+        folder: for the states, which are removed when a round ended well.
+        location: module of the code location.
+        seed: of the order of kills and their times.
+        pause_s: from one kill to the next, least and most, s.
+        kinds: of processes to kill; each as often as another.
+        unbroken: contents of an unbroken run, to compare with.
+    """
+    rng, tell = random.Random(seed), Progress()
+    plan = [kinds[i % len(kinds)] for i in range(kills)]
+    rng.shuffle(plan)
+    total: dict[str, object] = {"rounds": 0, "kills": Counter(), "stages": Counter(), "runs": 0, "stops": []}
+    for name in ("torn", "lost", "stuck", "trained twice", "made twice", "different", "unfinished studies"):
+        total[name] = []
+    total["epochs repeated"] = total["epochs"] = 0
+    while plan:
+        state = folder / f"round{total['rounds']}"
+        state.mkdir(parents=True)
+        one = Round(state, location, tell)
+        one.start()
+        while plan:
+            time.sleep(rng.uniform(*pause_s))
+            if one.has_ended():
+                break
+            for kind in [*plan, "machine"]:  # the first of the plan that there is something of
+                if one.kill(kind, rng):
+                    plan.remove(kind) if kind in plan else plan.pop()
+                    break
+        ended = one.wait()
+        found = one.findings()
+        total["stops"].append(round(one.stop(), 1))  # type: ignore[union-attr]
+        if not ended or found["study"] != "SUCCESS":
+            total["unfinished studies"].append(f"round {total['rounds']}: {found['study']}")  # type: ignore[union-attr]
+        for name in ("torn", "lost", "stuck", "trained twice", "made twice"):
+            total[name] += found[name]  # type: ignore[operator]
+        for name in ("epochs repeated", "epochs", "runs"):
+            total[name] += found[name]  # type: ignore[operator]
+        if unbroken is not None:
+            contents = found["versions"]
+            assert isinstance(contents, dict)
+            names = unbroken.keys() | contents.keys()
+            total["different"] += sorted(n for n in names if unbroken.get(n) != contents.get(n))  # type: ignore[operator]
+        for (kind, stage), count in one.killed.items():
+            total["kills"][kind] += count  # type: ignore[index]
+            for name in stage.split(" + "):
+                total["stages"][name] += count  # type: ignore[index]
+        total["rounds"] += 1  # type: ignore[operator]
+        tell(
+            f"round ended: {found['study']}, {len(plan)} kills left; { {k: v for k, v in found.items() if k != 'versions'} }"
+        )
+        if ended and found["study"] == "SUCCESS":
+            shutil.rmtree(state)
+    return total
+
+
+def unbroken_run(folder: Path, location: str) -> tuple[dict[str, str], float]:
+    """Contents of a study that nobody kills, and the seconds it took."""
+    state = folder / "unbroken"
+    state.mkdir(parents=True)
+    one, start = Round(state, location, Progress()), time.monotonic()
+    one.start()
+    assert one.wait()
+    seconds = time.monotonic() - start
+    found = one.findings()
+    one.stop()
+    assert found["study"] == "SUCCESS", found
+    assert not found["lost"], found
+    contents = found["versions"]
+    assert isinstance(contents, dict)
+    shutil.rmtree(state)
+    return contents, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--real", action="store_true", help="the phantom study itself")
+    parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)  # this script as the owner of a state
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--location", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.own:
+        try:
+            serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
+        except KeyboardInterrupt:
+            return
+    location = REAL if arguments.real else CHEAP
+    folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
+    contents, seconds = unbroken_run(folder, location)
+    print(f"an unbroken study takes {seconds:.0f} s", flush=True)
+    pause = (20.0, 60.0) if arguments.real else (3.0, 12.0)
+    found = campaign(arguments.kills, folder, location=location, seed=arguments.seed, pause_s=pause, unbroken=contents)
+    print(json.dumps(found, indent=1, default=str))
+    wrong = [
+        name for name in ("torn", "lost", "stuck", "trained twice", "different", "unfinished studies") if found[name]
+    ]
+    print(
+        "every study ended by itself as if nothing had happened"
+        if not wrong
+        else f"NOT: {', '.join(wrong)}; see {folder}"
+    )
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

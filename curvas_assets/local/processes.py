@@ -1,0 +1,283 @@
+"""Dagster's processes on this machine: one owner of a state folder, parts that die are started again, nothing is left behind.
+
+Whoever runs `make demo` or `make ui` owns the folder, by a lock that goes with the process. What an owner that was killed has
+left running is found by the next one, by session and `DAGSTER_HOME`, and ended before anything is started.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from curvas_assets.errors import CurvasError
+
+WAIT_SECONDS = 12
+"""How long a new owner waits for one that is just ending."""
+STOP_SECONDS = 3
+"""How long Dagster may take to end by itself. What it has not done by then it finds at its next start."""
+LOOK_SECONDS = 0.5
+VAIN_STARTS = 3
+"""After so many starts in a row that end before their parts are there, Dagster is given up: no start will mend it."""
+SERVICES = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc", "dagster dev")
+"""What stands in the command lines of Dagster's own processes. Others of its sessions are runs and their steps."""
+VITAL = ("dagster_webserver", "dagster._daemon")
+"""Those that `dagster dev` does not start again. It ends with them, but slowly."""
+PR_SET_PDEATHSIG = 1
+
+
+class InUseError(CurvasError):
+    """Another process owns the state folder."""
+
+
+@contextmanager
+def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Iterator[None]:
+    """Own a state folder while the block runs.
+
+    Args:
+        state: the folder.
+        what: the command, as people know it.
+        url: where its UI is.
+        wait_s: for an owner that is just ending.
+
+    Raises:
+        InUseError: somebody owns it; says who, and where the UI is.
+    """
+    told = state / "owner.json"
+    with (state / "owner.lock").open("a") as lock:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                current = _read(told)
+                if time.monotonic() > deadline or not current.get("ending"):
+                    raise InUseError(
+                        f"starting {what}",
+                        str(state),
+                        f"`{current.get('what', 'another command')}` runs on it, as process {current.get('pid', '?')}, "
+                        f"with its UI at {current.get('url', '?')}",
+                        "Go on there, or end it (Ctrl-C where it runs) and start again.",
+                    ) from None
+                time.sleep(0.2)
+        mine = {"what": what, "pid": os.getpid(), "url": url}
+        told.write_text(json.dumps(mine))
+        try:
+            yield
+        finally:
+            told.unlink(missing_ok=True)
+
+
+def is_ending(state: Path) -> None:
+    """Tell whoever wants the folder that it is worth waiting for."""
+    told = state / "owner.json"
+    told.write_text(json.dumps({**_read(told), "ending": True}))
+
+
+class DagsterDev:
+    """`dagster dev`, started again when a part of it dies, and ended with all that it has started.
+
+    Args:
+        command: its command line.
+        environment: of all its processes; `DAGSTER_HOME` is in it.
+        folder: its working directory.
+        log: where its output goes.
+        record: file that names its sessions, for the next owner.
+        before_start: called once nothing runs any more that an owner before this one has left.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        log: Path,
+        record: Path,
+        *,
+        before_start: Callable[[], None],
+    ):
+        self.command, self.environment, self.folder, self.log, self.record = command, environment, folder, log, record
+        self.before_start = before_start
+        self.restarts = 0
+        self._process: subprocess.Popen | None = None
+        self._vital: dict[str, psutil.Process] = {}
+        self._ended = threading.Event()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="dagster-dev", daemon=True)
+        self._started = threading.Event()
+
+    def __enter__(self) -> "DagsterDev":
+        end_leftovers(self.record, self.environment["DAGSTER_HOME"])
+        self.before_start()
+        self.log.unlink(missing_ok=True)
+        self._watcher.start()
+        self._started.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._watcher.join()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was given up: start after start ended at once."""
+        return self._ended.is_set()
+
+    def wait(self) -> None:
+        """Until it is given up. In short waits: a signal that another thread is given wakes nobody here."""
+        while not self._ended.wait(LOOK_SECONDS):
+            pass
+
+    def _watch(self) -> None:
+        """In one thread, whose end would be the end of its children (`PR_SET_PDEATHSIG`)."""
+        vain = 0
+        while not self._stopping.is_set() and vain < VAIN_STARTS:
+            self._start()
+            while not self._stopping.wait(LOOK_SECONDS) and self._is_whole():
+                pass
+            if not self._stopping.is_set():
+                vain = 0 if len(self._vital) == len(VITAL) else vain + 1
+                self.restarts += 1
+                self._end_services()
+        self._stop()
+        self._ended.set()
+
+    def _start(self) -> None:
+        with self.log.open("a") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=ends_with_parent,
+            )
+        self._vital = {}
+        sessions = _read(self.record).get("sessions", [])
+        self.record.write_text(json.dumps({"sessions": [*sessions, self._process.pid]}))
+        self._started.set()
+
+    def _is_whole(self) -> bool:
+        """Whether `dagster dev` and its vital parts, once they have been there, are."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            return False
+        if len(self._vital) < len(VITAL):
+            for child in _children(self._process.pid):
+                name = next((name for name in VITAL if name in _command(child)), None)
+                if name is not None:
+                    self._vital[name] = child
+        return all(_lives(process) for process in self._vital.values())
+
+    def _end_services(self) -> None:
+        """Kill what is left of Dagster's own processes; runs and steps go on, and are found by the new ones."""
+        found = _of_sessions(_read(self.record).get("sessions", []), self.environment["DAGSTER_HOME"])
+        _kill(process for process in found if any(name in _command(process) for name in SERVICES))
+        if self._process is not None:
+            self._process.wait()
+
+    def _stop(self) -> None:
+        """Politely first, then all that is left, runs and steps too: they go on at the next start."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        end_leftovers(self.record, self.environment["DAGSTER_HOME"])
+        if self._process is not None:
+            self._process.wait()
+
+
+def end_leftovers(record: Path, home: str) -> None:
+    """Kill every process of the recorded sessions, and forget them."""
+    sessions = _read(record).get("sessions", [])
+    while found := _of_sessions(sessions, home):
+        _kill(found)
+    record.unlink(missing_ok=True)
+
+
+def ends_with_parent() -> None:
+    """In a child that is about to become another program: on Linux, end politely when the parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_cleanly_when_told(state: Path) -> None:
+    """INT, TERM and HUP (a closed terminal) end this process as Ctrl-C does, once: what it started is stopped first."""
+    told: list[int] = []
+
+    def end(number: int, *_: object) -> None:
+        told.append(number)
+        if len(told) > 1:  # it ends already: a second one must not cut that off
+            return
+        if number == signal.SIGHUP:  # nobody reads any more, and writing would fail
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        is_ending(state)
+        raise KeyboardInterrupt
+
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, end)
+
+
+def _of_sessions(sessions: Iterable[int], home: str) -> list[psutil.Process]:
+    """Living processes of these sessions that have this `DAGSTER_HOME`: after a reboot the numbers are anybody's."""
+    wanted, found = set(sessions), []
+    for process in psutil.process_iter() if wanted else ():
+        try:
+            if os.getsid(process.pid) in wanted and _lives(process) and process.environ().get("DAGSTER_HOME") == home:
+                found.append(process)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return found
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill them, and wait until none lives. Who has started them may be gone and leave them unburied."""
+    killed = list(processes)
+    for process in killed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    deadline = time.monotonic() + 5
+    while any(_lives(process) for process in killed) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -1,0 +1,162 @@
+"""Launches runs as Dagster's default does, and answers what that one cannot: whether a run's process still lives.
+
+The instance files name it. Run monitoring asks it of every run that has started; a run whose process is gone is failed,
+and then retried (`run_retries`), so that a crash of the machine, the daemon or the code server leaves no run behind for ever.
+"""
+
+import json
+import socket
+from collections.abc import Callable
+
+import dagster as dg
+import psutil
+from dagster._core.errors import DagsterLaunchFailedError, DagsterUserCodeUnreachableError
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, LaunchRunContext, WorkerStatus
+from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG, RETRY_NUMBER_TAG, RUN_FAILURE_REASON_TAG
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._serdes import ConfigurableClass
+
+CLOCK_SECONDS = 2.0
+"""How far the start of a process, counted from boot, may seem to lie after the event that it wrote."""
+RETRIES_OF_FAILURES = 2
+TOLD = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE")
+"""Reasons that a run gives itself. One that was killed gives none."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
+    """Dagster's default launcher, with a health check.
+
+    A run's process is known by the number it wrote into the run's log and by its age: a number that came back belongs to a
+    process that is younger than the event. Of a run on another machine its code server is asked; who cannot be asked
+    counts as alive, since a run that goes on must never be failed.
+    """
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """As Dagster does; but a run that failed by itself, time after time, is not tried for ever as one that is killed is.
+
+        Raises:
+            DagsterLaunchFailedError: it has failed so often; it is not retried again.
+        """
+        run = context.dagster_run
+        if _failures_before(self._instance, run) > RETRIES_OF_FAILURES:
+            self._instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: "0"})
+            raise DagsterLaunchFailedError(
+                f"Not launched again: it was not killed, but failed {RETRIES_OF_FAILURES + 1} times before its steps began. "
+                "The error is in the log of the run before; mend it, then launch again."
+            )
+        super().launch_run(context)
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        if not self._is_here(run):
+            return self._asked(run)
+        found = process_event(self._instance, run.run_id)
+        if found is None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "no process is in its log yet")
+        pid, since = found
+        if is_alive(pid, since):
+            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
+        if self._has_ended(run.run_id):  # between the look at the run and the look at the process
+            return CheckRunHealthResult(WorkerStatus.SUCCESS, run_worker_id=str(pid))
+        return CheckRunHealthResult(
+            WorkerStatus.NOT_FOUND,
+            f"process {pid} of the run is gone: it or its machine was killed",
+            run_worker_id=str(pid),
+        )
+
+    def terminate(self, run_id: str) -> bool:
+        """As Dagster does, through the code server; of a run whose code server is gone, its process itself."""
+        try:
+            return super().terminate(run_id)
+        except DagsterUserCodeUnreachableError:
+            run = self._instance.get_run_by_id(run_id)
+            found = process_event(self._instance, run_id) if run and self._is_here(run) else None
+            if found is None or not is_alive(*found):
+                raise
+            psutil.Process(found[0]).terminate()
+            return True
+
+    def _has_ended(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        return run is None or run.is_finished
+
+    def _is_here(self, run: dg.DagsterRun) -> bool:
+        """Whether the run's process is one of this machine. One that no launcher started may be anywhere, unless the
+        instance is files of this machine.
+        """
+        if GRPC_INFO_TAG not in run.tags:
+            return is_of_this_machine(self._instance)
+        host = json.loads(run.tags[GRPC_INFO_TAG]).get("host") or LOOPBACK[0]
+        return host in (*LOOPBACK, socket.gethostname())
+
+    def _asked(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "it was started elsewhere: nobody can be asked")
+        return asked_of_server(run.run_id, _knows(client))
+
+
+def _knows(client: DagsterGrpcClient) -> Callable[[str], bool | None]:
+    """Whether a code server has a run under way; None if it does not answer."""
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+    from dagster._serdes import deserialize_value
+
+    def ask(run_id: str) -> bool | None:
+        try:
+            answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=5)
+        except DagsterUserCodeUnreachableError:
+            return None
+        return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+    return ask
+
+
+def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRunHealthResult:
+    """What follows from a code server's answer about a run."""
+    known = knows(run_id)
+    if known is None:
+        return CheckRunHealthResult(WorkerStatus.RUNNING, "its code server does not answer: it may go on")
+    if known:
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+    return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code server was started anew and does not know it")
+
+
+def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
+    """How many runs before this retry ended, one after the other, by an exception that they told of themselves."""
+    count = 0
+    while RETRY_NUMBER_TAG in run.tags and run.parent_run_id:
+        parent = instance.get_run_by_id(run.parent_run_id)
+        if parent is None or parent.tags.get(RUN_FAILURE_REASON_TAG) not in TOLD:
+            break
+        run, count = parent, count + 1
+    return count
+
+
+def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
+    """Whether an instance is files of this machine (SQLite), so that no other runs anything for it."""
+    return isinstance(instance.run_storage, SqliteRunStorage)
+
+
+def process_event(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
+    """The process of a run as its log has it, and when it wrote that; None before it did."""
+    page = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=50)
+    for record in page.records:
+        event = record.event_log_entry.dagster_event
+        metadata = event.engine_event_data.metadata if event and event.step_key is None else {}
+        if "pid" in metadata:
+            return int(str(metadata["pid"].value)), record.event_log_entry.timestamp
+    return None
+
+
+def is_alive(pid: int, since: float) -> bool:
+    """Whether the process that had this number at that time still has it."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= since + CLOCK_SECONDS
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,65 @@
+"""A step ends with its run: one whose run was failed or cancelled meanwhile must not work on beside the one in its place.
+
+Dagster kills no process of a run whose own process is gone. A step of another process (`multiprocess`, a Celery worker) would
+train on for hours, hold its GPU, and be a second writer of what the retried run makes.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import psutil
+
+LOOK_SECONDS = 5.0
+
+_is_a_workers = False
+"""Whether this is a process that a Celery worker has forked for its steps."""
+
+
+def belongs_to_steps() -> None:
+    """Say that this process was started to run steps, where `multiprocessing` does not know it."""
+    global _is_a_workers
+    _is_a_workers = True
+
+
+def _may_end_this_process() -> bool:
+    """Whether this process was started to run a step or a run. A console or a test that runs one within itself was not."""
+    return _is_a_workers or multiprocessing.parent_process() is not None
+
+
+@contextmanager
+def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float = LOOK_SECONDS) -> Iterator[None]:
+    """While the block runs, end this process, and those it has started, once its run has failed or been cancelled."""
+    if not _may_end_this_process():
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            try:
+                run = instance.get_run_by_id(run_id)
+            except Exception:  # the database is away: that says nothing of the run
+                continue
+            if (run is None or (run.is_finished and not run.is_success)) and not done.wait(every_s):
+                end_this_process()
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def end_this_process() -> None:
+    """At once: there is nobody left to report to, and what is half-written is swept by the next writer."""
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,197 @@
+"""What is under way: partitions that some run or backfill will make, whoever launched it. Launches nothing.
+
+Planners (`study_run`, for `study` and `make_missing`) wait for these partitions and launch the others. Each step looks
+once more when it starts (`leave_to_others`): two planners may have looked at the same moment.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.errors import DagsterInvalidInvocationError
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.dagster_run import RunRecord
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    AUTO_RETRY_RUN_ID_TAG,
+    BACKFILL_ID_TAG,
+    PARTITION_NAME_TAG,
+    RETRY_NUMBER_TAG,
+    SCHEDULE_NAME_TAG,
+    SENSOR_NAME_TAG,
+    WILL_RETRY_TAG,
+)
+
+from curvas_assets.orchestration.following import UNFINISHED
+from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.staleness import Staleness
+
+LAUNCHED_BY = "curvas/launched_by"
+BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)
+"""Tags of runs that something launched which had looked for what is missing. A run without any is a person's."""
+RETRY_WITHIN_SECONDS = 120
+"""How long a run that was killed may wait for the run that goes on in its place."""
+
+Cell = tuple[dg.AssetKey, str | None]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A run, or a backfill that has not launched all its runs yet.
+
+    Args:
+        id: of the run or backfill.
+        order: the older of two runs has the lower one; backfills, whose runs are yet to come, have none.
+    """
+
+    id: str
+    order: int | None = None
+
+    def __str__(self) -> str:
+        return f"{'backfill' if self.order is None else 'run'} {self.id[:8]}"
+
+
+class UnderWay:
+    """A snapshot of who makes what. Make a new one after a while.
+
+    Args:
+        graph: the assets.
+        instance: whose runs and backfills count.
+        but: runs that do not count.
+        backfills: whether what backfills have not launched yet counts.
+    """
+
+    def __init__(
+        self, graph: BaseAssetGraph, instance: dg.DagsterInstance, *, but: Iterable[str] = (), backfills: bool = True
+    ):
+        self._graph, self._instance = graph, instance
+        self._makers: dict[Cell, list[Maker]] = {}
+        left_out = set(but)
+        for record in unfinished_records(instance):
+            run = record.dagster_run
+            if run.run_id not in left_out:
+                for cell in cells_of(graph, instance, run):
+                    self._makers.setdefault(cell, []).append(Maker(run.run_id, record.storage_id))
+        for backfill_id, cells in self._backfills() if backfills else ():
+            for cell in cells:
+                self._makers.setdefault(cell, []).append(Maker(backfill_id))
+
+    def makers(self, key: dg.AssetKey, partition: str | None) -> Sequence[Maker]:
+        """Who makes a partition now or soon: runs before backfills, the oldest first."""
+        return sorted(self._makers.get((key, partition), ()), key=lambda maker: (maker.order is None, maker.order or 0))
+
+    def _backfills(self) -> Iterator[tuple[str, list[Cell]]]:
+        asked = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+        for backfill in self._instance.get_backfills(filters=asked):
+            if not backfill.is_asset_backfill:
+                continue
+            with partition_loading_context(dynamic_partitions_store=self._instance):
+                data = backfill.get_asset_backfill_data(self._graph)
+                # What it has requested is in its runs; what it has not is nowhere else.
+                left = data.target_subset - (data.requested_subset | data.failed_and_downstream_subset)
+                cells: list[Cell] = [(key, None) for key in left.non_partitioned_asset_keys]
+                for key, subset in left.partitions_subsets_by_asset_key.items():
+                    cells += [(key, str(one)) for one in subset.get_partition_keys()]
+            yield backfill.backfill_id, cells
+
+
+def unfinished_records(instance: dg.DagsterInstance) -> list[RunRecord]:
+    """Runs that wait or go on, and those that were killed and are about to go on as a new run."""
+    found = list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
+    killed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "true"})
+    return found + [r for r in instance.get_run_records(killed, limit=100) if waits_for_retry(r)]
+
+
+def waits_for_retry(record: RunRecord) -> bool:
+    """Whether Dagster is about to launch a failed run again."""
+    run, ended = record.dagster_run, record.end_time or 0
+    return (
+        run.status is dg.DagsterRunStatus.FAILURE
+        and run.tags.get(WILL_RETRY_TAG) == "true"
+        and AUTO_RETRY_RUN_ID_TAG not in run.tags
+        and time.time() - ended < RETRY_WITHIN_SECONDS
+    )
+
+
+def cells_of(graph: BaseAssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[Cell]:
+    """The partitions that a run makes, of every asset of it."""
+    keys = run.asset_selection or {dg.AssetKey(asset) for asset in STAGES.get(run.job_name, ())}
+    return [(key, one) for key in keys if graph.has(key) for one in _partitions_of(graph, instance, key, run.tags)]
+
+
+def _partitions_of(
+    graph: BaseAssetGraph, instance: dg.DagsterInstance, key: dg.AssetKey, tags: Mapping[str, str]
+) -> Sequence[str | None]:
+    definition = graph.get(key).partitions_def
+    if definition is None:
+        return [None]
+    if PARTITION_NAME_TAG in tags:
+        return [tags[PARTITION_NAME_TAG]]
+    if ASSET_PARTITION_RANGE_START_TAG not in tags:
+        return []
+    whole = dg.PartitionKeyRange(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
+    try:
+        with partition_loading_context(dynamic_partitions_store=instance):
+            if isinstance(definition, dg.MultiPartitionsDefinition):
+                return [str(one) for one in definition.get_partition_keys_in_range(whole, instance)]
+            return [str(one) for one in definition.get_partition_keys_in_range(whole)]
+    except DagsterInvalidInvocationError:  # its first or last partition has left the study: it will make nothing
+        return []
+
+
+def is_by_machine(run: dg.DagsterRun) -> bool:
+    """Whether a run was launched for what is missing. A person's run makes its partitions, whatever there is; so does one
+    that a person executes again.
+    """
+    return run.root_run_id is None and any(tag in run.tags for tag in BY_MACHINE)
+
+
+def leave_to_others(
+    graph: Callable[[], BaseAssetGraph],
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    key: dg.AssetKey,
+    partitions: Sequence[str],
+) -> dict[str, str]:
+    """Partitions that a step need not make any more, each with the reason.
+
+    Made by this run, or by one that was killed and goes on as this one: done. Of a run that no person asked for also: made by
+    anybody since it was launched, and up to date; or under way in an older run.
+    """
+    line = _killed_before(instance, run)
+    own, first = instance.get_run_record_by_id(run.run_id), instance.get_run_record_by_id(line[-1].run_id)
+    if own is None or first is None:
+        return {}
+    group, since = {one.run_id for one in line}, first.create_timestamp.timestamp()
+    asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=list(partitions), after_timestamp=since)
+    records = instance.fetch_materializations(asked, limit=len(partitions) * 10).records
+    reasons = {str(r.partition_key): "it was made before this retry" for r in records if r.run_id in group}
+    if not is_by_machine(line[-1]):
+        return reasons
+    elsewhere = {str(r.partition_key): r.run_id for r in reversed(records) if str(r.partition_key) not in reasons}
+    if elsewhere:
+        due = set(Staleness(graph(), instance).due(key, lambda one: one in elsewhere))
+        reasons |= {
+            one: f"run {by[:8]} made it since this one was launched" for one, by in elsewhere.items() if one not in due
+        }
+    under_way = UnderWay(graph(), instance, but=group, backfills=False)
+    for one in partitions:
+        older = [m for m in under_way.makers(key, one) if m.order is not None and m.order < own.storage_id]
+        if one not in reasons and older:
+            reasons[one] = f"{older[0]}, which is older, is making it"
+    return reasons
+
+
+def _killed_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
+    """The run, and those that were killed and go on as it, the latest first."""
+    line = [run]
+    while RETRY_NUMBER_TAG in line[-1].tags and line[-1].parent_run_id:
+        parent = instance.get_run_by_id(line[-1].parent_run_id)
+        if parent is None:
+            break
+        line.append(parent)
+    return line
