@@ -152,7 +152,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
-        wanted = study.scored_patients()
+        wanted = study.scored_patients(scores)
         scored = [p for p in sorted(scores) if p in wanted and directories.exists(objects, layout.scores(p))]
         unscored = [p for p in wanted if p not in scored]
         if not scored:

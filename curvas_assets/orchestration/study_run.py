@@ -15,6 +15,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    USER_TAG,
 )
 
 from curvas_assets.orchestration.batches import ranges, rectangles
@@ -32,11 +33,7 @@ LAUNCHED_BY = "curvas/launched_by"
 
 
 def study_job(study_definition: Study, partitions: Partitions, bucket_resource: Bucket) -> dg.JobDefinition:
-    """The job `study`. It occupies one run of the queue while it waits for the others.
-
-    A patient whom no set of the study names is nobody's: it is registered, and `make_missing` takes it in when it is asked to.
-    """
-    named = frozenset(one for members in study_definition.sets.values() for one in members)
+    """The job `study`. It occupies one run of the queue while it waits for the others."""
 
     @dg.op(
         name="run_registration",
@@ -58,7 +55,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
             tags={"curvas/needs": "cpu"},
         )
         def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
-            return left + StageRunner(context, Scope(patients=named)).run(stage)
+            return left + StageRunner(context, Scope.of_study(study_definition)).run(stage)
 
         return run_stage
 
@@ -104,9 +101,9 @@ class StageRunner:
         self.repository = context.repository_def
         self.graph = self.repository.asset_graph
 
-    def run(self, stage: str) -> list[str]:
-        """Make what is missing or stale of a stage; what could not be made, by name."""
-        keys = [dg.AssetKey(name) for name in STAGES[stage]]
+    def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
+        """Make what is due of a stage, or of some of its assets; what could not be made, by name."""
+        keys = [dg.AssetKey(name) for name in assets or STAGES[stage]]
         staleness = Staleness(self.graph, self.instance)
         due = {key: self._due(staleness, key) for key in keys}
         due = {key: partitions for key, partitions in due.items() if partitions}
@@ -114,9 +111,8 @@ class StageRunner:
             self.context.log.info(f"{stage}: up to date")
             return []
         if any(None in partitions for partitions in due.values()):
-            # Tables follow one another: from the first that is due, all of the stage.
-            first = next(i for i, key in enumerate(keys) if key in due)
-            self._follow(stage, {self._launch(stage, keys[first:], None): len(keys) - first})
+            # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
+            self._follow(stage, {self._launch(stage, keys, None): len(keys)})
             return self._left(stage, keys)
         ((key, partitions),) = due.items()
         blocked = {p: staleness.missing_parents(key, p) for p in partitions}
@@ -129,8 +125,7 @@ class StageRunner:
         return self._left(stage, keys)
 
     def _due(self, staleness: Staleness, key: dg.AssetKey) -> list[str | None]:
-        definition = self.graph.get(key).partitions_def
-        return staleness.due(key, lambda p: self.scope.includes(definition, p), stale=self.scope.stale)
+        return self.scope.due(staleness, key)
 
     def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         staleness = Staleness(self.graph, self.instance)
@@ -157,7 +152,8 @@ class StageRunner:
         """Put a run of a stage's job into the queue; its id."""
         own = self.context.run
         job = self.repository.get_job(stage)
-        tags = {LAUNCHED_BY: own.run_id}
+        # The UI reads "launched by" from the tag of the user; without it, a run counts as launched by hand.
+        tags = {LAUNCHED_BY: own.run_id, USER_TAG: f"{own.job_name} {own.run_id[:8]}"}
         if batch is not None:
             first, last, count = batch
             if count == 1:
