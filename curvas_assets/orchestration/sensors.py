@@ -24,6 +24,8 @@ DATA_VERSION = "dagster/data_version"
 PUBLISHED = "published_table"
 NO_TABLE = "none"
 AWAITED = {"scores", *STAGES["write_report"]}
+LAUNCHERS = {"study", "refresh_scores"}
+"""Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
 UNDER_WAY = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -56,7 +58,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         minimum_interval_seconds=60,
         jobs=[jobs[name] for name in FOLLOWED],
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models there are.",
+        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models "
+        "there are. What is out of date is not its business: `nightly_scores`.",
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
@@ -82,13 +85,16 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     def report_after_scores(context: dg.SensorEvaluationContext):
         assert context.repository_def is not None
         busy = context.instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY)))
-        if any({str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED for run in busy):
+        if any(
+            run.job_name in LAUNCHERS or {str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED
+            for run in busy
+        ):
             yield dg.SkipReason("scores or report are being made")
             return
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
         for answer in due_report(staleness):
             if isinstance(answer, dg.RunRequest):
-                yield dg.RunRequest(run_key=report_key(study, staleness, answer.tags), tags=answer.tags)
+                yield dg.RunRequest(run_key=report_key(study, staleness), tags=answer.tags)
             else:
                 yield answer
 
@@ -110,21 +116,21 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     return [register_patients, follow_new_patients, report_after_scores, report_failures]
 
 
-def report_key(study: Study, staleness: Staleness, tags: Mapping[str, str]) -> str:
-    """The run key of a report: once for the same study, inputs and report, so that one that failed is not tried again every
-    five minutes.
+def report_key(study: Study, staleness: Staleness) -> str:
+    """The run key of a report: once for the same code, study and inputs, so that one that failed is not tried again every five
+    minutes.
 
-    Inputs count by their latest event, not by their content, and so do the report there is and its last wipe: a state that
-    comes back, or a report that was emptied, is asked for again.
+    Inputs from outside the stage count, by their latest event and not by their content, and so does the last wipe of what the
+    stage makes: a state that comes back, or a report that was emptied, is asked for again.
     """
-    report = dg.AssetKey("report")
+    keys = [dg.AssetKey(name) for name in STAGES["write_report"]]
     seen = {
         "study": study.fingerprint(),
-        "inputs": {name: staleness.newest_input(dg.AssetKey(name), [None]) for name in STAGES["write_report"]},
-        "report": staleness.newest(report, None),
-        "emptied": last_emptied(staleness.instance, report),
+        "code": {key.to_user_string(): staleness.graph.get(key).code_version for key in keys},
+        "inputs": {key.to_user_string(): staleness.newest_input(key, [None], beside=keys) for key in keys},
+        "emptied": max(last_emptied(staleness.instance, key) for key in keys),
     }
-    return hashlib.sha256(json.dumps([tags, seen], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def registration(

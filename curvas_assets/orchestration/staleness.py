@@ -12,7 +12,7 @@ The rules are those of Dagster's `CachingStaleStatusResolver`, without its limit
 more partitions out, and asks the database twice for each cell and input. Here a whole asset is read at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -147,12 +147,14 @@ class Staleness:
         """The latest event of a partition, by its storage id; 0 if there is none."""
         return self._of(key).latest(partition)
 
-    def newest_input(self, key: dg.AssetKey, partitions: Iterable[str | None]) -> int:
-        """The latest event, by its storage id, of all that these partitions are made from."""
+    def newest_input(
+        self, key: dg.AssetKey, partitions: Iterable[str | None], beside: Collection[dg.AssetKey] = ()
+    ) -> int:
+        """The latest event, by its storage id, of all that these partitions are made from, other assets `beside` left out."""
         return max(
             (
                 self.newest(parent, one)
-                for parent in self.graph.get(key).parent_keys
+                for parent in set(self.graph.get(key).parent_keys) - set(beside)
                 for partition in partitions
                 for one in self._parent_partitions(key, partition, parent)
             ),

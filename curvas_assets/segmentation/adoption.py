@@ -24,7 +24,7 @@ from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, spl
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
-from curvas_assets.segmentation.training import BEST
+from curvas_assets.segmentation.training import BEST, TRAINED_ON, trained_on
 from curvas_assets.study import ModelId, Study, load_study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
@@ -149,6 +149,7 @@ def adopt_model(
         "best_ema_dice": adopted.best_ema_dice,
         "stopped_because": f"made elsewhere by {adopted.trainer}, {adopted.checkpoint}",
         RECORD: order,
+        TRAINED_ON: sorted(trained_on(source)),  # of a model of this platform that was downloaded
         "curve": adopted.curve.to_dict(orient="list"),
     }
     (folder / "training.json").write_text(json.dumps(record, indent=1))
