@@ -17,6 +17,7 @@ from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.assets.comparisons import published_scores
 from curvas_assets.assets.scores import of_the_study
 from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import MissingArtefactError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.checks import Check, Checks
@@ -234,14 +235,20 @@ def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[
 
     def members(cell: tuple[str, str]) -> tuple[str, ...]:
         ensemble, patient = cell
-        return tuple(open_softmax(objects, layout.softmax(patient, ensemble)).provenance.get("members", ()))
+        try:
+            return tuple(open_softmax(objects, layout.softmax(patient, ensemble)).provenance.get("members", ()))
+        except MissingArtefactError:  # emptied since it was scored
+            return ()
 
     with ThreadPoolExecutor(8, thread_name_prefix="curvas-members") as pool:
         found = Counter(
             (ensemble, models) for (ensemble, _), models in zip(cells, pool.map(members, cells), strict=True)
         )
-    rows = [(ensemble, len(models), count, ", ".join(models)) for (ensemble, models), count in found.items()]
-    return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"])
+    rows = [
+        (ensemble, len(models) or None, count, ", ".join(models) or "not known: the volumes are gone, or do not say")
+        for (ensemble, models), count in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"]).astype({"members": "Int64"})
 
 
 def typical_patient(study: Study, scores: pd.DataFrame) -> str:

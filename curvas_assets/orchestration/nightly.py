@@ -25,7 +25,7 @@ Run = Callable[[str, Scope], list[str]]
 """Makes what is due of a stage in a scope; what could not be made, by name."""
 
 
-def concerned(staleness: Staleness, *, predict: bool) -> list[str]:
+def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     """Test patients for whom something changed since they were scored, or who can be scored for the first time.
 
     Args:

@@ -37,7 +37,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
     return [nightly_scores, weekly_report]
 
 
-def due_scores(staleness: Staleness, *, predict: bool) -> Iterator[dg.RunRequest | dg.SkipReason]:
+def due_scores(staleness: Staleness, *, predict: bool = False) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """One run for all patients of whom something changed.
 
     Args:

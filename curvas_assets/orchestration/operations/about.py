@@ -74,6 +74,8 @@ def about_patients(study: Study, known: Collection[str], folders: Collection[str
     return {
         "registered patients": len(known),
         **{f"registered, set {name}": n for name, n in sorted(sets.items())},
+        "in no set, nothing is made of them": ", ".join(sorted(p for p in known if study.patient_set(p) is None))
+        or "none",
         "registered, no longer in the bucket": ", ".join(sorted(set(known) - set(folders))) or "none",
         "in a set, not in the bucket": ", ".join(sorted(named - set(folders))) or "none",
     }
