@@ -167,7 +167,8 @@ def registration(
     }
     removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
-    told = _told(strange, removed, sorted(set(known) - set(patients))) + roles_of(study, added[partitions.patient])
+    told = _told(strange, removed, sorted(set(known) - set(patients)))
+    told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
@@ -200,14 +201,12 @@ def _told(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: 
     return "".join(f"; {what}: {', '.join(names[:5])}{' …' if names[5:] else ''}" for what, names in parts if names)
 
 
-def roles_of(study: Study, patients: Collection[str], most: int = 5) -> str:
-    """What the study makes of patients who have come: names of at most a few of each kind, and what to do about it."""
+def roles_of(study: Study, patients: Collection[str], most: int = 5) -> list[str]:
+    """What the study makes of patients, a sentence for each kind with at most so many names, and what to do about it."""
     of_role: dict[str, list[str]] = {}
     for patient in patients:
         of_role.setdefault(study.role(patient), []).append(patient)
-    return "".join(
-        f"; {', '.join(names[:most])}{' …' if names[most:] else ''}: {role}" for role, names in of_role.items()
-    )
+    return [f"{', '.join(names[:most])}{' …' if names[most:] else ''}: {role}" for role, names in of_role.items()]
 
 
 def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:

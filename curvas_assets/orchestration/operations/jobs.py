@@ -152,7 +152,8 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             )
         )
         added = register(context, study, partitions, bucket)
-        for role in roles_of(study, [*done.uploaded, *done.unchanged], most=50).split("; ")[1:]:
+        roles = roles_of(study, [*done.uploaded, *done.unchanged], most=50)
+        for role in roles:
             context.log.info(role)
         if done.refused:
             reasons = "\n".join(f"- {reason}" for reason in done.refused.values())
@@ -169,8 +170,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "uploaded": ", ".join(done.uploaded) or "none",
                 "unchanged": ", ".join(done.unchanged) or "none",
                 "registered": ", ".join(added) or "none",
-                "what the study makes of them": roles_of(study, [*done.uploaded, *done.unchanged], most=50).lstrip("; ")
-                or "none",
+                "what the study makes of them": dg.MetadataValue.md("\n".join(f"- {role}" for role in roles) or "none"),
                 "bytes": done.size,
             },
         )
