@@ -596,8 +596,11 @@ class Study(_Part):
 
     def patient_set(self, patient: str) -> SetName | None:
         """The set of a patient; of one whom no set names, that of the rule `rest`, else None."""
-        named = next((name for name, members in self.sets.items() if patient in members), None)
-        return named or (self.rest if self.patients.has(patient) else None)
+        return self._named.get(patient) or (self.rest if self.patients.has(patient) else None)
+
+    @cached_property
+    def _named(self) -> dict[str, SetName]:
+        return {patient: name for name, members in self.sets.items() for patient in members}
 
     def patient_group(self, patient: str) -> str | None:
         return next((name for name, members in self.groups.items() if patient in members), None)
