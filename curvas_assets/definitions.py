@@ -18,7 +18,11 @@ from curvas_assets.study import Study, load_study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-STAGES = (cohort, dataset, models, predictions, ensembles, scores, comparisons, report)
+STAGES = (cohort, dataset, models, predictions, ensembles, scores, comparisons)
+WIPE = (
+    "\n\n*Wipe* in this page's menu forgets **all** partitions of the asset, whichever are selected (a limit of Dagster). To make "
+    "some again, launch the job `redo`, or select them and press *Materialize*."
+)
 
 
 def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Definitions:
@@ -31,15 +35,27 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
     partitions = Partitions.of(study)
     bucket = Bucket()
     executor_def = execution.executor(executor)
-    jobs = {job.name: job for job in stage_jobs(executor_def)}
-    return dg.Definitions(
-        assets=[asset for stage in STAGES for asset in stage.build(study, partitions)],
-        jobs=[*jobs.values(), study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)],
+    stages = stage_jobs(executor_def)
+    others = [study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)]
+    jobs = {job.name: job for job in (*stages, *others)}
+    assets = [asset for stage in STAGES for asset in stage.build(study, partitions)]
+    assets += report.build(study, partitions, lambda: whole.resolve_asset_graph())
+    whole = dg.Definitions(
+        assets=[_warned(asset) if isinstance(asset, dg.AssetsDefinition) else asset for asset in assets],
+        jobs=list(jobs.values()),
         schedules=schedules.build(jobs),
         sensors=sensors.build(study, partitions, jobs),
         resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},
         executor=executor_def,
     )
+    return whole
+
+
+def _warned(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    """An asset whose description says what *Wipe* does, where partitions invite to it."""
+    if asset.partitions_def is None:
+        return asset
+    return asset.map_asset_specs(lambda spec: spec.replace_attributes(description=f"{spec.description}{WIPE}"))
 
 
 defs = build_definitions(load_study(study_name()), executor=executor_name())

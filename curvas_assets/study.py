@@ -169,6 +169,13 @@ class PatientIds(_Part):
     prefix: str = Field(pattern=r"^[A-Za-z]*$", max_length=40)
     digits: Annotated[Whole, Field(ge=1, le=12)] = 3
 
+    def has(self, name: str) -> bool:
+        """Whether this is the whole name of a patient, as partitions have it."""
+        try:
+            return self.normalise(name) == name
+        except StudyError:
+            return False
+
     def normalise(self, name: str | int) -> str:
         """`77`, `077` and `UKCHLL077` are one patient, `UKCHLL077`.
 
@@ -359,6 +366,9 @@ class Study(_Part):
     organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
     patients: PatientIds
     sets: dict[SetName, tuple[str, ...]]
+    rest: Literal["test"] | None = None
+    """Of whom no set names. `test`: everybody else in the bucket is predicted and scored. Left out: they are nobody's. A rule
+    for training does not exist: every upload would train every model again."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     in_distribution_group: str | None = None
     """The group the models were trained on; the others are out of distribution."""
@@ -392,7 +402,10 @@ class Study(_Part):
             if isinstance(members, list | tuple):
                 whole[name] = _normalised(ids, (str(info.field_name), name), members, problems)
             else:
-                problems.append(((str(info.field_name), name), f"= {members!r}: allowed is a list of patient ids"))
+                rule = "; the rule stands beside sets, as `rest: test`" if name == "rest" else ""
+                problems.append(
+                    ((str(info.field_name), name), f"= {members!r}: allowed is a list of patient ids{rule}")
+                )
         _raise(problems)
         return whole
 
@@ -503,13 +516,13 @@ class Study(_Part):
             yield ("sets",), f"{found}, and cross-validation takes 3 training patients or more, not {count}"
 
     def _strays(self) -> Iterator["Problem"]:
-        """Patients that the file speaks of though no set names them: mostly a slip of the pen."""
+        """Patients that the file speaks of though no set has them: mostly a slip of the pen."""
         named = {one for members in self.sets.values() for one in members}
         for field, members in (
             *((("groups", name), m) for name, m in self.groups.items()),
             (("exclusions",), self.exclusions),
         ):
-            if strays := [one for one in members if one not in named]:
+            if self.rest is None and (strays := [one for one in members if one not in named]):
                 yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
         if self.statistics.primary != Statistics().primary:
             from curvas_assets.statistics.directions import directions  # it reads this module
@@ -582,8 +595,12 @@ class Study(_Part):
     # Patients --------------------------------------------------------------------------------------------------------
 
     def patient_set(self, patient: str) -> SetName | None:
-        """The set of a patient; None when no set names it."""
-        return next((name for name, members in self.sets.items() if patient in members), None)
+        """The set of a patient; of one whom no set names, that of the rule `rest`, else None."""
+        return self._named.get(patient) or (self.rest if self.patients.has(patient) else None)
+
+    @cached_property
+    def _named(self) -> dict[str, SetName]:
+        return {patient: name for name, members in self.sets.items() for patient in members}
 
     def patient_group(self, patient: str) -> str | None:
         return next((name for name, members in self.groups.items() if patient in members), None)
@@ -593,19 +610,41 @@ class Study(_Part):
 
     @property
     def has_test_set(self) -> bool:
-        """Whether a set of patients that nobody trains on is there to be scored."""
-        return any(one not in self.exclusions for one in self.sets.get("test", ()))
+        """Whether a set of patients that nobody trains on is there to be scored, or a rule for it."""
+        return self.rest == "test" or any(one not in self.exclusions for one in self.sets.get("test", ()))
 
     @property
     def cross_validated(self) -> bool:
         """Without a test set, each training patient is scored by the models of the fold that held it out."""
         return not self.has_test_set and "all" not in self.folds
 
-    def scored_patients(self) -> list[str]:
-        """Patients that are predicted and scored, exclusions left out: the test set, or those that a fold holds out."""
-        if not self.cross_validated:
-            return sorted(one for one in self.sets.get("test", ()) if one not in self.exclusions)
-        return sorted(one for one, fold in self._fold_of.items() if fold in self.folds)
+    def is_scored(self, patient: str) -> bool:
+        """Whether a patient is predicted and scored: in the test set, by name or by rule, or held out by a fold."""
+        return self._fold_of.get(patient) in self.folds if self.cross_validated else self.is_test_patient(patient)
+
+    def scored_patients(self, known: Iterable[str] = ()) -> list[str]:
+        """Patients that are predicted and scored, exclusions left out: the test set, or those that a fold holds out.
+
+        Args:
+            known: patients there are; those whom the rule `rest` makes test patients are added.
+        """
+        named = self._fold_of if self.cross_validated else self.sets.get("test", ())
+        return sorted({one for one in (*named, *known) if self.is_scored(one)})
+
+    def role(self, patient: str) -> str:
+        """What the study makes of a patient, and of one it makes nothing of, what to do."""
+        if patient in self.exclusions:
+            return f"excluded ({self.exclusions[patient]})"
+        of = self.patient_set(patient)
+        if of is None:
+            return (
+                "in no set, so nothing is made of it; name it in sets of the study file, or write `rest: test` there, "
+                "then reload the code location"
+            )
+        trains = f"in the set {of}: models learn from it"
+        if self.is_scored(patient):
+            return f"{trains}, and those that do not score it" if self.cross_validated else "test: predicted and scored"
+        return trains if of in self.training.sets else f"in the set {of}, which training.sets leaves out: taken in only"
 
     def models_of(self, patient: str) -> list[ModelId]:
         """The models that predict a patient: all, or under cross-validation those of the fold that held it out."""
@@ -657,9 +696,11 @@ class Study(_Part):
             **self.model_dump(mode="json"),
             "training_patients": self.training_patients(),
             "scored_patients": self.scored_patients(),
+            "sets": {**self.sets, **({"rest": self.rest} if self.rest else {})},
             "members": {str(e): [str(m) for m in self.members(e)] for e in self.ensemble_ids},
             "held_out": self._fold_of if self.cross_validated else {},
         }
+        del whole["rest"]  # it is told with the sets, and only where it is: files without the rule stay as they were
         chosen = {part: whole[part] for part in parts} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

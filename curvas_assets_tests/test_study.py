@@ -151,6 +151,8 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert resumed == {model: 1, str(study.models[1]): 0}
     assert results
     assert not list(objects.list(layout.unfinished_training(model)))
+    record = json.loads(directories.read_file(objects, layout.model(model), "training.json"))
+    assert record["trained_on"] == study.training_patients()
 
     for stage in ("predict", "build_ensembles", "score_patients", "write_report"):
         _ok(lineage.run(stage))
@@ -175,6 +177,10 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
         assert f"## {section}" in page
     assert DAMAGED in page
     assert "No published table of the study was given" in page
+    state = page.split("## State of the study")[1]
+    assert f"| ensemble_all | 2 | 1 | {', '.join(map(str, study.models))} |" in state
+    assert "Nothing behind this report was out of date" in state
+    assert "| scan | 5 | 4 | 0 | 1 | 0 |  |" in state
 
     objects.put(layout.published_table(study.report.published_table), objects.get(layout.merged_csv()))
     lineage.register()

@@ -6,9 +6,12 @@
 - A wrong file fails with the line, the field, the value and what is allowed; all problems at once.
 - What YAML would read otherwise than people write it is refused: doubled keys, octal numbers, truth for a number, Latin-1.
 - No ensemble is another one, or a single model, under another name: no patient counts twice.
+- With `rest: test` everybody else is a test patient, by one rule, written strictly; without it the file is as it was.
 - Without a test set, the patients that nnU-Net's folds hold out are scored, each by the models that did not see it.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -323,3 +326,43 @@ def test_a_fingerprint_changes_with_the_named_parts_only():
     other = Study.model_validate(_raw(training__epochs=8))
     assert study.fingerprint("plans") == other.fingerprint("plans")
     assert study.fingerprint("training") != other.fingerprint("training")
+
+
+def test_a_rule_makes_everybody_else_a_test_patient(tmp_path):
+    raw = _raw(sets={"train": [1, 2, 3], "validation": [6]}, groups={"B": [8]}, in_distribution_group=None)
+    raw |= {"rest": "test", "exclusions": {"9": "consent withdrawn"}}
+    study = _load(tmp_path, raw)
+    known = ["PHANTOM001", "PHANTOM006", "PHANTOM008", "PHANTOM009", "PHANTOM120", "thumbs"]
+    assert study.scored_patients(known) == ["PHANTOM008", "PHANTOM120"]
+    assert study.scored_patients() == []
+    assert [study.patient_set(p) for p in known] == ["train", "validation", "test", "test", "test", None]
+    assert not any(study.is_scored(p) for p in ("PHANTOM001", "PHANTOM006", "PHANTOM009", "120", "PHANTOM0120"))
+    assert study.has_test_set
+    assert not study.cross_validated
+    assert study.role("PHANTOM009") == "excluded (consent withdrawn)"
+    without = Study.model_validate({**raw, "rest": None, "sets": {**raw["sets"], "test": [8]}})
+    assert without.fingerprint("sets") != study.fingerprint("sets")
+    assert "write `rest: test`" in without.role("PHANTOM120")
+
+
+def test_a_file_without_the_rule_has_the_fingerprint_it_had():
+    """`cohort` and `study_scores` are versioned by it: they would be made anew everywhere."""
+    study = load_study("phantom")
+    sets = {name: list(members) for name, members in study.sets.items()}
+    digest = hashlib.sha256(json.dumps({"sets": sets}, sort_keys=True).encode()).hexdigest()[:12]
+    assert study.fingerprint("sets") == digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rest": "train"}, "rest = 'train': Input should be 'test'"),
+        ({"rest": ["test"]}, "rest"),
+        ({"rest": True}, "rest = True"),
+        ({"sets__rest": "test"}, "the rule stands beside sets, as `rest: test`"),
+    ],
+)
+def test_the_rule_is_read_strictly(tmp_path, changes, says):
+    with pytest.raises(StudyError) as failed:
+        _load(tmp_path, _raw(**changes))
+    assert says in str(failed.value)

@@ -27,7 +27,7 @@ from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
-from curvas_assets.segmentation import Predictor, PreparedScan
+from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
 from curvas_assets.storage import directories
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
@@ -103,6 +103,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
                                     models[model] = trained_model[model].folder(Path(scratch, "models", model))
+                                require_unseen(models[model], model, patient)
                                 made_by = {
                                     "model_version": directories.version_of(objects, layout.model(model)),
                                     "code": code,
@@ -160,6 +161,17 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         yield from materialise(context, objects, predict, checks)
 
     return [softmax]
+
+
+def require_unseen(model_folder: Path, model: str, patient: str) -> None:
+    """A SegmentationError if a model has seen the patient: who left the training set is a test patient of new models only."""
+    if patient in trained_on(model_folder):
+        raise SegmentationError(
+            "predicting",
+            f"{model} of {patient}",
+            "the model was trained on this patient, so that its scores would say nothing",
+            "Train the model again (its dataset is out of date), or leave the patient out of the test set and of its rule.",
+        )
 
 
 def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationError | None:

@@ -1,6 +1,9 @@
 """Report: the figures, and one page that a reviewer can read offline."""
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,11 +11,13 @@ import dagster as dg
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.assets.comparisons import published_scores
 from curvas_assets.assets.scores import of_the_study
 from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import MissingArtefactError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.checks import Check, Checks
@@ -21,6 +26,8 @@ from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, 
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
 from curvas_assets.orchestration.scratch import scratch_space
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.state import state_table
 from curvas_assets.report import (
     OrganView,
     Provenance,
@@ -41,24 +48,28 @@ from curvas_assets.statistics import (
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
 
 GROUP = "report"
 SECTIONS = (
     *("question", "data", "protocol", "results", "statistics"),
-    *("comparison", "maps", "cost", "metrics", "reproducibility"),
+    *("comparison", "maps", "cost", "metrics", "reproducibility", "state"),
 )
 REPORT_CHECK = Check(
     "sections_are_complete",
     "Every section is on the page, and every figure stands beside it.",
     dg.AssetCheckSeverity.ERROR,
 )
+CURRENT_CHECK = Check(
+    "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all that it states is so."
+)
 LARGEST_3D = 128
 """Voxels along an axis of the 3-D view; larger volumes are thinned."""
 
 
-def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
-    """The report of one study."""
+def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGraph]) -> list[dg.AssetsDefinition]:
+    """The report of one study; `graph` gives the whole lineage, whose state stands in it."""
     needs = StageNeeds.of(study)
     code_version = f"2-{study.fingerprint()}"
 
@@ -92,7 +103,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
             ),
         },
-        check_specs=[REPORT_CHECK.spec("report")],
+        check_specs=[REPORT_CHECK.spec("report"), CURRENT_CHECK.spec("report")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
@@ -116,6 +127,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         if len(published_comparison.table()):
             published = published_scores(objects, layout.published_table(study.report.published_table), study)
         context.log.info(f"report on {len(scored)} patients, pictures of {shown}")
+        state = state_table(Staleness(graph(), context.instance), without=("figures", "report"))
         with scratch_space("report") as scratch:
             slices, organs = pictures(study, objects, layout, shown, Path(scratch))
         report = build_report(
@@ -147,6 +159,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 risk_coverage=_of_all(study, scores, scored, "risk_coverage"),
                 cost=cost.table(),
                 curves=curves(objects, layout, sorted(trained_model)),
+                state=state,
+                averaged=averaged(study, objects, layout, scored),
                 slices=slices,
                 organs=organs,
             )
@@ -189,9 +203,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "pictures of": shown,
             },
         )
-        (check,) = Checks(REPORT_CHECK).values()
-        check.look("report", missing_parts(report))
-        yield check.result(dg.AssetKey("report"))
+        checks = Checks(REPORT_CHECK, CURRENT_CHECK)
+        checks[REPORT_CHECK.name].look("report", missing_parts(report))
+        checks[CURRENT_CHECK.name].look("report", out_of_date(state))
+        for check in checks.values():
+            yield check.result(dg.AssetKey("report"))
 
     return [write_report]
 
@@ -205,6 +221,34 @@ def missing_parts(report: Report) -> list[str]:
     """Sections that are not on the page, and figures without a picture."""
     absent = [f"section {name}" for name in SECTIONS if f'id="{name}"' not in report.html]
     return absent + [f"figure {n}" for n in report.figures if f"figures/{n}.png" not in report.attachments]
+
+
+def out_of_date(state: pd.DataFrame) -> list[str]:
+    """What behind the report was out of date when it was written, from the state of the lineage."""
+    stale = state[state["stale"] > 0]
+    return [f"{one.stale} of {one.asset} out of date: {one.why}" for one in stale.itertuples()]
+
+
+def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[str]) -> pd.DataFrame:
+    """What the ensembles of these patients are the mean of, as their volumes say: predictor, members, patients, models."""
+    cells = [(str(ensemble), patient) for ensemble in study.ensemble_ids for patient in patients]
+
+    def members(cell: tuple[str, str]) -> tuple[str, ...]:
+        ensemble, patient = cell
+        try:
+            return tuple(open_softmax(objects, layout.softmax(patient, ensemble)).provenance.get("members", ()))
+        except MissingArtefactError:  # emptied since it was scored
+            return ()
+
+    with ThreadPoolExecutor(8, thread_name_prefix="curvas-members") as pool:
+        found = Counter(
+            (ensemble, models) for (ensemble, _), models in zip(cells, pool.map(members, cells), strict=True)
+        )
+    rows = [
+        (ensemble, len(models) or None, count, ", ".join(models) or "not known: the volumes are gone, or do not say")
+        for (ensemble, models), count in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"]).astype({"members": "Int64"})
 
 
 def typical_patient(study: Study, scores: pd.DataFrame) -> str:

@@ -1,5 +1,6 @@
 """Scores: every predictor of a patient against every annotator, and the study's one table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -90,8 +91,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     if study.family(predictor) == "individual":
                         found[predictor] = reference.score(softmax[key].volume())
                     else:
-                        members = [softmax[f"{m}|{patient}"].volume() for m in study.members(predictor, patient)]
-                        found[predictor] = reference.score(ensemble_softmax[key].volume(), members=members)
+                        names = [str(m) for m in study.members(predictor, patient)]
+                        mean = ensemble_softmax[key].volume()
+                        require_members(mean.provenance.get("members"), names, key)
+                        members = [softmax[f"{m}|{patient}"].volume() for m in names]
+                        found[predictor] = reference.score(mean, members=members)
                     context.log.info(f"{patient}: {predictor} scored, {count} of {len(predictors)}")
                 written = {
                     name: _labelled(
@@ -152,7 +156,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
         """
         objects, layout = bucket.checked_objects(), bucket.layout
-        wanted = study.scored_patients()
+        wanted = study.scored_patients(scores)
         scored = [p for p in sorted(scores) if p in wanted and directories.exists(objects, layout.scores(p))]
         unscored = [p for p in wanted if p not in scored]
         if not scored:
@@ -184,6 +188,23 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         )
 
     return [scores, study_scores]
+
+
+def require_members(averaged: Sequence[str] | None, members: Sequence[str], cell: str) -> None:
+    """A ScoringError if an ensemble is the mean of others than its members now; of a volume that does not say, nothing."""
+    if averaged is None or set(averaged) == set(members):
+        return
+    gone, come = sorted(set(averaged) - set(members)), sorted(set(members) - set(averaged))
+    found = [
+        f"without {', '.join(come)}" if come else "",
+        f"with {', '.join(gone)}, no members any more" if gone else "",
+    ]
+    raise ScoringError(
+        "scoring",
+        cell,
+        f"the ensemble is the mean of {len(averaged)} models, {' and '.join(part for part in found if part)}",
+        "Materialise ensemble_softmax of this patient again, then score it; `study` does both.",
+    )
 
 
 def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFrame:

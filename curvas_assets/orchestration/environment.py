@@ -21,6 +21,7 @@ GPU_NODES = "CURVAS_GPU_NODES"
 BROKER = "CURVAS_BROKER"
 LOST_AFTER = "CURVAS_LOST_AFTER_SECONDS"
 POSTGRES = "CURVAS_POSTGRES_URL"
+NIGHTLY_PREDICT = "CURVAS_NIGHTLY_PREDICT"
 
 
 def environment() -> Mapping[str, str]:
@@ -94,3 +95,11 @@ def lost_after_seconds() -> float:
 def postgres_url() -> str | None:
     """Where Dagster keeps its runs and events: `CURVAS_POSTGRES_URL`; None (SQLite) if it is not set."""
     return environment().get(POSTGRES, "").strip() or None
+
+
+def nightly_predict() -> bool:
+    """Whether `nightly_scores` may predict, which takes GPUs: `CURVAS_NIGHTLY_PREDICT`, 1 or 0; not if it is not set."""
+    named = environment().get(NIGHTLY_PREDICT, "").strip().lower()
+    if named not in ("", "0", "1", "false", "true"):
+        raise ValueError(f"{NIGHTLY_PREDICT}={named!r}: allowed are 1 and 0.")
+    return named in ("1", "true")

@@ -1,8 +1,8 @@
 """Automation from new patient to scores: which runs are due for patients that have just come, and nothing else.
 
 A patient is taken on stage by stage: what is missing and ready is asked for, once its runs before have ended. The same
-cells are not asked for again until the patient's files change, or the asset is emptied, so that a broken scan does not
-fill the night with runs.
+cells are not asked for again until something they are made from is made again, the patient's files change, or the asset is
+emptied, so that a broken scan does not fill the night with runs.
 """
 
 import hashlib
@@ -51,12 +51,13 @@ def due_for_patients(
         study: its models and ensembles.
         staleness: what there is.
         patients: test patients to take on.
-        files: patient → digest of the files; part of a run's key, so that changed files are tried again.
+        files: patient → digest of the files; part of a run's key, so that changed files are tried again. So is the latest event
+            of what the cells are made from: a state that comes back is told from the one it was.
     """
     materialised = {
         asset: staleness.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in FOLLOWED.values()
     }
-    emptied = {asset: _last_emptied(staleness.instance, dg.AssetKey(asset)) for asset in FOLLOWED.values()}
+    emptied = {asset: last_emptied(staleness.instance, dg.AssetKey(asset)) for asset in FOLLOWED.values()}
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
         for job, asset in FOLLOWED.items():
@@ -74,7 +75,9 @@ def due_for_patients(
                     if count == 1
                     else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
                 )
-                what = f"{job} {first} {last} {files.get(patient, '')} {emptied[asset] or ''}".rstrip()
+                chosen = cells[cells.index(first) : cells.index(last) + 1]
+                made_from = staleness.newest_input(key, chosen)
+                what = f"{job} {first} {last} {files.get(patient, '')} {emptied[asset]} {made_from}"
                 yield dg.RunRequest(
                     job_name=job,
                     run_key=f"{patient} {job} {hashlib.sha256(what.encode()).hexdigest()[:12]}",
@@ -82,7 +85,7 @@ def due_for_patients(
                 )
 
 
-def _last_emptied(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
+def last_emptied(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
     """The event by which an asset was last wiped; 0 if it never was."""
     wiped = dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_WIPED, asset_key=key)
     records = instance.event_log_storage.get_event_records(wiped, limit=1)

@@ -16,6 +16,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "family_comparisons",
         "leaderboard",
         "published_comparison",
+        "cohort",
         "cost",
         "figures",
         "report",

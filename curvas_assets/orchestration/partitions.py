@@ -14,7 +14,6 @@ import dagster as dg
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
 from dagster._core.instance import DynamicPartitionsStore
 
-from curvas_assets.errors import StudyError
 from curvas_assets.study import Study
 
 Belongs = Callable[[str], bool]
@@ -76,8 +75,7 @@ class Partitions:
 
     @classmethod
     def of(cls, study: Study) -> "Partitions":
-        scored = frozenset(study.scored_patients())
-        test_patient = StudyPatients("test_patient", scored.__contains__)
+        test_patient = StudyPatients("test_patient", study.is_scored)
         model = dg.StaticPartitionsDefinition([str(m) for m in study.models])
         ensemble = dg.StaticPartitionsDefinition([str(e) for e in study.ensemble_ids])
         return cls(
@@ -128,10 +126,7 @@ class Partitions:
 
 def is_patient(study: Study, key: str) -> bool:
     """Whether this is the whole name of a patient that the study does not exclude."""
-    try:
-        return study.patients.normalise(key) == key and key not in study.exclusions
-    except StudyError:
-        return False
+    return study.patients.has(key) and key not in study.exclusions
 
 
 def _predicted(study: Study) -> Belongs:

@@ -1,31 +1,35 @@
-"""Schedules: every night the scores that are missing or stale, every week the report. Off until switched on in the UI."""
+"""Schedules: every night what changed of patients, up to their scores, every week the report. Off until switched on in the UI."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
+from curvas_assets.orchestration.environment import NIGHTLY_PREDICT, nightly_predict
 from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.nightly import concerned
 from curvas_assets.orchestration.staleness import Staleness
 
 
 def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
-    """The schedules, over the stage jobs by name."""
+    """The schedules, over the jobs by name."""
 
     @dg.schedule(
         name="nightly_scores",
         cron_schedule="0 2 * * *",
-        job=jobs["score_patients"],
-        description="Every patient whose scores are missing or stale and whose predictions are complete; nothing else.",
+        job=jobs["refresh_scores"],
+        description="Patients of whom something changed: taken in, ensembled and scored again, and nobody else. Predicted "
+        f"only if {NIGHTLY_PREDICT}=1: it takes GPUs.",
     )
     def nightly_scores(context: dg.ScheduleEvaluationContext):
-        yield from due_scores(Staleness(context.repository_def.asset_graph, context.instance))
+        staleness = Staleness(context.repository_def.asset_graph, context.instance)
+        yield from due_scores(staleness, predict=nightly_predict())
 
     @dg.schedule(
         name="weekly_report",
         cron_schedule="0 4 * * 1",
         job=jobs["write_report"],
-        description="Mondays: statistics, figures and report, if the scores have changed since.",
+        description="Mondays: cohort, statistics, cost, figures and report, if anything behind them has changed since.",
     )
     def weekly_report(context: dg.ScheduleEvaluationContext):
         yield from due_report(Staleness(context.repository_def.asset_graph, context.instance))
@@ -33,21 +37,30 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
     return [nightly_scores, weekly_report]
 
 
-def due_scores(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run for each patient to score."""
-    key = dg.AssetKey("scores")
-    ready = [p for p in staleness.due(key) if staleness.ready(key, p)]
-    for patient in ready:
-        yield dg.RunRequest(partition_key=patient)
-    if not ready:
+def due_scores(staleness: Staleness, *, predict: bool = False) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """One run for all patients of whom something changed.
+
+    Args:
+        staleness: what there is.
+        predict: whether the run may predict.
+    """
+    patients = concerned(staleness, predict=predict)
+    if patients:
+        yield dg.RunRequest(
+            run_config={"patients": patients, "predict": predict}, tags={"curvas/due": f"{len(patients)} patients"}
+        )
+    else:
         yield dg.SkipReason("the scores of every patient with complete predictions are up to date")
 
 
 def due_report(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run if any table behind the report is due and there are scores at all."""
+    """One run of the whole stage if any table behind the report is due and there are scores at all.
+
+    All of it: what a page says of cohort and cost is then of one moment.
+    """
     keys = [dg.AssetKey(name) for name in STAGES["write_report"]]
     due = [key.to_user_string() for key in keys if staleness.due(key)]
-    if due and staleness.ready(keys[0], None):
+    if due and staleness.ready(dg.AssetKey("study_scores"), None):
         yield dg.RunRequest(tags={"curvas/due": ", ".join(due)})
     else:
         yield dg.SkipReason("nothing behind the report has changed" if not due else "there are no scores yet")

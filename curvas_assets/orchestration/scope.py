@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import ModelId, Study
 
 
@@ -15,11 +16,33 @@ class Scope:
         patients: whose partitions; None for all.
         columns: models, ensembles and annotators; None for all.
         stale: whether partitions that exist and are out of date count too.
+        elsewhere: whether what was made elsewhere and uploaded counts as well, once it is missing here or out of date.
+        since: the storage id of an event; every partition that has not been made after it is due, whatever its state.
     """
 
     patients: frozenset[str] | None = None
     columns: frozenset[str] | None = None
     stale: bool = True
+    elsewhere: bool = False
+    since: int | None = None
+
+    @classmethod
+    def of_study(cls, study: Study) -> "Scope":
+        """Everybody whom a set of the study has. A patient in no set is nobody's: only `make_missing` takes it in."""
+        if study.rest is not None:
+            return cls()
+        return cls(patients=frozenset(one for members in study.sets.values() for one in members))
+
+    def due(self, staleness: Staleness, key: dg.AssetKey) -> list[str | None]:
+        """The partitions of an asset that are due in this scope."""
+        definition = staleness.graph.get(key).partitions_def
+
+        def wanted(partition: str | None) -> bool:
+            return self.includes(definition, partition)
+
+        if self.since is not None:
+            return staleness.not_since(key, self.since, wanted)
+        return staleness.due(key, wanted, stale=self.stale, elsewhere=self.elsewhere)
 
     def includes(self, definition: dg.PartitionsDefinition | None, partition: str | None) -> bool:
         """Whether a partition is meant; an asset without partitions always is."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import dagster as dg
@@ -11,10 +11,10 @@ import dagster as dg
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.environment import environment
-from curvas_assets.orchestration.following import FOLLOWED, due_for_patients
+from curvas_assets.orchestration.failures import told
+from curvas_assets.orchestration.following import FOLLOWED, due_for_patients, last_emptied
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
-from curvas_assets.orchestration.provenance import data_versions
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
@@ -22,7 +22,10 @@ from curvas_assets.study import Study
 WEBHOOK = "CURVAS_WEBHOOK_URL"
 DATA_VERSION = "dagster/data_version"
 PUBLISHED = "published_table"
+NO_TABLE = "none"
 AWAITED = {"scores", *STAGES["write_report"]}
+LAUNCHERS = {"study", "refresh_scores"}
+"""Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
 UNDER_WAY = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -55,7 +58,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         minimum_interval_seconds=60,
         jobs=[jobs[name] for name in FOLLOWED],
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models there are.",
+        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models "
+        "there are. What is out of date is not its business: `nightly_scores`.",
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
@@ -81,20 +85,16 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     def report_after_scores(context: dg.SensorEvaluationContext):
         assert context.repository_def is not None
         busy = context.instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY)))
-        if any({str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED for run in busy):
+        if any(
+            run.job_name in LAUNCHERS or {str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED
+            for run in busy
+        ):
             yield dg.SkipReason("scores or report are being made")
             return
-        for answer in due_report(Staleness(context.repository_def.asset_graph, context.instance)):
+        staleness = Staleness(context.repository_def.asset_graph, context.instance)
+        for answer in due_report(staleness):
             if isinstance(answer, dg.RunRequest):
-                # Once for the same study and inputs: a report that failed is not tried again every five minutes.
-                scored = current_keys(partitions.test_patient, context.instance)
-                made_of = (
-                    {"study": study.fingerprint()}
-                    | data_versions(context.instance, ["scores"], scored)
-                    | data_versions(context.instance, ["cohort", PUBLISHED], [""])
-                )
-                digest = hashlib.sha256(json.dumps([answer.tags, made_of], sort_keys=True).encode()).hexdigest()
-                yield dg.RunRequest(run_key=digest[:16], tags=answer.tags)
+                yield dg.RunRequest(run_key=report_key(study, staleness), tags=answer.tags)
             else:
                 yield answer
 
@@ -105,7 +105,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     )
     def report_failures(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        message = f"{run.job_name} {run.run_id[:8]} failed: {context.failure_event.message}"
+        message = told(run, context.failure_event, context.get_step_failure_events())
         context.log.error(message)
         if url := environment().get(WEBHOOK, "").strip():
             body = json.dumps({"text": message, "run_id": run.run_id, "tags": dict(run.tags)}).encode()
@@ -114,6 +114,23 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
                 pass
 
     return [register_patients, follow_new_patients, report_after_scores, report_failures]
+
+
+def report_key(study: Study, staleness: Staleness) -> str:
+    """The run key of a report: once for the same code, study and inputs, so that one that failed is not tried again every five
+    minutes.
+
+    Inputs from outside the stage count, by their latest event and not by their content, and so does the last wipe of what the
+    stage makes: a state that comes back, or a report that was emptied, is asked for again.
+    """
+    keys = [dg.AssetKey(name) for name in STAGES["write_report"]]
+    seen = {
+        "study": study.fingerprint(),
+        "code": {key.to_user_string(): staleness.graph.get(key).code_version for key in keys},
+        "inputs": {key.to_user_string(): staleness.newest_input(key, [None], beside=keys) for key in keys},
+        "emptied": max(last_emptied(staleness.instance, key) for key in keys),
+    }
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def registration(
@@ -151,14 +168,15 @@ def registration(
     removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
     told = _told(strange, removed, sorted(set(known) - set(patients)))
+    told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
-    if published is not None:
-        found[PUBLISHED] = published
-        if seen.get(PUBLISHED) != published:
+    if published is not None or PUBLISHED in seen:
+        found[PUBLISHED] = published or NO_TABLE  # one that people took away again is told as well
+        if seen.get(PUBLISHED) != found[PUBLISHED]:
             # Of an external asset without partitions, Dagster's staleness reads materialisations only.
-            observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: published}))
+            observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: found[PUBLISHED]}))
     if not (any(added.values()) or any(removed.values()) or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{told}")
     return dg.SensorResult(
@@ -183,6 +201,14 @@ def _told(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: 
     return "".join(f"; {what}: {', '.join(names[:5])}{' …' if names[5:] else ''}" for what, names in parts if names)
 
 
+def roles_of(study: Study, patients: Collection[str], most: int = 5) -> list[str]:
+    """What the study makes of patients, a sentence for each kind with at most so many names, and what to do about it."""
+    of_role: dict[str, list[str]] = {}
+    for patient in patients:
+        of_role.setdefault(study.role(patient), []).append(patient)
+    return [f"{', '.join(names[:most])}{' …' if names[most:] else ''}: {role}" for role, names in of_role.items()]
+
+
 def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """Patient → digest of the files, and the folders that are not named like a patient of the study."""
     found: dict[str, str] = {}
@@ -199,7 +225,9 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
     """From within a run: what the sensor would do at its next look. The patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
     published = published_digest(objects, layout, study.report.published_table)
-    found = registration(study, partitions, context.instance, patient_folders(objects, layout), None, published)
+    before = context.instance.get_latest_data_version_record(dg.AssetKey(PUBLISHED))
+    cursor = None if before is None else json.dumps({PUBLISHED: _version(before.asset_materialization)})
+    found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, published)
     if isinstance(found, dg.SkipReason):
         context.log.info(found.skip_message)
         return []

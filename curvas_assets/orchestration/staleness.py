@@ -4,11 +4,15 @@ A partition is *missing* if it was never materialised, *stale* if its code versi
 something it was made from did. It is *ready* when everything it is made from exists. Only partitions that belong to the
 study as its file stands now count (`partitions.current_keys`).
 
+What people uploaded was made *elsewhere*: it is told when it is out of date, and is not due until a person says so. The
+same holds for what is not here because only what it was made into was uploaded: a model whose predictions were, and a dataset
+all of whose models were.
+
 The rules are those of Dagster's `CachingStaleStatusResolver`, without its limits: that one leaves every input of 100 or
 more partitions out, and asks the database twice for each cell and input. Here a whole asset is read at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -31,19 +35,24 @@ DATA_VERSION = "dagster/data_version"
 OF_CELL = "dagster/partition"
 AT_ONCE = 500
 """Events of one query."""
+MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
+"""Metadata of what people uploaded."""
+DATASET, MODEL, SOFTMAX = (dg.AssetKey(name) for name in ("preprocessed_dataset", "trained_model", "softmax"))
+UPLOADABLE = (DATASET, MODEL, SOFTMAX)
 
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """One partition (None for an unpartitioned asset) and why it should be made."""
+    """One partition (None for an unpartitioned asset) and why it should be made, unless it was made elsewhere."""
 
     partition: str | None
     status: StaleStatus
     reasons: tuple[str, ...] = ()
+    elsewhere: bool = False
 
     @property
     def due(self) -> bool:
-        return self.status is not StaleStatus.FRESH
+        return self.status is not StaleStatus.FRESH and not self.elsewhere
 
 
 class Staleness:
@@ -69,21 +78,88 @@ class Staleness:
         return self._partitions[key]
 
     def status(self, key: dg.AssetKey, partition: str | None) -> PartitionStatus:
-        """Whether a partition is missing or stale, and why."""
-        records = self._of(key)
+        """Whether a partition is missing or stale, and why; and whether it was made elsewhere."""
+        records, elsewhere = self._of(key), self.elsewhere(key, partition)
         if not records.has(partition):
-            return PartitionStatus(partition, StaleStatus.MISSING)
+            return PartitionStatus(partition, StaleStatus.MISSING, elsewhere=elsewhere)
         reasons = () if self.graph.get(key).is_external else tuple(self._stale_reasons(key, partition))
-        return PartitionStatus(partition, StaleStatus.STALE if reasons else StaleStatus.FRESH, reasons)
+        return PartitionStatus(partition, StaleStatus.STALE if reasons else StaleStatus.FRESH, reasons, elsewhere)
+
+    def elsewhere(self, key: dg.AssetKey, partition: str | None) -> bool:
+        """Whether it was made elsewhere: uploaded, or not needed here because what would be made of it was uploaded."""
+        if partition is None or key not in UPLOADABLE:
+            return False
+        if self._of(key).has(partition):
+            return self._of(key).uploaded(partition)
+        return partition in self._not_needed.get(key, ())
+
+    @cached_property
+    def _not_needed(self) -> dict[dg.AssetKey, set[str]]:
+        """Models that are not here and of which predictions were uploaded; datasets of which every model is elsewhere."""
+        if not all(self.graph.has(key) for key in UPLOADABLE):
+            return {}
+        models = {
+            model
+            for cell in self.partitions(SOFTMAX)
+            if self._of(SOFTMAX).has(cell) and self._of(SOFTMAX).uploaded(str(cell))
+            for model in self._parent_partitions(SOFTMAX, cell, MODEL)
+        }
+        found: dict[dg.AssetKey, set[str]] = {MODEL: {str(model) for model in models}}
+        made_of: dict[str, list[bool]] = {}
+        for model in self.partitions(MODEL):
+            there = self._of(MODEL).has(model)
+            elsewhere = self._of(MODEL).uploaded(str(model)) if there else model in models
+            for dataset in self._parent_partitions(MODEL, model, DATASET):
+                made_of.setdefault(str(dataset), []).append(elsewhere)
+        return {**found, DATASET: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)}}
 
     def due(
-        self, key: dg.AssetKey, wanted: Callable[[str | None], bool] | None = None, *, stale: bool = True
+        self,
+        key: dg.AssetKey,
+        wanted: Callable[[str | None], bool] | None = None,
+        *,
+        stale: bool = True,
+        elsewhere: bool = False,
     ) -> list[str | None]:
-        """Partitions that are missing or, if `stale`, stale: among those that are wanted, or all."""
+        """Partitions that are missing or, if `stale`, stale: among those that are wanted, or all.
+
+        Those that were made elsewhere are left alone, unless `elsewhere` says otherwise.
+        """
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
+        if not elsewhere:
+            partitions = [p for p in partitions if not self.elsewhere(key, p)]
         if stale:
             return [p for p in partitions if self._is_due(key, p)]
         return [p for p in partitions if not self._of(key).has(p)]
+
+    def not_since(
+        self, key: dg.AssetKey, since: int, wanted: Callable[[str | None], bool] | None = None
+    ) -> list[str | None]:
+        """Partitions, of those that are wanted, that have not been made after the event `since`, whatever their state."""
+        partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
+        return [p for p in partitions if self._of(key).latest(p) <= since]
+
+    def made(self, key: dg.AssetKey, partition: str | None) -> bool:
+        """Whether a partition exists."""
+        return self._of(key).has(partition)
+
+    def newest(self, key: dg.AssetKey, partition: str | None) -> int:
+        """The latest event of a partition, by its storage id; 0 if there is none."""
+        return self._of(key).latest(partition)
+
+    def newest_input(
+        self, key: dg.AssetKey, partitions: Iterable[str | None], beside: Collection[dg.AssetKey] = ()
+    ) -> int:
+        """The latest event, by its storage id, of all that these partitions are made from, other assets `beside` left out."""
+        return max(
+            (
+                self.newest(parent, one)
+                for parent in set(self.graph.get(key).parent_keys) - set(beside)
+                for partition in partitions
+                for one in self._parent_partitions(key, partition, parent)
+            ),
+            default=0,
+        )
 
     def ready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether everything a partition is made from has been materialised."""
@@ -104,8 +180,19 @@ class Staleness:
                 continue
             if partition is None and not wanted:
                 missing.append(parent.to_user_string())
-            missing += [parent.to_user_string() + (f" of {one}" if one else "") for one in absent]
+            missing += [
+                parent.to_user_string() + (f" of {one}" if one else "") + self._how_to_get(parent, one)
+                for one in absent
+            ]
         return missing
+
+    def _how_to_get(self, key: dg.AssetKey, partition: str | None) -> str:
+        if not self.elsewhere(key, partition):
+            return ""
+        return (
+            " (made elsewhere, and only what was made of it was uploaded: upload this as well, or make it here, by "
+            "make_missing with elsewhere: true)"
+        )
 
     def _is_due(self, key: dg.AssetKey, partition: str | None) -> bool:
         if not self._of(key).has(partition):
@@ -265,7 +352,11 @@ class _Records:
         """What it was made from; None if that was not recorded."""
         if not self.partitioned:
             return extract_data_provenance_from_entry(self._only.event_log_entry) if self._only else None
-        return self._provenance.get(str(partition))
+        return self._read.get(str(partition), (None, False))[0]
+
+    def uploaded(self, partition: str) -> bool:
+        """Whether people uploaded what stands there."""
+        return self._read.get(partition, (None, False))[1]
 
     @cached_property
     def _only(self) -> dg.EventLogRecord | None:
@@ -286,9 +377,10 @@ class _Records:
         return {partition: tags[DATA_VERSION] for partition, tags in found.items() if DATA_VERSION in tags}
 
     @cached_property
-    def _provenance(self) -> dict[str, DataProvenance | None]:
+    def _read(self) -> dict[str, tuple[DataProvenance | None, bool]]:
+        """Partition → what it was made from, and whether it was uploaded."""
         ids = sorted(self._latest.values())
-        found: dict[str, DataProvenance | None] = {}
+        found: dict[str, tuple[DataProvenance | None, bool]] = {}
         parsed: dict[tuple[tuple[str, str], ...], DataProvenance | None] = {}
         """Cells of one run share what they were made from."""
         for start in range(0, len(ids), AT_ONCE):
@@ -298,7 +390,9 @@ class _Records:
                 shared = tuple((k, v) for k, v in tags.items() if k != DATA_VERSION and not k.startswith(OF_CELL))
                 if shared not in parsed:
                     parsed[shared] = DataProvenance.from_tags(tags)
-                found[str(record.partition_key)] = parsed[shared]
+                made = record.asset_materialization.metadata.get(MADE) if record.asset_materialization else None
+                uploaded = made is not None and made.value == ELSEWHERE
+                found[str(record.partition_key)] = parsed[shared], uploaded
         return found
 
 

@@ -23,6 +23,7 @@ from dagster._core.storage.tags import (
     MAX_RETRIES_TAG,
     PARTITION_NAME_TAG,
     RETRY_STRATEGY_TAG,
+    USER_TAG,
 )
 
 from curvas_assets.orchestration.batches import ranges, rectangles
@@ -54,11 +55,7 @@ def launcher_tags(job: str) -> dict[str, str]:
 
 
 def study_job(study_definition: Study, partitions: Partitions, bucket_resource: Bucket) -> dg.JobDefinition:
-    """The job `study`. It occupies one run of the queue while it waits for the others.
-
-    A patient whom no set of the study names is nobody's: it is registered, and `make_missing` takes it in when it is asked to.
-    """
-    named = frozenset(one for members in study_definition.sets.values() for one in members)
+    """The job `study`. It occupies one run of the queue while it waits for the others."""
 
     @dg.op(
         name="run_registration",
@@ -80,7 +77,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
             tags={"curvas/needs": "cpu"},
         )
         def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
-            runner = StageRunner(context, Scope(patients=named))
+            runner = StageRunner(context, Scope.of_study(study_definition))
             if stage == REPORT and not runner.is_ready(REPORT):
                 context.log.info("there are no scores yet, so there is no report")
                 return left
@@ -135,13 +132,13 @@ class StageRunner:
         """Whether what a stage of tables is made from exists."""
         return Staleness(self.graph, self.instance).ready(dg.AssetKey(STAGES[stage][0]), None)
 
-    def run(self, stage: str) -> list[str]:
-        """Make what is missing or stale of a stage; what could not be made, by name.
+    def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
+        """Make what is due of a stage, or of some of its assets; what could not be made, by name.
 
         A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
         if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
-        keys = [dg.AssetKey(name) for name in STAGES[stage]]
+        keys = [dg.AssetKey(name) for name in assets or STAGES[stage]]
         tried: Counter[Cell] = Counter()
         waited = False
         while True:
@@ -206,8 +203,7 @@ class StageRunner:
         return [(key, one) for key in keys for one in self._due(staleness, key)]
 
     def _due(self, staleness: Staleness, key: dg.AssetKey) -> list[str | None]:
-        definition = self.graph.get(key).partitions_def
-        return staleness.due(key, lambda p: self.scope.includes(definition, p), stale=self.scope.stale)
+        return self.scope.due(staleness, key)
 
     def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         left = [f"{key.to_user_string()} {one or ''}".strip() for key, one in self._all_due(keys)]
@@ -233,7 +229,8 @@ class StageRunner:
         """Put a run of a stage's job into the queue; its id."""
         own = self.context.run
         job = self.repository.get_job(stage)
-        tags = {LAUNCHED_BY: own.run_id}
+        # The UI reads "launched by" from the tag of the user; without it, a run counts as launched by hand.
+        tags = {LAUNCHED_BY: own.run_id, USER_TAG: f"{own.job_name} {own.run_id[:8]}"}
         if batch is not None:
             first, last, count = batch
             if count == 1:

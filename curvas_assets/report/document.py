@@ -110,6 +110,8 @@ class ReportInputs:
         risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
         cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
         curves: model → training curve (`epoch`, `train_loss`, `val_loss`, `pseudo_dice`, `ema_dice`, …).
+        state: of the lineage when the report was made: `asset`, `partitions`, `made`, `stale`, `missing`, `elsewhere`, `why`.
+        averaged: what the ensembles that were scored are the mean of: `predictor`, `members`, `patients`, `models`.
         slices: slices to show, with annotations and, of an ensemble, its maps.
         organs: a label volume for the 3-D view.
     """
@@ -132,6 +134,8 @@ class ReportInputs:
     risk_coverage: pd.DataFrame | None = None
     cost: pd.DataFrame | None = None
     curves: Mapping[str, pd.DataFrame] | None = None
+    state: pd.DataFrame | None = None
+    averaged: pd.DataFrame | None = None
     slices: Sequence[SliceView] = ()
     organs: OrganView | None = None
 
@@ -268,6 +272,7 @@ class _Writer:
                 "cost",
                 "metrics",
                 "reproducibility",
+                "state",
             )
         )
 
@@ -923,6 +928,21 @@ class _Writer:
             else:
                 blocks.append(_absent(w(absent)))
         return blocks
+
+    # State -------------------------------------------------------------------------------------------------------------
+
+    def state(self) -> list[_Block]:
+        w, state, averaged = self.words, self.inputs.state, self.inputs.averaged
+        blocks: list[_Block] = []
+        if averaged is not None and len(averaged):
+            columns = {name: w.column(name) for name in ("predictor", "members", "patients", "models")}
+            blocks += [_text(w("averaged_text")), self._table(averaged, columns, folded=len(averaged) > 15)]
+        if state is None:
+            return [*blocks, _absent(w("no_state"))]
+        if not state["stale"].any():
+            blocks.append(_text(w("fresh_text")))
+        shown = state.assign(why=[w.reason(str(why)) for why in state["why"]])
+        return [*blocks, _text(w("state_text")), self._table(shown, {str(c): w.column(str(c)) for c in shown.columns})]
 
     # Small things ------------------------------------------------------------------------------------------------------
 

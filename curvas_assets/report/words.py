@@ -24,6 +24,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "cost": ("Cost", "Coût"),
     "metrics": ("Metrics", "Métriques"),
     "reproducibility": ("Reproducibility", "Reproductibilité"),
+    "state": ("State of the study when this was written", "État de l'étude au moment de la rédaction"),
     # Question
     "question_text": (
         "Do ensembles of segmentation networks reduce the uncertainty of CT segmentation without hurting accuracy, when "
@@ -368,6 +369,19 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "no_packages": ("No package versions were recorded.", "Aucune version de paquet n'a été enregistrée."),
     "no_data_versions": ("No data versions were recorded.", "Aucune version de données n'a été enregistrée."),
     "unknown": ("unknown", "inconnu"),
+    # State
+    "state_text": (
+        "What was made of each step, and what was out of date or missing. What is missing of the scores is not in this report; "
+        "what is out of date is in it as it was.",
+        "Ce qui était fait de chaque étape, et ce qui était périmé ou manquant. Les scores qui manquent ne sont pas dans ce rapport ; "
+        "ce qui est périmé y est tel qu'il était.",
+    ),
+    "fresh_text": ("Nothing behind this report was out of date.", "Rien de ce qui fonde ce rapport n'était périmé."),
+    "no_state": ("The state of the study was not recorded.", "L'état de l'étude n'a pas été enregistré."),
+    "averaged_text": (
+        "What the ensembles are the mean of, as their volumes say.",
+        "Ce dont les ensembles de modèles sont la moyenne, selon leurs volumes.",
+    ),
     # Axes and legends
     "family": ("family", "famille"),
     "general": ("general ensemble", "ensemble général"),
@@ -493,9 +507,28 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "unit": ("unit", "unité"),
     "range": ("range", "étendue"),
     "reference": ("reference", "référence"),
+    "asset": ("step", "étape"),
+    "partitions": ("of the study", "de l'étude"),
+    "made": ("made", "faits"),
+    "stale": ("out of date", "périmés"),
+    "missing": ("missing", "manquants"),
+    "elsewhere": ("made elsewhere", "faits ailleurs"),
+    "why": ("why", "pourquoi"),
+    "members": ("members", "membres"),
+    "models": ("models", "modèles"),
     "shape": ("shape (Z, Y, X)", "forme (Z, Y, X)"),
     "spacing_mm": ("spacing (mm)", "espacement (mm)"),
 }
+
+_REASONS: Mapping[str, str] = {
+    "has a new code version": "le code ou la configuration a changé",
+    "has a new data version": "a changé",
+    "has a new dependency on": "dépend désormais de",
+    "removed dependency on": "ne dépend plus de",
+    "made elsewhere, left alone:": "fait ailleurs, laissé tel quel :",
+    "reasons more": "autres raisons",
+}
+"""Parts of the reasons that the lineage gives, in English there, and their French."""
 
 _QUESTIONS: Mapping[str, tuple[str, str]] = {
     "exploratory": ("exploratory", "exploratoire"),
@@ -572,6 +605,12 @@ class Words:
 
     def column(self, column: str) -> str:
         return _COLUMNS[column][self._side] if column in _COLUMNS else column.replace("_", " ")
+
+    def reason(self, reason: str) -> str:
+        """Why something is out of date, as the lineage says it."""
+        for english, french in _REASONS.items() if self._side else ():
+            reason = reason.replace(english, french)
+        return reason
 
     def question(self, question: str) -> str:
         """A question of the study's primary metrics, or `exploratory`; its own words if it has none here."""

@@ -306,7 +306,7 @@ def _seen(model: ModelId, source: Path, ending: str) -> dict[str, list[str]]:
     if (source / "training.json").is_file():
         record = _json(source / "training.json", str(model))
         for part in (TRAINED_ON, LEFT_OUT):
-            if isinstance(record.get(part), list):
+            if record.get(part) and isinstance(record[part], list):
                 return {part: [str(one) for one in record[part]]}
     predictions = (source / f"fold_{model.fold}" / "validation").glob(f"*{ending}")
     left_out = sorted(path.name.removesuffix(ending) for path in predictions)
@@ -317,7 +317,8 @@ def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]],
     """How it is known that a model learned from nobody whom it is to predict for scoring; refused where it did."""
     scored = study.scored_by(model)
     if TRAINED_ON in seen:
-        if both := sorted(scored & _as_patients(study, seen[TRAINED_ON])):
+        known = _as_patients(study, seen[TRAINED_ON])
+        if both := sorted(one for one in known if one in scored or study.set_of(one) == "test"):
             raise ask.refused(
                 f"its training.json says that it learned from {', '.join(both[:5])}, whom the study scores by it",
                 "Give a model that did not see them, or change the study's sets.",

@@ -48,7 +48,6 @@ class StudyTrainer(nnUNetTrainer):
         self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = -1
         self.held_out: list[str] = []
-        self.trained_on: list[str] = []
 
     # Seeds -----------------------------------------------------------------------------------------------------------
 
@@ -72,12 +71,6 @@ class StudyTrainer(nnUNetTrainer):
     # Data ------------------------------------------------------------------------------------------------------------
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, or ours; remembers whom the network learns from."""
-        train, validation = self._split()
-        self.trained_on = sorted(map(str, train))
-        return train, validation
-
-    def _split(self) -> tuple[list[str], list[str]]:
         """With fold `all`, a part of the patients is held out to decide when to stop; the report says which.
 
         So it is under cross-validation: those whom the fold holds out are scored, and nothing may be chosen on them.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BEST = "checkpoint_best.pth"
 TRAINED_ON = "trained_on"
-"""In a model's `training.json`: the patients whom the network learned from."""
+"""In a model's record: the patients it has seen."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _publish(
         "best_ema_dice": outcome.best_ema_dice,
         "stopped_because": outcome.stopped_because,
         "held_out": trainer.held_out,
-        TRAINED_ON: trainer.trained_on,
+        TRAINED_ON: sorted({str(patient) for part in trainer.do_split() for patient in part}),
         "device": outcome.device,
         "threads": threads,
         "settings": {k: v for k, v in trainer.settings.items() if k != "identity"},
@@ -304,6 +304,17 @@ def _publish(
         "curve": outcome.curve.drop(columns="seconds").to_dict(orient="list"),
     }
     (model_folder / "training.json").write_text(json.dumps(record, indent=1))
+
+
+def trained_on(model_folder: Path) -> frozenset[str]:
+    """The patients whom a model has seen, to learn from or to decide when to stop; none if it does not say (it was made
+    elsewhere, or before models said it).
+    """
+    try:
+        record = json.loads((model_folder / "training.json").read_text())
+        return frozenset(map(str, record.get(TRAINED_ON) or ()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return frozenset()
 
 
 def _device_name(device: Any) -> str:

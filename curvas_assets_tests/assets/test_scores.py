@@ -2,6 +2,7 @@
 
 - The table of scores holds whom the study scores now, with the predictors, families and groups it has now, whatever is stored.
 - Without any score there is an error that says what to do, and what is stored stays.
+- An ensemble that is the mean of others than its members now is not scored; the error names who left and who came.
 - Under cross-validation a patient's rows are those of the models that did not see it.
 """
 
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from curvas_assets.assets import scores
-from curvas_assets.errors import MissingArtefactError
+from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts
 from curvas_assets.orchestration.partitions import Partitions
@@ -108,3 +109,15 @@ def test_under_cross_validation_rows_are_of_the_models_that_did_not_see_the_pati
             m for m in study.models if str(m) in set(rows["predictor"]) and patient not in study.held_out(m.fold)
         ]
     assert set(table["patient"]) == set(study.training_patients())
+
+
+def test_an_ensemble_of_others_than_its_members_now_is_not_scored():
+    cell = "ensemble_all|PHANTOM007"
+    scores.require_members(["b", "a"], ["a", "b"], cell)
+    scores.require_members(None, ["a", "b"], cell)  # a volume from before they said it
+    with pytest.raises(
+        ScoringError, match=r"the mean of 3 models, without d and with b, c, no members any more\. Materialise"
+    ):
+        scores.require_members(["a", "b", "c"], ["a", "d"], cell)
+    with pytest.raises(ScoringError, match="the mean of 1 models, without b"):
+        scores.require_members(["a"], ["a", "b"], cell)

@@ -6,11 +6,11 @@ import dagster as dg
 
 from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.cells import cell_event, materialise, one_by_one, provenance_tags
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
@@ -65,7 +65,7 @@ class DummyLineage:
         p, i = self.partitions, dg.AssetIn
         same = dg.IdentityPartitionMapping()
         assets = [
-            self._asset("scan", p.patient, {}, 50),
+            self._asset("scan", p.patient, {}, 50, deps=["patient_files"]),
             self._asset("test_scan", p.test_patient, {"scan": i(partition_mapping=same)}, 100),
             self._asset("preprocessed_dataset", p.annotator, {"scan": i(partition_mapping=p.training_patients)}, 5),
             self._asset(
@@ -104,15 +104,16 @@ class DummyLineage:
             if names.issuperset(made)
         ]
         return dg.Definitions(
-            assets=assets,
+            assets=[*assets, dg.AssetSpec("patient_files", partitions_def=p.patient)],
             jobs=[*stages, *operations.build(self.study, p, Bucket())],
             resources={"io_manager": NothingIO()},
         )
 
-    def _asset(self, name, partitions_def, ins, limit):
+    def _asset(self, name, partitions_def, ins, limit, deps=()):
         @dg.asset(
             name=name,
             ins=ins,
+            deps=deps,
             partitions_def=partitions_def,
             backfill_policy=dg.BackfillPolicy.multi_run(limit),
             output_required=False,
@@ -143,6 +144,16 @@ class DummyLineage:
             instance=self.instance, tags=tags, raise_on_error=False
         )
 
+    def run_due(self, asset: str) -> list[str]:
+        """What is due of an asset: in one run where it is all of it, else one by one; its keys."""
+        keys = self.due().get(asset, [])
+        if keys == [str(p) for p in self.staleness.partitions(dg.AssetKey(asset))]:
+            assert self.run(asset, keys[0], keys[-1]).success
+            return keys
+        for key in keys:
+            assert self.run(asset, key).success
+        return keys
+
     def run_all(self) -> None:
         """Every partition of every asset, each asset in one run."""
         for asset in (
@@ -163,6 +174,27 @@ class DummyLineage:
         column, patient = key.split("|")
         dimension = "model" if asset == "softmax" else "ensemble"
         return {f"dagster/partition/{dimension}": column, "dagster/partition/patient": patient}
+
+    def upload(self, asset: str, *partitions: str) -> None:
+        """Report partitions as an upload does."""
+        definition = self.definitions.resolve_asset_graph().assets_def_for_key(dg.AssetKey(asset))
+        tags = provenance_tags(self.instance, definition, "an upload")
+        for partition in partitions:
+            event = cell_event(definition, partition, Stored("key", "uploaded"), {MADE: ELSEWHERE}, tags)
+            self.instance.report_runless_asset_event(event)
+
+    def change_files(self, patient: str, version: str) -> None:
+        """What the sensor tells of a patient whose files are others now."""
+        tags = {"dagster/data_version": version}
+        self.instance.report_runless_asset_event(dg.AssetObservation("patient_files", partition=patient, tags=tags))
+
+    def as_in(self, study: Study) -> "DummyLineage":
+        """The lineage of an edited study on the same records, with the code versions that the real assets have then."""
+        from curvas_assets.definitions import build_definitions  # a second that most tests and processes need not spend
+
+        graph = build_definitions(study).resolve_asset_graph()
+        code = {key.to_user_string(): graph.get(key).code_version for key in graph.materializable_asset_keys}
+        return DummyLineage(study, self.broken, self.versions, self.made, code, self.instance)
 
     @property
     def staleness(self) -> Staleness:

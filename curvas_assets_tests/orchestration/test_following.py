@@ -2,11 +2,12 @@
 
 - A new patient is taken from its scan to its scores stage by stage, by all models, and nobody else is touched.
 - While a patient's run goes on, nothing is asked for that patient.
-- What failed is not asked for again, until the patient's files change.
+- What failed is not asked for again, until the patient's files change, or what it is made from is made again.
+- Files that come back to what they were are asked for again; so is a report of a state that comes back, or that was emptied.
 - What was emptied is asked for again.
 - The sensor says what it waits for, asks with the real definitions, and is silent without a bucket.
 - The report is asked for once when scores have changed, not while they are being made, and not again for the same inputs.
-- A failed run is posted to the webhook, if one is set.
+- A failed run is posted to the webhook, if one is set, with patient, reason and remedy of every step that failed.
 """
 
 import json
@@ -98,6 +99,28 @@ def test_what_failed_is_not_asked_for_again_until_the_files_change(lineage):
     assert sensor.tick(files="b") == ["select_test_scans"]
 
 
+def test_files_that_come_back_are_asked_for_again(lineage):
+    lineage.broken[NEW] = PatientError("reading", NEW, "a truncated file", "Upload it again.")
+    sensor = Sensor(lineage)
+    for files in ("a", "b", "a"):
+        lineage.change_files(NEW, files)
+        assert sensor.tick(files) == ["take_in_scans"]
+        assert sensor.tick(files) == []
+
+
+def test_what_failed_is_asked_for_again_when_its_model_is_new(lineage):
+    model = str(lineage.study.models[4])
+    lineage.broken[f"{model}|{NEW}"] = PatientError("predicting", NEW, "weights that are no number", "Train again.")
+    sensor = Sensor(lineage)
+    while sensor.tick():
+        pass
+    assert lineage.due()["softmax"] == [f"{model}|{NEW}"]
+    lineage.broken.clear()
+    assert lineage.run("trained_model", model).success
+    asked = [sensor.tick() for _ in range(4)]
+    assert asked == [["predict"], ["build_ensembles"], ["score_patients"], []]
+
+
 def test_the_sensor_asks_with_the_real_definitions(bucket_environment, monkeypatch):
     repository = build_definitions(load_study("phantom")).get_repository_def()
     sensor = repository.get_sensor_def("follow_new_patients")
@@ -134,6 +157,22 @@ def test_the_report_is_asked_for_when_scores_have_changed():
         scored(instance, "b")
         (changed,) = sensor.evaluate_tick(context).run_requests
         assert first.run_key == same.run_key != changed.run_key
+        keys = {first.run_key, changed.run_key}
+        for _ in range(2):  # back to a, and to b again: each state that returns is asked for, once
+            for version in ("a", "b"):
+                scored(instance, version)
+                (returned,) = sensor.evaluate_tick(context).run_requests
+                (again,) = sensor.evaluate_tick(context).run_requests
+                assert returned.run_key == again.run_key
+                assert returned.run_key not in keys
+                keys.add(returned.run_key)
+        # A report that failed after its tables were made is not asked for again; one that was emptied is.
+        instance.report_runless_asset_event(dg.AssetMaterialization("study_scores", tags={"dagster/data_version": "b"}))
+        (failed,) = sensor.evaluate_tick(context).run_requests
+        assert failed.run_key == again.run_key
+        instance.wipe_assets([dg.AssetKey("study_scores")])
+        (emptied,) = sensor.evaluate_tick(context).run_requests
+        assert emptied.run_key not in keys
         under_way = dg.DagsterRun(
             "score_patients", asset_selection=frozenset({dg.AssetKey("scores")}), status=dg.DagsterRunStatus.STARTED
         )
@@ -153,13 +192,25 @@ def test_a_failed_run_is_posted_to_the_webhook(monkeypatch):
         def log_message(self, *_):
             pass
 
+    told = PatientError("reading annotation_2.nii.gz", "PHANTOM007", "a truncated file", "Upload it again.")
+
     @dg.op
     def breaks():
+        raise told from OSError("short read")
+
+    @dg.op
+    def fails():
+        raise dg.Failure("scan: 1 of 2 partitions failed, the others are stored", allow_retries=False)
+
+    @dg.op
+    def slips():
         raise ValueError("as it should")
 
     @dg.job
     def broken():
         breaks()
+        fails()
+        slips()
 
     server = HTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -180,4 +231,10 @@ def test_a_failed_run_is_posted_to_the_webhook(monkeypatch):
         server.server_close()
     (message,) = posted
     assert message["run_id"] == result.run_id
-    assert message["text"].startswith("broken ")
+    first, *steps = message["text"].splitlines()
+    assert first == f"broken {result.run_id[:8]} failed:"
+    assert sorted(steps) == [
+        f"breaks: PatientError: {told}",
+        "fails: scan: 1 of 2 partitions failed, the others are stored",
+        "slips: ValueError: as it should",
+    ]

@@ -5,7 +5,9 @@
 - What has not changed is skipped; a changed file is an observation of that patient only.
 - Who was excluded, moved to another set or dropped from all sets is no partition any more, and comes back when the study says so.
 - A folder that is gone from the bucket is told, at every look.
-- A published table that people upload, or replace, is told to Dagster.
+- A published table that people upload, replace or take away is told to Dagster.
+- What the study makes of each new patient is told: training, test, nobody's and what to do.
+- With the rule `rest: test` whoever is in no set is a test patient; trained ones and excluded ones never are.
 """
 
 import dagster as dg
@@ -121,3 +123,31 @@ def test_a_published_table_is_told_when_it_changes(study, instance):
     assert isinstance(registration(study, partitions, instance, {"7": "b"}, uploaded.cursor, "first"), dg.SkipReason)
     replaced = registration(study, partitions, instance, {"7": "b"}, uploaded.cursor, "second")
     assert len(replaced.asset_events) == 1
+    gone = registration(study, partitions, instance, {"7": "b"}, replaced.cursor, None)
+    assert [e.tags for e in gone.asset_events] == [{"dagster/data_version": "none"}]
+    assert isinstance(registration(study, partitions, instance, {"7": "b"}, gone.cursor, None), dg.SkipReason)
+
+
+def test_what_the_study_makes_of_a_new_patient_is_told(study, instance):
+    folders = dict.fromkeys(["PHANTOM001", "PHANTOM006", "PHANTOM007", "PHANTOM120"], "a")
+    told = registration(study, Partitions.of(study), instance, folders, None).skip_reason.skip_message
+    assert "PHANTOM001: in the set train: models learn from it" in told
+    assert "PHANTOM006: in the set validation, which training.sets leaves out: taken in only" in told
+    assert "PHANTOM007: test: predicted and scored" in told
+    assert (
+        "PHANTOM120: in no set, so nothing is made of it; name it in sets of the study file, or write `rest: test`"
+        in told
+    )
+
+
+def test_the_rest_become_test_patients_by_rule_and_the_trained_never_do(study, instance):
+    ruled = _edited(study, rest="test")
+    folders = dict.fromkeys(["PHANTOM001", "PHANTOM006", "PHANTOM007", "PHANTOM009", "120"], "a")
+    partitions = Partitions.of(ruled)
+    found = registration(ruled, partitions, instance, folders, None)
+    _apply(instance, found)
+    assert _registered(instance)["test_patient"] == {"PHANTOM007", "PHANTOM120"}
+    assert "PHANTOM007, PHANTOM120: test: predicted and scored" in found.skip_reason.skip_message
+    trains = {**ruled.sets, "train": [*ruled.sets["train"], "PHANTOM120"]}
+    later = _edited(ruled, sets=trains)
+    assert Partitions.of(later).test_patient.get_partition_keys(dynamic_partitions_store=instance) == ["PHANTOM007"]

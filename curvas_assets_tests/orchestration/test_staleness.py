@@ -9,6 +9,10 @@
 - Sets, groups and exclusions make the table of scores due; who is not the study's any more is due nowhere, and an orphan.
 - Under cross-validation only the models that did not see a patient predict it.
 - A patient is ready to be scored only when every prediction and ensemble of it exists.
+- An annotator or a seed that leaves or joins makes the ensembles due, and the scores, however the file writes the ensembles.
+- What was uploaded is told as stale and is not due; nor is a model of which predictions were uploaded, nor a dataset all of
+  whose models came from elsewhere; an order, or a materialisation by hand, ends that.
+- The state table counts made, stale, missing and elsewhere of each asset, and says why.
 """
 
 import dagster as dg
@@ -18,9 +22,10 @@ from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import due_for_patients
 from curvas_assets.orchestration.io_manager import Stored
-from curvas_assets.orchestration.operations.about import about_assets, about_orphans
+from curvas_assets.orchestration.operations.about import about_orphans
 from curvas_assets.orchestration.schedules import due_report, due_scores
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.state import state_table
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
@@ -100,9 +105,10 @@ def test_the_nightly_schedule_asks_for_complete_patients_only(lineage):
     lineage.code["scores"] = "2"
     lineage.instance.add_dynamic_partitions("patient", ["UKCHLL007"])
     lineage.instance.add_dynamic_partitions("test_patient", ["UKCHLL007"])
-    assert [request.partition_key for request in due_scores(lineage.staleness)] == list(TESTS)
+    (request,) = due_scores(lineage.staleness, predict=False)
+    assert request.run_config == {"patients": list(TESTS), "predict": False}
     lineage.code.clear()
-    (skip,) = due_scores(lineage.staleness)
+    (skip,) = due_scores(lineage.staleness, predict=False)
     assert isinstance(skip, dg.SkipReason)
     assert "softmax" in " ".join(lineage.staleness.missing_parents(dg.AssetKey("scores"), "UKCHLL007"))
 
@@ -198,8 +204,8 @@ def test_sets_groups_and_exclusions_make_the_table_due_and_leave_orphans():
             gone = {"PHANTOM008"} if "groups" not in changes else set()
             assert set(Staleness(graph, instance).partitions(dg.AssetKey("scores"))) == set(tests) - gone
             assert set(about_orphans(instance, graph)["partition"]) == gone
-            made = about_assets(instance, graph).set_index("asset").loc["scores"]
-            assert (made["partitions"], made["materialised"]) == (3 - len(gone), 3 - len(gone))
+            made = state_table(Staleness(graph, instance)).set_index("asset").loc["scores"]
+            assert (made["partitions"], made["made"]) == (3 - len(gone), 3 - len(gone))
 
 
 def test_under_cross_validation_only_models_that_did_not_see_a_patient_predict_it():
@@ -234,3 +240,102 @@ def test_under_cross_validation_only_models_that_did_not_see_a_patient_predict_i
     ensembles = staleness.partitions(dg.AssetKey("ensemble_softmax"))
     assert all(staleness.ready(dg.AssetKey("ensemble_softmax"), cell) for cell in ensembles)
     assert len(wanted) == len([key for asset, key in lineage.made if asset == "softmax"])
+
+
+@pytest.mark.parametrize(
+    ("change", "written"),
+    [("annotator leaves", False), ("annotator joins", True), ("seed leaves", True), ("seed joins", False)],
+)
+def test_ensembles_are_made_again_of_those_who_are_members_now(change, written):
+    raw = load_study("phantom").model_dump(mode="json")
+    fewer = (
+        {**raw, "annotators": raw["annotators"][:2]} if "annotator" in change else {**raw, "seeds": raw["seeds"][:2]}
+    )
+    if written:
+        raw |= {"ensembles": {"all": [a["name"] for a in raw["annotators"]]}}
+        fewer |= {"ensembles": {"all": [a["name"] for a in fewer["annotators"]]}}
+    before, after = (raw, fewer) if "leaves" in change else (fewer, raw)
+    patient = "PHANTOM007"
+    first, study = Study.model_validate(before), Study.model_validate(after)
+    lineage = DummyLineage(study=first).as_in(first)
+    lineage.register(patient)
+    lineage.run_all()
+    assert lineage.due() == {}
+    edited = lineage.as_in(study)
+    edited.made.clear()
+    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax"):
+        edited.run_due(asset)
+    trained = {key for asset, key in edited.made if asset == "trained_model"}
+    assert trained == {str(m) for m in study.models} - {str(m) for m in first.models}  # and nobody again
+    assert edited.run_due("ensemble_softmax") == [f"{e}|{patient}" for e in study.ensemble_ids]
+    assert edited.run_due("scores") == [patient]
+    assert edited.due() == {}
+
+
+def test_what_was_uploaded_is_left_alone_until_a_person_says_otherwise():
+    lineage = DummyLineage()
+    lineage.register(*TESTS)
+    for asset in ("scan", "test_scan"):
+        keys = lineage.staleness.partitions(dg.AssetKey(asset))
+        assert lineage.run(asset, str(keys[0]), str(keys[-1])).success
+    models = [str(model) for model in lineage.study.models]
+    of_anno1, others = models[:3], models[3:]
+    model = dg.AssetKey("trained_model")
+    lineage.upload("softmax", f"{of_anno1[0]}|{TESTS[0]}")  # predictions alone
+    lineage.upload("trained_model", of_anno1[1])
+    assert lineage.due()["trained_model"] == [of_anno1[2], *others]
+    assert lineage.due()["preprocessed_dataset"] == [
+        "anno1",
+        "anno2",
+        "anno3",
+    ]  # one model of anno1 is still to be trained
+    lineage.upload("softmax", f"{of_anno1[2]}|{TESTS[0]}")
+    assert lineage.due()["trained_model"] == others
+    assert lineage.due()["preprocessed_dataset"] == ["anno2", "anno3"]
+    assert lineage.staleness.due(model, elsewhere=True) == [of_anno1[0], of_anno1[2], *others]
+    (needed,) = lineage.staleness.missing_parents(dg.AssetKey("softmax"), f"{of_anno1[0]}|{TESTS[1]}")
+    assert needed.startswith(f"trained_model of {of_anno1[0]} (made elsewhere")
+
+    # A dataset and a model made here afterwards make nothing of it due; the state tells that it is out of date.
+    assert lineage.run("preprocessed_dataset", "anno1").success
+    assert lineage.staleness.status(model, of_anno1[1]).status.value == "STALE"
+    assert not lineage.staleness.status(model, of_anno1[1]).due
+    assert lineage.run("trained_model", of_anno1[0]).success  # by hand
+    cell = f"{of_anno1[0]}|{TESTS[0]}"
+    assert cell not in lineage.due()["softmax"]
+    table = state_table(lineage.staleness).set_index("asset")
+    assert table.loc["trained_model", ["made", "stale", "missing", "elsewhere"]].tolist() == [2, 0, 6, 2]
+    assert (
+        "made elsewhere, left alone: preprocessed_dataset has a new data version (1)"
+        in table.loc["trained_model", "why"]
+    )
+    assert table.loc["softmax", "elsewhere"] == 2
+    assert lineage.run("softmax", cell).success  # by hand: it is ours from now on
+    assert state_table(lineage.staleness).set_index("asset").loc["softmax", "elsewhere"] == 1
+    lineage.versions[of_anno1[0]] = "retrained"
+    assert lineage.run("trained_model", of_anno1[0]).success
+    assert cell in lineage.due()["softmax"]
+
+
+def test_an_upload_from_before_this_state_existed_is_one_too(lineage):
+    """Events of older versions have the words in their metadata, and no tag."""
+    definition = lineage.definitions.resolve_asset_graph().assets_def_for_key(dg.AssetKey("trained_model"))
+    model = str(lineage.study.models[0])
+    told = {"made": "elsewhere, and uploaded", "origin": "Lyon"}
+    tags = {"dagster/data_version": "theirs"}
+    lineage.instance.report_runless_asset_event(
+        dg.AssetMaterialization(definition.key, partition=model, metadata=told, tags=tags)
+    )
+    assert lineage.staleness.elsewhere(definition.key, model)
+
+
+def test_the_state_table_says_what_is_out_of_date_and_why(lineage):
+    lineage.versions[f"scan {TESTS[0]}"] = "changed annotation"
+    assert lineage.run("scan", TESTS[0]).success
+    lineage.code["scores"] = "2"
+    lineage.instance.add_dynamic_partitions("test_patient", ["UKCHLL007"])
+    table = state_table(lineage.staleness, without=("softmax",)).set_index("asset")
+    assert "softmax" not in table.index
+    assert table.loc["scores", ["partitions", "made", "stale", "missing", "elsewhere"]].tolist() == [3, 2, 2, 1, 0]
+    assert table.loc["scores", "why"] == "has a new code version (2); scan has a new data version (1)"
+    assert table.loc["trained_model", "why"] == ""

@@ -31,7 +31,7 @@ from curvas_assets_tests.report.studies import make_inputs, make_scores, make_sl
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 SECTIONS = (
-    "question data protocol results statistics comparison maps cost metrics reproducibility".split()  # noqa: SIM905
+    "question data protocol results statistics comparison maps cost metrics reproducibility state".split()  # noqa: SIM905
 )
 
 
@@ -493,3 +493,22 @@ def test_statistics_and_report_of_the_whole_study_take_less_than_a_minute():
     assert time.process_time() - start < 60
     assert "65 patients × 13 predictors" in report.markdown
     assert len(report.html) < 12e6
+
+
+def test_the_state_when_it_was_written_stands_on_the_page():
+    columns = ["asset", "partitions", "made", "stale", "missing", "elsewhere", "why"]
+    why = "test_scan has a new data version (9)"
+    rows = [["trained_model", 9, 9, 0, 0, 2, ""], ["softmax", 27, 27, 9, 0, 0, why]]
+    averaged = pd.DataFrame([["ensemble_all", 8, 3, "a, b"]], columns=["predictor", "members", "patients", "models"])
+    found = {}
+    for language in ("en", "fr"):
+        study = make_study(patients=2, language=language)
+        state = pd.DataFrame(rows, columns=columns)
+        told = {"state": state, "averaged": averaged, **TABLES_ONLY}
+        found[language] = build_report(make_inputs(study, **told), image_formats=()).markdown.split("\n## ")[-1]
+    assert "| softmax | 27 | 27 | 9 | 0 | 0 | test_scan has a new data version (9) |" in found["en"]
+    assert "| ensemble_all | 8 | 3 | a, b |" in found["en"]
+    assert "Nothing behind this report was out of date" not in found["en"]
+    assert "test_scan a changé (9)" in found["fr"]
+    fresh = build_report(make_inputs(study, state=state.assign(stale=0, why=""), **TABLES_ONLY), image_formats=())
+    assert "Rien de ce qui fonde ce rapport n'était périmé" in fresh.markdown

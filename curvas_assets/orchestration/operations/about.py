@@ -1,4 +1,4 @@
-"""What this deployment is: study, versions, store, and how much of everything there is."""
+"""What this deployment is: study, versions, store, patients, and what the study has no more. The lineage's state: `state`."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -15,8 +15,8 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 
 
-def about_study(study: Study) -> dict[str, Any]:
-    """The study's name, shape and fingerprint."""
+def about_study(study: Study, known: Collection[str] = ()) -> dict[str, Any]:
+    """The study's name, shape and fingerprint; of the registered patients, those whom its rule has scored count too."""
     return {
         "study": study.name,
         "title": study.title,
@@ -26,7 +26,8 @@ def about_study(study: Study) -> dict[str, Any]:
         "models": len(study.models),
         "ensembles": ", ".join(map(str, study.ensemble_ids)),
         **{f"{name} set": len(members) for name, members in study.sets.items()},
-        "scored": f"{len(study.scored_patients())} {'by cross-validation' if study.cross_validated else 'of the test set'}",
+        **({"everybody else in the bucket": study.rest} if study.rest else {}),
+        "scored": f"{len(study.scored_patients(known))} {'by cross-validation' if study.cross_validated else 'of the test set'}",
         "excluded": len(study.exclusions),
     }
 
@@ -42,23 +43,6 @@ def about_storage(objects: ObjectStore, layout: Layout) -> pd.DataFrame:
     for prefix in (layout.data, layout.artifacts, layout.output, layout.metrics, layout.reports):
         sizes = [item.size for item in objects.list(f"{prefix}/")]
         rows.append({"prefix": f"{objects.name}/{prefix}", "objects": len(sizes), "bytes": sum(sizes)})
-    return pd.DataFrame(rows)
-
-
-def about_assets(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
-    """Columns asset, partitions, materialised: in the order of the lineage."""
-    rows: list[dict[str, Any]] = []
-    for key in graph.toposorted_asset_keys:
-        node = graph.get(key)
-        if node.is_external:
-            continue
-        if node.partitions_def is None:
-            made = instance.get_latest_materialization_event(key) is not None
-            rows.append({"asset": key.to_user_string(), "partitions": 1, "materialised": int(made)})
-            continue
-        there = set(current_keys(node.partitions_def, instance))
-        made = there & set(instance.get_materialized_partitions(key))
-        rows.append({"asset": key.to_user_string(), "partitions": len(there), "materialised": len(made)})
     return pd.DataFrame(rows)
 
 
@@ -90,6 +74,8 @@ def about_patients(study: Study, known: Collection[str], folders: Collection[str
     return {
         "registered patients": len(known),
         **{f"registered, set {name}": n for name, n in sorted(sets.items())},
+        "in no set, nothing is made of them": ", ".join(sorted(p for p in known if study.patient_set(p) is None))
+        or "none",
         "registered, no longer in the bucket": ", ".join(sorted(set(known) - set(folders))) or "none",
         "in a set, not in the bucket": ", ".join(sorted(named - set(folders))) or "none",
     }

@@ -4,14 +4,16 @@ A folder is one of the machine that the run executes on. Each job runs in one pr
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
+import pandas as pd
+from dagster._core.definitions.data_version import StaleStatus
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 from pydantic import Field
 
 from curvas_assets.errors import CurvasError
-from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration import metadata, nightly
 from curvas_assets.orchestration.bucket import Bucket, patient_folders
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import unfinished_runs
@@ -24,9 +26,11 @@ from curvas_assets.orchestration.operations.upload_patients import upload_patien
 from curvas_assets.orchestration.operations.upload_predictions import upload_predictions as send_predictions
 from curvas_assets.orchestration.partitions import Partitions, current_keys
 from curvas_assets.orchestration.scope import Scope, columns_of
-from curvas_assets.orchestration.sensors import digests, register
+from curvas_assets.orchestration.sensors import digests, register, roles_of
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.state import state_table
 from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
-from curvas_assets.study import Study
+from curvas_assets.study import ModelId, Study
 
 OP = "_op"
 """Suffix of an op's name: Dagster wants it other than its job's."""
@@ -95,6 +99,33 @@ class MakeMissing(dg.Config):
         default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
     )
     stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+    elsewhere: bool = Field(
+        default=False,
+        description="Also what people uploaded, or uploaded predictions of: a model is then trained here although its "
+        "predictions came from elsewhere. Without it, uploads are left alone, by `study` as well.",
+    )
+
+
+class Redo(dg.Config):
+    stages: list[str] = Field(
+        description="Which: assets such as softmax and scores, or jobs such as predict. `figures` and `report` go together.",
+    )
+    patients: list[str] = Field(description=f"For which; it has no effect on models and tables. {selection.PATIENTS}")
+    models: list[str] = Field(
+        description=f"For which; it has no effect on scans, scores and tables. {selection.PREDICTORS} Datasets are those of "
+        "the models' annotators.",
+    )
+    dry_run: bool = Field(default=True, description="Only list what would be made again.")
+
+
+class RefreshScores(dg.Config):
+    patients: list[str] = Field(
+        default=["all"],
+        description=f"Of which, if something changed of them. {selection.PATIENTS}",
+    )
+    predict: bool = Field(
+        default=False, description="Also predict what is out of date, which takes GPUs; else such patients are named."
+    )
 
 
 class EmptyData(dg.Config):
@@ -126,6 +157,9 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             )
         )
         added = register(context, study, partitions, bucket)
+        roles = roles_of(study, [*done.uploaded, *done.unchanged], most=50)
+        for role in roles:
+            context.log.info(role)
         if done.refused:
             reasons = "\n".join(f"- {reason}" for reason in done.refused.values())
             table = dg.MetadataValue.md(refusals_table(done.refused))
@@ -141,6 +175,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "uploaded": ", ".join(done.uploaded) or "none",
                 "unchanged": ", ".join(done.unchanged) or "none",
                 "registered": ", ".join(added) or "none",
+                "what the study makes of them": dg.MetadataValue.md("\n".join(f"- {role}" for role in roles) or "none"),
                 "bytes": done.size,
             },
         )
@@ -266,7 +301,8 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 if everyone
                 else frozenset(selection.choose_patients(study, config.patients, _known(context, partitions))),
                 None if everything else columns_of(study, selection.choose_predictors(study, config.models)),
-                config.stale,
+                stale=config.stale,
+                elsewhere=config.elsewhere,
             )
         )
         left = [name for stage in stages for name in StageRunner(context, scope).run(stage)]
@@ -277,20 +313,78 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 allow_retries=False,
             )
 
+    @dg.op(
+        name=f"redo{OP}",
+        description="Makes partitions again, fresh or not: those named and no others. Lists them unless dry_run is off.",
+        tags=TAGS,
+    )
+    def redo(context: dg.OpExecutionContext, config: Redo) -> dg.Output[None]:
+        stages = _told(lambda: chosen_assets(study, config.stages))
+        scope = _told(
+            lambda: Scope(
+                frozenset(selection.choose_patients(study, config.patients, _known(context, partitions))),
+                named_columns(study, selection.choose_predictors(study, config.models)),
+                since=context.instance.event_log_storage.get_maximum_record_id() or 0,
+            )
+        )
+        staleness = Staleness(context.repository_def.asset_graph, context.instance)
+        named = redo_table(staleness, scope, [asset for assets in stages.values() for asset in assets])
+        facts = {"partitions": int(named["partitions"].sum()), "named": metadata.table(named)}
+        context.log.info(named.to_string(index=False))
+        if not facts["partitions"]:
+            raise dg.Failure("the study has no such partition: nothing to make again", allow_retries=False)
+        if config.dry_run:
+            context.log.info("nothing was made: this was a list. To do it: dry_run: false")
+            return dg.Output(None, metadata={"made again": False, **facts})
+        runner = StageRunner(context, scope)
+        left = [name for stage, assets in stages.items() for name in runner.run(stage, assets)]
+        if left:
+            raise dg.Failure(
+                f"{len(left)} could not be made again: {'; '.join(left)}. What stood there stays. The runs launched here tell "
+                "why.",
+                allow_retries=False,
+            )
+        return dg.Output(None, metadata={"made again": True, **facts})
+
+    @dg.op(
+        name=f"refresh_scores{OP}",
+        description="Patients of whom something changed: taken in, ensembled and scored again, and nobody else.",
+        tags=TAGS,
+    )
+    def refresh_scores(context: dg.OpExecutionContext, config: RefreshScores, bucket: Bucket) -> dg.Output[None]:
+        register(context, study, partitions, bucket)
+        graph = context.repository_def.asset_graph
+        asked = set(_told(lambda: selection.choose_patients(study, config.patients, _known(context, partitions))))
+        staleness = Staleness(graph, context.instance)
+        patients = [p for p in nightly.concerned(staleness, predict=config.predict) if p in asked]
+        context.log.info(f"something changed of {len(patients)} patients: {', '.join(patients) or 'none'}")
+        left = nightly.work(
+            lambda: Staleness(graph, context.instance),
+            lambda stage, scope: StageRunner(context, scope).run(stage),
+            patients,
+            context.log.error,
+            predict=config.predict,
+        )
+        if left:
+            raise dg.Failure(
+                f"{len(left)} could not be made: {'; '.join(left)}. The scores there are stay.", allow_retries=False
+            )
+        return dg.Output(None, metadata={"patients": ", ".join(patients) or "none"})
+
     @dg.op(name=f"about{OP}", description="Study, versions, store, counts: in this step's log and metadata.", tags=TAGS)
     def tell_about(context: dg.OpExecutionContext, bucket: Bucket) -> dg.Output[None]:
         objects = bucket.checked_objects()
         known, folders = _known(context, partitions), digests(study, patient_folders(objects, bucket.layout))[0]
-        facts = {**about.about_study(study), **about.about_patients(study, known, folders)}
+        facts = {**about.about_study(study, known), **about.about_patients(study, known, folders)}
         orphans = about.about_orphans(context.instance, context.repository_def.asset_graph)
         stored = about.about_storage(objects, bucket.layout)
-        made = about.about_assets(context.instance, context.repository_def.asset_graph)
+        state = state_table(Staleness(context.repository_def.asset_graph, context.instance))
         versions = about.about_code()
         for title, text in (
             ("study", "\n".join(f"{name}: {value}" for name, value in facts.items())),
             ("versions", "\n".join(f"{name} {value}" for name, value in versions.items())),
             ("store", stored.to_string(index=False)),
-            ("assets", made.to_string(index=False)),
+            ("assets", state.to_string(index=False)),
             (
                 "orphans: made, kept, and no longer the study's",
                 orphans.to_string(index=False) if len(orphans) else "none",
@@ -303,7 +397,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "study": dg.MetadataValue.json(facts),
                 "versions": dg.MetadataValue.json(versions),
                 "store": metadata.table(stored),
-                "assets": metadata.table(made),
+                "assets": metadata.table(state),
                 "orphans": metadata.table(orphans),
                 "stored": human_bytes(int(stored["bytes"].sum())),
             },
@@ -363,6 +457,8 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             (upload_predictions, UploadPredictions),
             (fetch, Download),
             (make, MakeMissing),
+            (redo, Redo),
+            (refresh_scores, RefreshScores),
             (tell_about, None),
             (remove_data, EmptyData),
             (remove_artifacts, EmptyArtifacts),
@@ -372,17 +468,58 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
 
 def chosen_stages(study: Study, asked: list[str]) -> list[str]:
     """Stage jobs in the order of the study, from a list of their names, of assets, or `all`."""
+    return list(chosen_assets(study, asked))
+
+
+def chosen_assets(study: Study, asked: list[str]) -> dict[str, list[str]]:
+    """Stage job → those of its assets that a list names: by their own names, by the job's, or by `all`.
+
+    An asset belongs to the first job that makes it; figures and report come from one step.
+    """
     words = set(asked)
-    chosen = [stage for stage, assets in STAGES.items() if words & {stage, *assets, selection.ALL}]
     known = {selection.ALL, *STAGES, *(asset for assets in STAGES.values() for asset in assets)}
-    if not chosen or words - known:
+    if not words or words - known:
         raise CurvasError(
             "choosing stages",
             study.name,
             f"{', '.join(sorted(words - known)) or 'nothing'} is no stage",
             f"Use all, or some of {', '.join(sorted(known))}.",
         )
+    if words & {"figures", "report"}:
+        words |= {"figures", "report"}
+    chosen: dict[str, list[str]] = {}
+    for stage, assets in STAGES.items():
+        before = {asset for earlier in chosen.values() for asset in earlier}
+        whole = bool(words & {stage, selection.ALL})
+        if made := [asset for asset in assets if whole or (asset in words and asset not in before)]:
+            chosen[stage] = made
     return chosen
+
+
+def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
+    """Models and ensembles themselves, and the annotators of the models, whose datasets these are."""
+    models = [ModelId.parse(p) for p in predictors if study.family(p) == "individual"]
+    return frozenset({*predictors, *(model.annotator for model in models)})
+
+
+def redo_table(staleness: Staleness, scope: Scope, assets: list[str]) -> pd.DataFrame:
+    """Columns asset, partitions, of which fresh and of which uploaded, which: what `redo` would make again."""
+    rows: list[dict[str, Any]] = []
+    for asset in assets:
+        key = dg.AssetKey(asset)
+        named = scope.due(staleness, key)
+        found = [staleness.status(key, partition) for partition in named]
+        keys = ", ".join(str(p) for p in named if p is not None)
+        rows.append(
+            {
+                "asset": asset,
+                "partitions": len(named),
+                "fresh": sum(one.status is StaleStatus.FRESH and not one.elsewhere for one in found),
+                "uploaded": sum(one.elsewhere and one.status is not StaleStatus.MISSING for one in found),
+                "which": keys if len(keys) < 2000 else f"{keys[:2000]} …",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _job(op: dg.OpDefinition, settings: type[dg.Config] | None, bucket: Bucket) -> dg.JobDefinition:

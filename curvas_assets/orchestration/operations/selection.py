@@ -30,7 +30,7 @@ def choose_patients(study: Study, asked: Sequence[str], known: Collection[str]) 
         if word == ALL:
             chosen |= {p for p in known if p not in study.exclusions}
         elif word == "test":
-            chosen |= set(study.scored_patients()) & set(known)
+            chosen |= set(study.scored_patients(known)) & set(known)
         elif word in ("train", "validation"):
             chosen |= {p for p in known if study.patient_set(p) == word and p not in study.exclusions}
         else:

@@ -10,6 +10,7 @@ from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_annotator, choose_models
+from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.report import previews
 from curvas_assets.segmentation import adopt_dataset, adopt_model
 from curvas_assets.storage import directories
@@ -102,4 +103,4 @@ def upload_preprocessing(
 
 
 def _provenance(folder: Path, origin: str) -> dict[str, str]:
-    return {"made": "elsewhere, and uploaded", "origin": origin or "not told", "uploaded from": str(folder)}
+    return {MADE: ELSEWHERE, "origin": origin or "not told", "uploaded from": str(folder)}

@@ -14,6 +14,7 @@ from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_models, choose_patients
+from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.storage import tables
 from curvas_assets.storage.nnunet_exchange import import_nnunet_prediction
 from curvas_assets.storage.objects import ObjectStore
@@ -128,7 +129,7 @@ def _store(
         key,
         facts.version,
         {
-            "made": "elsewhere, and uploaded",
+            MADE: ELSEWHERE,
             "origin": origin or "not told",
             "uploaded from": str(npz),
             "patient": patient,

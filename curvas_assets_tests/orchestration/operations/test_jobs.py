@@ -38,6 +38,8 @@ OPERATIONS = {
     "upload_predictions",
     "download",
     "make_missing",
+    "redo",
+    "refresh_scores",
     "about",
     "empty_data",
     "empty_artifacts",
@@ -66,6 +68,9 @@ class Platform:
 
     def status(self, asset, partition):
         return Staleness(defs.resolve_asset_graph(), self.instance).status(dg.AssetKey(asset), partition).status.value
+
+    def due(self, asset):
+        return Staleness(defs.resolve_asset_graph(), self.instance).due(dg.AssetKey(asset))
 
     def partitions(self, name):
         return sorted(self.instance.get_dynamic_partitions(name))
@@ -106,6 +111,7 @@ def test_uploaded_patients_are_registered_and_a_damaged_one_is_named(platform, t
     ok, _, told = platform.run("upload_patients", folder=str(tmp_path / "cohort"), patients=["all"])
     assert ok
     assert (told["uploaded"], told["unchanged"], told["registered"]) == ("PHANTOM001", "PHANTOM007", "PHANTOM001")
+    assert "PHANTOM007: test: predicted and scored" in told["what the study makes of them"]
     assert platform.partitions("patient") == ["PHANTOM001", "PHANTOM007"]
     ok, _, told = platform.run("download", what="dataset", folder=str(tmp_path / "down"), patients=["train"])
     assert ok
@@ -134,6 +140,7 @@ def test_what_was_made_elsewhere_becomes_a_fresh_partition(platform, dataset, st
     (replanned / "nnUNetPlans.json").write_text(json.dumps({**plans, "note": "replanned"}))
     assert platform.run("upload_preprocessing", folder=str(replanned), annotator=ANNOTATOR)[0]
     assert platform.status("trained_model", MODEL) == "STALE"
+    assert MODEL not in platform.due("trained_model")  # told, and left alone
     ok, says, _ = platform.run("upload_model", folder=str(stock), model="anno1_init5_foldall")
     assert not ok
     assert "anno1_init5_foldall is not among" in says
@@ -163,6 +170,7 @@ def test_predictions_made_elsewhere_become_cells_and_a_stranger_is_refused(platf
     assert "2 predictions were refused, 1 stored" in says
     assert "PHANTOM009: importing a prediction failed: its scan has not been taken in" in says
     assert platform.instance.get_materialized_partitions(dg.AssetKey("softmax")) == {f"{MODEL}|PHANTOM007"}
+    assert MODEL not in platform.due("trained_model")  # it is elsewhere: nobody trains it for this
     volume = open_softmax(platform.objects, f"output/PHANTOM007/{MODEL}/softmax.zarr")
     assert volume.shape == (4, 6, 8, 10)
     assert volume.provenance["origin"] == "a colleague"
@@ -221,7 +229,8 @@ def test_about_tells_study_versions_store_and_counts(platform):
     assert told["versions"]["dagster"] == dg.__version__
     stored, made = ([dict(record.data) for record in told[table].records] for table in ("store", "assets"))
     assert {"prefix": f"{platform.objects.name}/data", "objects": "1", "bytes": "5"} in stored
-    assert {"asset": "trained_model", "partitions": "9", "materialised": "0"} in made
+    (row,) = (one for one in made if one["asset"] == "trained_model")
+    assert (row["partitions"], row["made"], row["missing"], row["elsewhere"]) == ("9", "0", "9", "0")
 
 
 def _fill(platform):

@@ -3,6 +3,8 @@
 - Only missing cells run; with `stale`, those that are out of date run too, and nothing else.
 - A launch can be narrowed to patients and models, and reaches nothing outside that rectangle.
 - A failed cell stops nothing but what is made from it, and is named; launching again makes only what is left.
+- What was made elsewhere is left alone, unless the launch says otherwise.
+- `redo` lists what it would make again; then it makes the named partitions, fresh or not, and no others, and names what failed.
 - All 585 cells run in few batches, and Dagster's part of a cell costs less than half a second.
 """
 
@@ -134,3 +136,58 @@ def test_a_wrong_setting_fails_with_what_is_allowed(lineage, settings, says):
     ok, told = make_missing(lineage, **settings)
     assert not ok
     assert says in told
+
+
+def test_what_was_made_elsewhere_is_left_alone_unless_asked_for(lineage):
+    lineage.register(*TESTS[:1])
+    assert make_missing(lineage, stages=["scan", "test_scan"])[0]
+    lineage.upload("softmax", *(f"{model}|{TESTS[0]}" for model in MODELS))
+    assert make_missing(lineage, stale=True) == (True, "")
+    assert {asset for asset, _ in lineage.made} == {"ensemble_softmax", "scores"}
+    assert make_missing(lineage, stages=["preprocessed_dataset", "trained_model"], elsewhere=True) == (True, "")
+    assert made(lineage, "trained_model") == set(MODELS)
+    assert make_missing(lineage, stale=True) == (True, "")
+    assert lineage.made == []  # the uploaded volumes stay, though the models are new
+
+
+def redo(lineage, **settings):
+    lineage.made.clear()
+    result = dg.execute_job(job("redo"), instance=lineage.instance, run_config=settings, raise_on_error=False)
+    failures = [e.step_failure_data for e in result.all_events if e.is_step_failure]
+    outputs = [e.step_output_data.metadata for e in result.all_events if e.is_successful_output]
+    told = {name: entry.value for found in outputs for name, entry in found.items()}
+    return result.success, "".join(f.user_failure_data.description or "" for f in failures if f.user_failure_data), told
+
+
+def test_redo_lists_and_then_makes_what_is_named_and_nothing_else(lineage):
+    tests = TESTS[:3]
+    up_to_models(lineage, *tests)
+    assert make_missing(lineage)[0]
+    named = {"stages": ["softmax", "scores"], "patients": [tests[1], tests[2]], "models": MODELS[:2]}
+    ok, _, told = redo(lineage, **named)
+    assert (ok, told["partitions"], told["made again"], lineage.made) == (True, 6, False, [])
+    ok, says, told = redo(lineage, dry_run=False, **named)
+    assert ok, says
+    assert told["made again"]
+    assert made(lineage, "softmax") == {f"{m}|{p}" for m in MODELS[:2] for p in tests[1:]}
+    assert made(lineage, "scores") == set(tests[1:])
+    assert len(lineage.made) == 6
+    assert lineage.due() == {}  # the same content: nothing else is out of date
+    run = lineage.instance.run_coordinator.launched[-1]
+    assert run.tags["user"].startswith("redo ")  # what the UI shows as "launched by"
+    lineage.broken[f"{MODELS[0]}|{tests[1]}"] = SegmentationError("predicting", "it", "it is broken", "Mend it.")
+    ok, says, _ = redo(lineage, dry_run=False, **{**named, "stages": ["predict"]})
+    assert not ok
+    assert f"1 could not be made again: softmax {MODELS[0]}|{tests[1]}" in says
+    assert "What stood there stays" in says
+    ok, _, told = redo(lineage, dry_run=False, stages=["trained_model"], patients=["all"], models=["ensemble_all"])
+    assert not ok  # no model is named
+
+
+def test_redo_reaches_what_is_missing_or_uploaded_among_the_named(lineage):
+    up_to_models(lineage, *TESTS[:1])
+    lineage.upload("trained_model", MODELS[0])
+    named = {"stages": ["trained_model"], "patients": ["all"], "models": MODELS[:1], "dry_run": False}
+    assert redo(lineage, **named)[0]
+    assert made(lineage, "trained_model") == {MODELS[0]}
+    assert not lineage.staleness.elsewhere(dg.AssetKey("trained_model"), MODELS[0])

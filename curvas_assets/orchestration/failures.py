@@ -1,0 +1,43 @@
+"""What a failed run says to people: patient or model, reason and remedy, as its steps told them."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+from dagster._utils.error import SerializableErrorInfo
+
+LONGEST = 1500
+"""Characters of one step, so that a chat takes the message; the rest is in the run."""
+MODULE = re.compile(r"^(?:\w+\.)+(?=\w+:)")
+"""Before the class of an error; says nothing to whoever is on duty."""
+
+
+def told(run: dg.DagsterRun, ended: dg.DagsterEvent, steps: Sequence[dg.DagsterEvent]) -> str:
+    """One message of a failed run.
+
+    Args:
+        run: that failed.
+        ended: its failure event, which says how it ended; all there is to say of a run that died.
+        steps: the failure events of its steps.
+    """
+    partition = run.tags.get("dagster/partition")
+    what = f"{run.job_name} {run.run_id[:8]}{f' ({partition})' if partition else ''} failed"
+    reasons = [f"{step.step_key}: {_reason(step)}" for step in steps]
+    return "\n".join([f"{what}:", *reasons] if reasons else [f"{what}: {ended.message}"])
+
+
+def _reason(step: dg.DagsterEvent) -> str:
+    """The words that the step failed with, or those of the first error under Dagster's own."""
+    data = step.step_failure_data
+    words = data.user_failure_data.description if data.user_failure_data else None
+    if not words:
+        chain = list(_chain(data.error))
+        own = next((one for one in chain if not (one.cls_name or "").startswith("Dagster")), None)
+        words = MODULE.sub("", own.message.strip()) if own else step.message or "no reason is recorded"
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} … (the rest is in the run)"
+
+
+def _chain(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
+    while error is not None:
+        yield error
+        error = error.cause or error.context

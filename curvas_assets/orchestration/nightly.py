@@ -1,0 +1,121 @@
+"""The night's work: what changed of a patient is taken in, and what follows from it is made, for the patients concerned only.
+
+A patient goes on to the next stage only with everything behind it up to date: whoever was refused at intake, or whose
+predictions are out of date and may not be made at night, keeps the scores there are, and the run fails naming the patient.
+"""
+
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+
+from curvas_assets.orchestration.environment import NIGHTLY_PREDICT
+from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.scope import Scope
+from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
+
+NIGHT = ("take_in_scans", "select_test_scans", "predict", "build_ensembles", "score_patients")
+"""Stages of a night, in order."""
+PREDICTION = "predict"
+SCAN, SCORES = dg.AssetKey("scan"), dg.AssetKey("scores")
+UNPREDICTED = (
+    f"nothing is predicted at night ({NIGHTLY_PREDICT}=1 allows it): launch make_missing for them with stale: true, or "
+    "upload them again"
+)
+Run = Callable[[str, Scope], list[str]]
+"""Makes what is due of a stage in a scope; what could not be made, by name."""
+
+
+def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
+    """Test patients for whom something changed since they were scored, or who can be scored for the first time.
+
+    Args:
+        staleness: what there is.
+        predict: whether predictions may be made; if not, one that is out of date makes nobody concerned by itself.
+    """
+    patients = [str(patient) for patient in staleness.partitions(SCORES)]
+    unpredicted = {patient_of(str(c)) for c in staleness.partitions(SOFTMAX) if not staleness.made(SOFTMAX, c)}
+    of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
+    for stage in NIGHT:
+        (key,) = _keys(stage)
+        due = staleness.due(key)
+        if stage == PREDICTION and not predict:
+            due = []
+        for partition in map(str, due):
+            of_patient.setdefault(key, {}).setdefault(patient_of(partition), []).append(partition)
+
+    def can_begin(patient: str) -> bool:
+        """Whether a stage has something due that exists and is stale, or is missing and could be made."""
+        return any(
+            staleness.made(key, partition) or staleness.ready(key, partition)
+            for key, due in of_patient.items()
+            for partition in due.get(patient, ())
+        )
+
+    def may_begin(patient: str) -> bool:
+        """A patient who was never scored and has no predictions yet is new: `follow_new_patients` takes it on."""
+        return predict or patient not in unpredicted or staleness.made(SCORES, patient)
+
+    return [p for p in patients if staleness.made(SCAN, p) and may_begin(p) and can_begin(p)]
+
+
+def work(
+    fresh: Callable[[], Staleness],
+    run: Run,
+    patients: Sequence[str],
+    tell: Callable[[str], None],
+    *,
+    predict: bool,
+) -> list[str]:
+    """Take the patients from intake to scores; what could not be made, by name.
+
+    Args:
+        fresh: a new snapshot of what is due.
+        run: makes a stage.
+        patients: those concerned.
+        tell: told what holds a patient up.
+        predict: whether predictions may be made.
+    """
+    left: list[str] = []
+    going = set(patients)
+    for stage in NIGHT:
+        if not going:
+            break
+        if stage != PREDICTION or predict:
+            left += run(stage, Scope(patients=frozenset(going)))
+        (key,) = _keys(stage)
+        staleness = fresh()
+        if stage != PREDICTION or predict:
+            going -= {patient_of(str(p)) for p in staleness.due(key)}
+        if stage == PREDICTION and (held := going & _of_another_image(staleness)):
+            told = (
+                f"predictions of {', '.join(sorted(held))} are missing or of another image than the patient has now; "
+                f"{'they were uploaded: upload them again' if predict else UNPREDICTED}; the scores there are stay until then"
+            )
+            tell(told)
+            left.append(told)
+            going -= held
+    return left
+
+
+def _of_another_image(staleness: Staleness) -> set[str]:
+    """Patients of whom a prediction is missing, or was made before the image changed; a model that was trained anew changes
+    nothing of the predictions there are.
+    """
+    found: set[str] = set()
+    for cell in staleness.partitions(SOFTMAX):
+        patient = patient_of(str(cell))
+        if patient in found:
+            continue
+        reasons = staleness.status(SOFTMAX, cell).reasons
+        if not staleness.made(SOFTMAX, cell) or any(reason.startswith("test_scan ") for reason in reasons):
+            found.add(patient)
+    return found
+
+
+def patient_of(partition: str) -> str:
+    """The patient of a cell (`model|patient`), or of a patient's own partition."""
+    return partition.rpartition("|")[2]
+
+
+def _keys(stage: str) -> list[dg.AssetKey]:
+    return [dg.AssetKey(name) for name in STAGES[stage]]
