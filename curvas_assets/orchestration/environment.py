@@ -108,10 +108,9 @@ def store_patience_seconds() -> float:
         seconds = float(named)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise StorageError(
-            "connecting to S3", PATIENCE, f"it is {named!r}", "Set it to a number of seconds; 0 waits not."
-        )
+    if not 0 <= seconds <= MOST_PATIENCE:
+        remedy = f"Set it to a number of seconds from 0, which does not wait, to {MOST_PATIENCE}."
+        raise StorageError("connecting to S3", PATIENCE, f"it is {named!r}", remedy)
     return seconds
 
 

@@ -217,7 +217,7 @@ def remove_place(store: ObjectStore, key: str, place: str) -> None:
     store.delete([item.key for item in store.list(f"{key}/{place}/")])
 
 
-def sweep(store: ObjectStore, key: str, least: timedelta = versions.UNTOUCHED) -> int:
+def sweep(store: ObjectStore, key: str, least: timedelta | None = None) -> int:
     """Remove what the manifest does not name and nobody has touched for so long (older versions, remains of killed
     writers); how many bytes went.
     """

@@ -544,6 +544,9 @@ class S3Objects:
         except ClientError as error:
             if 400 <= status_of(error) < 500 and status_of(error) != 404:
                 self.client.get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")["Body"].close()
+                return self.client.head_object(
+                    Bucket=self.bucket, Key=key
+                )  # what it was has passed, or is refused again
             raise
 
     def _ask(self, action: str, key: str, ask: Callable[[], Answer], stop: threading.Event | None = None) -> Answer:

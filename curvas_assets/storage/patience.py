@@ -84,7 +84,7 @@ class Patience:
                 if time.monotonic() - back >= SETTLE_SECONDS:
                     self._note_answer()
                     raise
-                pause = 1.0
+                pause = SETTLE_SECONDS / 5
             else:
                 self._note_answer()
                 return answer

@@ -84,7 +84,7 @@ def untouched(
     store: ObjectStore,
     found: Mapping[str, Sequence[ObjectInfo]],
     current: Collection[str],
-    least: timedelta = UNTOUCHED,
+    least: timedelta | None = None,
 ) -> list[ObjectInfo]:
     """The objects of those places that no marker names and nobody has added to for so long.
 
@@ -92,18 +92,18 @@ def untouched(
         store: whose clock counts.
         found: place → its objects.
         current: the places that stay.
-        least: how long.
+        least: how long; None takes `UNTOUCHED`.
     """
     others = [items for place, items in found.items() if place not in current]
     now = store.clock() if others else None
-    return [item for items in others if age(items, now) >= least for item in items]
+    return [item for items in others if age(items, now) >= (UNTOUCHED if least is None else least) for item in items]
 
 
 def remove_untouched(
     store: ObjectStore,
     found: Mapping[str, Sequence[ObjectInfo]],
     current: Collection[str],
-    least: timedelta = UNTOUCHED,
+    least: timedelta | None = None,
 ) -> int:
     """Remove what `untouched` names; how many bytes went."""
     old = untouched(store, found, current, least)
