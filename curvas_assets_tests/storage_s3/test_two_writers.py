@@ -8,8 +8,7 @@ from benchmarks.two_writers import races
 
 
 def test_whatever_the_order_of_requests_nothing_is_torn(s3_store, tmp_path):
-    outcomes = races(s3_store, 6, tmp_path, seed=1000)
-    assert {name: [one.torn for one in found if one.torn] for name, found in outcomes.items()} == dict.fromkeys(
-        ("folder", "volume", "checkpoint"), []
-    )
+    outcomes = races(s3_store, 4, tmp_path, seed=1000)
+    assert set(outcomes) == {"folder", "volume", "checkpoint"}
+    assert [(name, one.torn) for name, found in outcomes.items() for one in found if one.torn] == []
     assert sum(outcome.readings.total() for found in outcomes.values() for outcome in found) > 10
