@@ -183,7 +183,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             output_name="report",
             data_version=dg.DataVersion(written.version),
             metadata={
-                "report": f"{objects.name}/{layout.report()}/{written.version}/report.html",
+                "report": f"{objects.name}/{layout.report()}/{written.place}/report.html",
                 "patients": len(scored),
                 "bytes": written.size,
                 "pictures of": shown,

@@ -200,6 +200,11 @@ def version_of(store: ObjectStore, key: str) -> str:
     return _manifest(store, key)["version"]
 
 
+def key_of_file(store: ObjectStore, key: str, name: str) -> str:
+    """The object that one file of the artefact is now; a MissingArtefactError if there is no artefact."""
+    return f"{key}/{_manifest(store, key)['place']}/{name}"
+
+
 def size_of(store: ObjectStore, key: str) -> int:
     """Bytes of the artefact's files, without what older versions still take; 0 if there is none to be read."""
     manifest = _manifest_there(store, key)
