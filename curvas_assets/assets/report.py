@@ -41,6 +41,7 @@ from curvas_assets.statistics import (
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
 
 GROUP = "report"
@@ -228,9 +229,10 @@ def pictures(
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
     spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
-    maps = {}
+    maps, belong = {}, open_softmax(objects, layout.softmax(patient, str(widest))).beside
     for name in ("entropy", "mutual_information", "labels"):
-        path = download_map(objects, layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
+        key = layout.ensemble_map(patient, str(widest), name)
+        path = download_map(objects, key, scratch / f"{name}.nii.gz", check=belong.get(name))
         maps[name] = nib.Nifti1Image.from_filename(path)
     view = SliceView(
         patient=patient,

@@ -76,7 +76,7 @@ class Layout:
         return f"{self.reports}/figures"
 
 
-SENSOR_READ_SECONDS = 15
+SENSOR_READ_SECONDS = 10
 """Outside of runs nothing waits for a store that is away: sensors and schedules skip, and look again."""
 SENSOR_ATTEMPTS = 2
 _STORES: dict[tuple[S3Settings, float], MeteredObjects] = {}

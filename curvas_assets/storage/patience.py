@@ -109,7 +109,6 @@ class Patience:
         with self._lock:
             since, self._away_since = self._away_since, None
             told, self._told_of_outage = self._told_of_outage, False
-            self._last_told = float("-inf")
         if since is not None and told:
             self.tell(f"the store answers again after {time.monotonic() - since[0]:.0f} s; the work goes on")
 

@@ -144,6 +144,8 @@ class SoftmaxWriter:
         self.spacing_mm = as_spacing(spacing_mm, **told)
         self.affine = _default_affine(self.spacing_mm) if affine is None else as_affine(affine, **told)
         self.provenance = dict(provenance or {})
+        self.beside: dict[str, str] = {}
+        """Map beside the volume → what tells it from others of its name; to be filled before the block ends."""
         self.facts: SoftmaxFacts
         self._grid = _Grid(self.shape)
         self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
@@ -237,7 +239,13 @@ class SoftmaxWriter:
             return {SHARD: len(content), GROUP: len(description)}
 
         def mark(place: str) -> bytes:
-            attributes = {"format": FORMAT, "current": place, "version": version, "fullest_slice": self._fullest[1]}
+            attributes = {
+                "format": FORMAT,
+                "current": place,
+                "version": version,
+                "fullest_slice": self._fullest[1],
+                "beside": self.beside,
+            }
             return seal_record({"zarr_format": 3, "node_type": "group", "attributes": attributes}, "attributes")
 
         versions.publish(self.store, self.key, GROUP, version, send, mark)
@@ -326,6 +334,7 @@ class SoftmaxVolume:
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it.
         provenance: as it was written.
+        beside: map beside the volume → its check, if maps were written with it.
         fullest_slice: the slice with most foreground.
         size: bytes of the payload.
         format: its name and number.
@@ -348,6 +357,7 @@ class SoftmaxVolume:
         self.affine = np.asarray(attributes["affine"], np.float64)
         self.provenance = dict(attributes["provenance"])
         self.fullest_slice = int(marker.get("fullest_slice", 0))
+        self.beside = dict(marker.get("beside", {}))
         self.size = int(attributes["payload_bytes"])
         self.sha256 = str(attributes["payload_sha256"])
         # Before each writing had a place of its own, a volume stood at its version.
