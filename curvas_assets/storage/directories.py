@@ -263,8 +263,11 @@ def _stands(store: ObjectStore, key: str, facts: dict[str, Any]) -> bool:
     if info is None or info.size != facts["size"]:
         return False
     digest = hashlib.sha256()
-    for start in range(0, info.size, BLOCK_BYTES):
-        digest.update(store.get_range(key, start, BLOCK_BYTES))
+    try:
+        for start in range(0, info.size, BLOCK_BYTES):
+            digest.update(store.get_range(key, start, BLOCK_BYTES))
+    except MissingArtefactError:  # somebody replaces the artefact just now
+        return False
     return digest.hexdigest() == facts["sha256"]
 
 

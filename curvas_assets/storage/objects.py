@@ -370,9 +370,10 @@ class S3Objects:
             lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=".curvas-clock/", MaxKeys=1),
         )
         try:
-            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            said = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         except (KeyError, ValueError):
             return None
+        return said if said.tzinfo else said.replace(tzinfo=UTC)
 
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         follow = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
@@ -396,9 +397,9 @@ class S3Objects:
 
         def page(after: dict[str, str]) -> dict[str, Any]:
             answer = getattr(self.client, operation)(Bucket=self.bucket, Prefix=prefix, **after)
-            following = {name: answer.get(value) for name, value in follow.items()}
+            following = {name: answer[value] for name, value in follow.items() if answer.get(value)}
             if not answer.keys() & _OF_A_LISTING or (
-                answer.get("IsTruncated") and (not any(following.values()) or following == after)
+                answer.get("IsTruncated") and (not following or following == after)
             ):
                 raise ResponseParserError("no listing of a bucket")
             return answer
