@@ -44,6 +44,10 @@ class StorageError(CurvasError):
     """The object store refused, or cannot be reached."""
 
 
+class StoreAwayError(StorageError):
+    """The store gave no answer, or said that it is busy: the same request may succeed when it is back."""
+
+
 class MissingArtefactError(StorageError):
     """An artefact that should be stored is not there."""
 

@@ -1,6 +1,6 @@
 """Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
@@ -137,7 +137,9 @@ def store_ensembles(
             )
             for name, members in ensembles.items()
         }
-        maps = {
+        maps: dict[tuple[str, str], MapWriter] = {}
+        stack.callback(pair, writers, maps)  # once the maps are stored, before the volumes are announced
+        maps |= {
             (name, kind): stack.enter_context(
                 MapWriter(
                     objects,
@@ -198,9 +200,21 @@ def store_ensembles(
                 "ensemble": name,
                 "members": len(members),
                 "shape": metadata.by(first.shape),
-                "bytes": facts.size + sum(maps[name, kind].facts.size for kind in names),
+                "bytes": facts.size + sum(written.size for kind in names if (written := maps[name, kind].facts)),
                 **{f"mean {what} (nats)": total / voxels for what, total in sums[name].items()},
                 "preview": metadata.image(preview, f"uncertainty of {name}, {patient}"),
             },
         )
     return stored
+
+
+def pair(volumes: Mapping[str, SoftmaxWriter], maps: Mapping[tuple[str, str], MapWriter]) -> None:
+    """Say in each volume which maps are its own: of two writers at once, one's volume may come to stand beside the other's maps.
+
+    Args:
+        volumes: ensemble → its writer, not yet ended.
+        maps: (ensemble, kind of map) → its writer, ended.
+    """
+    for (name, kind), written in maps.items():
+        if written.facts is not None:
+            volumes[name].beside[kind] = written.facts.check

@@ -17,7 +17,7 @@ from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.scratch import bytes_below, scratch_space
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.segmentation import EpochReport, TrainingOutcome, train_model
 from curvas_assets.storage import directories
@@ -65,7 +65,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
 
         def train(name: str) -> Stored:
             model = ModelId.parse(name)
-            with scratch_space(name, bytes_below(objects, f"{layout.dataset(model.annotator)}/")) as scratch:
+            with scratch_space(name, directories.size_of(objects, layout.dataset(model.annotator))) as scratch:
                 dataset = preprocessed_dataset[model.annotator].folder(Path(scratch, "dataset"))
                 unfinished = Checkpoints(objects, layout.unfinished_training(name), context.log.warning)
                 resume_from = unfinished.fetch(Path(scratch, "unfinished"))
@@ -144,6 +144,9 @@ def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
 class Checkpoints:
     """The latest checkpoint of an unfinished training, in the bucket: one manifest names it, so always whole and verified.
 
+    A training of hundreds of epochs keeps two: the last and, for an announcement that arrives late, the one before. What
+    another training of the same model has sent and not yet announced is left alone.
+
     Args:
         objects: the bucket.
         key: where it stands.
@@ -151,15 +154,18 @@ class Checkpoints:
     """
 
     FILE = "checkpoint_latest.pth"
+    REMEMBERED = 3
 
     def __init__(self, objects: ObjectStore, key: str, warn: Callable[[str], None]):
         self.objects, self.key, self.warn = objects, key, warn
+        self._mine: list[str] = []
 
     def fetch(self, folder: Path) -> Path | None:
         """The checkpoint as a file; None if there is none that can be trusted: training then begins anew."""
         path = folder / self.FILE
         try:
             if directories.exists(self.objects, self.key):
+                self._mine = directories.places_of(self.objects, self.key)
                 directories.read_directory(self.objects, self.key, folder)
                 return path
             if self.objects.head(f"{self.key}/{self.FILE}") is not None:  # stored before there was a manifest
@@ -171,12 +177,21 @@ class Checkpoints:
         return None
 
     def keep(self, path: Path, epoch: int) -> None:
-        directories.write_files(self.objects, self.key, {self.FILE: path})
+        stored = directories.write_files(self.objects, self.key, {self.FILE: path}, remember=self.REMEMBERED)
+        self._mine = list(dict.fromkeys([*self._mine, *directories.places_of(self.objects, self.key), stored.place]))
+        while len(self._mine) > 2:
+            directories.remove_place(self.objects, self.key, self._mine.pop(0))
 
     def remove(self) -> None:
-        """All of it, the manifest first, so that none names a file that has gone."""
-        keys = [item.key for item in self.objects.list(f"{self.key}/")]
-        self.objects.delete(sorted(keys, key=lambda key: not key.endswith(directories.MANIFEST)))
+        """All of it, the manifest first, so that none names a file that has gone; nothing of a training that goes on."""
+        named = directories.places_of(self.objects, self.key)
+        others = named[-1:] if named and named[-1] not in self._mine else []
+        if not others:
+            self.objects.delete([f"{self.key}/{directories.MANIFEST}"])
+        for place in {*self._mine, *named} - {*others}:
+            directories.remove_place(self.objects, self.key, place)
+        self.objects.delete([f"{self.key}/{self.FILE}"])
+        self._mine = []
 
 
 def _progress(name: str, epoch: EpochReport) -> str:

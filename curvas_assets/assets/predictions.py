@@ -24,7 +24,7 @@ from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions, grid_key
 from curvas_assets.orchestration.provenance import code_facts
-from curvas_assets.orchestration.scratch import bytes_below, scratch_space
+from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
@@ -82,7 +82,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             )
             code = code_facts("nnunetv2", "torch")
             models_wanted = {grid_key(context, key)["model"] for key in keys}
-            model_bytes = sum(bytes_below(objects, f"{layout.model(model)}/") for model in models_wanted)
+            model_bytes = sum(directories.size_of(objects, layout.model(model)) for model in models_wanted)
             with ExitStack() as held:
                 try:
                     scratch = held.enter_context(scratch_space("softmax", model_bytes))
@@ -90,7 +90,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     yield from ((key, error) for key in keys)
                     return
                 leased = held.enter_context(leased_device(context.log.info))
-                models: dict[str, Path] = {}
+                models: dict[str, tuple[Path, str]] = {}
                 for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
                         opened = None
@@ -102,13 +102,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                     opened = predictor.open(Path(folder, study.image), patient)
                                 model = grid_key(context, key)["model"]
                                 if model not in models:
-                                    models[model] = trained_model[model].folder(Path(scratch, "models", model))
-                                require_unseen(models[model], model, patient)
-                                made_by = {
-                                    "model_version": directories.version_of(objects, layout.model(model)),
-                                    "code": code,
-                                }
-                                yield key, store(predictor, opened, key, model, models[model], leased, made_by)
+                                    into = Path(scratch, "models", model)
+                                    models[model] = into, trained_model[model].fetch(into)
+                                model_folder, version = models[model]
+                                require_unseen(model_folder, model, patient)
+                                made_by = {"model_version": version, "code": code}
+                                yield key, store(predictor, opened, key, model, model_folder, leased, made_by)
                             except Exception as error:
                                 yield key, error
 

@@ -197,7 +197,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
             output_name="report",
             data_version=dg.DataVersion(written.version),
             metadata={
-                "report": f"{objects.name}/{layout.report()}/{written.version}/report.html",
+                "report": f"{objects.name}/{layout.report()}/{written.place}/report.html",
                 "patients": len(scored),
                 "bytes": written.size,
                 "pictures of": shown,
@@ -272,9 +272,10 @@ def pictures(
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
     spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
-    maps = {}
+    maps, belong = {}, open_softmax(objects, layout.softmax(patient, str(widest))).beside
     for name in ("entropy", "mutual_information", "labels"):
-        path = download_map(objects, layout.ensemble_map(patient, str(widest), name), scratch / f"{name}.nii.gz")
+        key = layout.ensemble_map(patient, str(widest), name)
+        path = download_map(objects, key, scratch / f"{name}.nii.gz", check=belong.get(name))
         maps[name] = nib.Nifti1Image.from_filename(path)
     view = SliceView(
         patient=patient,

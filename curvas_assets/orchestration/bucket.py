@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
+from pydantic import PrivateAttr
 
-from curvas_assets.orchestration.environment import environment
+from curvas_assets.orchestration.environment import environment, store_patience_seconds
 from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning
 from curvas_assets.storage.metering import MeteredObjects
-from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.objects import ObjectStore, S3Objects
+from curvas_assets.storage.patience import Patience
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ class Layout:
         return f"{self.reports}/figures"
 
 
-_STORES: dict[S3Settings, MeteredObjects] = {}
+SENSOR_READ_SECONDS = 10
+"""Outside of runs nothing waits for a store that is away: sensors and schedules skip, and look again."""
+SENSOR_ATTEMPTS = 2
+_STORES: dict[tuple[S3Settings, float], MeteredObjects] = {}
 
 
 class Bucket(S3Resource):
@@ -82,7 +87,14 @@ class Bucket(S3Resource):
 
     Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see the README). They
     are read when a client is made and never become resource configuration, so that no key reaches a run's record.
+    Within a run, requests wait for a store that is away (`CURVAS_STORE_PATIENCE_SECONDS`).
     """
+
+    _in_run: bool = PrivateAttr(default=False)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        super().setup_for_execution(context)
+        self._in_run = context.run is not None
 
     def settings(self) -> S3Settings:
         return S3Settings.from_environment(environment())
@@ -92,10 +104,14 @@ class Bucket(S3Resource):
 
     def objects(self) -> MeteredObjects:
         """The store, counting the bytes that go down and up: one for all who use it in this process."""
-        settings = self.settings()
-        if settings not in _STORES:
-            _STORES[settings] = MeteredObjects(connect(settings))
-        return _STORES[settings]
+        settings, patience = self.settings(), store_patience_seconds() if self._in_run else 0.0
+        if (settings, patience) not in _STORES:
+            if patience:
+                connected = connect(settings, patience=Patience(patience, dg.get_dagster_logger().warning))
+            else:
+                connected = connect(settings, read_timeout_s=SENSOR_READ_SECONDS, attempts=SENSOR_ATTEMPTS)
+            _STORES[settings, patience] = MeteredObjects(connected)
+        return _STORES[settings, patience]
 
     def checked_objects(self, hours: float = 0) -> MeteredObjects:
         """The store, once endpoint, keys and bucket have been tried: one clear error before any work.
@@ -107,7 +123,10 @@ class Bucket(S3Resource):
         if warning:
             dg.get_dagster_logger().warning(warning)
         objects = self.objects()
-        check(objects)
+        store = objects.objects
+        if isinstance(store, S3Objects):
+            hurried = S3Objects(store.client, store.bucket)
+            store.patience.hold(f"trying {store.name}", lambda: check(hurried))
         return objects
 
     @property

@@ -4,11 +4,14 @@
 so that definitions load without credentials.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
+
+from curvas_assets.errors import StorageError
 
 STUDY = "CURVAS_STUDY"
 EXECUTOR = "CURVAS_EXECUTOR"
@@ -22,6 +25,9 @@ BROKER = "CURVAS_BROKER"
 LOST_AFTER = "CURVAS_LOST_AFTER_SECONDS"
 POSTGRES = "CURVAS_POSTGRES_URL"
 NIGHTLY_PREDICT = "CURVAS_NIGHTLY_PREDICT"
+PATIENCE = "CURVAS_STORE_PATIENCE_SECONDS"
+MOST_PATIENCE = 6 * 3600
+"""A writer that waits stays far below the age at which what it has sent counts as forgotten (`storage.versions`)."""
 
 
 def environment() -> Mapping[str, str]:
@@ -90,6 +96,23 @@ def broker_url() -> str:
 def lost_after_seconds() -> float:
     """Silence after which a Celery worker counts as dead: `CURVAS_LOST_AFTER_SECONDS`, s; a minute if it is not set."""
     return float(environment().get(LOST_AFTER, "").strip() or 60)
+
+
+def store_patience_seconds() -> float:
+    """How long steps wait for a store that is away: `CURVAS_STORE_PATIENCE_SECONDS`, s; ten minutes if it is not set.
+
+    Raises:
+        StorageError: it is set to something that is no length of time.
+    """
+    named = environment().get(PATIENCE, "").strip() or "600"
+    try:
+        seconds = float(named)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MOST_PATIENCE:
+        remedy = f"Set it to a number of seconds from 0, which does not wait, to {MOST_PATIENCE}."
+        raise StorageError("connecting to S3", PATIENCE, f"it is {named!r}", remedy)
+    return seconds
 
 
 def postgres_url() -> str | None:

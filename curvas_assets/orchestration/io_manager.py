@@ -88,8 +88,12 @@ class Artefact:
 
     def folder(self, into: Path) -> Path:
         """The files, below `into`."""
-        self._told(lambda: directories.read_directory(self.objects, self.key, into))
+        self.fetch(into)
         return into
+
+    def fetch(self, into: Path) -> str:
+        """The version of the files that are now below `into`."""
+        return self._told(lambda: directories.fetch_directory(self.objects, self.key, into))
 
     def volume(self) -> SoftmaxVolume:
         return self._told(lambda: open_softmax(self.objects, self.key))

@@ -318,7 +318,7 @@ def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]],
     scored = study.scored_by(model)
     if TRAINED_ON in seen:
         known = _as_patients(study, seen[TRAINED_ON])
-        if both := sorted(one for one in known if one in scored or study.set_of(one) == "test"):
+        if both := sorted(one for one in known if one in scored or study.patient_set(one) == "test"):
             raise ask.refused(
                 f"its training.json says that it learned from {', '.join(both[:5])}, whom the study scores by it",
                 "Give a model that did not see them, or change the study's sets.",

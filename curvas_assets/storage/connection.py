@@ -14,8 +14,9 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from curvas_assets.errors import StorageError
+from curvas_assets.errors import StorageError, StoreAwayError
 from curvas_assets.storage.objects import ObjectStore, S3Objects
+from curvas_assets.storage.patience import Patience
 from curvas_assets.storage.refusals import CHECKSUMS
 
 ENDPOINTS = ("S3_ENDPOINT", "AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -113,7 +114,9 @@ class S3Settings:
         )
 
 
-def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int = 5) -> S3Objects:
+def connect(
+    settings: S3Settings, *, read_timeout_s: float = 120, attempts: int = 5, patience: Patience | None = None
+) -> S3Objects:
     """The store's objects. Nothing is sent yet: `check` tries endpoint, keys and bucket.
 
     Buckets are addressed by path, which MinIO, Ceph and SeaweedFS need and Amazon accepts.
@@ -122,6 +125,8 @@ def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int 
         settings: endpoint, keys, bucket.
         read_timeout_s: silence of the store after which a request has failed, s.
         attempts: how often a request is sent in all, before its failure is told.
+        patience: how long requests wait for a store that is away, and who is told; `attempts` then counts for nothing, as
+            each failure is seen at once.
     """
     import boto3
     from botocore.config import Config
@@ -138,14 +143,14 @@ def connect(settings: S3Settings, *, read_timeout_s: float = 120, attempts: int 
             s3={"addressing_style": "path"},
             connect_timeout=5,
             read_timeout=read_timeout_s,
-            retries={"total_max_attempts": attempts, "mode": "standard"},
+            retries={"total_max_attempts": 1 if patience else attempts, "mode": "standard"},
             max_pool_connections=16,
             request_checksum_calculation=settings.checksums,
             response_checksum_validation="when_required",
         ),
     )
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
-    return S3Objects(client, settings.bucket)
+    return S3Objects(client, settings.bucket, patience)
 
 
 def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
@@ -172,7 +177,7 @@ def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise StorageError(
+        raise StoreAwayError(
             "trying the store",
             store.name,
             f"no answer in {seconds:g} s",

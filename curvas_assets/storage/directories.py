@@ -1,26 +1,31 @@
 """A folder of files as one artefact: files first, a small manifest last.
 
-    <key>/manifest.json             names, sizes and SHA-256 of the files, and the version they stand under
-    <key>/<version>/<file>          the files, under their own names
+    <key>/manifest.json             names, sizes and SHA-256 of the files, their version, and the place they stand at
+    <key>/<place>/<file>            the files, under their own names; each writing has a place of its own (`versions`)
 
 The version is a digest of the files, so a folder that is written again unchanged sends nothing. Readers go through the
-manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. Files of an older version are
-removed after the manifest has changed; a reader in the middle of them gets a MissingArtefactError and reads again.
+manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. A reader in the middle of a
+version that was replaced and removed begins anew with the next one.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
-from curvas_assets.storage.digests import read_soundly, sha256_of, sha256_of_bytes
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.storage import versions
+from curvas_assets.storage.digests import read_soundly, seal_record, sha256_of, sha256_of_bytes
 from curvas_assets.storage.objects import ObjectStore, is_safe_name, staged, within
-from curvas_assets.storage.tables import parse_table, read_json, write_json
+from curvas_assets.storage.tables import parse_table, read_json
+
+Value = TypeVar("Value")
 
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 16 << 20
@@ -35,12 +40,14 @@ class StoredDirectory:
         size: bytes of all files.
         files: how many there are.
         unchanged: whether the same content stood there already.
+        place: where they stand below the key.
     """
 
     version: str
     size: int
     files: int
     unchanged: bool
+    place: str
 
 
 def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirectory:
@@ -55,7 +62,7 @@ def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirecto
     return write_files(store, key, {path.relative_to(folder).as_posix(): path for path in paths})
 
 
-def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path]) -> StoredDirectory:
+def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, remember: int = 0) -> StoredDirectory:
     """Store files as one artefact, in place of what stood there. What stands there with the same content is read, and only
     what is damaged of it is stored again.
 
@@ -63,40 +70,73 @@ def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path]) -> Stor
         store: where.
         key: the artefact's key.
         paths: the files, by their names in the artefact.
+        remember: how many of the versions before it the manifest names, for a writer that removes them sooner than a day
+            after (`places_of`, `remove_place`).
     """
     files = {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
     version = hashlib.sha256(repr(sorted((n, f["sha256"]) for n, f in files.items())).encode()).hexdigest()[:16]
     size = sum(file["size"] for file in files.values())
-    absent = list(paths)
-    if _version_there(store, key) == version:
-        absent = [name for name, facts in files.items() if not _stands(store, f"{key}/{version}/{name}", facts)]
-        if not absent:
-            return StoredDirectory(version, size, len(files), unchanged=True)
-    for name in absent:
-        store.upload(f"{key}/{version}/{name}", paths[name])
-    write_json(store, f"{key}/{MANIFEST}", {"version": version, "files": files})
-    sweep(store, key)
-    return StoredDirectory(version, size, len(files), unchanged=False)
+    there = _manifest_there(store, key)
+    if there is not None and there["version"] == version:
+        place = there["place"]
+        damaged = [name for name, facts in files.items() if not _stands(store, f"{key}/{place}/{name}", facts)]
+        for name in damaged:
+            store.upload(f"{key}/{place}/{name}", paths[name])
+        named = _manifest_there(store, key)
+        if named is not None and named["place"] == place:  # else somebody replaced it meanwhile, and this comes last
+            with suppress(StorageError):
+                sweep(store, key)
+            return StoredDirectory(version, size, len(files), unchanged=not damaged, place=place)
+
+    def send(place: str) -> dict[str, int]:
+        for name, path in paths.items():
+            store.upload(f"{key}/{place}/{name}", path)
+        return {name: facts["size"] for name, facts in files.items()}
+
+    def mark(place: str) -> bytes:
+        there = _manifest_there(store, key) if remember else None
+        before = [*there["before"], there["place"]][-remember:] if there is not None else []
+        return seal_record({"version": version, "place": place, "files": files, "before": before})
+
+    place = versions.publish(store, key, MANIFEST, version, send, mark)
+    return StoredDirectory(version, size, len(files), unchanged=False, place=place)
 
 
 def read_directory(store: ObjectStore, key: str, folder: Path) -> Path:
-    """The files of an artefact below `folder`, each verified; files that are there already are not fetched again.
+    """The files of an artefact below `folder`, as `fetch_directory` brings them."""
+    fetch_directory(store, key, folder)
+    return Path(folder)
+
+
+def fetch_directory(store: ObjectStore, key: str, folder: Path) -> str:
+    """Bring the files of an artefact below `folder`, all of one version, each verified; files that are there already are
+    not fetched again.
+
+    Returns:
+        The version they are of.
 
     Raises:
         MissingArtefactError: there is no such artefact.
-        CorruptArtefactError: a file is not what the manifest says, or the manifest names one outside the folder.
+        CorruptArtefactError: a file is gone or not what the manifest says, or the manifest names one outside the folder.
         UnsafeNameError: a link below `folder` leads out of it.
-        StorageError: the transfer damages a file.
+        StorageError: the transfer damages a file, or the artefact is replaced again and again.
     """
-    manifest = _manifest(store, key)
-    targets = {name: within(Path(folder), name) for name in manifest["files"]}  # all, before the first is written
-    for name, facts in manifest["files"].items():
-        target = targets[name]
-        if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        download_verified(store, f"{key}/{manifest['version']}/{name}", target, facts["sha256"])
-    return Path(folder)
+    written: set[str] = set()
+
+    def fetch(manifest: dict[str, Any]) -> str:
+        for name in written - set(manifest["files"]):  # of a version that was replaced meanwhile
+            _remove_file(Path(folder), name)
+        targets = {name: within(Path(folder), name) for name in manifest["files"]}  # all, before the first is written
+        for name, facts in manifest["files"].items():
+            target = targets[name]
+            if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            written.add(name)
+            download_verified(store, f"{key}/{manifest['place']}/{name}", target, facts["sha256"])
+        return manifest["version"]
+
+    return _read_one_version(store, key, fetch)
 
 
 def download_verified(store: ObjectStore, key: str, target: Path, sha256: str) -> None:
@@ -123,23 +163,26 @@ def read_file(store: ObjectStore, key: str, name: str) -> bytes:
 
     Raises:
         MissingArtefactError: there is no such artefact.
-        CorruptArtefactError: it has no such file, or the file is not what the manifest says.
+        CorruptArtefactError: it has no such file, or the file is gone or not what the manifest says.
     """
-    manifest = _manifest(store, key)
-    if name not in manifest["files"]:
-        raise CorruptArtefactError(
-            f"reading {name}",
-            f"{store.name}/{key}",
-            f"it holds {', '.join(manifest['files']) or 'nothing'}",
-            "Materialise it again.",
-        )
     subject = f"{store.name}/{key}/{name}"
 
-    def verified(content: bytes) -> bytes:
-        _verify(subject, sha256_of_bytes(content), manifest["files"][name]["sha256"])
-        return content
+    def read(manifest: dict[str, Any]) -> bytes:
+        if name not in manifest["files"]:
+            raise CorruptArtefactError(
+                f"reading {name}",
+                f"{store.name}/{key}",
+                f"it holds {', '.join(manifest['files']) or 'nothing'}",
+                "Materialise it again.",
+            )
 
-    return read_soundly(lambda: store.get(f"{key}/{manifest['version']}/{name}"), verified, sha256_of_bytes, subject)
+        def verified(content: bytes) -> bytes:
+            _verify(subject, sha256_of_bytes(content), manifest["files"][name]["sha256"])
+            return content
+
+        return read_soundly(lambda: store.get(f"{key}/{manifest['place']}/{name}"), verified, sha256_of_bytes, subject)
+
+    return _read_one_version(store, key, read)
 
 
 def read_directory_table(store: ObjectStore, key: str, name: str) -> pd.DataFrame:
@@ -157,18 +200,59 @@ def version_of(store: ObjectStore, key: str) -> str:
     return _manifest(store, key)["version"]
 
 
-def sweep(store: ObjectStore, key: str) -> int:
-    """Remove what the manifest does not name (older versions, remains of killed writers); how many bytes went."""
-    current = f"{key}/{_manifest(store, key)['version']}/"
-    old = [i for i in store.list(f"{key}/") if not i.key.startswith(current) and i.key != f"{key}/{MANIFEST}"]
-    store.delete([item.key for item in old])
-    return sum(item.size for item in old)
+def key_of_file(store: ObjectStore, key: str, name: str) -> str:
+    """The object that one file of the artefact is now; a MissingArtefactError if there is no artefact."""
+    return f"{key}/{_manifest(store, key)['place']}/{name}"
 
 
-def _version_there(store: ObjectStore, key: str) -> str | None:
-    """The version that stands there; None if there is none, or one whose manifest is damaged."""
+def size_of(store: ObjectStore, key: str) -> int:
+    """Bytes of the artefact's files, without what older versions still take; 0 if there is none to be read."""
+    manifest = _manifest_there(store, key)
+    return 0 if manifest is None else sum(int(facts["size"]) for facts in manifest["files"].values())
+
+
+def places_of(store: ObjectStore, key: str) -> list[str]:
+    """The places of the artefact that stands there: those that its manifest remembers, then the current one."""
+    manifest = _manifest_there(store, key)
+    return [] if manifest is None else [*manifest["before"], manifest["place"]]
+
+
+def remove_place(store: ObjectStore, key: str, place: str) -> None:
+    """Remove one version, of which it is known that no manifest will name it again."""
+    store.delete([item.key for item in store.list(f"{key}/{place}/")])
+
+
+def sweep(store: ObjectStore, key: str, least: timedelta | None = None) -> int:
+    """Remove what the manifest does not name and nobody has touched for so long (older versions, remains of killed
+    writers); how many bytes went.
+    """
+    found = versions.places(store, key, MANIFEST)
+    return versions.remove_untouched(store, found, {_manifest(store, key)["place"]}, least)
+
+
+def _read_one_version(store: ObjectStore, key: str, read: Callable[[dict[str, Any]], Value]) -> Value:
+    """What `read` makes of the manifest and the files it names."""
+    subject = f"{store.name}/{key}"
+
+    def gone(missing: MissingArtefactError) -> CorruptArtefactError:
+        found = f"its manifest names {missing.subject}, which is gone"
+        return CorruptArtefactError("reading", subject, found, "Materialise it again.")
+
+    return versions.read_one_version(lambda: _manifest(store, key), lambda m: m["place"], read, subject, gone)
+
+
+def _remove_file(folder: Path, name: str) -> None:
+    path = within(folder, name)
+    path.unlink(missing_ok=True)
+    for parent in path.relative_to(folder).parents[:-1]:
+        with suppress(OSError):  # not empty
+            (folder / parent).rmdir()
+
+
+def _manifest_there(store: ObjectStore, key: str) -> dict[str, Any] | None:
+    """The manifest that stands there; None if there is none, or a damaged one."""
     try:
-        return _manifest(store, key)["version"]
+        return _manifest(store, key)
     except (MissingArtefactError, CorruptArtefactError):
         return None
 
@@ -179,8 +263,11 @@ def _stands(store: ObjectStore, key: str, facts: dict[str, Any]) -> bool:
     if info is None or info.size != facts["size"]:
         return False
     digest = hashlib.sha256()
-    for start in range(0, info.size, BLOCK_BYTES):
-        digest.update(store.get_range(key, start, BLOCK_BYTES))
+    try:
+        for start in range(0, info.size, BLOCK_BYTES):
+            digest.update(store.get_range(key, start, BLOCK_BYTES))
+    except MissingArtefactError:  # somebody replaces the artefact just now
+        return False
     return digest.hexdigest() == facts["sha256"]
 
 
@@ -190,13 +277,17 @@ def _manifest(store: ObjectStore, key: str) -> dict[str, Any]:
     wrong = _what_is_wrong(manifest)
     if wrong:
         raise CorruptArtefactError("reading a manifest", f"{store.name}/{key}", wrong, "Materialise it again.")
-    return manifest
+    # Before each writing had a place of its own, files stood at their version.
+    return {"place": manifest["version"], "before": [], **manifest}
 
 
 def _what_is_wrong(manifest: dict[str, Any]) -> str | None:
     version, files = manifest.get("version"), manifest.get("files")
-    if not isinstance(version, str) or not re.fullmatch(r"\w+", version, re.ASCII) or not isinstance(files, dict):
+    if not isinstance(version, str) or not _is_place(version) or not isinstance(files, dict):
         return f"it holds {sorted(manifest)}, version {str(version)[:40]!r}"
+    place, before = manifest.get("place", version), manifest.get("before", [])
+    if not isinstance(before, list) or not all(_is_place(name) for name in (place, *before)):
+        return f"it names the place {str([place, before])[:120]}"
     for name, facts in files.items():
         if not is_safe_name(name):
             return f"it names {name[:120]!r}, which is no place below a folder; somebody else wrote it"
@@ -205,6 +296,10 @@ def _what_is_wrong(manifest: dict[str, Any]) -> str | None:
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str) or "size" not in facts:
             return f"it does not tell size and SHA-256 of {name[:120]!r}"
     return None
+
+
+def _is_place(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII) is not None
 
 
 def _verify(subject: str, found: str, promised: str) -> None:

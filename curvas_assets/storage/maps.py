@@ -6,6 +6,7 @@ reaches the store as one object once it is whole. Gzip's own length and CRC-32 a
 """
 
 import gzip
+import os
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -33,9 +34,15 @@ FLOOR_NATS = 3e-3
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What was written: bytes stored."""
+    """What was written.
+
+    Args:
+        size: bytes stored.
+        check: gzip's own length and CRC-32 of the content, which tell one map from another of the same name.
+    """
 
     size: int
+    check: str
 
 
 class MapWriter:
@@ -78,7 +85,7 @@ class MapWriter:
         self._file = gzip.open(self._path, "wb", compresslevel=GZIP_LEVEL)  # noqa: SIM115 - closed in __exit__
         self._file.write(header.binaryblock + b"\0\0\0\0")
         self._next_z = 0
-        self.facts: MapFacts
+        self.facts: MapFacts | None = None
 
     def __enter__(self) -> "MapWriter":
         return self
@@ -94,8 +101,8 @@ class MapWriter:
                         f"{self._next_z} of {self.shape[0]} slices were written",
                         "Write every slice before the block ends.",
                     )
-                self.facts = MapFacts(self._path.stat().st_size)
                 self.store.upload(self.key, self._path)
+                self.facts = MapFacts(self._path.stat().st_size, _check_of(self._path))
         finally:
             self._folder.cleanup()
 
@@ -118,13 +125,19 @@ class MapWriter:
         self._file.write(steps.data)
 
 
-def download_map(store: ObjectStore, key: str, path: Path) -> Path:
+def download_map(store: ObjectStore, key: str, path: Path, *, check: str | None = None) -> Path:
     """A stored map as a file that is whole: whoever reads one slice of it would not come to its checksum.
+
+    Args:
+        store: where it is.
+        key: of the map.
+        path: of the file.
+        check: of the map that belongs to the volume beside it (`SoftmaxVolume.beside`); None takes any.
 
     Raises:
         MissingArtefactError: there is no such map.
         CorruptArtefactError: what is stored is no map as it was written.
-        StorageError: the transfer damages it.
+        StorageError: the transfer damages it, or it is not the one that belongs to the volume.
     """
     subject = f"{store.name}/{key}"
     with staged(Path(path)) as part:
@@ -145,8 +158,22 @@ def download_map(store: ObjectStore, key: str, path: Path) -> Path:
                 ) from error
 
         read_soundly(fetch, read_through, lambda _: sha256_of(part), subject)
+        if check is not None and _check_of(part) != check:
+            raise StorageError(
+                "reading a map",
+                subject,
+                "it was not written with the volume beside it",
+                "Try again when the ensemble has been written; if it goes on, materialise it again.",
+                may_retry=True,
+            )
         part.replace(path)
     return Path(path)
+
+
+def _check_of(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        return file.read().hex()
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -1,9 +1,10 @@
 """An object store that counts what passes through it, for the cost ledger. Stores and decides nothing itself."""
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
-from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
+from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 
 class MeteredObjects:
@@ -49,3 +50,12 @@ class MeteredObjects:
 
     def delete(self, keys: Iterable[str]) -> None:
         self.objects.delete(keys)
+
+    def clock(self) -> datetime | None:
+        return self.objects.clock()
+
+    def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        return self.objects.unfinished_uploads(prefix)
+
+    def give_up(self, upload: UnfinishedUpload) -> None:
+        self.objects.give_up(upload)

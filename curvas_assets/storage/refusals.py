@@ -21,6 +21,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 ON_THE_WAY = (HTTPClientError, ConnectionError, IncompleteReadError, ChecksumError, FlexibleChecksumError)
 """What happens between here and the store; all else that botocore raises is wrong before anything is sent."""
@@ -77,11 +78,19 @@ WRONG_REGION = re.compile(r"region '?[\w-]+'? is wrong|expecting '?([\w-]+)'?")
 
 @dataclass(frozen=True)
 class Refusal:
-    """What was found, what to do next, and whether the same request can succeed later."""
+    """What was found, what to do next, and whether the same request can succeed later.
+
+    Args:
+        found: in the store's words or ours.
+        remedy: what to do next.
+        may_retry: whether the same request can succeed later.
+        away: whether it will, once the store is back or less busy: this is worth waiting for.
+    """
 
     found: str
     remedy: str
     may_retry: bool = False
+    away: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,10 +142,13 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
         return _region(error, asked, said, headers)
     if code in BUSY or status in (429, 503):
         return Refusal(
-            f"the store is busy ({said})", "Try again later, or run fewer steps side by side.", may_retry=True
+            f"the store is busy ({said})",
+            "Try again later, or run fewer steps side by side.",
+            may_retry=True,
+            away=True,
         )
-    if code in BROKEN_OFF:
-        return Refusal(f"the request broke off on its way ({said})", NETWORK, may_retry=True)
+    if code in BROKEN_OFF or status == 408:
+        return Refusal(f"the request broke off on its way ({said})", NETWORK, may_retry=True, away=True)
     if code in DAMAGED:
         return Refusal(
             f"what arrived is not what was sent ({said})",
@@ -165,6 +177,7 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
             f"a web server or proxy answered {status} in the store's place",
             "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy or firewall is in between.",
             may_retry=status >= 500,
+            away=status >= 500,
         )
     if code in KEY or status == 401:
         hint = " Or a proxy changes the requests." if code == "SignatureDoesNotMatch" else ""
@@ -184,7 +197,7 @@ def explain(error: ClientError, asked: Asked) -> Refusal:
         )
     if 400 <= status < 500:
         return Refusal(f"the store answered {said}", "Ask who runs the store what this answer means.")
-    return Refusal(f"the store answered {said}", TRY_AGAIN, may_retry=True)
+    return Refusal(f"the store answered {said}", TRY_AGAIN, may_retry=True, away=True)
 
 
 def explain_failure(error: Exception, asked: Asked) -> Refusal:
@@ -206,7 +219,10 @@ def explain_failure(error: Exception, asked: Asked) -> Refusal:
                 "Set AWS_CA_BUNDLE to the file of the authority that signed it.",
             )
         return Refusal(
-            f"the https connection failed ({said})", "Check S3_ENDPOINT: port, and http:// or https://.", may_retry=True
+            f"the https connection failed ({said})",
+            "Check S3_ENDPOINT: port, and http:// or https://.",
+            may_retry=True,
+            away="WRONG_VERSION_NUMBER" not in said.upper(),  # plain http at that port
         )
     if isinstance(error, BotoCoreError) and not isinstance(error, ON_THE_WAY):
         return Refusal(said, "Check S3_ENDPOINT, AWS_DEFAULT_REGION and the AWS_… keys.")
@@ -215,7 +231,9 @@ def explain_failure(error: Exception, asked: Asked) -> Refusal:
             f"its answer is none of an S3 store ({said[:160]})",
             "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy answers in its place.",
         )
-    return Refusal(said or type(error).__name__, NETWORK, may_retry=True)
+    return Refusal(
+        said or type(error).__name__, NETWORK, may_retry=True, away=isinstance(error, (*ON_THE_WAY, HTTPError))
+    )
 
 
 def _parts(error: ClientError) -> tuple[str, int, str, dict[str, str]]:

@@ -1,8 +1,8 @@
 """Softmax volumes: an open format (zarr v3) written and read slab by slab, on any object store.
 
-    <key>/zarr.json                     a group; its attributes name the current version: the marker, written last
-    <key>/<version>/zarr.json           the array: steps uint16 (foreground class, z, y, x) of codes along x
-    <key>/<version>/c/0/0/0/0           its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
+    <key>/zarr.json                     a group; its attributes name the current place: the marker, written last
+    <key>/<place>/zarr.json             the array: steps uint16 (foreground class, z, y, x) of codes along x
+    <key>/<place>/c/0/0/0/0             its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
 
 zarr-python reads it without this module: a code is the sum of the steps up to it, modulo 2¹⁶ (2 d is a rise by d, 2 d − 1 a fall); it names
 one of the levels that two attributes give (see `encoding`), and the background is what the foreground leaves of 1:
@@ -13,18 +13,19 @@ one of the levels that two attributes give (see `encoding`), and the background 
     background = np.maximum(1 - rest * (rest >= 2**-24), 0)
 
 Volumes of the first format (p = code / 65535) are read as well; it kept labels, calibration and
-volumes, not the ranking of a confident network's voxels. Readers go through the group, so they see one whole version; a
-writer that is killed leaves nothing that a reader finds.
+volumes, not the ranking of a confident network's voxels. Each writing has a place of its own (`versions`), and readers go
+through the group, so they see one whole version; a writer that is killed leaves nothing that a reader finds.
 """
 
 import errno
 import hashlib
 import json
+import re
 import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ import numpy.typing as npt
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.inputs import as_affine, as_path, as_spacing
 from curvas_assets.probabilities import as_probabilities, require_probabilities
+from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
 from curvas_assets.storage.encoding import (
     STEPS,
@@ -53,7 +55,7 @@ from curvas_assets.storage.encoding import (
     steps_of,
     tail,
 )
-from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore
+from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 FORMAT = "curvas-softmax-2"
 FIRST_FORMAT = "curvas-softmax-1"
@@ -142,6 +144,8 @@ class SoftmaxWriter:
         self.spacing_mm = as_spacing(spacing_mm, **told)
         self.affine = _default_affine(self.spacing_mm) if affine is None else as_affine(affine, **told)
         self.provenance = dict(provenance or {})
+        self.beside: dict[str, str] = {}
+        """Map beside the volume → what tells it from others of its name; to be filled before the block ends."""
         self.facts: SoftmaxFacts
         self._grid = _Grid(self.shape)
         self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
@@ -228,21 +232,23 @@ class SoftmaxWriter:
         array = _array_metadata(self, size, self._digest.hexdigest())
         description = seal_record(array, "attributes")
         version = _content_version(array)
-        self.store.put(f"{self.key}/{version}/{SHARD}", content)
-        self.store.put(f"{self.key}/{version}/{GROUP}", description)
-        group = {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {"format": FORMAT, "current": version, "fullest_slice": self._fullest[1]},
-        }
-        self.store.put(f"{self.key}/{GROUP}", seal_record(group, "attributes"))
-        current = f"{self.key}/{version}/"
-        old = [
-            i.key
-            for i in self.store.list(f"{self.key}/")
-            if not i.key.startswith(current) and i.key != f"{self.key}/{GROUP}"
-        ]
-        self.store.delete(old)
+
+        def send(place: str) -> dict[str, int]:
+            self.store.put(f"{self.key}/{place}/{SHARD}", content)
+            self.store.put(f"{self.key}/{place}/{GROUP}", description)
+            return {SHARD: len(content), GROUP: len(description)}
+
+        def mark(place: str) -> bytes:
+            attributes = {
+                "format": FORMAT,
+                "current": place,
+                "version": version,
+                "fullest_slice": self._fullest[1],
+                "beside": self.beside,
+            }
+            return seal_record({"zarr_format": 3, "node_type": "group", "attributes": attributes}, "attributes")
+
+        versions.publish(self.store, self.key, GROUP, version, send, mark)
         voxels = int(np.prod(self.shape[1:], dtype=np.int64))
         soft = self._soft
         self.facts = SoftmaxFacts(
@@ -268,21 +274,43 @@ def open_softmax(store: ObjectStore, key: str, *, class_names: Sequence[str] | N
         CorruptArtefactError: its description does not fit its payload, or the classes are others.
     """
     subject = f"{store.name}/{key}"
-    try:
-        group = _description(store, f"{key}/{GROUP}", subject)
-        version = group["attributes"]["current"]
-        array = _description(store, f"{key}/{version}/{GROUP}", subject)
-        volume = SoftmaxVolume(store, key, version, array, group["attributes"].get("fullest_slice", 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _corrupt(subject, f"its description cannot be read ({type(error).__name__}: {error})") from error
-    info = store.head(f"{key}/{version}/{SHARD}")
-    if info is None:
-        raise MissingArtefactError("reading", subject, "its payload is gone", "Materialise it again.")
-    if info.size != volume.size:
-        raise _corrupt(subject, f"its payload has {info.size} bytes, its description says {volume.size}")
+
+    def gone(missing: MissingArtefactError) -> MissingArtefactError:
+        return MissingArtefactError("reading", subject, "its payload is gone", "Materialise it again.")
+
+    def read(marker: dict[str, Any]) -> SoftmaxVolume:
+        try:
+            array = _description(store, f"{key}/{marker['current']}/{GROUP}", subject)
+            volume = SoftmaxVolume(store, key, marker, array)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _corrupt(subject, f"its description cannot be read ({type(error).__name__}: {error})") from error
+        info = store.head(f"{key}/{marker['current']}/{SHARD}")
+        if info is None:
+            raise MissingArtefactError("reading", subject, "its payload is gone", "Materialise it again.")
+        if info.size != volume.size:
+            raise _corrupt(subject, f"its payload has {info.size} bytes, its description says {volume.size}")
+        return volume
+
+    volume = versions.read_one_version(
+        lambda: _marker(store, key), lambda marker: marker["current"], read, subject, gone
+    )
     if class_names is not None and tuple(class_names) != volume.class_names:
         raise _corrupt(subject, f"its classes are {list(volume.class_names)}, expected {list(class_names)}")
     return volume
+
+
+def place_of(store: ObjectStore, key: str) -> str:
+    """The place of the volume that stands there; a MissingArtefactError if there is none."""
+    return _marker(store, key)["current"]
+
+
+def _marker(store: ObjectStore, key: str) -> dict[str, Any]:
+    """The attributes of the group: which place is the current one."""
+    subject = f"{store.name}/{key}"
+    attributes = _description(store, f"{key}/{GROUP}", subject).get("attributes")
+    if not isinstance(attributes, dict) or not re.fullmatch(r"\w+", str(attributes.get("current")), re.ASCII):
+        raise _corrupt(subject, f"its description cannot be read (it holds {str(attributes)[:120]})")
+    return attributes
 
 
 def _description(store: ObjectStore, key: str, subject: str) -> dict[str, Any]:
@@ -306,13 +334,14 @@ class SoftmaxVolume:
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it.
         provenance: as it was written.
+        beside: map beside the volume → its check, if maps were written with it.
         fullest_slice: the slice with most foreground.
         size: bytes of the payload.
         format: its name and number.
         levels: the probability of each code.
     """
 
-    def __init__(self, store: ObjectStore, key: str, version: str, array: Mapping[str, Any], fullest_slice: int):
+    def __init__(self, store: ObjectStore, key: str, marker: Mapping[str, Any], array: Mapping[str, Any]):
         attributes = array["attributes"]
         foreground, *spatial = array["shape"]
         self.shape: tuple[int, ...] = (foreground + 1, *spatial)
@@ -327,11 +356,14 @@ class SoftmaxVolume:
         self.spacing_mm = tuple(attributes["spacing_mm"])
         self.affine = np.asarray(attributes["affine"], np.float64)
         self.provenance = dict(attributes["provenance"])
-        self.fullest_slice = int(fullest_slice)
+        self.fullest_slice = int(marker.get("fullest_slice", 0))
+        self.beside = dict(marker.get("beside", {}))
         self.size = int(attributes["payload_bytes"])
         self.sha256 = str(attributes["payload_sha256"])
-        self.version = version
-        self._store, self._shard, self._subject = store, f"{key}/{version}/{SHARD}", f"{store.name}/{key}"
+        # Before each writing had a place of its own, a volume stood at its version.
+        self.version, self._place = str(marker.get("version", marker["current"])), str(marker["current"])
+        self._store, self._key, self._subject = store, key, f"{store.name}/{key}"
+        self._shard = f"{key}/{self._place}/{SHARD}"
         self._grid = _Grid(self.shape)
         self._offsets: npt.NDArray[np.uint64] | None = None
 
@@ -375,8 +407,22 @@ class SoftmaxVolume:
             return chunks
 
         return read_soundly(
-            lambda: self._store.get_range(self._shard, start, length), whole, sha256_of_bytes, self._subject
+            lambda: self._read(lambda: self._store.get_range(self._shard, start, length)),
+            whole,
+            sha256_of_bytes,
+            self._subject,
         )
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        """Bytes of the payload; if it is gone, whether a newer one has taken its place is told apart from a loss."""
+        try:
+            return read()
+        except MissingArtefactError as error:
+            if _marker(self._store, self._key)["current"] != self._place:
+                raise versions.replaced(self._subject) from error
+            raise MissingArtefactError(
+                "reading", self._subject, "its payload is gone", "Materialise it again."
+            ) from error
 
     def _span(self, first: int, last: int) -> tuple[int, int]:
         """Where the chunks of these depths begin in the payload, and how many bytes they take."""
@@ -471,7 +517,9 @@ class SoftmaxVolume:
             if found != self.sha256:
                 raise _corrupt(self._subject, f"its SHA-256 is {found[:12]}…, not {self.sha256[:12]}…")
 
-        read_soundly(lambda: sha256_of_bytes(self._store.get(self._shard)), compare, str, self._subject)
+        read_soundly(
+            lambda: sha256_of_bytes(self._read(lambda: self._store.get(self._shard))), compare, str, self._subject
+        )
 
     def _index(self) -> npt.NDArray[np.uint64]:
         """(offset, size) of every chunk, from the end of the shard, read once."""
@@ -484,7 +532,7 @@ class SoftmaxVolume:
                 return np.frombuffer(content[:-4], "<u8").reshape(-1, 2)
 
             self._offsets = read_soundly(
-                lambda: self._store.get_range(self._shard, self.size - length, length),
+                lambda: self._read(lambda: self._store.get_range(self._shard, self.size - length, length)),
                 parse,
                 sha256_of_bytes,
                 self._subject,
@@ -623,9 +671,20 @@ class _ZipObjects:
         return ObjectInfo(key, info.file_size, f"{info.CRC:08x}")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return iter(())
+        for info in self.archive.infolist():
+            if f"/{info.filename}".startswith(prefix):
+                yield ObjectInfo(f"/{info.filename}", info.file_size, f"{info.CRC:08x}")
 
     def delete(self, keys: object) -> None:
+        pass
+
+    def clock(self) -> None:
+        return None
+
+    def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        return iter(())
+
+    def give_up(self, upload: UnfinishedUpload) -> None:
         pass
 
     def upload(self, key: str, path: Path) -> None:

@@ -3,8 +3,11 @@
 - The checkpoint of an unfinished training comes back as it was kept, the latest of several, and goes without remains.
 - A damaged one is told and not resumed from; the next one kept takes its place.
 - One that was kept before there was a manifest is resumed from.
+- A training of many epochs keeps two; one that is resumed removes what the killed one kept. Another training of the same
+  model beside it loses nothing, whichever of them ends first.
 """
 
+import numpy as np
 import pytest
 
 from curvas_assets.assets.models import Checkpoints
@@ -57,3 +60,55 @@ def test_a_checkpoint_of_before_is_resumed_from(store, tmp_path):
     path = Checkpoints(store, KEY, print).fetch(tmp_path / "back")
     assert path is not None
     assert path.read_bytes() == b"weights"
+
+
+def _places(store) -> int:
+    return len({item.key.split("/")[3] for item in store.list(KEY)} - {"manifest.json"})
+
+
+def _resumed(store, tmp_path, name: str) -> tuple[Checkpoints, bytes | None]:
+    unfinished = Checkpoints(store, KEY, print)
+    path = unfinished.fetch(tmp_path / name)
+    return unfinished, path and path.read_bytes()
+
+
+def _keep(unfinished, tmp_path, content: bytes) -> None:
+    path = tmp_path / "checkpoint_latest.pth"
+    path.write_bytes(content)
+    unfinished.keep(path, 1)
+
+
+def test_a_training_keeps_two_checkpoints_and_a_resumed_one_ends_without_remains(store, tmp_path):
+    killed = Checkpoints(store, KEY, print)
+    for content in (b"1", b"2", b"3", b"3", b"4"):
+        _keep(killed, tmp_path, content)
+        assert _places(store) <= 2
+    resumed, content = _resumed(store, tmp_path, "resumed")
+    assert content == b"4"
+    _keep(resumed, tmp_path, b"5")
+    assert _places(store) == 2
+    resumed.remove()
+    assert not list(store.list(KEY))
+
+
+def test_two_trainings_of_one_model_lose_nothing_to_each_other(store, tmp_path):
+    one, other = Checkpoints(store, KEY, print), Checkpoints(store, KEY, print)
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        writer = (one, other)[rng.integers(2)]
+        _keep(writer, tmp_path, f"{n}".encode())
+        assert _resumed(store, tmp_path, f"r{n}")[1] == f"{n}".encode()
+    _keep(one, tmp_path, b"one")
+    _keep(other, tmp_path, b"other")
+    one.remove()
+    assert _resumed(store, tmp_path, "last")[1] == b"other"
+    other.remove()
+    assert not list(store.list(KEY))
+
+
+def test_a_checkpoint_that_its_manifest_names_in_vain_is_told_and_training_begins_anew(store, tmp_path):
+    _kept(store, tmp_path, b"weights")
+    store.delete([item.key for item in store.list(KEY) if item.key.endswith(".pth")])
+    told = []
+    assert Checkpoints(store, KEY, told.append).fetch(tmp_path / "back") is None
+    assert "which is gone" in told[0]

@@ -1,6 +1,9 @@
 """Claims proved here.
 
-- A folder comes back as it was, verified; unchanged content is neither sent nor fetched again; older versions are swept.
+- A folder comes back as it was, verified; unchanged content is neither sent nor fetched again.
+- What no manifest names goes once nobody has touched it for a day by the store's clock, not before: a writer may be at it.
+- A reader whose version is replaced and removed meanwhile has all of the next one, without remains; a writer that stood
+  still for half a day sends again what it then announces.
 - What is damaged of it, a file or its manifest, is mended by writing it again.
 - A reader sees the old folder until the new one is whole; damage is detected; absence is told.
 - Tables and records round-trip, NaN included; what is no table or record is told.
@@ -9,6 +12,8 @@
 """
 
 import hashlib
+import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -56,23 +61,174 @@ def test_unchanged_content_is_neither_sent_nor_fetched_again(store, folder, tmp_
     (folder / "plans.json").write_text("{1}")
     second = directories.write_directory(store, "m", folder)
     assert second.version != first.version
-    assert not list(store.list(f"m/{first.version}/"))
+    assert _stand(store) == {first.place, second.place}
 
 
-def test_what_a_killed_writer_left_is_not_seen_and_is_swept(store, folder, tmp_path):
+def _stand(store) -> set[str]:
+    return {item.key.split("/")[1] for item in store.list("m/")} - {"manifest.json"}
+
+
+def _grow_old(store, place: str, hours: float) -> None:
+    for path in (store.objects.folder / "m" / place).rglob("*"):
+        then = path.stat().st_mtime - 3600 * hours
+        os.utime(path, (then, then))
+
+
+def test_what_a_killed_writer_left_is_not_seen_and_goes_when_nobody_has_touched_it_for_a_day(store, folder, tmp_path):
     stored = directories.write_directory(store, "m", folder)
-    store.put("m/0123456789abcdef/plans.json", b"half")
+    for name in ("plans.json", "fold_all/checkpoint.pth"):
+        store.put(f"m/killed/{name}", b"half")
     back = directories.read_directory(store, "m", tmp_path / "back")
     assert (back / "plans.json").read_text() == "{}"
-    assert directories.sweep(store, "m") == 4
-    assert {item.key.split("/")[1] for item in store.list("m/")} == {stored.version, "manifest.json"}
+    _grow_old(store, stored.place, 1000)  # how old the current one is does not matter
+    _grow_old(store, "killed", 23.9)
+    assert directories.sweep(store, "m") == 0
+    _grow_old(store, "killed", 0.2)
+    os.utime(store.objects.folder / "m" / "killed" / "plans.json")  # its writer is not dead
+    assert directories.sweep(store, "m") == 0
+    _grow_old(store, "killed", 24)
+    assert directories.sweep(store, "m") == 8
+    assert _stand(store) == {stored.place}
+
+
+def test_writing_again_removes_what_is_old_and_nothing_else(store, folder):
+    first = directories.write_directory(store, "m", folder)
+    (folder / "plans.json").write_text("{1}")
+    second = directories.write_directory(store, "m", folder)
+    _grow_old(store, first.place, 25)
+    assert directories.write_directory(store, "m", folder).unchanged
+    assert _stand(store) == {second.place}
+    (folder / "plans.json").write_text("{2}")
+    _grow_old(store, second.place, 25)
+    third = directories.write_directory(store, "m", folder)
+    assert _stand(store) == {third.place}
+
+
+class Meanwhile(MeteredObjects):
+    """A store in which something happens just before the n-th request of a kind."""
+
+    def __init__(self, objects, kind, n, happens):
+        super().__init__(objects)
+        self.kind, self.left, self.happens = kind, n, happens
+
+    def _pass(self, kind):
+        if kind == self.kind:
+            self.left -= 1
+            if self.left == 0:
+                self.happens()
+
+    def upload(self, key, path):
+        self._pass("upload")
+        super().upload(key, path)
+
+    def put(self, key, content, *, only_if_absent=False):
+        self._pass("put")
+        return super().put(key, content, only_if_absent=only_if_absent)
+
+    def download(self, key, path):
+        self._pass("download")
+        super().download(key, path)
+
+    def list(self, prefix):
+        self._pass("list")
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_reader_whose_version_is_removed_meanwhile_has_all_of_the_next(store, folder, tmp_path, n):
+    first = directories.write_directory(store, "m", folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "plans.json").write_text("{2}")
+    (other / "fold_all").write_text("a file where a folder was")
+
+    def replace() -> None:
+        _grow_old(store, first.place, 25)
+        directories.write_directory(store, "m", other)
+        assert first.place not in _stand(store)
+
+    back = directories.read_directory(Meanwhile(store.objects, "download", n, replace), "m", tmp_path / "back")
+    assert {p.relative_to(back).as_posix(): p.read_text() for p in back.rglob("*") if p.is_file()} == {
+        "plans.json": "{2}",
+        "fold_all": "a file where a folder was",
+    }
+
+
+def test_a_file_that_is_gone_is_damage_and_an_artefact_that_is_gone_is_missing(store, folder, tmp_path):
+    stored = directories.write_directory(store, "m", folder)
+    store.delete([f"m/{stored.place}/plans.json"])
+    for read in (
+        lambda: directories.read_directory(store, "m", tmp_path / "b"),
+        lambda: directories.read_file(store, "m", "plans.json"),
+    ):
+        with pytest.raises(CorruptArtefactError, match="which is gone"):
+            read()
+    emptied = Meanwhile(store.objects, "download", 1, lambda: store.delete([i.key for i in store.list("m/")]))
+    with pytest.raises(MissingArtefactError):
+        directories.read_directory(emptied, "m", tmp_path / "back")
+
+
+def test_a_writer_that_stood_still_sends_again_what_it_announces(store, folder, tmp_path):
+    def asleep() -> None:
+        for place in _stand(store):
+            _grow_old(store, place, 13)
+
+    slow = Meanwhile(store.objects, "list", 1, asleep)
+    stored = directories.write_directory(slow, "m", folder)
+    assert slow.bytes_up > 2 * stored.size
+    assert len(_stand(store)) == 2
+    assert directories.read_directory(store, "m", tmp_path / "back")
+
+    def swept() -> None:
+        store.delete([i.key for i in store.list("m/") if i.key.endswith("checkpoint.pth")])
+
+    (folder / "plans.json").write_text("{3}")
+    directories.write_directory(Meanwhile(store.objects, "list", 1, swept), "m", folder)
+    assert (directories.read_directory(store, "m", tmp_path / "again") / "plans.json").read_text() == "{3}"
+
+
+def test_two_with_the_same_content_never_share_a_place(store, folder, tmp_path):
+    places = []
+    racing = Meanwhile(
+        store.objects, "put", 1, lambda: places.append(directories.write_directory(store, "m", folder).place)
+    )
+    places.append(directories.write_directory(racing, "m", folder).place)
+    assert len(set(places)) == 2
+    directories.remove_place(store, "m", places[0])  # whatever becomes of one
+    assert directories.read_directory(store, "m", tmp_path / "back")
+
+
+def test_a_folder_that_is_replaced_while_it_is_mended_is_written_anew(store, folder, tmp_path):
+    stored = directories.write_directory(store, "m", folder)
+    store.put(f"m/{stored.place}/plans.json", b"[]")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "plans.json").write_text("{2}")
+    racing = Meanwhile(store.objects, "upload", 1, lambda: directories.write_directory(store, "m", other))
+    assert directories.write_directory(racing, "m", folder).place != stored.place
+    assert (directories.read_directory(store, "m", tmp_path / "back") / "plans.json").read_text() == "{}"
+
+
+def test_artefacts_of_before_stand_at_their_version_and_are_read_and_replaced(store, folder, tmp_path):
+    manifest = tables.read_json(store, _written(store, folder))
+    before = tmp_path / "store" / "before"
+    shutil.copytree(tmp_path / "store" / "m" / manifest["place"], before / manifest["version"])
+    old = {"version": manifest["version"], "files": manifest["files"]}
+    tables.write_json(store, "before/manifest.json", old)
+    back = directories.read_directory(store, "before", tmp_path / "back")
+    assert (back / "plans.json").read_text() == "{}"
+    assert directories.write_directory(store, "before", folder).unchanged
+    assert directories.size_of(store, "before") == 10242
+    (folder / "plans.json").write_text("{2}")
+    directories.write_directory(store, "before", folder)
+    assert directories.read_file(store, "before", "plans.json") == b"{2}"
 
 
 def test_damage_and_absence_are_told(store, folder, tmp_path):
     with pytest.raises(MissingArtefactError):
         directories.read_directory(store, "m", tmp_path / "back")
     stored = directories.write_directory(store, "m", folder)
-    store.put(f"m/{stored.version}/plans.json", b"[]")
+    store.put(f"m/{stored.place}/plans.json", b"[]")
     with pytest.raises(CorruptArtefactError, match="SHA-256"):
         directories.read_directory(store, "m", tmp_path / "back")
     with pytest.raises(CorruptArtefactError, match=r"it holds fold_all/checkpoint\.pth, plans\.json"):
@@ -102,14 +258,17 @@ def test_tables_and_records_round_trip(store):
 
 def test_what_is_damaged_is_mended_by_writing_it_again(store, folder, tmp_path):
     stored = directories.write_directory(store, "m", folder)
-    for key in (f"m/{stored.version}/fold_all/checkpoint.pth", "m/manifest.json"):
-        content = store.get(key)
-        for damaged in (content.replace(b"a", b"b", 1), content[:-9]):
-            assert damaged != content
-            store.put(key, damaged)
-            assert not directories.write_directory(store, "m", folder).unchanged
-            assert store.get(key) == content
-    store.delete([f"m/{stored.version}/plans.json"])
+    for name in ("fold_all/checkpoint.pth", "manifest.json"):
+        for damage in (lambda content: content.replace(b"a", b"b", 1), lambda content: content[:-9]):
+            key = "m/manifest.json" if name == "manifest.json" else f"m/{stored.place}/{name}"
+            content = store.get(key)
+            assert damage(content) != content
+            store.put(key, damage(content))
+            stored = directories.write_directory(store, "m", folder)
+            assert not stored.unchanged
+            back = directories.read_directory(store, "m", tmp_path / f"back-{len(damage(content))}-{name[:3]}")
+            assert (back / "fold_all" / "checkpoint.pth").read_bytes() == bytes(range(256)) * 40
+    store.delete([f"m/{stored.place}/plans.json"])
     before = store.bytes_up
     assert not directories.write_directory(store, "m", folder).unchanged
     assert store.bytes_up - before < 1000  # the file that was gone, and the manifest
@@ -155,6 +314,10 @@ def test_a_manifest_that_names_files_elsewhere_is_refused_before_the_first_is_wr
     [
         {"version": "../../other"},
         {"version": ""},
+        {"place": "../../other"},
+        {"place": None},
+        {"before": ["../.."]},
+        {"before": 3},
         {"files": {"plans.json": {"size": 2}}},
         {"files": {"plans.json": "x"}},
         {"files": ["plans.json"]},

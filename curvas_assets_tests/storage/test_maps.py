@@ -3,15 +3,18 @@
 - A map is read by nibabel with the scan's affine, axes and spacing, whatever the depth of its slabs.
 - Entropies are kept to half a thousandth of a nat; what is below the tails' own is 0.
 - A map that was not finished is not there.
+- A map of another writing than the volume beside it is told; the same content written twice is the same map.
 """
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from curvas_assets.assets.ensembles import pair
 from curvas_assets.errors import StorageError
-from curvas_assets.storage.maps import MapWriter
+from curvas_assets.storage.maps import MapWriter, download_map
 from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, -3.0, 0, 80], [0, 0, 5.0, -400], [0, 0, 0, 1]])
 
@@ -30,6 +33,7 @@ def test_a_map_is_read_with_the_scans_geometry(tmp_path, kind):
     np.testing.assert_allclose(image.affine, AFFINE)
     np.testing.assert_allclose(image.header.get_zooms(), (2, 3, 5))
     assert image.get_data_dtype() == (np.int16 if kind == "entropy" else np.uint8)
+    assert writer.facts is not None
     assert writer.facts.size == store.head("a/map.nii.gz").size
 
 
@@ -51,3 +55,30 @@ def test_an_unfinished_map_is_not_there(tmp_path):
     ):
         writer.write(0, np.zeros((2, 5, 4)))
     assert store.head("m.nii.gz") is None
+
+
+def _pair(store, seed):
+    labels = np.random.default_rng(seed).integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    softmax = np.eye(3, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
+    maps = {}
+    with SoftmaxWriter(store, "v", softmax.shape, class_names="abc", spacing_mm=(5, 3, 2)) as volume:
+        with MapWriter(store, "m.nii.gz", (4, 5, 6), kind="labels", spacing_mm=(5, 3, 2), affine=AFFINE) as written:
+            written.write(0, labels)
+            volume.write(0, softmax)
+        maps["e", "labels"] = written
+        pair({"e": volume}, maps)
+
+
+def test_a_map_of_another_writing_than_its_volume_is_told(tmp_path):
+    store = FolderObjects(tmp_path / "store")
+    _pair(store, 1)
+    first = open_softmax(store, "v").beside["labels"]
+    download_map(store, "m.nii.gz", tmp_path / "back", check=first)
+    _pair(store, 1)
+    assert open_softmax(store, "v").beside["labels"] == first
+    _pair(store, 2)
+    with pytest.raises(StorageError, match="not written with the volume beside it") as told:
+        download_map(store, "m.nii.gz", tmp_path / "other", check=first)
+    assert told.value.may_retry
+    assert not (tmp_path / "other").exists()
+    download_map(store, "m.nii.gz", tmp_path / "other", check=open_softmax(store, "v").beside["labels"])

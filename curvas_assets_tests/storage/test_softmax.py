@@ -9,12 +9,14 @@
 - The version is of the content, whoever made it.
 - Slabs of any depth are what the whole volume holds; a slab fetches its own bytes only.
 - zarr-python reads the volume without our code, by the README's three lines.
-- A volume of the first format is read.
+- A volume of the first format is read, and one of before each writing had a place of its own.
+- Writing again replaces; what nobody touched for a day goes then. A reader of a version that went is told to read again.
 - Corruption, truncation and other classes are errors that say so; a writer that fails leaves what stood there.
 - A file or file-like object round-trips through `write_softmax` and `read_softmax`.
 """
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -27,10 +29,11 @@ from curvas_assets.ensembling import average, stream_ensembles
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.scoring import score
 from curvas_assets.storage import encoding
+from curvas_assets.storage.digests import seal_record
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
-from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax, read_softmax, write_softmax
+from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax, place_of, read_softmax, write_softmax
 from curvas_assets_tests.storage.first_format import first_format
 from curvas_assets_tests.strategies import softmaxes
 
@@ -264,12 +267,63 @@ def test_a_writer_that_fails_leaves_what_stood_there(tmp_path):
     np.testing.assert_array_equal(open_softmax(store, KEY).labels(0, 40), first.argmax(axis=0))
 
 
-def test_writing_again_replaces_and_sweeps_the_older_version(tmp_path):
+def test_writing_again_replaces_and_removes_what_nobody_touched_for_a_day(tmp_path):
     store = FolderObjects(tmp_path)
     one, two = _write(store, _realistic(seed=1)), _write(store, _realistic(seed=2))
     assert one.version != two.version
-    assert {item.key.split("/")[4] for item in store.list(KEY)} == {"zarr.json", two.version}
+    assert len(_places(store)) == 2  # the first may still be read, or its writer be at it
+    assert open_softmax(store, KEY).version == two.version
+    _grow_old(tmp_path, 25)
     assert _write(store, _realistic(seed=2)).version == two.version
+    assert _places(store) == {place_of(store, KEY)}
+
+
+def _places(store):
+    return {item.key.split("/")[4] for item in store.list(KEY)} - {"zarr.json"}
+
+
+def _grow_old(folder, hours):
+    for path in folder.rglob("*"):
+        then = path.stat().st_mtime - 3600 * hours
+        os.utime(path, (then, then))
+
+
+def test_a_reader_of_a_volume_that_is_replaced_meanwhile_is_told_to_read_again_never_a_mixture(tmp_path):
+    store = FolderObjects(tmp_path)
+    first, second = _realistic(seed=1), _realistic(seed=2)
+    _write(store, first)
+    volume, untouched = open_softmax(store, KEY), open_softmax(store, KEY)
+    np.testing.assert_array_equal(volume.labels(0, 16), first[:, :16].argmax(axis=0))
+    _write(store, second)
+    np.testing.assert_array_equal(volume.labels(16, 32), first[:, 16:32].argmax(axis=0))  # still there
+    _grow_old(tmp_path, 25)
+    _write(store, second)
+    for read in (lambda: volume.labels(0, 16), lambda: untouched.slab(0, 40), volume.verify):
+        with pytest.raises(StorageError, match="replaced by a newer version while it was read") as told:
+            read()
+        assert told.value.may_retry
+    again = open_softmax(store, KEY)
+    np.testing.assert_array_equal(again.labels(0, 40), second.argmax(axis=0))
+    store.delete([item.key for item in store.list(KEY) if item.key.endswith("c/0/0/0/0")])
+    with pytest.raises(MissingArtefactError, match="its payload is gone"):
+        again.labels(0, 16)
+
+
+def test_a_volume_of_before_stands_at_its_version_and_is_read(tmp_path):
+    store = FolderObjects(tmp_path)
+    facts = _write(store, _realistic(seed=1))
+    place = place_of(store, KEY)
+    (tmp_path / KEY / place).rename(tmp_path / KEY / facts.version)
+    group = {"zarr_format": 3, "node_type": "group"}
+    attributes = {"format": "curvas-softmax-2", "current": facts.version, "fullest_slice": 3}
+    store.put(f"{KEY}/zarr.json", seal_record({**group, "attributes": attributes}, "attributes"))
+    volume = open_softmax(store, KEY)
+    assert (volume.version, volume.fullest_slice) == (facts.version, 3)
+    volume.verify()
+    evil = {**group, "attributes": {**attributes, "current": "../../elsewhere"}}
+    store.put(f"{KEY}/zarr.json", seal_record(evil, "attributes"))
+    with pytest.raises(CorruptArtefactError):
+        open_softmax(store, KEY)
 
 
 @pytest.mark.parametrize(

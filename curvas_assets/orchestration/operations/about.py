@@ -9,6 +9,7 @@ import pandas as pd
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
 from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.operations.leftovers import removed_partitions
 from curvas_assets.orchestration.partitions import current_keys
 from curvas_assets.orchestration.provenance import git_commit, package_versions
 from curvas_assets.storage.objects import ObjectStore
@@ -49,7 +50,7 @@ def about_storage(objects: ObjectStore, layout: Layout) -> pd.DataFrame:
 def about_orphans(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
     """Columns asset, partition: what was made of patients, models or ensembles that do not belong to the study any more.
 
-    Their artefacts stand in the bucket until people remove them; no table, count or report looks at them.
+    Their artefacts stand in the bucket until people remove them (`leftovers`); no table, count or report looks at them.
     """
     rows: list[dict[str, Any]] = []
     for key in graph.toposorted_asset_keys:
@@ -57,6 +58,7 @@ def about_orphans(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.Dat
         if node.is_external or node.partitions_def is None:
             continue
         left = set(instance.get_materialized_partitions(key)) - set(current_keys(node.partitions_def, instance))
+        left -= removed_partitions(instance, key) if left else set()
         rows += [{"asset": key.to_user_string(), "partition": partition} for partition in sorted(left)]
     return pd.DataFrame(rows, columns=["asset", "partition"])
 

@@ -11,7 +11,8 @@ from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, Uns
 from curvas_assets.orchestration.bucket import Layout, patient_folders
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.storage import directories, tables
-from curvas_assets.storage.objects import ObjectStore, within
+from curvas_assets.storage.objects import ObjectInfo, ObjectStore, within
+from curvas_assets.storage.softmax import GROUP, place_of
 from curvas_assets.study import ModelId, Study
 
 Tell = Callable[[str], None]
@@ -151,7 +152,7 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         objects.download(item.key, target)
         return target.stat().st_size
-    found = list(objects.list(f"{item.key}/"))
+    found = _current(objects, item.key)
     if not found:
         raise MissingArtefactError("downloading", item.key, "nothing is there", "Materialise or upload it first.")
     paths = [
@@ -163,3 +164,15 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         objects.download(info.key, path)
     return sum(info.size for info in found)
+
+
+def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
+    """The objects below a key, of a volume there only the current version."""
+    found = list(objects.list(f"{key}/"))
+    volume = f"{key}/softmax.zarr"
+    try:
+        place = place_of(objects, volume)
+    except (MissingArtefactError, CorruptArtefactError):  # no volume, or not one of ours: as it stands
+        return found
+    stay = (f"{volume}/{place}/", f"{volume}/{GROUP}")
+    return [info for info in found if not info.key.startswith(f"{volume}/") or info.key.startswith(stay)]

@@ -19,7 +19,15 @@ from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
-from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
+from curvas_assets.orchestration.operations import (
+    about,
+    cleaning,
+    download,
+    emptying,
+    leftovers,
+    selection,
+    upload_artefacts,
+)
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.operations.upload_patients import refusals_table
 from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
@@ -376,7 +384,10 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         objects = bucket.checked_objects()
         known, folders = _known(context, partitions), digests(study, patient_folders(objects, bucket.layout))[0]
         facts = {**about.about_study(study, known), **about.about_patients(study, known, folders)}
-        orphans = about.about_orphans(context.instance, context.repository_def.asset_graph)
+        orphans = leftovers.orphan_table(
+            leftovers.find_orphans(objects, bucket.layout, partitions),
+            about.about_orphans(context.instance, context.repository_def.asset_graph),
+        )
         stored = about.about_storage(objects, bucket.layout)
         state = state_table(Staleness(context.repository_def.asset_graph, context.instance))
         versions = about.about_code()
@@ -386,7 +397,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             ("store", stored.to_string(index=False)),
             ("assets", state.to_string(index=False)),
             (
-                "orphans: made, kept, and no longer the study's",
+                "orphans: made, kept, and no longer the study's (job remove_orphans)",
                 orphans.to_string(index=False) if len(orphans) else "none",
             ),
         ):
@@ -462,6 +473,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             (tell_about, None),
             (remove_data, EmptyData),
             (remove_artifacts, EmptyArtifacts),
+            *cleaning.build(study, partitions, OP),
         )
     ]
 

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from curvas_assets.storage.objects import ObjectInfo
+from curvas_assets.storage.objects import PART_BYTES, ObjectInfo, part_bytes
 
-PART = 8 << 20
-"""Bytes of a part when boto3 uploads in several (its default), and the size above which it does."""
+PART = PART_BYTES
+"""Above this size a file goes up in parts."""
 
 
 def same_content(info: ObjectInfo | None, path: Path) -> bool:
@@ -27,13 +27,14 @@ def _md5(path: Path) -> str:
 
 
 def _md5_of_parts(path: Path) -> str:
-    digests = [hashlib.md5(part, usedforsecurity=False).digest() for part in _parts(path)]
+    step = part_bytes(path.stat().st_size)
+    digests = [hashlib.md5(part, usedforsecurity=False).digest() for part in _parts(path, step)]
     return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
 
 
-def _parts(path: Path) -> Iterator[bytes]:
+def _parts(path: Path, step: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while part := file.read(PART):
+        while part := file.read(step):
             yield part
 
 

@@ -43,6 +43,8 @@ OPERATIONS = {
     "about",
     "empty_data",
     "empty_artifacts",
+    "remove_orphans",
+    "sweep",
 }
 MODEL = f"{ANNOTATOR}_init112233_foldall"
 defs = build_definitions(tiny_study(), executor="in_process")

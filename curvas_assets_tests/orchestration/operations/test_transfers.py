@@ -227,7 +227,7 @@ def test_a_damaged_model_is_refused_and_the_others_come_down(objects, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/plans.json").write_bytes(b"{}")
     stored, _ = [directories.write_directory(objects, LAYOUT.model(m), tmp_path / "model") for m in models]
-    objects.put(f"{LAYOUT.model(models[0])}/{stored.version}/plans.json", b"[]")
+    objects.put(f"{LAYOUT.model(models[0])}/{stored.place}/plans.json", b"[]")
     done = download(objects, LAYOUT, STUDY, "models", [], models, tmp_path / "down", print)
     assert done.fetched == 1
     assert list(done.refused) == [models[0]]

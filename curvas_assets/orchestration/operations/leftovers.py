@@ -1,0 +1,371 @@
+"""What the bucket keeps that nobody needs: artefacts of what the study has no more (orphans), and what writings left behind.
+
+Orphans go only when a person has read the list and typed its name. What writings left (older versions, remains of killed
+writers, uploads that were not completed, checkpoints of trainings that have ended since) goes by its age, by the store's
+clock. Whatever does not stand where the layout puts artefacts is somebody else's and is never touched; nor is the input.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import dagster as dg
+import pandas as pd
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.events import DagsterEventType
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
+from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.orchestration.operations.transfer import human_bytes
+from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients
+from curvas_assets.storage import directories, softmax, versions
+from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpload
+from curvas_assets.study import EnsembleId, ModelId
+
+REMOVED = "removed"
+"""Code and data version of the event that tells of a removal, so that what comes back to the study is made again."""
+NO_MEMORY = pd.DataFrame(columns=["asset", "partition"])
+MARKERS = (directories.MANIFEST, softmax.GROUP)
+
+
+# Orphans -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A partition that the study has no more, and what stands in the bucket of it.
+
+    Args:
+        asset: of the lineage.
+        partition: its key.
+        objects: all that would go with it.
+    """
+
+    asset: str
+    partition: str
+    objects: tuple[ObjectInfo, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.objects)
+
+
+def find_orphans(objects: ObjectStore, layout: Layout, partitions: Partitions) -> list[Orphan]:
+    """Artefacts of annotators, seeds, models, ensembles and patients that do not belong to the study any more, from one
+    listing of each prefix. A checkpoint counts to its model.
+    """
+    found: dict[tuple[str, str], list[ObjectInfo]] = {}
+    for prefix in (layout.artifacts, layout.output, layout.metrics):
+        for item in objects.list(f"{prefix}/"):
+            cell = cell_of(layout, item.key)
+            if cell is not None and not _belongs(partitions, *cell):
+                found.setdefault(cell, []).append(item)
+    return [Orphan(*cell, tuple(items)) for cell, items in sorted(found.items())]
+
+
+def cell_of(layout: Layout, key: str) -> tuple[str, str] | None:
+    """Asset and partition of an object, by where it stands; None if no artefact of a partition stands there."""
+    prefix = next((p for p in (layout.artifacts, layout.output, layout.metrics) if key.startswith(f"{p}/")), None)
+    if prefix is None:
+        return None
+    parts = key.removeprefix(f"{prefix}/").split("/")
+    if prefix == layout.artifacts and len(parts) > 2:
+        asset = {"preprocessing": "preprocessed_dataset", "models": "trained_model", "training": "trained_model"}
+        return (asset[parts[0]], parts[1]) if parts[0] in asset else None
+    if prefix == layout.metrics and len(parts) > 2 and parts[1] == "scores":
+        return "scores", parts[0]
+    if prefix == layout.output and len(parts) == 2:
+        asset = {"scan.json": "scan", "test_scan.json": "test_scan"}
+        return (asset[parts[1]], parts[0]) if parts[1] in asset else None
+    if prefix == layout.output and len(parts) > 2:
+        for parse, name in ((ModelId.parse, "softmax"), (EnsembleId.parse, "ensemble_softmax")):
+            try:
+                parse(parts[1])
+            except StudyError:
+                continue
+            return name, f"{parts[1]}|{parts[0]}"
+    return None
+
+
+def _belongs(partitions: Partitions, asset: str, partition: str) -> bool:
+    definition = {
+        "preprocessed_dataset": partitions.annotator,
+        "trained_model": partitions.model,
+        "scan": partitions.patient,
+        "test_scan": partitions.test_patient,
+        "scores": partitions.test_patient,
+        "softmax": partitions.patient_by_model,
+        "ensemble_softmax": partitions.patient_by_ensemble,
+    }[asset]
+    if isinstance(definition, StudyPatients):
+        return definition.belongs(partition)
+    if isinstance(definition, StudyGrid):
+        column, patient = partition.split("|")
+        columns = partitions.model if asset == "softmax" else partitions.ensemble
+        known = column in columns.get_partition_keys() and partitions.test_patient.belongs(patient)
+        return known and definition.belongs(partition)
+    return partition in definition.get_partition_keys()
+
+
+def orphan_table(orphans: Sequence[Orphan], remembered: pd.DataFrame) -> pd.DataFrame:
+    """Columns asset, partition, objects, bytes.
+
+    Args:
+        orphans: what stands in the bucket.
+        remembered: asset and partition of those that Dagster knows; the bucket may hold nothing of them.
+    """
+    rows = [(o.asset, o.partition, len(o.objects), o.size) for o in orphans]
+    there = {row[:2] for row in rows}
+    rows += [(a, p, 0, 0) for a, p in remembered.itertuples(index=False) if (a, p) not in there]
+    return pd.DataFrame(sorted(rows), columns=["asset", "partition", "objects", "bytes"])
+
+
+def chosen(orphans: Sequence[Orphan], only: Iterable[str]) -> list[Orphan]:
+    """Those orphans that one of the names is of: an asset, a partition, or a patient, model or annotator in it; or all."""
+    names = {name for entry in only for name in str(entry).replace(",", " ").split()}
+    if names == {"all"}:
+        return list(orphans)
+    unknown = names - {name for o in orphans for name in (o.asset, *_names(o.partition))}
+    if unknown or not names:
+        raise StudyError(
+            "choosing orphans",
+            ", ".join(sorted(unknown)) or "nothing",
+            "it names no orphan",
+            "Give all, or names as the dry run lists them: assets, patients, models, annotators.",
+        )
+    return [o for o in orphans if names & {o.asset, *_names(o.partition)}]
+
+
+def _names(partition: str) -> set[str]:
+    """A partition's key and what it is made of: patient, model or ensemble, annotator."""
+    names = {partition, *partition.split("|")}
+    for name in tuple(names):
+        try:
+            names.add(ModelId.parse(name).annotator)
+        except StudyError:
+            continue
+    return names
+
+
+def at_work(
+    orphans: Sequence[Orphan], runs: Sequence[dg.DagsterRun], graph: BaseAssetGraph, instance: dg.DagsterInstance
+) -> list[str]:
+    """Runs that may still write or read one of these orphans, because they began when the study had it.
+
+    Args:
+        orphans: that are to go.
+        runs: that have not ended.
+        graph: the lineage.
+        instance: where patients are registered.
+    """
+    busy: list[str] = []
+    for run in runs:
+        selected = set(run.asset_selection or ())
+        upstream = {a for key in selected if graph.has(key) for a in graph.get_ancestor_asset_keys(key)} - selected
+        keys = _keys_of(run, graph, instance)
+        for orphan in orphans:
+            asset = dg.AssetKey(orphan.asset)
+            if (asset in selected and (keys is None or orphan.partition in keys)) or (
+                asset in upstream
+                and (keys is None or set(orphan.partition.split("|")) & {n for k in keys for n in _names(k)})
+            ):
+                busy.append(f"{run.job_name} {run.run_id[:8]}")
+                break
+    return busy
+
+
+def _keys_of(run: dg.DagsterRun, graph: BaseAssetGraph, instance: dg.DagsterInstance) -> Collection[str] | None:
+    """The partitions of a run; None if they cannot be told, as of a range that has left the study."""
+    if PARTITION_NAME_TAG in run.tags:
+        return {run.tags[PARTITION_NAME_TAG]}
+    if ASSET_PARTITION_RANGE_START_TAG not in run.tags:
+        return set()
+    whole = dg.PartitionKeyRange(run.tags[ASSET_PARTITION_RANGE_START_TAG], run.tags[ASSET_PARTITION_RANGE_END_TAG])
+    found: set[str] = set()
+    for key in run.asset_selection or ():
+        definition = graph.get(key).partitions_def if graph.has(key) else None
+        if definition is None:
+            continue
+        try:
+            with partition_loading_context(dynamic_partitions_store=instance):
+                found |= {str(k) for k in definition.get_partition_keys_in_range(whole)}
+        except Exception:  # Dagster has several ways to say that an end is no partition any more
+            return None
+    return found
+
+
+def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
+    """Remove what stands of an orphan, markers first, so that none names what has gone."""
+    keys = [item.key for item in orphan.objects]
+    objects.delete(sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key)))
+
+
+def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
+    """What Dagster is told: a version of its own, so that the partition is stale, and made again, if it comes back."""
+    definition = graph.get(dg.AssetKey(orphan.asset)).partitions_def
+    dimensions: dict[str, str] = {}
+    if isinstance(definition, dg.MultiPartitionsDefinition):
+        names = sorted(definition.partition_dimension_names)
+        dimensions = {
+            f"dagster/partition/{name}": value for name, value in zip(names, orphan.partition.split("|"), strict=True)
+        }
+    return dg.AssetMaterialization(
+        orphan.asset,
+        partition=orphan.partition,
+        description="removed by remove_orphans: the study has it no more",
+        metadata={"removed objects": len(orphan.objects), "removed bytes": orphan.size},
+        tags={CODE_VERSION_TAG: REMOVED, DATA_VERSION_TAG: REMOVED, **dimensions},
+    )
+
+
+def removed_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
+    """Partitions whose last event tells of their removal."""
+    latest = instance.event_log_storage.get_latest_tags_by_partition(
+        key, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {partition for partition, tags in latest.items() if tags.get(DATA_VERSION_TAG) == REMOVED}
+
+
+# What writings left --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What can go without anybody missing it.
+
+    Args:
+        what: kind, in words.
+        key: where it stands.
+        objects: that would go.
+        age: since somebody last added to it.
+        upload: to give up, if it is one that was not completed.
+    """
+
+    what: str
+    key: str
+    objects: tuple[ObjectInfo, ...]
+    age: timedelta
+    upload: UnfinishedUpload | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.objects)
+
+
+def find_leftovers(
+    objects: ObjectStore, layout: Layout, tell: Callable[[str], None], least: timedelta | None = None
+) -> list[Leftover]:
+    """Older versions and remains of killed writers, finished trainings' checkpoints, and uploads that were not completed.
+
+    Args:
+        objects: the bucket.
+        layout: where things stand in it.
+        tell: told of what could not be judged.
+        least: how long nobody has touched it; None takes `versions.UNTOUCHED`.
+    """
+    least = versions.UNTOUCHED if least is None else least
+    now = objects.clock()
+    if now is None:
+        tell("the store does not say what time it is, so that nothing can be told to be old")
+        return []
+    found: list[Leftover] = []
+    for prefix in (layout.artifacts, layout.output, layout.metrics, layout.reports):
+        by_root: dict[str, list[ObjectInfo]] = {}
+        for item in objects.list(f"{prefix}/"):
+            root = root_of(layout, item.key)
+            if root is not None:
+                by_root.setdefault(root, []).append(item)
+        for root, items in by_root.items():
+            try:
+                found += _of_artefact(objects, layout, root, items, now, least)
+            except StorageError as error:
+                tell(f"{root} is left as it is: {error}")
+    for prefix in (layout.data, layout.artifacts, layout.output, layout.metrics, layout.reports):
+        try:
+            for upload in objects.unfinished_uploads(f"{prefix}/"):
+                if now - upload.started >= least:
+                    found.append(Leftover("upload not completed", upload.key, (), now - upload.started, upload))
+        except StorageError as error:
+            tell(f"unfinished uploads below {prefix} could not be listed: {error}")
+    return found
+
+
+def root_of(layout: Layout, key: str) -> str | None:
+    """The key of the artefact of several objects that an object belongs to; None if it belongs to none."""
+    shapes = (
+        (layout.artifacts, {"preprocessing": 2, "models": 2, "training": 2}),
+        (layout.reports, {"report": 1, "figures": 1}),
+    )
+    for prefix, depths in shapes:
+        parts = key.removeprefix(f"{prefix}/").split("/")
+        if key.startswith(f"{prefix}/") and len(parts) > depths.get(parts[0], len(parts)):
+            return f"{prefix}/{'/'.join(parts[: depths[parts[0]]])}"
+    for prefix, name, depth in ((layout.output, "softmax.zarr", 3), (layout.metrics, "scores", 2)):
+        parts = key.removeprefix(f"{prefix}/").split("/")
+        if key.startswith(f"{prefix}/") and len(parts) > depth and parts[depth - 1] == name:
+            return f"{prefix}/{'/'.join(parts[:depth])}"
+    return None
+
+
+def _of_artefact(
+    objects: ObjectStore, layout: Layout, root: str, items: Sequence[ObjectInfo], now: datetime, least: timedelta
+) -> Iterator[Leftover]:
+    is_volume = root.endswith("/softmax.zarr")
+    marker = f"{root}/{softmax.GROUP if is_volume else directories.MANIFEST}"
+    training = f"{layout.artifacts}/training/"
+    if root.startswith(training):
+        published = objects.head(f"{layout.model(root.removeprefix(training))}/{directories.MANIFEST}")
+        age = versions.age(items, now)
+        newest = max((item.modified for item in items if item.modified), default=None)
+        if published and published.modified and newest and published.modified > newest and age >= least:
+            yield Leftover("checkpoint of a training that has ended", root, tuple(items), age)
+            return
+    current: set[str] = set()
+    if any(item.key == marker for item in items):
+        try:
+            current = set((softmax.place_of(objects, root),) if is_volume else directories.places_of(objects, root))
+        except MissingArtefactError:
+            return  # it goes just now
+        if not current:
+            raise CorruptArtefactError("reading a manifest", root, "it is damaged", "Materialise it again.")
+    elif root.startswith(training) and any(item.key.count("/") == root.count("/") + 1 for item in items):
+        return  # kept before there was a manifest, and still gone on from
+    places: dict[str, list[ObjectInfo]] = {}
+    for item in items:
+        if item.key != marker:
+            places.setdefault(item.key.removeprefix(f"{root}/").partition("/")[0], []).append(item)
+    for place, held in places.items():
+        if place not in current and versions.age(held, now) >= least:
+            what = "older version, or remains of a killed writer"
+            yield Leftover(what, f"{root}/{place}", tuple(held), versions.age(held, now))
+
+
+def leftover_table(leftovers: Sequence[Leftover]) -> pd.DataFrame:
+    """Columns what, key, objects, bytes, hours."""
+    rows = [(one.what, one.key, len(one.objects), one.size, one.age // timedelta(hours=1)) for one in leftovers]
+    return pd.DataFrame(rows, columns=["what", "key", "objects", "bytes", "hours"])
+
+
+def summary(leftovers: Sequence[Leftover]) -> Mapping[str, str]:
+    """Kind → how many and how much."""
+    kinds = dict.fromkeys(one.what for one in leftovers)
+    return {
+        kind: f"{sum(one.what == kind for one in leftovers)}, "
+        f"{human_bytes(sum(one.size for one in leftovers if one.what == kind))}"
+        for kind in kinds
+    }
+
+
+def remove_leftover(objects: ObjectStore, leftover: Leftover) -> None:
+    """Remove it, a marker first."""
+    if leftover.upload is not None:
+        objects.give_up(leftover.upload)
+    keys = [item.key for item in leftover.objects]
+    objects.delete(sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key)))
