@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import dagster as dg
 import nibabel as nib
@@ -15,7 +16,7 @@ from curvas_assets.assets.scores import of_the_study
 from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
-from curvas_assets.orchestration.checks import Check, Checks
+from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
@@ -30,6 +31,7 @@ from curvas_assets.report import (
     build_report,
     most_disputed_slice,
 )
+from curvas_assets.report.style import ImageFormat
 from curvas_assets.scoring import metric_table
 from curvas_assets.statistics import (
     annotator_agreement,
@@ -52,6 +54,9 @@ REPORT_CHECK = Check(
     "sections_are_complete",
     "Every section is on the page, and every figure stands beside it.",
     dg.AssetCheckSeverity.ERROR,
+)
+FIGURES_CHECK = Check(
+    "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", dg.AssetCheckSeverity.ERROR
 )
 LARGEST_3D = 128
 """Voxels along an axis of the 3-D view; larger volumes are thinned."""
@@ -92,7 +97,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
             ),
         },
-        check_specs=[REPORT_CHECK.spec("report")],
+        check_specs=[FIGURES_CHECK.spec("figures"), REPORT_CHECK.spec("report")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
@@ -189,9 +194,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "pictures of": shown,
             },
         )
-        (check,) = Checks(REPORT_CHECK).values()
-        check.look("report", missing_parts(report))
-        yield check.result(dg.AssetKey("report"))
+        yield FIGURES_CHECK.result("figures", undrawn(report))
+        yield REPORT_CHECK.result("report", missing_parts(report))
 
     return [write_report]
 
@@ -205,6 +209,12 @@ def missing_parts(report: Report) -> list[str]:
     """Sections that are not on the page, and figures without a picture."""
     absent = [f"section {name}" for name in SECTIONS if f'id="{name}"' not in report.html]
     return absent + [f"figure {n}" for n in report.figures if f"figures/{n}.png" not in report.attachments]
+
+
+def undrawn(report: Report) -> list[str]:
+    """Figures that are not there in a format, or are empty."""
+    wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
+    return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]
 
 
 def typical_patient(study: Study, scores: pd.DataFrame) -> str:

@@ -32,6 +32,9 @@ CHECKS = (
         dg.AssetCheckSeverity.ERROR,
     ),
 )
+STUDY_CHECK = Check(
+    "patients_are_scored", "Every patient whom the study scores is in the table, with every predictor that it has."
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -54,7 +57,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         output_required=False,
         op_tags=needs.scoring.op_tags,
         retry_policy=RETRY,
-        check_specs=specs("scores", CHECKS),
+        check_specs=specs("scores", CHECKS, partitions.test_patient),
     )
     def scores(
         context: dg.AssetExecutionContext,
@@ -143,10 +146,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "csv"},
         code_version=f"3-{study.fingerprint('sets', 'groups', 'exclusions', 'members', 'held_out')}",
         metadata=artefact("table"),
+        check_specs=[STUDY_CHECK.spec("study_scores")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
-    def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
+    def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts):
         """Scores of all patients in one long table, and as `metrics.csv` with the study's columns.
 
         Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
@@ -169,8 +173,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
         if unscored:
             context.log.warning(f"no scores yet of {', '.join(unscored)}: they are not in the table")
-        return dg.Output(
-            table,
+        return dg.MaterializeResult(
+            value=table,
+            check_results=[STUDY_CHECK.result("study_scores", not_scored(study, table))],
             data_version=dg.DataVersion(table_version(table)),
             metadata={
                 "patients": len(scored),
@@ -194,6 +199,17 @@ def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFram
     return kept.assign(
         family=kept["predictor"].map(family).astype(object), group=study.patient_group(patient) or ""
     ).reset_index(drop=True)
+
+
+def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
+    """Patients and predictors that the study scores and the table does not hold."""
+    held = table.groupby("patient")["predictor"].agg(set).to_dict()
+    absent = {p: [one for one in study.predictors_of(p) if one not in held.get(p, ())] for p in study.scored_patients()}
+    return [
+        f"{patient} is not scored" if patient not in held else f"{patient} is not scored by {', '.join(predictors)}"
+        for patient, predictors in absent.items()
+        if predictors
+    ]
 
 
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
