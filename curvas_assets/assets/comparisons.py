@@ -18,7 +18,12 @@ from curvas_assets.statistics import (
     compare_with_published,
     published_tests,
     read_published_scores,
+    scored_in_mm3,
+    shown_differences,
+    shown_scores,
+    units_of,
     with_questions,
+    with_unit,
 )
 from curvas_assets.statistics import leaderboard as rank_among_teams
 from curvas_assets.statistics.challenge import STANDINGS
@@ -64,7 +69,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         scores = study_scores.table()
         comparisons = with_questions(compare_all_families(scores, study.statistics), study.statistics)
         untested = not_tested(comparisons, set(scores["family"]), study.statistics)
-        return table_output(comparisons, COMPARISONS_CHECK.result("family_comparisons", untested))
+        verdict = COMPARISONS_CHECK.result("family_comparisons", untested)
+        return table_output(comparisons, verdict, shown_comparisons(comparisons, scores))
 
     @dg.asset(
         group_name=GROUP,
@@ -139,7 +145,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
             data_version=dg.DataVersion(version),
             metadata={
                 "published table": f"{objects.name}/{key}",
-                "table": metadata.table(table),
+                "table": metadata.table(shown_scores(table)),
                 "published tests": metadata.table(published_tests(published, study.statistics)),
                 "could not be used": metadata.table(published.unusable),
             },
@@ -157,14 +163,29 @@ def published_scores(objects: ObjectStore, key: str, study: Study) -> PublishedS
     return read_published_scores(content, ids=study.patients, study=study)
 
 
-def table_output(frame: pd.DataFrame, check: dg.AssetCheckResult) -> dg.MaterializeResult[pd.DataFrame]:
-    """A table as an output that is versioned by its content and shown in the UI, with the verdict on it."""
+def table_output(
+    frame: pd.DataFrame, check: dg.AssetCheckResult, shown: pd.DataFrame | None = None
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """A table as an output that is versioned by its content and shown in the UI, with the verdict on it.
+
+    Args:
+        frame: what is stored.
+        check: the verdict.
+        shown: what people see in the UI, where it is not the same.
+    """
     return dg.MaterializeResult(
         value=frame,
         check_results=[check],
         data_version=dg.DataVersion(table_version(frame)),
-        metadata={"table": metadata.table(frame)},
+        metadata={"table": metadata.table(frame if shown is None else shown)},
     )
+
+
+def shown_comparisons(comparisons: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons as people read them: differences in the unit that the metric is shown in, which its name tells."""
+    units = units_of(scores)
+    shown = shown_differences(comparisons, scored_in_mm3(scores))
+    return shown.assign(metric=[with_unit(str(metric), units.get(metric, "")) for metric in shown["metric"]])
 
 
 def not_tested(comparisons: pd.DataFrame, families: set[str], settings: Statistics) -> list[str]:

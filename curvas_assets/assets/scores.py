@@ -18,6 +18,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, check_scores, metric_table, study_columns
+from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
 from curvas_assets.storage import directories
 from curvas_assets.study import Study
 
@@ -184,7 +185,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "metrics": int(table["metric"].nunique()),
                 "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
                 "means": metadata.table(means_by_predictor(table)),
-                "what the metrics are": metadata.table(metric_table()),
+                "what the metrics are": metadata.table(shown_registry()),
             },
         )
 
@@ -213,10 +214,19 @@ def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
 
 
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
-    """Key metrics, averaged over what a predictor has of each (NaN left out): one row per predictor."""
-    shown = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    """Key metrics with their units, averaged over what a predictor has of each (NaN left out): one row per predictor."""
+    key = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    shown = shown_scores(key)
     means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")
-    return means.reindex(columns=[m for m in KEY_METRICS if m in means]).reset_index()
+    units = units_of(shown)
+    means = means.reindex(columns=[metric for metric in KEY_METRICS if metric in means])
+    return means.rename(columns={metric: with_unit(metric, units.get(metric, "")) for metric in means}).reset_index()
+
+
+def shown_registry() -> pd.DataFrame:
+    """The registry of metrics in the units in which they are read."""
+    table = metric_table()
+    return table.assign(unit=[shown_unit(unit) for unit in table["unit"]])
 
 
 def _labelled(study: Study, patient: str, group: str | None, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -37,8 +37,13 @@ from curvas_assets.statistics import (
     paired_scores,
     published_tests,
     reduce_scores,
+    scored_in_mm3,
+    shown_differences,
+    shown_scores,
+    shown_unit,
     summarise,
     with_questions,
+    with_unit,
 )
 from curvas_assets.statistics.families import EXPLORATORY, FEWEST
 from curvas_assets.study import Statistics, Study
@@ -226,12 +231,8 @@ class _Writer:
         for column in ("organ", "annotator", "group", "unit"):
             scores[column] = scores[column].astype("string").fillna("").astype(str) if column in scores else ""
         scores["value"] = pd.to_numeric(scores["value"], errors="coerce").astype(float)
-        # Volumes are scored in mm³ and read in cm³.
-        self.scaled = frozenset(map(str, scores.loc[scores["unit"].isin(["mm³", "mm3"]), "metric"].unique()))
-        in_mm3 = scores["metric"].isin(self.scaled)
-        scores.loc[in_mm3, "value"] *= 1e-3
-        scores.loc[in_mm3, "unit"] = "cm³"
-        self.scores = scores
+        in_mm3 = scored_in_mm3(scores)
+        self.scores = scores = shown_scores(scores)
         self.reduced = reduce_scores(scores)
         self.directions = directions()
         if inputs.metrics is not None and {"metric", "direction"} <= set(inputs.metrics.columns):
@@ -239,20 +240,11 @@ class _Writer:
                 str(row.metric): str(row.direction or "")
                 for row in inputs.metrics.itertuples()  # type: ignore[attr-defined]
             }
-        self.comparisons = self._in_shown_units(inputs.comparisons)
-        self.margins = self._in_shown_units(inputs.non_inferiority)
+        self.comparisons, self.margins = (
+            pd.DataFrame() if table is None else shown_differences(table, in_mm3)
+            for table in (inputs.comparisons, inputs.non_inferiority)
+        )
         self.by_family = summarise(self.reduced, by=("family",)) if len(self.reduced) else pd.DataFrame()
-
-    def _in_shown_units(self, comparisons: pd.DataFrame | None) -> pd.DataFrame:
-        """Differences in the unit that the metric is shown in."""
-        if comparisons is None:
-            return pd.DataFrame()
-        shown = comparisons.copy()
-        in_mm3 = shown["metric"].isin(self.scaled) if len(shown) else pd.Series(dtype=bool)
-        for column in ("mean_difference", "interval_low", "interval_high", "bound", "margin"):
-            if in_mm3.any() and column in shown:
-                shown.loc[in_mm3, column] *= 1e-3
-        return shown
 
     def sections(self) -> tuple[_Section, ...]:
         return tuple(
@@ -898,6 +890,8 @@ class _Writer:
         if table is None or not len(table):
             return [_absent(w("no_metrics"))]
         columns = {str(c): w.column(str(c)) for c in table.columns}
+        if "unit" in table:
+            table = table.assign(unit=[shown_unit(str(unit)) for unit in table["unit"].fillna("")])
         return [_text(w("metrics_text")), self._table(table, columns, caption=w("metrics"), folded=len(table) > 12)]
 
     def reproducibility(self) -> list[_Block]:
@@ -956,8 +950,7 @@ class _Writer:
         return str(units.iloc[0]) if len(units) else ""
 
     def _titled(self, metric: str) -> str:
-        unit = self._unit(metric)
-        return self.words.metric(metric) + (f" ({unit})" if unit else "")
+        return with_unit(self.words.metric(metric), self._unit(metric))
 
     def _mean_text(self, row: pd.Series) -> str:
         """A mean, with what it left out in brackets."""
