@@ -23,10 +23,13 @@ def shown_unit(unit: str) -> str:
 def with_unit(name: str, unit: str) -> str:
     """A metric's name as people read it.
 
-    >>> with_unit("crps", "mm³"), with_unit("hd95", "mm"), with_unit("dice", "")
-    ('crps (cm³)', 'hd95 (mm)', 'dice')
+    >>> with_unit("crps", "mm³"), with_unit("CRPS (cut)", "mm³"), with_unit("dice", "")
+    ('crps (cm³)', 'CRPS (cut, cm³)', 'dice')
     """
-    return f"{name} ({shown_unit(unit)})" if unit else name
+    if not unit:
+        return name
+    shown = shown_unit(unit)
+    return f"{name[:-1]}, {shown})" if name.endswith(")") else f"{name} ({shown})"
 
 
 def units_of(scores: pd.DataFrame) -> dict[str, str]:
