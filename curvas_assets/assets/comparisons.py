@@ -133,7 +133,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         if published is None:
             return dg.MaterializeResult(
                 value=pd.DataFrame({"metric": []}),
-                check_results=[PUBLISHED_CHECK.result("published_comparison")],
+                check_results=[PUBLISHED_CHECK.result("published_comparison", ())],
                 data_version=dg.DataVersion("none"),
                 metadata={"published table": f"none: upload {objects.name}/{key} to compare with it"},
             )

@@ -1,6 +1,7 @@
 """Report: the figures, and one page that a reviewer can read offline."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,7 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.checks import Check
+from curvas_assets.orchestration.environment import report_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
@@ -168,6 +170,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             (page / "report.md").write_text(report.markdown)
             drawn = directories.write_directory(objects, layout.figures(), figures)
             written = directories.write_directory(objects, layout.report(), page)
+            if kept := report_folder():
+                try:
+                    keep_copy(page, kept)
+                except OSError as error:  # the report stands in the bucket all the same
+                    context.log.warning(f"no copy of the report could be kept in {kept}: {error}")
         yield dg.Output(
             Stored(layout.figures(), drawn.version),
             output_name="figures",
@@ -188,6 +195,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             output_name="report",
             data_version=dg.DataVersion(written.version),
             metadata={
+                **metadata.link(bucket.report_link()),
+                "in short": dg.MetadataValue.md(in_short(report)),
                 "report": f"{objects.name}/{layout.report()}/{written.version}/report.html",
                 "patients": len(scored),
                 "bytes": written.size,
@@ -198,6 +207,25 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         yield REPORT_CHECK.result("report", missing_parts(report))
 
     return [write_report]
+
+
+def in_short(report: Report) -> str:
+    """The report's first section, as Markdown."""
+    return report.markdown.split("\n## ")[1].partition("\n")[2].strip()
+
+
+def keep_copy(page: Path, folder: Path) -> None:
+    """The report's files in a folder, each whole at any moment; figures of an earlier report go."""
+    wanted = {path.relative_to(page) for path in page.rglob("*") if path.is_file()}
+    for name in sorted(wanted, key=lambda name: name.suffix == ".html"):  # the page last, its figures are there then
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(page / name, part)
+        part.replace(target)
+    for path in (folder / "figures").glob("*.png"):
+        if path.relative_to(folder) not in wanted:
+            path.unlink()
 
 
 def _of_all(study: Study, scores: Artefacts, patients: list[str], name: str) -> pd.DataFrame:

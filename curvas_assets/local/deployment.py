@@ -48,6 +48,7 @@ class LocalDeployment:
             "DAGSTER_HOME": str(self.home),
             "CURVAS_STUDY": os.environ.get("CURVAS_STUDY", self.study),
             "CURVAS_SCRATCH": str(self.scratch),
+            "CURVAS_REPORT_FOLDER": str(self.state / "report"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             **self.s3.environment(),
         }

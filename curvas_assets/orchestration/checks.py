@@ -79,10 +79,14 @@ class Check:
             **_verdict(self.found[partition]),
         )
 
-    def result(self, asset: str, problems: Iterable[str] = ()) -> dg.AssetCheckResult:
-        """The verdict on an asset without partitions."""
+    def result(self, asset: str | dg.AssetKey, problems: Iterable[str] | None = None) -> dg.AssetCheckResult:
+        """The verdict on an asset without partitions: on these problems, or on whatever was looked at."""
+        found = [one for each in self.found.values() for one in each] if problems is None else list(problems)
         return dg.AssetCheckResult(
-            asset_key=dg.AssetKey(asset), check_name=self.name, severity=self.severity, **_verdict(list(problems))
+            asset_key=dg.AssetKey.from_coercible(asset),
+            check_name=self.name,
+            severity=self.severity,
+            **_verdict(found),
         )
 
 

@@ -21,6 +21,7 @@ GPU_NODES = "CURVAS_GPU_NODES"
 BROKER = "CURVAS_BROKER"
 LOST_AFTER = "CURVAS_LOST_AFTER_SECONDS"
 POSTGRES = "CURVAS_POSTGRES_URL"
+REPORT_FOLDER = "CURVAS_REPORT_FOLDER"
 
 
 def environment() -> Mapping[str, str]:
@@ -45,6 +46,12 @@ def scratch_folder() -> Path | None:
         return None
     Path(named).mkdir(parents=True, exist_ok=True)
     return Path(named)
+
+
+def report_folder() -> Path | None:
+    """Where a copy of the newest report is kept on this machine: `CURVAS_REPORT_FOLDER`; nowhere if it is not set."""
+    named = environment().get(REPORT_FOLDER, "").strip()
+    return Path(named) if named else None
 
 
 def scratch_gib() -> float:

@@ -309,6 +309,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "assets": metadata.table(made),
                 "orphans": metadata.table(orphans),
                 "stored": human_bytes(int(stored["bytes"].sum())),
+                **metadata.link(bucket.report_link()),
             },
         )
 
