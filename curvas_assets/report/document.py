@@ -211,9 +211,9 @@ def build_report(
             "Give each patient's slice once.",
         )
     attachments = {
-        f"figures/{chart.name}.{image_format}": chart.image(image_format)
+        f"figures/{chart.name}.{image_format}": content
         for chart in charts
-        for image_format in image_formats
+        for image_format, content in chart.images(image_formats).items()
     }
     words = Words(inputs.study.report.language)
     html = _html(inputs, sections, words) if page else ""

@@ -25,6 +25,7 @@ from curvas_assets.report.style import (
     ImageFormat,
     new_figure,
     picture,
+    pictures,
 )
 from curvas_assets.report.words import Words
 
@@ -64,6 +65,10 @@ class Chart:
     def image(self, image_format: ImageFormat = "png") -> bytes:
         """The printed figure as PNG, SVG or PDF."""
         return picture(self.matplotlib(), image_format)
+
+    def images(self, image_formats: Sequence[ImageFormat]) -> dict[ImageFormat, bytes]:
+        """The printed figure in several formats, drawn once."""
+        return pictures(self.matplotlib(), image_formats) if image_formats else {}
 
 
 def pooled_reliability(bins: pd.DataFrame) -> pd.DataFrame:
