@@ -51,7 +51,7 @@ class Check:
 
     def refuse(self, partition: str, error: CurvasError) -> CurvasError:
         """Note a defect; the error, for the caller to raise."""
-        self.look(partition, [str(error).removeprefix(f"{partition}: ")])  # the verdict stands at the partition already
+        self.look(partition, [error.after(partition)])
         return error
 
     def evaluation(

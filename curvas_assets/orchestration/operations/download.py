@@ -102,7 +102,7 @@ def download(
             continue
         except (CorruptArtefactError, UnsafeNameError) as error:
             done.refused[item.name] = str(error)
-            tell(f"{count} of {len(items)}, {item.name}: refused, {error}")
+            tell(f"{count} of {len(items)}, {item.name}: refused, {error.after(item.name)}")
             continue
         done.fetched += 1
         done.size += size
