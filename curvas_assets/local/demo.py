@@ -137,7 +137,7 @@ def summarise(
     means = shown.assign(metric=titled).groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
     print(f"\n{study.title}: mean over {scores['patient'].nunique()} test patients\n\n{means.round(4).to_string()}\n")
     tell("done")
-    print(f"Report:  {report / 'report.html'}\nUI:      make ui\n")
+    print(f"Report:  {report / 'report.html'}   (each new one is copied there)\nUI:      make ui\n")
 
 
 if __name__ == "__main__":

@@ -190,6 +190,9 @@ def distribution_by_family(
                         box={"visible": has_shape, "width": 0.25, "fillcolor": "rgba(255,255,255,0.75)"},
                         meanline={"visible": True, "color": colour, "width": 2},
                         spanmode="hard",
+                        scalegroup=f"{family} {panel}",  # else panels of a narrow spread make the others thin
+                        # The mean's line is as wide as the density there: of few points, make it as wide as it goes.
+                        bandwidth=None if has_shape or part.empty else float(np.ptp(part["value"])) or None,
                         text=(part["patient"] + "<br>" + part["predictor"]).to_list(),
                         hoveron="points+kde" if has_shape else "points",
                         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
