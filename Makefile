@@ -1,5 +1,6 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
 # make test   lint, types, definitions and tests                        make bench   ratios against other implementations
+# make env    what the console needs: eval "$(make -s env)"
 # make clean  remove the demo's state (make distclean: and the environment)
 # PORT=3001 make ui   another port than 3000, for the demo's UI too
 
@@ -10,16 +11,23 @@ STATE := .state
 PORT ?= 3000
 INSTALLED := $(VENV)/.installed
 
-export DAGSTER_HOME := $(CURDIR)/$(STATE)/dagster
-export CURVAS_SCRATCH := $(CURDIR)/$(STATE)/scratch
+export DAGSTER_HOME := $(abspath $(STATE))/dagster
+export CURVAS_SCRATCH := $(abspath $(STATE))/scratch
 
-.PHONY: demo ui test lint bench clean distclean install lock
+.PHONY: demo ui env test lint bench clean distclean install lock
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.demo --state $(STATE) --port $(PORT)
 
 ui: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.ui --state $(STATE) --port $(PORT)
+
+# Dagster's programs first on the PATH, on the state of demo and ui; a fresh state gets its folder and instance file.
+env:
+	@test -x $(BIN)/python || { echo "run make install first" >&2; exit 1; }
+	@mkdir -p -m 700 $(STATE) && mkdir -p $(DAGSTER_HOME) && { test -e $(DAGSTER_HOME)/dagster.yaml || cp dagster.yaml $(DAGSTER_HOME)/; }
+	@echo 'export PATH="$(abspath $(BIN)):$$PATH" DAGSTER_HOME="$(DAGSTER_HOME)" CURVAS_SCRATCH="$(CURVAS_SCRATCH)"'
+	@echo "export CURVAS_STUDY=phantom"
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

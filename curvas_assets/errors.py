@@ -24,6 +24,10 @@ class CurvasError(Exception):
         self.may_retry = may_retry
         super().__init__(f"{subject}: {attempted} failed: {found}. {remedy}")
 
+    def after(self, name: str) -> str:
+        """The error where this name stands before it already: a subject of that name is not said twice."""
+        return str(self).removeprefix(f"{name}: ")
+
     def __reduce__(self):
         return _rebuild, (type(self), self.attempted, self.subject, self.found, self.remedy, self.may_retry)
 

@@ -35,6 +35,9 @@ SCAN_CHECKS = (
         "HU as of a CT: air below -500, some soft tissue, something above 0, nothing beyond ±32768.",
     ),
 )
+COHORT_CHECK = Check(
+    "patients_are_taken_in", "Every patient of the study's sets is taken in or excluded; tells who is missing, and why."
+)
 TEST_SCAN_CHECKS = (Check("region_is_not_empty", "The region in which predictors are scored holds voxels.", ERROR),)
 
 
@@ -63,7 +66,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         code_version=f"2-{study.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}",
         metadata=artefact("record"),
         output_required=False,
-        check_specs=specs("scan", SCAN_CHECKS),
+        check_specs=specs("scan", SCAN_CHECKS, partitions.patient),
         op_tags=needs.intake.op_tags,
         retry_policy=RETRY,
     )
@@ -119,7 +122,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         code_version="2",
         metadata=artefact("record"),
         output_required=False,
-        check_specs=specs("test_scan", TEST_SCAN_CHECKS),
+        check_specs=specs("test_scan", TEST_SCAN_CHECKS, partitions.test_patient),
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
@@ -166,16 +169,18 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         kinds={"parquet"},
         code_version=f"2-{study.fingerprint('sets', 'groups', 'exclusions')}",
         metadata=artefact("table"),
+        check_specs=[COHORT_CHECK.spec("cohort")],
         op_tags=needs.table.op_tags,
         retry_policy=RETRY,
     )
-    def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts) -> dg.Output[pd.DataFrame]:
+    def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
         """Table of all patients: set, group, shape, spacing, warnings; who is excluded or missing, and why."""
         objects = bucket.checked_objects()
         table = pd.DataFrame(_rows(study, objects, bucket.layout, scan))
         included = table[table["status"] == "taken in"]
-        return dg.Output(
-            table,
+        return dg.MaterializeResult(
+            value=table,
+            check_results=[COHORT_CHECK.result("cohort", not_taken_in(table))],
             data_version=dg.DataVersion(table_version(table)),
             metadata={
                 "patients": len(table),
@@ -268,6 +273,12 @@ def unusual_geometry(facts: dict[str, Any]) -> list[str]:
     """What is odd about a scan's voxels and extent, though it can be used."""
     odd = [f"voxels of {mm:g} mm" for mm in facts["spacing_mm"] if not 0.2 <= mm <= 10]
     return odd + [f"only {mm:g} mm along an axis" for mm in facts["extent_mm"] if mm < 100]
+
+
+def not_taken_in(table: pd.DataFrame) -> list[str]:
+    """The patients whom the study names and does not have, each with the reason."""
+    lost = table[~table["status"].isin(["taken in", "excluded"])]
+    return [f"{row.patient}: {row.status}, {row.reason}" for row in lost.itertuples()]
 
 
 def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.geometry import order_of
 from curvas_assets.orchestration.bucket import Bucket, Layout
 from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
@@ -23,6 +24,13 @@ from curvas_assets.study import Study
 PREPROCESSING_GROWTH = 7
 """Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, CTs are noisier, and scans
 that are not in nnU-Net's voxel order are copied."""
+
+CHECKS = (
+    Check(
+        "training_patients_are_complete",
+        "Every training patient is in it; tells whom its annotator did not draw.",
+    ),
+)
 
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -39,6 +47,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"2-{study.fingerprint('plans', 'organs', 'training_patients')}",
         metadata=artefact("folder"),
         output_required=False,
+        check_specs=specs("preprocessed_dataset", CHECKS, partitions.annotator),
         op_tags=needs.dataset.op_tags,
         retry_policy=RETRY,
     )
@@ -49,6 +58,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scan's own voxels.
         """
         objects, layout = bucket.checked_objects(hours=needs.dataset.hours * len(context.partition_keys)), bucket.layout
+        checks = Checks(*CHECKS)
         label_files = {annotator.name: annotator.file for annotator in study.annotators}
 
         patients: dict[str, Path] = {}
@@ -74,6 +84,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 scratch = next(iter(fetched().values())).parent
                 omitted = left_out.get(annotator, [])
                 drawn = {patient: at for patient, at in fetched().items() if patient not in omitted}
+                checks["training_patients_are_complete"].look(annotator, [f"did not annotate {p}" for p in omitted])
                 if omitted:
                     context.log.warning(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
                     require_enough(study, annotator, list(drawn), omitted)
@@ -106,7 +117,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     },
                 )
 
-            yield from materialise(context, objects, one_by_one(prepare))
+            yield from materialise(context, objects, one_by_one(prepare), checks)
 
     return [preprocessed_dataset]
 

@@ -49,7 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         code_version=f"3-{study.fingerprint('members', 'held_out')}",
         metadata=artefact("softmax"),
         output_required=False,
-        check_specs=specs("ensemble_softmax", CHECKS),
+        check_specs=specs("ensemble_softmax", CHECKS, partitions.patient_by_ensemble),
         op_tags=needs.ensembling.op_tags,
         retry_policy=RETRY,
     )

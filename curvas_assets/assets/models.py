@@ -49,7 +49,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         pool=needs.training.pool,
         op_tags=needs.training.op_tags,
         retry_policy=RETRY,
-        check_specs=specs("trained_model", CHECKS),
+        check_specs=specs("trained_model", CHECKS, partitions.model),
     )
     def trained_model(context: dg.AssetExecutionContext, bucket: Bucket, preprocessed_dataset: Artefacts):
         """One nnU-Net: seeded, stopped early, its best checkpoint published without optimizer state.

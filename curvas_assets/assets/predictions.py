@@ -59,7 +59,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         pool=needs.prediction.pool,
         op_tags=needs.prediction.op_tags,
         retry_policy=RETRY,
-        check_specs=specs("softmax", CHECKS),
+        check_specs=specs("softmax", CHECKS, partitions.patient_by_model),
     )
     def softmax(context: dg.AssetExecutionContext, bucket: Bucket, trained_model: Artefacts, test_scan: Artefacts):
         """Class probabilities (class, z, y, x) of one patient by one model, as one zarr volume.

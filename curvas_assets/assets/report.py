@@ -1,11 +1,13 @@
 """Report: the figures, and one page that a reviewer can read offline."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import dagster as dg
 import nibabel as nib
@@ -20,7 +22,8 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket, Layout
-from curvas_assets.orchestration.checks import Check, Checks
+from curvas_assets.orchestration.checks import Check
+from curvas_assets.orchestration.environment import report_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefact, Artefacts, Stored, artefact
 from curvas_assets.orchestration.partitions import Partitions
@@ -37,6 +40,7 @@ from curvas_assets.report import (
     build_report,
     most_disputed_slice,
 )
+from curvas_assets.report.style import ImageFormat
 from curvas_assets.scoring import metric_table
 from curvas_assets.statistics import (
     annotator_agreement,
@@ -63,6 +67,9 @@ REPORT_CHECK = Check(
 )
 CURRENT_CHECK = Check(
     "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all that it states is so."
+)
+FIGURES_CHECK = Check(
+    "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", dg.AssetCheckSeverity.ERROR
 )
 LARGEST_3D = 128
 """Voxels along an axis of the 3-D view; larger volumes are thinned."""
@@ -103,7 +110,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
             ),
         },
-        check_specs=[REPORT_CHECK.spec("report"), CURRENT_CHECK.spec("report")],
+        check_specs=[FIGURES_CHECK.spec("figures"), REPORT_CHECK.spec("report"), CURRENT_CHECK.spec("report")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
@@ -177,6 +184,11 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
             (page / "report.md").write_text(report.markdown)
             drawn = directories.write_directory(objects, layout.figures(), figures)
             written = directories.write_directory(objects, layout.report(), page)
+            if kept := report_folder():
+                try:
+                    keep_copy(page, kept)
+                except OSError as error:  # the report stands in the bucket all the same
+                    context.log.warning(f"no copy of the report could be kept in {kept}: {error}")
         yield dg.Output(
             Stored(layout.figures(), drawn.version),
             output_name="figures",
@@ -197,19 +209,38 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
             output_name="report",
             data_version=dg.DataVersion(written.version),
             metadata={
+                **metadata.link(bucket.report_link()),
+                "in short": dg.MetadataValue.md(in_short(report)),
                 "report": f"{objects.name}/{layout.report()}/{written.place}/report.html",
                 "patients": len(scored),
                 "bytes": written.size,
                 "pictures of": shown,
             },
         )
-        checks = Checks(REPORT_CHECK, CURRENT_CHECK)
-        checks[REPORT_CHECK.name].look("report", missing_parts(report))
-        checks[CURRENT_CHECK.name].look("report", out_of_date(state))
-        for check in checks.values():
-            yield check.result(dg.AssetKey("report"))
+        yield FIGURES_CHECK.result("figures", undrawn(report))
+        yield REPORT_CHECK.result("report", missing_parts(report))
+        yield CURRENT_CHECK.result("report", out_of_date(state))
 
     return [write_report]
+
+
+def in_short(report: Report) -> str:
+    """The report's first section, as Markdown."""
+    return report.markdown.split("\n## ")[1].partition("\n")[2].strip()
+
+
+def keep_copy(page: Path, folder: Path) -> None:
+    """The report's files in a folder, each whole at any moment; figures of an earlier report go."""
+    wanted = {path.relative_to(page) for path in page.rglob("*") if path.is_file()}
+    for name in sorted(wanted, key=lambda name: name.suffix == ".html"):  # the page last, its figures are there then
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(page / name, part)
+        part.replace(target)
+    for path in (folder / "figures").glob("*.png"):
+        if path.relative_to(folder) not in wanted:
+            path.unlink()
 
 
 def _of_all(study: Study, scores: Artefacts, patients: list[str], name: str) -> pd.DataFrame:
@@ -249,6 +280,12 @@ def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[
         for (ensemble, models), count in found.items()
     ]
     return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"]).astype({"members": "Int64"})
+
+
+def undrawn(report: Report) -> list[str]:
+    """Figures that are not there in a format, or are empty."""
+    wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
+    return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]
 
 
 def typical_patient(study: Study, scores: pd.DataFrame) -> str:

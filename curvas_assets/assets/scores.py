@@ -19,6 +19,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, check_scores, metric_table, study_columns
+from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
 from curvas_assets.storage import directories
 from curvas_assets.study import Study
 
@@ -32,6 +33,9 @@ CHECKS = (
         "Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
         dg.AssetCheckSeverity.ERROR,
     ),
+)
+STUDY_CHECK = Check(
+    "patients_are_scored", "Every patient whom the study scores is in the table, with every predictor that it has."
 )
 
 
@@ -55,7 +59,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         output_required=False,
         op_tags=needs.scoring.op_tags,
         retry_policy=RETRY,
-        check_specs=specs("scores", CHECKS),
+        check_specs=specs("scores", CHECKS, partitions.test_patient),
     )
     def scores(
         context: dg.AssetExecutionContext,
@@ -147,10 +151,11 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "csv"},
         code_version=f"3-{study.fingerprint('sets', 'groups', 'exclusions', 'members', 'held_out')}",
         metadata=artefact("table"),
+        check_specs=[STUDY_CHECK.spec("study_scores")],
         op_tags=needs.report.op_tags,
         retry_policy=RETRY,
     )
-    def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts) -> dg.Output[pd.DataFrame]:
+    def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts):
         """Scores of all patients in one long table, and as `metrics.csv` with the study's columns.
 
         Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
@@ -173,8 +178,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         objects.put(layout.merged_csv(), wide.to_csv(index=False).encode())
         if unscored:
             context.log.warning(f"no scores yet of {', '.join(unscored)}: they are not in the table")
-        return dg.Output(
-            table,
+        return dg.MaterializeResult(
+            value=table,
+            check_results=[STUDY_CHECK.result("study_scores", not_scored(study, table))],
             data_version=dg.DataVersion(table_version(table)),
             metadata={
                 "patients": len(scored),
@@ -183,7 +189,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "metrics": int(table["metric"].nunique()),
                 "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
                 "means": metadata.table(means_by_predictor(table)),
-                "what the metrics are": metadata.table(metric_table()),
+                "what the metrics are": metadata.table(shown_registry()),
             },
         )
 
@@ -217,11 +223,31 @@ def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFram
     ).reset_index(drop=True)
 
 
+def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
+    """Patients and predictors that the study scores and the table does not hold."""
+    held = table.groupby("patient")["predictor"].agg(set).to_dict()
+    absent = {p: [one for one in study.predictors_of(p) if one not in held.get(p, ())] for p in study.scored_patients()}
+    return [
+        f"{patient} is not scored" if patient not in held else f"{patient} is not scored by {', '.join(predictors)}"
+        for patient, predictors in absent.items()
+        if predictors
+    ]
+
+
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
-    """Key metrics, averaged over what a predictor has of each (NaN left out): one row per predictor."""
-    shown = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    """Key metrics with their units, averaged over what a predictor has of each (NaN left out): one row per predictor."""
+    key = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    shown = shown_scores(key)
     means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")
-    return means.reindex(columns=[m for m in KEY_METRICS if m in means]).reset_index()
+    units = units_of(shown)
+    means = means.reindex(columns=[metric for metric in KEY_METRICS if metric in means])
+    return means.rename(columns={metric: with_unit(metric, units.get(metric, "")) for metric in means}).reset_index()
+
+
+def shown_registry() -> pd.DataFrame:
+    """The registry of metrics in the units in which they are read."""
+    table = metric_table()
+    return table.assign(unit=[shown_unit(unit) for unit in table["unit"]])
 
 
 def _labelled(study: Study, patient: str, group: str | None, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:

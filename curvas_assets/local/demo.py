@@ -168,19 +168,19 @@ def summarise(
     if not succeeded:
         tell(f"the study did not succeed: `make ui` shows why; Dagster's own log is {deployment.logs / 'dagster.log'}")
         return
+    from curvas_assets.statistics import shown_scores, with_unit
     from curvas_assets.storage import directories
 
     objects = connect(settings)
     report = state / "report"
     directories.read_directory(objects, f"{settings.reports_dir}/report", report)
     scores = tables.read_table(objects, f"{settings.metrics_dir}/study_scores.parquet")
-    shown = scores[scores["metric"].isin(["dice", "confidence", "ece", "crps", "predictive_entropy"])]
-    means = shown.groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
-    if "crps" in means:
-        means["crps (cm³)"] = means.pop("crps") / 1000
+    shown = shown_scores(scores[scores["metric"].isin(["dice", "confidence", "ece", "crps", "predictive_entropy"])])
+    titled = [with_unit(metric, unit) for metric, unit in zip(shown["metric"], shown["unit"], strict=True)]
+    means = shown.assign(metric=titled).groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
     print(f"\n{study.title}: mean over {scores['patient'].nunique()} test patients\n\n{means.round(4).to_string()}\n")
     tell("done")
-    print(f"Report:  {report / 'report.html'}\nUI:      make ui\n")
+    print(f"Report:  {report / 'report.html'}   (each new one is copied there)\nUI:      make ui\n")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class LocalDeployment:
             "DAGSTER_HOME": str(self.home),
             variables.STUDY: chosen,
             variables.SCRATCH: str(self.scratch),
+            variables.REPORT_FOLDER: str(self.state / "report"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 

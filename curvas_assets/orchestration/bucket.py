@@ -14,7 +14,8 @@ from dagster_aws.s3 import S3Resource
 from pydantic import PrivateAttr
 
 from curvas_assets.orchestration.environment import environment, store_patience_seconds
-from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning
+from curvas_assets.storage import directories
+from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning, link_ends, signed_link
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import ObjectStore, S3Objects
 from curvas_assets.storage.patience import Patience
@@ -128,6 +129,16 @@ class Bucket(S3Resource):
             hurried = S3Objects(store.client, store.bucket)
             store.patience.hold(f"trying {store.name}", lambda: check(hurried))
         return objects
+
+    def report_link(self) -> tuple[str, str] | None:
+        """Where a browser opens the report as it stands, and until when that goes; None if there is no report."""
+        objects, key = self.objects(), self.layout.report()
+        if not directories.exists(objects, key):
+            return None
+        settings, now = self.settings(), datetime.now(UTC)
+        until = link_ends(settings, now)
+        page = directories.key_of_file(objects, key, "report.html")
+        return signed_link(settings, page, until, now, "text/html; charset=utf-8"), f"{until:%Y-%m-%d %H:%M} UTC"
 
     @property
     def layout(self) -> Layout:

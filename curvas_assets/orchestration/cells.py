@@ -61,10 +61,11 @@ def materialise(
         context: of the asset's step; its partition keys say what to make.
         objects: the store the work uses, whose byte counts go to each partition's metadata.
         work: makes artefacts for the keys it is given, in its own order, and yields each with what came of it.
-        checks: what the work looks at on the way; told also when partitions fail.
+        checks: what the work looks at on the way. The verdict on each partition is told at once, also on one that fails;
+            a partition that failed before it was looked at has none.
 
     Yields:
-        Dagster's output, when the step has one partition; then the checks' results.
+        Dagster's outputs: of the partition, when the step has one; and one of each check.
 
     Raises:
         dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
@@ -86,7 +87,8 @@ def materialise(
         if isinstance(outcome, Exception):
             outcome = _told_of_disk(asset, key, outcome)
             failures[key] = outcome
-            context.log.error(f"{asset} {done} of {len(keys)}: {_reason(outcome)}")
+            context.log.error(f"{asset} {done} of {len(keys)}: {told(key, outcome, _reason(outcome))}")
+            _tell_verdicts(context, checks, key, stored=False)
             usage.lap()
             continue
         metadata = {"uri": f"{objects.name}/{outcome.key}", "device": "cpu", **outcome.metadata, **usage.lap()}
@@ -98,10 +100,34 @@ def materialise(
         else:
             context.log_event(cell_event(context.assets_def, key, outcome, metadata, tags))
         outcome.afterwards()
-    for check in (checks or {}).values():
-        yield check.result(context.asset_key)
+        _tell_verdicts(context, checks, key, stored=True)
+    for name in checks or {}:
+        check = dg.AssetCheckKey(context.asset_key, name)
+        if check in context.selected_asset_check_keys:
+            yield dg.Output(None, output_name=context.assets_def.get_output_name_for_asset_check_key(check))
     if failures:
         raise _failure(asset, failures, len(keys))
+
+
+def _tell_verdicts(
+    context: dg.AssetExecutionContext, checks: Mapping[str, Check] | None, key: str, *, stored: bool
+) -> None:
+    """An event of each check that has looked at a partition."""
+    looked = [check for check in (checks or {}).values() if key in check.found]
+    if not looked:
+        return
+    event = None
+    if stored:
+        wanted = dg.AssetRecordsFilter(context.asset_key, asset_partitions=[key])
+        event = next(iter(context.instance.fetch_materializations(wanted, limit=1).records), None)
+    for check in looked:
+        context.log_event(check.evaluation(context.asset_key, key, event))
+
+
+def told(key: str, error: Exception, reason: str) -> str:
+    """A partition's reason, the partition's name before it unless the error names it itself."""
+    named = isinstance(error, CurvasError) and all(part in error.subject for part in key.split("|"))
+    return reason if named else f"{key}: {reason}"
 
 
 def _told_of_disk(asset: str, key: str, error: Exception) -> Exception:
@@ -128,7 +154,7 @@ def _failure(asset: str, failures: Mapping[str, Exception], total: int) -> Excep
             return error
         return dg.Failure(str(error), allow_retries=retry)
     reasons = {key: str(error) or type(error).__name__ for key, error in failures.items()}
-    listed = "\n".join(f"- {key}: {reason}" for key, reason in reasons.items())
+    listed = "\n".join(f"- {told(key, failures[key], reason)}" for key, reason in reasons.items())
     return dg.Failure(
         f"{asset}: {len(failures)} of {total} partitions failed, the others are stored:\n{listed}",
         metadata={"failed": dg.MetadataValue.json(reasons)},

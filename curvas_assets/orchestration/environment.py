@@ -28,6 +28,7 @@ NIGHTLY_PREDICT = "CURVAS_NIGHTLY_PREDICT"
 PATIENCE = "CURVAS_STORE_PATIENCE_SECONDS"
 MOST_PATIENCE = 6 * 3600
 """A writer that waits stays far below the age at which what it has sent counts as forgotten (`storage.versions`)."""
+REPORT_FOLDER = "CURVAS_REPORT_FOLDER"
 
 
 def environment() -> Mapping[str, str]:
@@ -52,6 +53,12 @@ def scratch_folder() -> Path | None:
         return None
     Path(named).mkdir(parents=True, exist_ok=True)
     return Path(named)
+
+
+def report_folder() -> Path | None:
+    """Where a copy of the newest report is kept on this machine: `CURVAS_REPORT_FOLDER`; nowhere if it is not set."""
+    named = environment().get(REPORT_FOLDER, "").strip()
+    return Path(named) if named else None
 
 
 def scratch_gib() -> float:

@@ -26,6 +26,19 @@ def table(frame: pd.DataFrame) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name) for name in names]))
 
 
+def link(report: tuple[str, str] | None) -> dict[str, dg.MetadataValue]:
+    """Where the report opens with a click, and until when; nothing without a report.
+
+    Args:
+        report: address and end, from `Bucket.report_link`.
+    """
+    if report is None:
+        return {}
+    address, until = report
+    ends = f"{until}, or when the store gets another address; the job `about` gives a new link"
+    return {"open the report": dg.MetadataValue.url(address), "the link ends": dg.MetadataValue.text(ends)}
+
+
 def by(sizes: Sequence[float]) -> str:
     """`48 × 96 × 96`, `5 × 3.5 × 3.5`."""
     return " × ".join(f"{size:g}" for size in sizes)

@@ -7,12 +7,13 @@ commit and versions come in as values, so that equal inputs give equal bytes.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import resources
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from curvas_assets.errors import ReportError
@@ -37,14 +38,19 @@ from curvas_assets.statistics import (
     paired_scores,
     published_tests,
     reduce_scores,
+    scored_in_mm3,
+    shown_differences,
+    shown_scores,
+    shown_unit,
     summarise,
     with_questions,
+    with_unit,
 )
 from curvas_assets.statistics.families import EXPLORATORY, FEWEST
 from curvas_assets.study import Statistics, Study
 
-UNCERTAINTY = ("ece", "confidence", "crps", "predictive_entropy")
-ACCURACY = ("dice", "hd95")
+UNCERTAINTY = ("ece", "confidence", "predictive_entropy")
+ACCURACY = ("dice", "crps", "hd95")
 FAILURE = ("aurc", "eaurc")
 WHOLE_FIRST = ("dice", "ece")
 """Metrics drawn over all organs or annotators before they are drawn by each."""
@@ -56,16 +62,20 @@ PRINTED: Mapping[str, tuple[float, int]] = {
     "overall": (1, 2),
 }
 """Column of the challenge's table → factor and decimals in which it prints it."""
-PRINTED_UNITS: Mapping[str, str] = {
-    "dice": "\u00a0(%)",
-    "confidence": "\u00a0(%)",
-    "ece": "\u00a0(×10⁻³)",
-    "crps": "\u00a0(cm³)",
-}
+PRINTED_UNITS: Mapping[str, str] = {"dice": "%", "confidence": "%", "ece": "×10⁻³", "crps": "cm³"}
+ROUNDING = 1e-9
+"""Differences of means that are none."""
 WIDTH = 8
 """Metrics side by side in a table of means."""
 FACETS: Mapping[str, str] = {"dice": "organ", "hd95": "annotator", "hausdorff": "annotator"}
 """Panels of a distribution, where the table has more than one; AURC and E-AURC take organs, or else annotators."""
+TOLD = frozenset(
+    (
+        *("note", "reason", "comparability", "definition", "difference_note", "when_empty", "per", "oracle"),
+        *("direction", "region", "set", "status", "stage", "step"),
+    )
+)
+"""Columns of other packages' words, shown in the report's language."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +187,15 @@ class _Section:
     blocks: tuple[_Block, ...]
 
 
-def build_report(inputs: ReportInputs, *, image_formats: Sequence[ImageFormat] = ("png", "svg", "pdf")) -> Report:
+def build_report(
+    inputs: ReportInputs, *, image_formats: Sequence[ImageFormat] = ("png", "svg", "pdf"), page: bool = True
+) -> Report:
     """Write the report.
 
     Args:
         inputs: everything it is made of.
         image_formats: of the figures beside the page.
+        page: write the HTML too; without it, the Markdown alone takes a tenth of the time.
 
     Returns:
         The page, the Markdown and the figures as files. The same inputs give the same bytes.
@@ -202,12 +215,13 @@ def build_report(inputs: ReportInputs, *, image_formats: Sequence[ImageFormat] =
             "Give each patient's slice once.",
         )
     attachments = {
-        f"figures/{chart.name}.{image_format}": chart.image(image_format)
+        f"figures/{chart.name}.{image_format}": content
         for chart in charts
-        for image_format in image_formats
+        for image_format, content in chart.images(image_formats).items()
     }
     words = Words(inputs.study.report.language)
-    return Report(_html(inputs, sections, words), _markdown(inputs, sections, words), attachments, tuple(names))
+    html = _html(inputs, sections, words) if page else ""
+    return Report(html, _markdown(inputs, sections, words), attachments, tuple(names))
 
 
 class _Writer:
@@ -230,12 +244,8 @@ class _Writer:
         for column in ("organ", "annotator", "group", "unit"):
             scores[column] = scores[column].astype("string").fillna("").astype(str) if column in scores else ""
         scores["value"] = pd.to_numeric(scores["value"], errors="coerce").astype(float)
-        # Volumes are scored in mm³ and read in cm³.
-        self.scaled = frozenset(map(str, scores.loc[scores["unit"].isin(["mm³", "mm3"]), "metric"].unique()))
-        in_mm3 = scores["metric"].isin(self.scaled)
-        scores.loc[in_mm3, "value"] *= 1e-3
-        scores.loc[in_mm3, "unit"] = "cm³"
-        self.scores = scores
+        in_mm3 = scored_in_mm3(scores)
+        self.scores = scores = shown_scores(scores)
         self.reduced = reduce_scores(scores)
         self.directions = directions()
         if inputs.metrics is not None and {"metric", "direction"} <= set(inputs.metrics.columns):
@@ -243,20 +253,11 @@ class _Writer:
                 str(row.metric): str(row.direction or "")
                 for row in inputs.metrics.itertuples()  # type: ignore[attr-defined]
             }
-        self.comparisons = self._in_shown_units(inputs.comparisons)
-        self.margins = self._in_shown_units(inputs.non_inferiority)
+        self.comparisons, self.margins = (
+            pd.DataFrame() if table is None else shown_differences(table, in_mm3)
+            for table in (inputs.comparisons, inputs.non_inferiority)
+        )
         self.by_family = summarise(self.reduced, by=("family",)) if len(self.reduced) else pd.DataFrame()
-
-    def _in_shown_units(self, comparisons: pd.DataFrame | None) -> pd.DataFrame:
-        """Differences in the unit that the metric is shown in."""
-        if comparisons is None:
-            return pd.DataFrame()
-        shown = comparisons.copy()
-        in_mm3 = shown["metric"].isin(self.scaled) if len(shown) else pd.Series(dtype=bool)
-        for column in ("mean_difference", "interval_low", "interval_high", "bound", "margin"):
-            if in_mm3.any() and column in shown:
-                shown.loc[in_mm3, column] *= 1e-3
-        return shown
 
     def sections(self) -> tuple[_Section, ...]:
         return tuple(
@@ -281,14 +282,12 @@ class _Writer:
     def question(self) -> list[_Block]:
         w = self.words
         blocks = [
-            _text(
-                w("question_text", annotators=len(self.study.annotators), organs=", ".join(self.study.class_names[1:]))
-            ),
+            _text(w("question_text", annotators=len(self.study.annotators), organs=", ".join(self._classes()[1:]))),
             _text(w("families_text")),
         ]
         lines = [line for metric in self.study.statistics.primary.values() if (line := self._headline(metric))]
         if lines:
-            lines += self._not_inferior()
+            lines += self._not_inferior() + self._beaten()
             blocks += [_heading(w("answer_heading")), _Block("list", items=tuple(lines)), *self._few(), self._claim()]
         return blocks + self._approximate()
 
@@ -349,6 +348,34 @@ class _Writer:
             )
         ]
 
+    def _beaten(self) -> list[str]:
+        """Where individual models do better than the general ensemble: a reader would miss it among the means of families."""
+        lines = []
+        for metric in self.study.statistics.primary.values():
+            sign = {"higher": 1, "lower": -1}.get(self.directions.get(metric, ""), 0)
+            own = self.reduced[(self.reduced["metric"] == metric) & np.isfinite(self.reduced["value"])]
+            general = own[own["family"] == "general"].set_index("patient")["value"]
+            if not sign or general.empty:
+                continue
+            models = {
+                str(model): float((values.set_index("patient")["value"] - general).dropna().mean())
+                for model, values in own[own["family"] == "individual"].groupby("predictor", sort=False)
+            }
+            better = {model: gain for model, gain in models.items() if sign * gain > ROUNDING}
+            if better:
+                best = max(better, key=lambda model: sign * better[model])
+                lines.append(
+                    self.words(
+                        "beaten_line",
+                        metric=self._titled(metric),
+                        count=len(better),
+                        models=len(models),
+                        model=best,
+                        difference=self._number(better[best]),
+                    )
+                )
+        return lines
+
     def _headline(self, metric: str) -> str:
         """One sentence: the means of the three families, and the first against the last within patients."""
         w = self.words
@@ -373,7 +400,7 @@ class _Writer:
                     **values,
                     wins=self._percent(float(one["win_probability"])),
                     difference=self._number(float(one["mean_difference"])),
-                    interval=self._interval(one) or w("no_interval"),
+                    interval=w("with_interval", interval=interval) if (interval := self._interval(one)) else "",
                     p=self._p(one["p_randomisation_holm"]),
                     n=int(one["n_pairs"]),
                 )
@@ -391,7 +418,8 @@ class _Writer:
         else:
             sets = (
                 ", ".join(
-                    f"{name} {count}" for name, count in cohort["set"].fillna(MISSING).value_counts(sort=False).items()
+                    f"{w.told(str(name))} {count}"
+                    for name, count in cohort["set"].fillna("").replace("", MISSING).value_counts(sort=False).items()
                 )
                 if "set" in cohort
                 else MISSING
@@ -439,6 +467,7 @@ class _Writer:
             return [*blocks, _text(w("no_ledger"))]
         keys = [column for column in ("reason", "metric", "organ", "annotator") if column in ledger]
         filled = ledger.assign(**{key: ledger[key].astype("string").fillna("").astype(str) for key in keys})
+        filled = self._named(filled)
         grouped = (
             filled.groupby(keys, sort=False)
             .agg(
@@ -589,7 +618,7 @@ class _Writer:
         if agreement is None or not len(agreement):
             return [*blocks, _absent(w("no_agreement"))]
         columns = {c: w.column(c) for c in ("metric", "organ", "n", "n_nan", "mean", "sd", "median")}
-        shown = agreement.assign(metric=[w.metric(str(m)) for m in agreement["metric"]])
+        shown = self._named(agreement)
         return [*blocks, self._table(shown, columns, caption=w("agreement_caption"))]
 
     def _means(self) -> list[_Block]:
@@ -610,7 +639,7 @@ class _Writer:
             table = dataclasses.replace(table, numeric=frozenset(range(1, len(headings))))
             blocks.append(_Block("table", table=table, caption=name))
         blocks.append(_heading(w("families_title")))
-        rows = self.by_family.copy()
+        rows = self.by_family[~self.by_family["metric"].map(judges_annotators)].copy()
         rows["mean_sd"] = [
             f"{self._number(m)} ± {self._number(s)}" for m, s in zip(rows["mean"], rows["sd"], strict=True)
         ]
@@ -635,9 +664,10 @@ class _Writer:
         groups: dict[str, list[str]] = {}
         for metric in metrics:
             groups.setdefault(known.get(metric, self.words("other_metrics")), []).append(metric)
+        named = {self.words.told(name): members for name, members in groups.items()}
         return {
-            name if start == 0 else f"{name} ({1 + start // WIDTH})": members[start : start + WIDTH]
-            for name, members in groups.items()
+            name[:1].upper() + name[1:] + (f" ({1 + start // WIDTH})" if start else ""): members[start : start + WIDTH]
+            for name, members in named.items()
             for start in range(0, len(members), WIDTH)
         }
 
@@ -781,8 +811,7 @@ class _Writer:
         headings = {"entry": w.column("entry")} | {
             m: w.column("overall")
             if m == "overall"
-            else w.metric(m)
-            + PRINTED_UNITS[columns[m]]
+            else with_unit(w.metric(m), PRINTED_UNITS[columns[m]])
             + (" †" if m in first.index and not first.loc[m, "comparable"] else "")
             for m in metrics
         }
@@ -812,10 +841,10 @@ class _Writer:
             _text(w("leaderboard_text")),
             _text(w("synthetic_cohort") if self.study.synthetic else w("other_cohort", n=n)),
             *(
-                _text(w("left_out_metric", metric=w.metric(str(row.metric)), why=row.comparability))
+                _text(w("left_out_metric", metric=w.metric(str(row.metric)), why=w.told(str(row.comparability))))
                 for row in left_out.itertuples()
             ),
-            _Block("table", table=table, caption=str(teams.iloc[0]) if len(teams) else ""),
+            _Block("table", table=table, caption=w.told(str(teams.iloc[0])) if len(teams) else ""),
             self._table(about, {c: w.column(c) for c in about_columns}, caption=w("comparability_title"), folded=True),
         ]
 
@@ -849,8 +878,8 @@ class _Writer:
                 {
                     "metric": w.metric(str(row["metric"])),
                     "family": w.family(str(row["family"])),
-                    "this_run": self._mean_text(ours.iloc[0]) if len(ours) else MISSING,
-                    "published": self._mean_text(row) + (f" {row['unit']}" if row["unit"] else ""),
+                    "this_run": self._mean_text(ours.iloc[0], self._unit(str(row["metric"]))) if len(ours) else MISSING,
+                    "published": self._mean_text(row, str(row["unit"] or "")),
                     "n": int(row["n"]),
                     "difference_note": notes.get(row["metric"], ""),
                 }
@@ -885,9 +914,9 @@ class _Writer:
             if len(view.annotations):
                 blocks.append(_figure(annotators_on_slice(view, self.study.annotator_names, w)))
             if view.has_maps:
-                blocks.append(_figure(uncertainty_on_slice(view, self.study.class_names, w)))
+                blocks.append(_figure(uncertainty_on_slice(view, self._classes(), w)))
         if self.inputs.organs is not None:
-            blocks.append(_figure(organs_in_3d(self.inputs.organs, self.study.class_names, w)))
+            blocks.append(_figure(organs_in_3d(self.inputs.organs, self._classes(), w)))
         return blocks or [_absent(w("no_maps"))]
 
     # Cost, metrics, reproducibility ------------------------------------------------------------------------------------
@@ -902,7 +931,11 @@ class _Writer:
         w, table = self.words, self.inputs.metrics
         if table is None or not len(table):
             return [_absent(w("no_metrics"))]
-        columns = {str(c): w.column(str(c)) for c in table.columns}
+        columns = {str(c): w.column("metric_family" if c == "family" else str(c)) for c in table.columns}
+        if "family" in table:
+            table = table.assign(family=[w.told(str(family)) for family in table["family"]])
+        if "unit" in table:
+            table = table.assign(unit=[shown_unit(str(unit)) for unit in table["unit"].fillna("")])
         return [_text(w("metrics_text")), self._table(table, columns, caption=w("metrics"), folded=len(table) > 12)]
 
     def reproducibility(self) -> list[_Block]:
@@ -949,9 +982,25 @@ class _Writer:
     def _table(
         self, frame: pd.DataFrame, columns: Mapping[str, str], *, caption: str = "", folded: bool = False, **more: Any
     ) -> _Block:
+        for column in TOLD.intersection(frame.columns):
+            frame = frame.assign(
+                **{column: [self.words.told(cell) if isinstance(cell, str) else cell for cell in frame[column]]}
+            )
         return _Block(
             "table", table=table_of(frame, columns, decimal=self.words.decimal, **more), caption=caption, folded=folded
         )
+
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A table whose metrics and organs have their names in the report's language."""
+        w = self.words
+        names: dict[str, Callable[[str], str]] = {
+            "metric": lambda metric: w.metric(metric) if metric else "",
+            "organ": w.organ,
+        }
+        return frame.assign(**{c: [name(str(x)) for x in frame[c]] for c, name in names.items() if c in frame})
+
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(self.words.organ(name) for name in self.study.class_names)
 
     def _number(self, value: float, *, digits: int = 3) -> str:
         return number(float(value), digits=digits, decimal=self.words.decimal)
@@ -976,16 +1025,19 @@ class _Writer:
         return str(units.iloc[0]) if len(units) else ""
 
     def _titled(self, metric: str) -> str:
-        unit = self._unit(metric)
-        return self.words.metric(metric) + (f" ({unit})" if unit else "")
+        return with_unit(self.words.metric(metric), self._unit(metric))
 
-    def _mean_text(self, row: pd.Series) -> str:
-        """A mean, with what it left out in brackets."""
+    def _mean_text(self, row: pd.Series, unit: str = "") -> str:
+        """A mean with its unit, and what it left out in brackets."""
         if "mean" not in row or pd.isna(row["n_nan"]):
             return MISSING
         out = [f"{int(row['n_nan'])} NaN"] if row["n_nan"] else []
         out += [f"{int(row['n_infinite'])} ∞"] if row["n_infinite"] else []
-        return self._number(float(row["mean"])) + (f" ({', '.join(out)})" if out else "")
+        return (
+            self._number(float(row["mean"]))
+            + (f"\u00a0{unit}" if unit else "")
+            + (f" ({', '.join(out)})" if out else "")
+        )
 
     def _direction_words(self, metric: str) -> str:
         direction = self.directions.get(metric, "")
@@ -1094,7 +1146,7 @@ def _settings(study: Study) -> list[tuple[str, str]]:
         elif isinstance(value, list):
             rows.append((prefix, ", ".join(one if isinstance(one, str) else json.dumps(one) for one in value)))
         else:
-            rows.append((prefix, MISSING if value is None else cell(value)))
+            rows.append((prefix, MISSING if value is None or value == {} else cell(value)))
 
     walk("", study.model_dump(mode="json"))
     return rows

@@ -25,6 +25,7 @@ from curvas_assets.report.style import (
     ImageFormat,
     new_figure,
     picture,
+    pictures,
 )
 from curvas_assets.report.words import Words
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEWEST_FOR_A_SHAPE = 8
+"""Points below which a distribution is drawn as its points and their mean: a density or quartiles of three say nothing."""
+NOTHING = "rgba(0,0,0,0)"
 RELIABILITY_COLUMNS = ("lower", "upper", "count", "accuracy", "confidence")
 
 
@@ -61,6 +65,10 @@ class Chart:
     def image(self, image_format: ImageFormat = "png") -> bytes:
         """The printed figure as PNG, SVG or PDF."""
         return picture(self.matplotlib(), image_format)
+
+    def images(self, image_formats: Sequence[ImageFormat]) -> dict[ImageFormat, bytes]:
+        """The printed figure in several formats, drawn once."""
+        return pictures(self.matplotlib(), image_formats) if image_formats else {}
 
 
 def pooled_reliability(bins: pd.DataFrame) -> pd.DataFrame:
@@ -134,10 +142,16 @@ def distribution_by_family(
     ]
     titles = [_panel_title(facet, panel, words) for panel in panels]
     axis = axis_title(words.metric(metric), unit, words)
+    counts = drawn.groupby(["family", "panel"]).size()
+    shaped = counts >= FEWEST_FOR_A_SHAPE
+    shapes = (
+        "" if not shaped.any() else words("shapes_all" if shaped.all() else "shapes_some", fewest=FEWEST_FOR_A_SHAPE)
+    )
     caption = words(
         "distribution_caption",
+        shapes=shapes,
         direction=words(direction if direction in ("higher", "lower") else "neither").capitalize(),
-        facets=words(f"per_{facet}") if facet else "",
+        point=words(f"point_{facet}" if facet else "point"),
         left_out=words("left_out", **left_out) if any(left_out.values()) else "",
     )
 
@@ -151,6 +165,8 @@ def distribution_by_family(
         for column, panel in enumerate(panels, start=1):
             for family in families:
                 part = drawn[(drawn["family"] == family) & (drawn["panel"] == panel)]
+                has_shape = len(part) >= FEWEST_FOR_A_SHAPE
+                colour = FAMILY_COLOURS[family]
                 figure.add_trace(
                     go.Violin(
                         y=part["value"].to_numpy(),
@@ -160,17 +176,25 @@ def distribution_by_family(
                         name=words.family(family),
                         legendgroup=family,
                         showlegend=False,
-                        line_color=FAMILY_COLOURS[family],
-                        fillcolor=faint(FAMILY_COLOURS[family], 0.18),
-                        marker={"symbol": FAMILY_SYMBOLS[family], "size": 4, "opacity": 0.55},
+                        line_color=colour if has_shape else NOTHING,
+                        fillcolor=faint(colour, 0.18) if has_shape else NOTHING,
+                        marker={
+                            "symbol": FAMILY_SYMBOLS[family],
+                            "size": 4 if has_shape else 8,
+                            "opacity": 0.55,
+                            "color": colour,
+                        },
                         points="all",
                         pointpos=0,
                         jitter=0.5,
-                        box={"visible": True, "width": 0.25, "fillcolor": "rgba(255,255,255,0.75)"},
-                        meanline_visible=True,
+                        box={"visible": has_shape, "width": 0.25, "fillcolor": "rgba(255,255,255,0.75)"},
+                        meanline={"visible": True, "color": colour, "width": 2},
                         spanmode="hard",
+                        scalegroup=f"{family} {panel}",  # else panels of a narrow spread make the others thin
+                        # The mean's line is as wide as the density there: of few points, make it as wide as it goes.
+                        bandwidth=None if has_shape or part.empty else float(np.ptp(part["value"])) or None,
                         text=(part["patient"] + "<br>" + part["predictor"]).to_list(),
-                        hoveron="points+kde",
+                        hoveron="points+kde" if has_shape else "points",
                         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
                     ),
                     row=1,
@@ -206,6 +230,24 @@ def _draw_distribution(axes: "Axes", values: np.ndarray, at: int, family: str, s
     colour = FAMILY_COLOURS[family]
     if not values.size:
         return
+    if values.size < FEWEST_FOR_A_SHAPE:
+        axes.hlines(values.mean(), at - 0.3, at + 0.3, color=BLACK, lw=1, ls="--")
+    else:
+        _draw_shape(axes, values, at, colour)
+    axes.scatter(
+        at + scatter.uniform(-0.22, 0.22, values.size),
+        values,
+        s=5 if values.size >= FEWEST_FOR_A_SHAPE else 18,
+        marker=FAMILY_MARKERS[family],
+        color=colour,
+        alpha=0.45,
+        linewidths=0,
+        zorder=3,
+    )
+
+
+def _draw_shape(axes: "Axes", values: np.ndarray, at: int, colour: str) -> None:
+    """Density and box of values."""
     if np.unique(values).size >= 3:  # a density needs spread
         body = axes.violinplot([values], positions=[at], widths=0.85, showextrema=False)["bodies"]
         for shape in body:  # type: ignore[union-attr]
@@ -224,16 +266,6 @@ def _draw_distribution(axes: "Axes", values: np.ndarray, at: int, family: str, s
         meanprops={"color": BLACK, "lw": 1, "ls": "--"},
         whiskerprops={"color": colour, "lw": 1},
         capprops={"color": colour, "lw": 1},
-    )
-    axes.scatter(
-        at + scatter.uniform(-0.22, 0.22, values.size),
-        values,
-        s=5,
-        marker=FAMILY_MARKERS[family],
-        color=colour,
-        alpha=0.45,
-        linewidths=0,
-        zorder=3,
     )
 
 
@@ -654,7 +686,7 @@ def _label(axes: "Axes", x: str, y: str) -> None:
 
 
 def _panel_title(facet: str | None, panel: str, words: Words) -> str:
-    return words("annotator_n", name=panel) if facet == "annotator" else panel
+    return words("annotator_n", name=panel) if facet == "annotator" else words.organ(panel)
 
 
 def _natural(text: str) -> tuple[int, str]:

@@ -143,7 +143,7 @@ def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) ->
         "contours_caption",
         patient=view.patient,
         z=view.z,
-        low=f"{CT_WINDOW_HU[0]:.0f}",
+        low=f"{CT_WINDOW_HU[0]:.0f}".replace("-", "−"),
         high=f"{CT_WINDOW_HU[1]:.0f}",
         share=share,
     )

@@ -6,6 +6,7 @@ a colour tells is told a second time by a marker or a dash, so that a black-and-
 """
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -144,13 +145,22 @@ def new_figure(width_in: float, height_in: float) -> "Figure":
     return figure
 
 
-def picture(figure: "Figure", image_format: ImageFormat = "png", *, dpi: int = 120) -> bytes:
-    """A matplotlib figure as PNG, SVG or PDF bytes, the same bytes for the same figure."""
+def pictures(figure: "Figure", image_formats: Sequence[ImageFormat], *, dpi: int = 120) -> dict[ImageFormat, bytes]:
+    """A matplotlib figure as bytes of each format, the same bytes for the same figure. It is laid out once, for the first."""
     import matplotlib
 
     # Without these, SVG ids are random and PDF and SVG carry the date: equal reports would differ.
     dateless = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "ModDate": None}}
-    buffer = io.BytesIO()
+    drawn: dict[ImageFormat, bytes] = {}
     with matplotlib.rc_context({"svg.hashsalt": "curvas-assets", "pdf.fonttype": 42, "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=image_format, dpi=dpi, metadata=dateless[image_format])
-    return buffer.getvalue()
+        for image_format in image_formats:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=image_format, dpi=dpi, metadata=dateless[image_format])
+            drawn[image_format] = buffer.getvalue()
+            figure.set_layout_engine("none")  # the layout takes most of the time, and stays
+    return drawn
+
+
+def picture(figure: "Figure", image_format: ImageFormat = "png", *, dpi: int = 120) -> bytes:
+    """A matplotlib figure as PNG, SVG or PDF bytes."""
+    return pictures(figure, [image_format], dpi=dpi)[image_format]

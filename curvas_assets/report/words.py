@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from curvas_assets.errors import ReportError
+from curvas_assets.report.french import in_french
 
 Language = Literal["en", "fr"]
 
@@ -29,8 +30,8 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "question_text": (
         "Do ensembles of segmentation networks reduce the uncertainty of CT segmentation without hurting accuracy, when "
         "several experts ({annotators}) disagree on the reference? Organs: {organs}.",
-        "Les ensembles de réseaux de segmentation réduisent-ils l'incertitude de la segmentation de scanners sans nuire à la "
-        "précision, quand plusieurs experts ({annotators}) divergent sur la référence ? Organes : {organs}.",
+        "Les ensembles de réseaux de segmentation réduisent-ils l'incertitude de la segmentation de scanners sans nuire à "
+        "l'exactitude, quand plusieurs experts ({annotators}) divergent sur la référence ? Organes : {organs}.",
     ),
     "families_text": (
         "Three families of predictors are compared: the general ensemble (mean softmax of all models), the ensembles of one "
@@ -42,21 +43,21 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "answer_line": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} "
         "({direction}). Within a patient the general ensemble beats an individual model in {wins} of the comparisons, Holm p {p} "
-        "({n} patients); mean difference {difference} (95 % interval {interval}).",
+        "({n} patients); mean difference {difference}{interval}.",
         "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} "
-        "({direction}). Chez un même patient, l'ensemble général bat un modèle individuel dans {wins} des comparaisons, p de Holm {p} "
-        "({n} patients) ; différence moyenne {difference} (intervalle à 95 % {interval}).",
+        "({direction}). Chez un même patient, l'ensemble général l'emporte sur un modèle individuel dans {wins} des comparaisons, p corrigé (Holm) {p} "
+        "({n} patients) ; différence moyenne {difference}{interval}.",
     ),
     "not_inferior_line": (
         "The general ensemble does not hurt accuracy: the one-sided {level} bound of its difference in {metric} from the individual "
         "models, {bound}, stays within the margin of {margin} ({n} patients).",
-        "L'ensemble général ne nuit pas à la précision : la borne unilatérale à {level} de sa différence de {metric} avec les modèles "
+        "L'ensemble général ne nuit pas à l'exactitude : la borne unilatérale à {level} de sa différence de {metric} avec les modèles "
         "individuels, {bound}, reste dans la marge de {margin} ({n} patients).",
     ),
     "maybe_inferior_line": (
         "That the general ensemble does not hurt accuracy is not shown: the one-sided {level} bound of its difference in {metric} from "
         "the individual models, {bound}, lies beyond the margin of {margin} ({n} patients).",
-        "Il n'est pas montré que l'ensemble général ne nuit pas à la précision : la borne unilatérale à {level} de sa différence de "
+        "Il n'est pas montré que l'ensemble général ne nuit pas à l'exactitude : la borne unilatérale à {level} de sa différence de "
         "{metric} avec les modèles individuels, {bound}, dépasse la marge de {margin} ({n} patients).",
     ),
     "few_text": (
@@ -79,14 +80,20 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "de stockage, qui confond ce qui est presque certain. Leurs métriques de rang (AUROC, AUROC des erreurs, AURC, E-AURC, AUGRC et "
         "log-vraisemblance négative) sont approximatives tant que ces volumes n'ont pas été refaits.",
     ),
+    "beaten_line": (
+        "{metric}: individual models with a better mean than the general ensemble on the same patients: {count} of {models}, the best "
+        "{model} (difference {difference}). Picked after the fact, it is not thereby shown to be better.",
+        "{metric} : modèles individuels de meilleure moyenne que l'ensemble général sur les mêmes patients : {count} sur {models}, le "
+        "meilleur {model} (différence {difference}). Choisi après coup, il n'est pas pour autant démontré meilleur.",
+    ),
     "answer_means": (
         "{metric}: general ensemble {general}, annotator ensembles {annotator}, individual models {individual} ({direction}).",
         "{metric} : ensemble général {general}, ensembles par annotateur {annotator}, modèles individuels {individual} ({direction}).",
     ),
     "interval": ("[{low};\u00a0{high}]", "[{low}\u00a0;\u00a0{high}]"),
-    "no_interval": ("none", "aucun"),
-    "higher": ("higher is better", "plus haut est meilleur"),
-    "lower": ("lower is better", "plus bas est meilleur"),
+    "with_interval": (" (95 % interval {interval})", " (intervalle à 95 % {interval})"),
+    "higher": ("higher is better", "à maximiser"),
+    "lower": ("lower is better", "à minimiser"),
     "neither": ("no better side", "sans sens préféré"),
     # Data
     "cohort_text": (
@@ -111,7 +118,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "ledger_text": (
         "{n} entries: values that are undefined or were left out, which each average below leaves out and counts; and what is odd "
         "about scans and annotations but was used, as the reason says. Grouped by reason:",
-        "{n} entrées : valeurs indéfinies ou écartées, que chaque moyenne ci-dessous laisse de côté et dénombre ; et ce qui est étrange "
+        "{n} entrées : valeurs indéfinies ou écartées, que chaque moyenne ci-dessous laisse de côté et dénombre ; et ce qui est inhabituel "
         "dans les scanners et les annotations mais a été utilisé, comme le dit le motif. Par motif :",
     ),
     "no_ledger": (
@@ -124,15 +131,15 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     ),
     # Protocol
     "protocol_text": (
-        "{models} models ({annotators} annotators × {seeds} seeds × {folds} folds) by nnU-Net; {ensembles} ensembles average their "
+        "{models} models (annotators × seeds × folds = {annotators} × {seeds} × {folds}) by nnU-Net; {ensembles} ensembles average their "
         "members' softmax. At most {epochs} epochs, stopped after {patience} without a better EMA pseudo-Dice.",
-        "{models} modèles ({annotators} annotateurs × {seeds} graines × {folds} plis) par nnU-Net ; {ensembles} ensembles moyennent les "
+        "{models} modèles (annotateurs × graines × plis = {annotators} × {seeds} × {folds}) par nnU-Net ; {ensembles} ensembles moyennent les "
         "softmax de leurs membres. Au plus {epochs} époques, arrêt après {patience} sans meilleur pseudo-Dice EMA.",
     ),
     "cross_validated_text": (
         "There is no test set: {patients} training patients are scored by cross-validation, each by the models of the fold that "
         "did not see it, and by ensembles of these. Means over patients thus run over several models each.",
-        "Il n'y a pas d'ensemble de test : {patients} patients d'entraînement sont évalués par validation croisée, chacun par les "
+        "Il n'y a pas de jeu de test : {patients} patients d'entraînement sont évalués par validation croisée, chacun par les "
         "modèles du pli qui ne l'ont pas vu, et par des ensembles de ceux-ci. Les moyennes portent donc sur plusieurs modèles.",
     ),
     "held_out_text": (
@@ -162,12 +169,20 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "Moyenne ± écart-type et médiane [quartiles] sur patients et prédicteurs ; n valeurs définies.",
     ),
     "uncertainty_heading": ("Uncertainty and calibration", "Incertitude et calibration"),
-    "accuracy_heading": ("Accuracy", "Précision"),
+    "accuracy_heading": ("Accuracy", "Exactitude"),
     "failure_heading": ("Failure detection", "Détection d'erreurs"),
     "distribution_title": ("{metric} by family{facets}", "{metric} par famille{facets}"),
     "distribution_caption": (
-        "{direction}. One point per patient and predictor{facets}; box: median and quartiles; dashed: mean.{left_out}",
-        "{direction}. Un point par patient et prédicteur{facets} ; boîte : médiane et quartiles ; tirets : moyenne.{left_out}",
+        "{direction}. One point per {point}; {shapes}dashed: mean.{left_out}",
+        "{direction}. Un point par {point} ; {shapes}tirets : moyenne.{left_out}",
+    ),
+    "point": ("patient and predictor", "patient et prédicteur"),
+    "point_organ": ("patient, predictor and organ", "patient, prédicteur et organe"),
+    "point_annotator": ("patient, predictor and annotator", "patient, prédicteur et annotateur"),
+    "shapes_all": ("box: median and quartiles; ", "boîte : médiane et quartiles ; "),
+    "shapes_some": (
+        "box: median and quartiles, from {fewest} points on; ",
+        "boîte : médiane et quartiles, à partir de {fewest} points ; ",
     ),
     "per_organ": (" and organ", " et organe"),
     "per_annotator": (" and annotator", " et annotateur"),
@@ -194,14 +209,14 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "risk_caption": (
         "Share of wrong voxels among those at least as confident as a threshold, against the share kept; mean over patients, "
         "predictors and annotators; band: quartiles.",
-        "Part de voxels faux parmi ceux au moins aussi confiants qu'un seuil, selon la part gardée ; moyenne sur patients, "
+        "Part de voxels erronés parmi ceux au moins aussi confiants qu'un seuil, selon la part conservée ; moyenne sur patients, "
         "prédicteurs et annotateurs ; bande : quartiles.",
     ),
     "no_risk": ("No risk–coverage curves were given.", "Aucune courbe risque–couverture n'a été fournie."),
     "patients_title": ("Failure detection over patients", "Détection d'échecs sur les patients"),
     "patients_caption": (
         "Risk 1 − Dice, patients ranked by predictive entropy; lower is better.",
-        "Risque 1 − Dice, patients rangés par entropie prédictive ; plus bas est meilleur.",
+        "Risque 1 − Dice, patients rangés par entropie prédictive ; à minimiser.",
     ),
     "no_patients": (
         "Failure detection over patients was not computed.",
@@ -216,7 +231,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "Out-of-distribution detection needs scored patients of known groups, inside and outside the training group: there are none.",
         "La détection hors distribution demande des patients évalués de groupes connus, dans et hors du groupe d'entraînement : il n'y en a pas.",
     ),
-    "scatter_title": ("Accuracy against uncertainty", "Précision selon l'incertitude"),
+    "scatter_title": ("Accuracy against uncertainty", "Exactitude selon l'incertitude"),
     "scatter_caption": (
         "Mean Dice against mean predictive entropy, one point per patient and predictor, with the least-squares line; "
         "a patient's points are not independent (the tests take their mean).",
@@ -264,7 +279,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
         "En gras : p corrigé sous {alpha} d'une métrique principale, à partir de {fewest} patients. NaN : valeurs indéfinies écartées de "
         "chaque côté.",
     ),
-    "margin_title": ("Without hurting accuracy", "Sans nuire à la précision"),
+    "margin_title": ("Without hurting accuracy", "Sans nuire à l'exactitude"),
     "margin_text": (
         "Not to be significantly worse does not show that nothing is lost; this is a claim of non-inferiority. The first family is not "
         "inferior when the one-sided {level} BCa bound of the mean difference in {metric} stays within a margin of {margin}. {why} Each "
@@ -282,7 +297,7 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "margin_set": ("The margin is the study's own.", "La marge est celle de l'étude."),
     "no_margin": (
         "Non-inferiority in accuracy was not tested.",
-        "La non-infériorité en précision n'a pas été testée.",
+        "La non-infériorité en exactitude n'a pas été testée.",
     ),
     "no_comparisons": ("No comparison of families was given.", "Aucune comparaison de familles n'a été fournie."),
     "association_title": ("Dice and entropy", "Dice et entropie"),
@@ -397,8 +412,8 @@ _TEXT: Mapping[str, tuple[str, str]] = {
     "gap": ("calibration gap", "écart de calibration"),
     "perfect": ("perfect calibration", "calibration parfaite"),
     "pooled_ece": ("pooled ECE", "ECE réuni"),
-    "coverage_axis": ("coverage (share of voxels kept)", "couverture (part de voxels gardés)"),
-    "risk_axis": ("risk (share wrong)", "risque (part de faux)"),
+    "coverage_axis": ("coverage (share of voxels kept)", "couverture (part de voxels conservés)"),
+    "risk_axis": ("risk (share wrong)", "risque (part de voxels erronés)"),
     "no_unit": ("no unit", "sans unité"),
     "epoch": ("epoch", "époque"),
     "loss_axis": ("training loss (no unit)", "perte d'entraînement (sans unité)"),
@@ -448,7 +463,7 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "predictor": ("predictor", "prédicteur"),
     "family": ("family", "famille"),
     "patient": ("patient", "patient"),
-    "set": ("set", "ensemble"),
+    "set": ("set", "jeu"),
     "group": ("group", "groupe"),
     "reason": ("reason", "motif"),
     "values": ("values", "valeurs"),
@@ -461,7 +476,13 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "n_patients": ("patients", "patients"),
     "n_nan": ("NaN", "NaN"),
     "comparable": ("comparable", "comparable"),
-    "comparability": ("why", "pourquoi"),
+    "comparability": ("why", "raison"),
+    "status": ("status", "statut"),
+    "slices": ("slices", "coupes"),
+    "metric_family": ("what it judges", "ce qu'elle juge"),
+    "per": ("per", "par"),
+    "when_empty": ("when empty", "si vide"),
+    "oracle": ("compared with", "comparé à"),
     "organ": ("organ", "organe"),
     "n": ("n", "n"),
     "mean": ("mean", "moyenne"),
@@ -493,15 +514,15 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "count": ("count", "nombre"),
     "hours": ("hours", "heures"),
     "hours_each": ("hours each", "heures par unité"),
-    "gb_down": ("GB down", "Go ↓"),
-    "gb_up": ("GB up", "Go ↑"),
+    "gb_down": ("GB down", "Go reçus"),
+    "gb_up": ("GB up", "Go envoyés"),
     "gb_stored": ("GB stored", "Go stockés"),
     "peak_memory_gib": ("peak memory (GiB)", "mémoire maximale (Gio)"),
     "euros": ("€", "€"),
     "study_count": ("count, study", "nombre, étude"),
     "study_hours": ("hours, study", "heures, étude"),
-    "study_gb_down": ("GB down, study", "Go ↓, étude"),
-    "study_gb_up": ("GB up, study", "Go ↑, étude"),
+    "study_gb_down": ("GB down, study", "Go reçus, étude"),
+    "study_gb_up": ("GB up, study", "Go envoyés, étude"),
     "label": ("name", "nom"),
     "direction": ("better", "sens"),
     "unit": ("unit", "unité"),
@@ -532,10 +553,28 @@ _REASONS: Mapping[str, str] = {
 
 _QUESTIONS: Mapping[str, tuple[str, str]] = {
     "exploratory": ("exploratory", "exploratoire"),
-    "accuracy": ("accuracy", "précision"),
+    "accuracy": ("accuracy", "exactitude"),
     "calibration": ("calibration", "calibration"),
-    "aleatoric": ("aleatoric uncertainty", "incertitude aléatorique"),
+    "aleatoric": ("aleatoric uncertainty", "incertitude aléatoire"),
     "failure detection": ("failure detection", "détection d'erreurs"),
+}
+
+_ORGANS: Mapping[str, str] = {
+    "background": "fond",
+    "pancreas": "pancréas",
+    "kidney": "rein",
+    "kidneys": "reins",
+    "kidney-left": "rein gauche",
+    "kidney-right": "rein droit",
+    "liver": "foie",
+    "spleen": "rate",
+    "stomach": "estomac",
+    "gallbladder": "vésicule biliaire",
+    "aorta": "aorte",
+    "bladder": "vessie",
+    "prostate": "prostate",
+    "heart": "cœur",
+    "lung": "poumon",
 }
 
 _METRICS: Mapping[str, tuple[str, str]] = {
@@ -562,6 +601,13 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "confidence": ("Confidence", "confiance"),
     "ncc": ("Correlation of disagreement and uncertainty", "corrélation désaccord–incertitude"),
     "ncc_annotators": ("Correlation between annotators", "corrélation entre annotateurs"),
+    "agreement": ("Dice between annotators", "Dice entre annotateurs"),
+    "agreement_kappa": ("Fleiss' κ of the annotators", "κ de Fleiss des annotateurs"),
+    "label_entropy": ("Entropy of the label histogram", "entropie de l'histogramme des étiquettes"),
+    "label_entropy_annotations": (
+        "Entropy of the annotations' label histogram",
+        "entropie de l'histogramme des étiquettes annotées",
+    ),
     "ged": ("Generalised energy distance", "distance d'énergie généralisée"),
     "auroc": ("AUROC", "AUROC"),
     "auroc_error": ("AUROC of errors", "AUROC des erreurs"),
@@ -571,6 +617,18 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "predictive_entropy": ("Predictive entropy", "entropie prédictive"),
     "expected_entropy": ("Expected entropy", "entropie attendue"),
     "mutual_information": ("Mutual information", "information mutuelle"),
+    **{
+        f"{name}_{suffix}": (f"{english}, {where}", f"{french}, {ou}")
+        for name, english, french in (
+            ("predictive_entropy", "Predictive entropy", "entropie prédictive"),
+            ("expected_entropy", "Expected entropy", "entropie attendue"),
+            ("mutual_information", "Mutual information", "information mutuelle"),
+        )
+        for suffix, where, ou in (
+            ("patch", "largest patch", "plus grand bloc"),
+            ("above", "above the threshold", "au-dessus du seuil"),
+        )
+    },
     "member_dice": ("Dice between members", "Dice entre membres"),
 }
 
@@ -611,6 +669,14 @@ class Words:
         for english, french in _REASONS.items() if self._side else ():
             reason = reason.replace(english, french)
         return reason
+
+    def organ(self, organ: str) -> str:
+        """An organ of the study's, by its name in this language where it is a common one."""
+        return _ORGANS.get(organ, organ) if self.language == "fr" else organ
+
+    def told(self, text: str) -> str:
+        """A note, reason or definition that another package wrote, in this language where it is known."""
+        return in_french(text) if self.language == "fr" else text
 
     def question(self, question: str) -> str:
         """A question of the study's primary metrics, or `exploratory`; its own words if it has none here."""

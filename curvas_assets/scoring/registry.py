@@ -11,7 +11,8 @@ import pandas as pd
 
 Direction = Literal["higher", "lower", ""]
 Per = Literal["organ", "organ and annotator", "annotator", "pair of annotators", "image"]
-Family = Literal["accuracy", "calibration", "aleatoric", "epistemic", "failure detection"]
+Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection"]
+"""`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic)."""
 Row = tuple[str, str, str, float, str]
 """(metric, organ, annotator, value, note); organ and annotator are empty where they do not apply."""
 
@@ -60,9 +61,9 @@ _AGGREGATES = {
 }
 
 
-def _uncertainty(name: str, what: str, oracle: str, *, of_ensembles: bool) -> list[Metric]:
+def _uncertainty(name: str, family: Family, what: str, oracle: str, *, of_ensembles: bool) -> list[Metric]:
     return [
-        Metric(name + suffix, "epistemic", "nats", 0, INF, "", "image",
+        Metric(name + suffix, family, "nats", 0, INF, "", "image",
                "no voxel above the threshold: NaN" if suffix == "_above" else "never", f"{what}, {aggregate}",
                oracle, _VALUES, of_ensembles)
         for suffix, aggregate in _AGGREGATES.items()
@@ -143,9 +144,9 @@ METRICS: dict[str, Metric] = {
         Metric("agreement_kappa", "aleatoric", "", -1, 1, "", "organ", "drawn by nobody, by everybody everywhere, or one annotator: NaN",
                "Fleiss' κ of the annotators, organ against not organ, over the evaluation region", "statsmodels fleiss_kappa",
                "Fleiss 1971, doi:10.1037/h0031619"),
-        *_uncertainty("predictive_entropy", "Entropy of the prediction", "SciPy entropy", of_ensembles=False),
-        *_uncertainty("expected_entropy", "Mean entropy of the members", "SciPy entropy", of_ensembles=True),
-        *_uncertainty("mutual_information", "Entropy of the prediction less the mean entropy of the members",
+        *_uncertainty("predictive_entropy", "total uncertainty", "Entropy of the prediction", "SciPy entropy", of_ensembles=False),
+        *_uncertainty("expected_entropy", "aleatoric", "Mean entropy of the members", "SciPy entropy", of_ensembles=True),
+        *_uncertainty("mutual_information", "epistemic", "Entropy of the prediction less the mean entropy of the members",
                       "SciPy entropy", of_ensembles=True),
         Metric("member_dice", "failure detection", "", 0, 1, "", "organ", "found by no member: NaN",
                "Mean Dice over pairs of an ensemble's members", "scikit-learn f1_score",

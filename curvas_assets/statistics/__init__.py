@@ -17,6 +17,14 @@ from curvas_assets.statistics.published import (
     read_published_scores,
 )
 from curvas_assets.statistics.reduction import best_predictors, reduce_scores, summarise
+from curvas_assets.statistics.units import (
+    scored_in_mm3,
+    shown_differences,
+    shown_scores,
+    shown_unit,
+    units_of,
+    with_unit,
+)
 
 __all__ = [
     "PublishedScores",
@@ -37,6 +45,12 @@ __all__ = [
     "published_tests",
     "read_published_scores",
     "reduce_scores",
+    "scored_in_mm3",
+    "shown_differences",
+    "shown_scores",
+    "shown_unit",
     "summarise",
+    "units_of",
     "with_questions",
+    "with_unit",
 ]

@@ -26,6 +26,8 @@ CHECKSUM_CHOICES = ("when_required", "when_supported")
 OVH, Backblaze): writing fails while reading goes on. Artefacts carry digests of their own; a bucket with object lock asks
 for the second."""
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[\w-]*:s3[\w-]*:.+")
+LONGEST_LINK = timedelta(days=7)
+"""What a signature of version 4 may last."""
 CHECK_SECONDS = 8.0
 """How long `check` waits. A firewall that drops packets, or a port that takes them and stays silent, would otherwise
 hold boto3 for minutes: 5 s to connect and 120 s to read, five times over."""
@@ -151,6 +153,42 @@ def connect(
     )
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return S3Objects(client, settings.bucket, patience)
+
+
+def signed_link(settings: S3Settings, key: str, until: datetime, now: datetime, content_type: str) -> str:
+    """An address at which a browser opens one object, without keys, until a time.
+
+    Args:
+        settings: endpoint, keys, bucket.
+        key: of the object.
+        until: when it ends; a signature lasts `LONGEST_LINK` at most, and no longer than a session token.
+        now: with its time zone.
+        content_type: as which the store shall say it is.
+    """
+    import boto3
+    from botocore.config import Config
+
+    client: Any = boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret_key,
+        aws_session_token=settings.session_token,
+        # The older signature, boto3's default for links, is refused by newer stores.
+        config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
+    )
+    return client.generate_presigned_url(
+        "get_object",
+        Params={"Bucket": settings.bucket, "Key": key, "ResponseContentType": content_type},
+        ExpiresIn=max(1, int((until - now).total_seconds())),
+    )
+
+
+def link_ends(settings: S3Settings, now: datetime) -> datetime:
+    """Until when a link that is signed now can last."""
+    token_ends = token_expiry(settings.session_token) if settings.session_token else None
+    return min(now + LONGEST_LINK, token_ends or now + LONGEST_LINK)
 
 
 def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:

@@ -30,6 +30,8 @@ HEADER_BYTES = 352
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
 """Less is written as 0: it is the entropy of tails, noise that would take most of the file."""
+Kind = Literal["entropy", "labels", "probability"]
+DTYPES: dict[Kind, str] = {"entropy": "<i2", "labels": "u1", "probability": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class MapWriter:
         store: where.
         key: of the map; ends in `.nii.gz`.
         shape: (Z, Y, X).
-        kind: `entropy` (nats) or `labels`.
+        kind: `entropy` (nats), `labels` or `probability` (float32, as it is).
         spacing_mm: voxel size along (Z, Y, X).
         affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
         scratch: where the file grows; None takes the system's temporary folder.
@@ -64,13 +66,13 @@ class MapWriter:
         key: str,
         shape: Sequence[int],
         *,
-        kind: Literal["entropy", "labels"],
+        kind: Kind,
         spacing_mm: Sequence[float],
         affine: npt.ArrayLike,
         scratch: Path | None = None,
     ):
         self.store, self.key, self.shape = store, key, tuple(int(n) for n in shape)
-        self.kind, self.dtype = kind, np.dtype("<i2") if kind == "entropy" else np.dtype("u1")
+        self.kind, self.dtype = kind, np.dtype(DTYPES[kind])
         header = nib.Nifti1Header()
         header.set_data_dtype(self.dtype)
         header.set_data_shape(self.shape[::-1])

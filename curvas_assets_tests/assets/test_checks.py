@@ -1,11 +1,14 @@
 """Claims proved here.
 
-- A warning names its partition and lets it pass; a defect fails that partition alone, and its check says so as an error.
+- Every asset that is made has a check, and a check of a partitioned asset is partitioned: each partition has its own verdict,
+  with the materialisation that it is about. A verdict holds no number (Dagster would plot it) and says a patient's name once.
+- A warning lets its partition pass; a defect fails that partition alone, and its check says so as an error.
 - Intake: odd voxels, extents and intensities are told; those of a CT are not.
 - Training: a loss that is no number is refused; a Dice below the study's floor, and a training cut short, are told.
 - Softmax: classes that do not sum to 1, and NaN, are refused; implausible volumes are told.
-- Report: a missing section or picture is told.
-- A real damaged patient in a batch: the others are stored, and the checks of the batch name the one.
+- Tables: who was not taken in or not scored, what was not tested, ranked, recorded or readable is told; what is whole is not.
+- Report: a missing section or picture is told, and a figure that lacks a format.
+- A real damaged patient in a batch: the others are stored, and its verdict is its own; what was not looked at has none.
 """
 
 import dagster as dg
@@ -13,44 +16,72 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.assets.cohort import implausible_intensities, unusual_geometry
+from curvas_assets.assets.cohort import implausible_intensities, not_taken_in, unusual_geometry
+from curvas_assets.assets.comparisons import not_ranked, not_recorded, not_tested, unusable
 from curvas_assets.assets.models import below_floor, ended_early, require_finite
 from curvas_assets.assets.predictions import implausible_volumes, not_a_distribution
-from curvas_assets.assets.report import SECTIONS, missing_parts
+from curvas_assets.assets.report import SECTIONS, missing_parts, undrawn
+from curvas_assets.assets.scores import not_scored
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
 from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.cells import told
 from curvas_assets.orchestration.checks import Check, Checks
+from curvas_assets.orchestration.ledger import materialisation_ledger
 from curvas_assets.report import Report, build_report
 from curvas_assets.segmentation import TrainingOutcome
+from curvas_assets.statistics import compare_all_families, leaderboard
 from curvas_assets.study import Training, load_study
-from curvas_assets_tests.report.studies import make_inputs, make_study
+from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
 
 CT = {"spacing_mm": [1, 0.8, 0.8], "extent_mm": [400, 410, 410], "hu_range": [-1024, 1800]}
 
 
-def test_a_check_names_partitions_and_keeps_its_runs_apart():
+def test_every_asset_that_is_made_has_a_check_with_its_partitions():
+    graph = build_definitions(load_study("phantom")).resolve_asset_graph()
+    checked = {key.asset_key for key in graph.asset_check_keys}
+    assert checked == set(graph.materializable_asset_keys)
+    for key in graph.asset_check_keys:
+        assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def, key
+        assert graph.get(key).description, key
+
+
+def test_a_verdict_is_of_one_partition_and_a_step_starts_anew():
     declared = Check("odd", "Nothing is odd.")
     checks = Checks(declared)
     checks["odd"].look("P1")
     checks["odd"].look("P2", ["green", "square"])
-    result = checks["odd"].result(dg.AssetKey("scan"))
-    assert not result.passed
-    assert result.severity is dg.AssetCheckSeverity.WARN
-    assert result.description == "P2: green, square"
-    assert result.metadata["looked at"].value == 2
-    assert result.metadata["partitions"].value == "P2"
-    assert Checks(declared)["odd"].result(dg.AssetKey("scan")).passed
+    one, two = (checks["odd"].evaluation(dg.AssetKey("scan"), p, None) for p in ("P1", "P2"))
+    assert (one.passed, one.partition, one.description, one.metadata) == (True, "P1", None, {})
+    assert (two.passed, two.severity, two.description) == (False, dg.AssetCheckSeverity.WARN, "green; square")
+    assert two.metadata["found"].value == "- green\n- square"
+    assert Checks(declared)["odd"].found == {}
+    many = declared.result("cohort", [f"P{i} is missing" for i in range(9)])
+    assert many.description.endswith("P4 is missing; and 4 more")
+    assert "P8 is missing" in many.metadata["found"].value
 
 
-def test_a_defect_is_an_error_for_its_partition():
+def test_a_defect_is_an_error_for_its_partition_and_says_its_name_once():
     checks = Checks(Check("whole", "Whole.", dg.AssetCheckSeverity.ERROR))
     error = checks["whole"].refuse("P1", PatientError("reading", "P1", "half a file", "Upload it again."))
     assert isinstance(error, PatientError)
-    result = checks["whole"].result(dg.AssetKey("scan"))
-    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "half a file" in result.description
+    verdict = checks["whole"].evaluation(dg.AssetKey("scan"), "P1", None)
+    assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert verdict.description == "reading failed: half a file. Upload it again."
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "line"),
+    [
+        ("P1", PatientError("reading", "P1", "half", "Mend."), "P1: reading failed: half. Mend."),
+        ("m|P1", PatientError("reading", "P1", "half", "Mend."), "m|P1: P1: reading failed: half. Mend."),
+        ("m|P1", SegmentationError("predicting", "m of P1", "nan", "Mend."), "m of P1: predicting failed: nan. Mend."),
+        ("P1", ValueError("boom"), "P1: boom"),
+    ],
+)
+def test_a_failed_partition_is_named_once(key, error, line):
+    assert told(key, error, str(error)) == line
 
 
 @pytest.mark.parametrize(
@@ -126,10 +157,64 @@ def test_a_report_without_a_section_or_picture_is_told():
         report.figures,
     )
     assert missing_parts(cut) == ["section statistics", f"figure {report.figures[0]}"]
+    lacking = {f"{report.figures[0]}.{f} was not drawn" for f in ("png", "svg", "pdf")}
+    assert lacking <= set(undrawn(cut))
     assert len(SECTIONS) == 10
 
 
-def test_a_damaged_patient_fails_alone_and_the_checks_name_it(bucket_environment, tmp_path, monkeypatch):
+def test_what_tables_lack_is_told_and_what_is_whole_is_not():
+    cohort = pd.DataFrame(
+        [("P1", "taken in", ""), ("P2", "excluded", "consent"), ("P3", "missing", "no folder of this patient")],
+        columns=["patient", "status", "reason"],
+    )
+    assert not_taken_in(cohort) == ["P3: missing, no folder of this patient"]
+
+    study = make_study(patients=2)
+    scores = make_scores(study)
+    assert not_scored(study, scores) == []
+    gone = (scores["predictor"] == "ensemble_all") & (scores["patient"] == "UKCHLL002")
+    assert not_scored(study, scores[~gone]) == ["UKCHLL002 is not scored by ensemble_all"]
+    assert not_scored(study, scores[scores["patient"] == "UKCHLL001"]) == ["UKCHLL002 is not scored"]
+
+    tests = compare_all_families(scores, study.statistics)
+    families = set(scores["family"])
+    settings = study.statistics.model_copy(update={"primary": {"accuracy": "dice", "calibration": "ece"}})
+    assert not_tested(tests, families, settings) == []
+    scores.loc[scores["metric"] == "ece", "value"] = np.nan
+    undefined = not_tested(compare_all_families(scores, settings), families, settings)
+    assert len(undefined) == 3
+    assert "ece (calibration): no p for general vs individual" in undefined[1]
+    without = not_tested(tests[tests["metric"] != "ece"], families, settings)
+    assert without == ["ece (calibration) was not scored"]
+    assert not_tested(tests[tests["second"] != "annotator"], {"general", "individual"}, settings) == []
+
+
+def test_what_has_no_rank_cost_or_readable_value_is_told():
+    scores = make_scores(make_study(patients=2))
+    scores = scores[scores["metric"] != "ece_published"]
+    challenges = {"dice_published": "dice", "crps_published": "crps", "confidence": "confidence", "ece": "ece"}
+    known = scores[scores["metric"].isin(challenges)]
+    assert not_ranked(leaderboard(known, region="body")) == []
+    assert not_ranked(leaderboard(known[known["metric"] != "confidence"], region="body")) == [
+        "confidence: no metric of this column of the challenge's was scored"
+    ]
+    odd = known.assign(unit=known["unit"].where(known["metric"] != "crps_published", "voxel"))
+    assert "its unit is 'voxel'" in not_ranked(leaderboard(odd, region="body"))[0]
+    nothing = known.assign(value=known["value"].where(known["family"] != "general"))
+    assert "dice_published of general: no value is defined" in not_ranked(leaderboard(nothing, region="body"))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        for partition, used in (("m1", {"seconds": 5.0}), ("m2", {}), ("m3", {})):
+            event = dg.AssetMaterialization("trained_model", partition=partition, metadata=used)
+            instance.report_runless_asset_event(event)
+        (line,) = not_recorded(instance, materialisation_ledger(instance))
+    assert line.startswith("trained_model: m2 and 1 more used nothing here")
+
+    assert unusable(pd.DataFrame({"reason": []})) == []
+    assert unusable(pd.DataFrame({"reason": ["no number", "no number"]})) == ["no number (2 ×)"]
+
+
+def test_a_damaged_patient_fails_alone_with_a_verdict_of_its_own(bucket_environment, tmp_path, monkeypatch):
     for name, value in bucket_environment.items():
         monkeypatch.setenv(name, value)
     patients = ["PHANTOM007", "PHANTOM008", "PHANTOM009"]
@@ -148,13 +233,26 @@ def test_a_damaged_patient_fails_alone_and_the_checks_name_it(bucket_environment
         }
         done = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
         made = instance.get_materialized_partitions(dg.AssetKey("scan"))
+        tables = {
+            name: {
+                info.partition_key: info.latest_execution_status.value
+                for info in instance.event_log_storage.get_asset_check_partition_info(
+                    [dg.AssetCheckKey(dg.AssetKey("scan"), name)]
+                )
+            }
+            for name in ("files_are_sound", "intensities_are_plausible")
+        }
     assert made == {"PHANTOM007", "PHANTOM009"}
-    results = {e.check_name: e for e in done.get_asset_check_evaluations()}
-    assert set(results) == {"files_are_sound", "geometry_is_usual", "labels_are_complete", "intensities_are_plausible"}
-    assert (results["files_are_sound"].passed, results["files_are_sound"].severity) == (
-        False,
-        dg.AssetCheckSeverity.ERROR,
-    )
-    assert results["files_are_sound"].metadata["partitions"].value == "PHANTOM008"
-    assert results["intensities_are_plausible"].passed
-    assert results["intensities_are_plausible"].metadata["looked at"].value == 2
+    verdicts = {(e.check_name, e.partition): e for e in done.get_asset_check_evaluations()}
+    assert len(verdicts) == len(done.get_asset_check_evaluations()) == 4 * 2 + 1
+    failed = verdicts["files_are_sound", "PHANTOM008"]
+    assert (failed.passed, failed.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert failed.description.startswith("reading annotation_2.nii.gz failed")
+    assert failed.target_materialization_data is None
+    passed = verdicts["intensities_are_plausible", "PHANTOM009"]
+    assert passed.passed
+    assert passed.target_materialization_data.run_id == done.run_id
+    # As the UI's page of a check reads them; what was not looked at stays planned, and shows as not executed.
+    sound = dict.fromkeys(patients, "SUCCEEDED")
+    assert tables["files_are_sound"] == sound | {"PHANTOM008": "FAILED"}
+    assert tables["intensities_are_plausible"] == sound | {"PHANTOM008": "PLANNED"}

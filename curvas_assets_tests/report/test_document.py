@@ -8,7 +8,9 @@
 - Nothing is bold, by either test, below six patients or for an exploratory metric; who is spoken of, and with what n, is said.
 - Non-inferiority is told against its margin; synthetic patients and metrics left out of the ranking are told as such.
 - Scores made from volumes of the first format bring a warning with how many predictors and patients they are.
-- Volumes are shown in cm³, in means and in differences alike.
+- Volumes are shown in cm³, in means and in differences alike, and in the table of metrics.
+- Metrics stand under what they measure: predictive entropy under all uncertainty, its parts under aleatoric and epistemic.
+- Individual models that do better than the general ensemble are told on the first screen, and only then.
 - What `curvas_assets.scoring` writes is what the report reads: scores, bins, curves and the registry.
 - Statistics and report of 65 patients × 13 predictors take less than a minute.
 """
@@ -51,7 +53,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def report(inputs):
-    return build_report(inputs, image_formats=())
+    return build_report(inputs, image_formats=(), page=False)
 
 
 def test_the_page_has_every_section_and_figure(report):
@@ -144,6 +146,52 @@ def test_volumes_are_shown_in_cubic_centimetres(report, inputs):
     )
 
 
+def test_metrics_stand_under_what_they_measure(inputs):
+    entropies = inputs.scores[inputs.scores["metric"] == "predictive_entropy"]
+    parts = [entropies.assign(metric=name) for name in ("expected_entropy", "mutual_information")]
+    scores = pd.concat([inputs.scores, *parts], ignore_index=True)
+    page = build_report(
+        dataclasses.replace(inputs, scores=scores, metrics=metric_table(), **TABLES_ONLY), image_formats=(), page=False
+    ).markdown
+    tables = page.split("### Means per predictor")[1].split("### Means per family")[0]
+    heads = dict(re.findall(r"(?m)^\*(.+)\*\n\n\| predictor \| (.+) \|$", tables))
+    assert "Predictive entropy (nats)" in heads["Total uncertainty"]
+    assert "Expected entropy (nats)" in heads["Aleatoric"]
+    assert heads["Epistemic"] == "Mutual information (nats)"
+    assert "CRPS of the volume (cm³)" in heads["Accuracy"]
+    assert "CRPS (challenge's cut, cm³)" in heads["Accuracy"]
+    assert "mm³" not in page
+    accuracy = page.split("\n### Accuracy\n")[1].split("\n### Failure detection\n")[0]
+    assert "crps_by_family" in accuracy
+
+
+def test_individual_models_that_beat_the_ensemble_are_told_on_the_first_screen():
+    study = make_study(patients=6)
+    scores = some_scores(study, "ece")
+    best = str(study.models[4])
+    for metric, sign in (("dice", 1), ("ece", -1)):
+        of_metric = scores["metric"] == metric
+        scores.loc[of_metric & (scores["family"] == "general"), "value"] += 0.2 * sign
+        scores.loc[of_metric & (scores["predictor"] == best), "value"] += 0.3 * sign
+
+    def first_screen(scores: pd.DataFrame) -> str:
+        page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
+        return page.markdown.split("## Data")[0]
+
+    told = re.findall(
+        r"- (.+): individual models with a better mean.+: (\d) of 9, the best (\w+)", first_screen(scores)
+    )
+    assert told == [("Dice", "1", best), ("Expected calibration error", "1", best)]
+    assert "better mean" not in first_screen(scores[scores["predictor"] != best])
+    # A model that was scored on the easy patients alone is compared on these alone.
+    easy = scores["patient"].isin(["UKCHLL001", "UKCHLL002"])
+    scores.loc[(scores["metric"] == "dice") & easy, "value"] += 5
+    scores.loc[scores["predictor"] == best, "value"] = np.where(easy, scores["value"] - 0.3, np.nan)[
+        scores["predictor"] == best
+    ]
+    assert "- Dice: individual models" not in first_screen(scores)
+
+
 def some_scores(study, *metrics: str) -> pd.DataFrame:
     """Scores of these metrics only, for sentences and tables that need no other: each more takes a figure to draw."""
     scores = make_scores(study)
@@ -166,7 +214,7 @@ def test_below_six_patients_nothing_is_called_significant_by_either_test(patient
     scores = some_scores(study, "ece", "aurc", "confidence")
     inputs = make_inputs(study, scores=scores, **TABLES_ONLY)
     inputs = dataclasses.replace(inputs, comparisons=decided(inputs.comparisons))
-    page = build_report(inputs, image_formats=())
+    page = build_report(inputs, image_formats=(), page=False)
     if language == "fr":
         assert "Seulement 5 patients : en dessous de 6" in page.markdown
         return
@@ -189,7 +237,9 @@ def test_the_questions_and_their_primary_metrics_follow_the_configuration():
     settings = study.statistics.model_copy(update={"primary": {"how far off": "hd95"}})
     study = study.model_copy(update={"statistics": settings})
     inputs = make_inputs(study, scores=some_scores(study, "hd95"), **TABLES_ONLY)
-    page = build_report(dataclasses.replace(inputs, comparisons=decided(inputs.comparisons)), image_formats=())
+    page = build_report(
+        dataclasses.replace(inputs, comparisons=decided(inputs.comparisons)), image_formats=(), page=False
+    )
     assert "(how far off: Hausdorff distance, 95th percentile)" in page.markdown
     bold = [line for line in both_tests(page.markdown).splitlines() if "**" in line]
     assert len(bold) == 6
@@ -206,7 +256,7 @@ def test_what_is_claimed_and_with_what_n_is_said_in_both_languages():
     ):
         study = make_study(seeds=2, language=language)
         inputs = make_inputs(study, scores=some_scores(study), **TABLES_ONLY)
-        assert build_report(inputs, image_formats=()).markdown.count(told) == 2
+        assert build_report(inputs, image_formats=(), page=False).markdown.count(told) == 2
 
 
 @pytest.mark.parametrize(("loss", "told"), [(0.0, "does not hurt accuracy: the one-sided"), (0.1, "is not shown")])
@@ -216,7 +266,7 @@ def test_non_inferiority_is_told_against_its_margin(loss, told):
     general = (scores["metric"] == "dice") & (scores["family"] == "general")
     scores.loc[general, "value"] -= loss
     inputs = make_inputs(study, scores=scores, **TABLES_ONLY)
-    page = build_report(inputs, image_formats=())
+    page = build_report(inputs, image_formats=(), page=False)
     assert told in page.markdown.split("## Data")[0]
     part = page.markdown.split("### Without hurting accuracy")[1]
     assert "One point of Dice" in part
@@ -225,7 +275,7 @@ def test_non_inferiority_is_told_against_its_margin(loss, told):
     assert [cell.strip() for cell in line.split("|")][4:7] == [number(row["bound"]), "0.0100", "✗" if loss else "✓"]
     other = study.statistics.model_copy(update={"non_inferiority_margin": 0.02})
     other = study.model_copy(update={"statistics": other})
-    page = build_report(make_inputs(other, scores=scores, **TABLES_ONLY), image_formats=())
+    page = build_report(make_inputs(other, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     assert "The margin is the study's own." in page.markdown
 
 
@@ -241,13 +291,16 @@ def test_scores_from_volumes_of_the_first_format_bring_a_warning():
     scores.loc[hit, "note"] = f"{APPROXIMATE}; another note"
     alone = hit & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
     scores.loc[alone, "note"] = f"nothing but errors; {APPROXIMATE}"
-    page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
+    page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     assert (
         "Warning: 2 predictors of 2 patients (4 volumes) were scored from volumes of the first storage" in page.markdown
     )
     assert "approximate until the volumes are made again" in page.markdown.split("## Data")[0]
     french = make_inputs(make_study(language="fr"), scores=scores, **TABLES_ONLY)
-    assert "Attention : 2 prédicteurs de 2 patients (4 volumes)" in build_report(french, image_formats=()).markdown
+    assert (
+        "Attention : 2 prédicteurs de 2 patients (4 volumes)"
+        in build_report(french, image_formats=(), page=False).markdown
+    )
 
 
 def test_without_such_volumes_there_is_no_warning(report):
@@ -257,7 +310,9 @@ def test_without_such_volumes_there_is_no_warning(report):
 def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
     study = inputs.study.model_copy(update={"synthetic": True})
     board = leaderboard(inputs.scores, region="body", synthetic=True)
-    page = build_report(dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=())
+    page = build_report(
+        dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False
+    )
     part = page.markdown.split("### Among the challenge's teams")[1].split("### This run")[0]
     assert "The patients are synthetic" in part
     assert "✓" not in "".join(line for line in part.splitlines() if "this run" in line)
@@ -268,7 +323,7 @@ def test_a_metric_left_out_of_the_ranking_is_named_with_its_reason(inputs):
     scores = inputs.scores.copy()
     scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
     board = leaderboard(scores, region="body")
-    page = build_report(dataclasses.replace(inputs, leaderboard=board, **TABLES_ONLY), image_formats=())
+    page = build_report(dataclasses.replace(inputs, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False)
     assert "CRPS of the volume is not ranked: left out: its unit is 'voxel'" in page.markdown
 
 
@@ -359,7 +414,7 @@ def test_an_absent_organ_and_an_all_undefined_metric_are_said():
     absent = (scores["patient"] == "UKCHLL002") & (scores["organ"] == "pancreas") & (scores["metric"] == "dice")
     scores.loc[absent, ["value", "note"]] = [np.nan, "pancreas: no consensus voxel"]
     scores.loc[scores["metric"] == "hd95", ["value", "note"]] = [np.nan, "both empty"]
-    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
+    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     assert "hd95_by_family_annotator" not in report.figures
     assert "Hausdorff distance, 95th percentile: no value is defined in this study" in report.markdown
     ledger = report.markdown.split("### Exclusion ledger")[1].split("\n## ")[0]
@@ -379,7 +434,7 @@ def test_patients_whose_intensities_are_in_doubt_are_named():
     cohort = pd.DataFrame(
         {"patient": ["UKCHLL001", "UKCHLL002"], "set": "test", "doubts": ["", "no voxel is negative"]}
     )
-    report = build_report(make_inputs(study, cohort=cohort, **TABLES_ONLY), image_formats=()).markdown
+    report = build_report(make_inputs(study, cohort=cohort, **TABLES_ONLY), image_formats=(), page=False).markdown
     assert "the intensities of 1 patients may be no Hounsfield units: UKCHLL002." in report
     assert "| doubts" not in report
 
@@ -388,7 +443,7 @@ def test_predictors_that_were_not_scored_on_a_patient_are_named():
     study = make_study()
     scores = make_scores(study)
     gone = (scores["patient"] == "UKCHLL003") & (scores["predictor"] == "ensemble_all")
-    report = build_report(make_inputs(study, scores=scores[~gone], **TABLES_ONLY), image_formats=())
+    report = build_report(make_inputs(study, scores=scores[~gone], **TABLES_ONLY), image_formats=(), page=False)
     assert "UKCHLL003 × ensemble_all" in report.markdown
 
 
@@ -397,7 +452,7 @@ def test_infinite_distances_are_counted_beside_the_mean():
     scores = make_scores(study)
     one = (scores["metric"] == "hd95") & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
     scores.loc[one, "value"] = np.inf
-    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=())
+    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     line = next(
         x
         for x in report.markdown.split("### Means per predictor")[1].splitlines()
@@ -409,7 +464,7 @@ def test_infinite_distances_are_counted_beside_the_mean():
 def test_the_published_table_stands_beside_this_run():
     wide = wide_table(6).iloc[1:]
     published = read_published_scores(as_csv(wide))
-    report = build_report(make_inputs(make_study(), published=published, **TABLES_ONLY), image_formats=())
+    report = build_report(make_inputs(make_study(), published=published, **TABLES_ONLY), image_formats=(), page=False)
     part = report.markdown.split("### This run and the published study")[1].split("\n## ")[0]
     assert "voxels, not cm³" in part
     assert "this patient has no row of this individual predictor" in part
@@ -438,14 +493,14 @@ def test_what_cannot_be_reported_is_refused(inputs):
 
 def test_the_inputs_are_not_changed(inputs):
     before = inputs.scores.copy(), inputs.comparisons.copy()
-    build_report(inputs, image_formats=())
+    build_report(inputs, image_formats=(), page=False)
     pd.testing.assert_frame_equal(inputs.scores, before[0])
     pd.testing.assert_frame_equal(inputs.comparisons, before[1])
 
 
 def test_a_study_without_a_challenge_region_says_so(inputs):
     board = leaderboard(inputs.scores, region="image")
-    report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=())
+    report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=(), page=False)
     assert "not comparable" in report.markdown
 
 
@@ -477,7 +532,7 @@ def test_the_scoring_packages_own_tables_are_reported():
         reliability=whole["reliability"],
         risk_coverage=whole["risk_coverage"],
     )
-    report = build_report(inputs, image_formats=())
+    report = build_report(inputs, image_formats=(), page=False)
     assert {"ece_by_family", "dice_by_family_organ", "aurc_by_family_annotator", "reliability"} <= set(report.figures)
     assert {"risk_coverage", "dice_against_entropy"} <= set(report.figures)
     assert "Guo et al. 2017" in report.markdown

@@ -3,6 +3,7 @@
 - Each figure is drawn for the screen and for print from the same data; print is PNG, SVG and PDF, byte for byte repeatable.
 - Every axis names its quantity and its unit.
 - Undefined and infinite values are not drawn but counted in the caption.
+- Below eight points there is no density and no box, for the screen and for print: the points, larger, and their mean.
 - Pooling reliability bins and averaging risk–coverage curves is right by hand.
 - Dissensus, and surfaces in millimetres, are right by hand; surfaces keep their volume and stay below the triangles allowed.
 - The palette is told apart under simulated colour blindness.
@@ -130,6 +131,31 @@ def test_few_or_equal_values_have_no_density_but_are_drawn(values):
     chart = distribution_by_family(table, "dice", EN)
     assert chart.image().startswith(b"\x89PNG")
     assert len(chart.interactive().data) == 1
+
+
+@pytest.mark.parametrize(("count", "shaped"), [(3, False), (7, False), (8, True)])
+def test_a_shape_needs_eight_points(count, shaped):
+    table = pd.DataFrame(
+        {
+            "patient": [f"p{i}" for i in range(count)],
+            "predictor": "ensemble_all",
+            "family": "general",
+            "metric": "dice",
+            "value": np.linspace(0.8, 0.9, count),
+        }
+    )
+    chart = distribution_by_family(table, "dice", EN)
+    (trace,) = chart.interactive().data
+    assert (trace.box.visible, trace.line.color != "rgba(0,0,0,0)") == (shaped, shaped)
+    assert trace.fillcolor.endswith(",0)") is not shaped
+    assert (len(trace.y), trace.meanline.visible) == (count, True)
+    assert ("box: median" in chart.caption) is shaped
+    (axes,) = chart.matplotlib().axes
+    assert bool(axes.patches) is shaped  # the box
+    assert len(axes.collections[-1].get_offsets()) == count
+    both = pd.concat([table, table.head(3).assign(family="annotator")])
+    if shaped:
+        assert "from 8 points on" in distribution_by_family(both, "dice", EN).caption
 
 
 def test_bins_are_pooled_by_their_voxels():

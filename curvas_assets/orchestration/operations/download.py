@@ -1,7 +1,8 @@
-"""Downloading to a local folder: patients as they were uploaded, artefacts as open files."""
+"""Downloading to a local folder: patients as they were uploaded, artefacts as open files that any viewer reads."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -11,13 +12,16 @@ from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, Uns
 from curvas_assets.orchestration.bucket import Layout, patient_folders
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.storage import directories, tables
-from curvas_assets.storage.objects import ObjectInfo, ObjectStore, within
-from curvas_assets.storage.softmax import GROUP, place_of
+from curvas_assets.storage.encoding import labels_of
+from curvas_assets.storage.maps import MapWriter
+from curvas_assets.storage.objects import FolderObjects, ObjectInfo, ObjectStore, within
+from curvas_assets.storage.softmax import GROUP, open_softmax, place_of
 from curvas_assets.study import ModelId, Study
 
 Tell = Callable[[str], None]
 What = Literal["dataset", "preprocessing", "models", "predictions", "ensembles", "scores", "report"]
 WHAT: tuple[str, ...] = get_args(What)
+VOLUME = "softmax.zarr"
 
 
 @dataclass
@@ -27,13 +31,15 @@ class Download:
     Args:
         fetched: how many artefacts stand in the folder.
         size: their bytes.
-        missing: names of what is not in the bucket.
+        missing: names of what is not in the bucket, and should be.
+        unscored: patients of whom nothing is there because the study does not predict them.
         refused: artefact → why it was not written: damaged, or with names that lead out of the folder.
     """
 
     fetched: int = 0
     size: int = 0
     missing: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -44,7 +50,8 @@ class _Item:
     name: str
     key: str
     target: PurePosixPath
-    kind: Literal["folder", "prefix", "table", "object"]
+    kind: Literal["folder", "prefix", "volume", "table", "object"]
+    patient: str = ""
 
 
 def download(
@@ -56,6 +63,8 @@ def download(
     predictors: Sequence[str],
     folder: Path,
     tell: Tell,
+    *,
+    probabilities: bool = False,
 ) -> Download:
     """Fetch artefacts into a folder, laid out as in the bucket. What is there already with the same bytes stays.
 
@@ -63,12 +72,14 @@ def download(
         objects: the bucket.
         layout: where things stand in it.
         study: which annotators, models and ensembles there are.
-        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models), `ensembles`,
-            `scores` (per patient as CSV, the merged table and `metrics.csv`) or `report`.
+        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models) and `ensembles` (zarr
+            volumes, the label map and an ensemble's maps as NIfTI), `scores` (per patient as CSV, the merged table and
+            `metrics.csv`) or `report`.
         patients: whose; not for preprocessing, models and report.
         predictors: of which models or ensembles; not for dataset, scores and report. Preprocessing: of their annotators.
         folder: made if it is not there.
         tell: told of each artefact.
+        probabilities: of predictions and ensembles, also one NIfTI of probabilities per organ.
 
     Returns:
         How much there was, the names of what is not in the bucket, and what was refused.
@@ -77,22 +88,30 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
     items = list(_items(layout, study, what, patients, predictors, folders))
-    done, missing = Download(), []
+    done, missing, unscored = Download(), [], dict[str, None]()
+    scored = set(study.scored_patients())
     for count, item in enumerate(items, 1):
         try:
-            size = _fetch(objects, item, folder)
+            size = _fetch(objects, item, folder, probabilities=probabilities)
         except MissingArtefactError:
+            if item.patient and item.patient not in scored:
+                unscored[item.patient] = None
+                continue
             missing.append(item.name)
             tell(f"{count} of {len(items)}, {item.name}: not in the bucket")
             continue
         except (CorruptArtefactError, UnsafeNameError) as error:
             done.refused[item.name] = str(error)
-            tell(f"{count} of {len(items)}, {item.name}: refused, {error}")
+            tell(f"{count} of {len(items)}, {item.name}: refused, {error.after(item.name)}")
             continue
         done.fetched += 1
         done.size += size
         tell(f"{count} of {len(items)}, {item.name}: {human_bytes(size)}")
-    done.missing = tuple(missing)
+    done.missing, done.unscored = tuple(missing), tuple(unscored)
+    if unscored:
+        tell(
+            f"{len(unscored)} patients are not predicted in this study, and nothing of them is there: training or no set"
+        )
     return done
 
 
@@ -124,11 +143,11 @@ def _items(
             for predictor in (p for p in (models if what == "predictions" else ensembles) if p in its_own):
                 key = layout.softmax(patient, predictor).rpartition("/")[0]
                 target = PurePosixPath(what, patient, predictor)
-                yield _Item(f"{predictor} of {patient}", key, target, "prefix")
+                yield _Item(f"{predictor} of {patient}", key, target, "volume", patient)
     elif what == "scores":
         for patient in patients:
             target = PurePosixPath("scores", patient)
-            yield _Item(f"scores of {patient}", layout.scores(patient), target, "folder")
+            yield _Item(f"scores of {patient}", layout.scores(patient), target, "folder", patient)
         yield _Item("all scores", layout.table("study_scores"), PurePosixPath("scores/study_scores.csv"), "table")
         yield _Item("metrics.csv", layout.merged_csv(), PurePosixPath("scores/metrics.csv"), "object")
     else:
@@ -136,7 +155,7 @@ def _items(
         yield _Item("figures", layout.figures(), PurePosixPath("figures"), "folder")
 
 
-def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
+def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bool) -> int:
     """Bytes of an artefact that now stands in the folder; a MissingArtefactError if there is none."""
     target = folder / item.target
     if item.kind == "folder":
@@ -158,11 +177,16 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path) -> int:
     paths = [
         within(target, info.key.removeprefix(f"{item.key}/")) for info in found
     ]  # all, before the first is written
+    fetched = False
     for info, path in zip(found, paths, strict=True):
         if path.is_file() and same_content(info, path):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         objects.download(info.key, path)
+        fetched = True
+    if item.kind == "volume":
+        own = {path.name for path in paths}  # an ensemble's label map comes from the bucket
+        write_nifti(target, probabilities=probabilities, again=fetched, kept=own)
     return sum(info.size for info in found)
 
 
@@ -176,3 +200,45 @@ def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
         return found
     stay = (f"{volume}/{place}/", f"{volume}/{GROUP}")
     return [info for info in found if not info.key.startswith(f"{volume}/") or info.key.startswith(stay)]
+
+
+def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collection[str] = ()) -> None:
+    """Beside a downloaded volume, what viewers open: `labels.nii.gz`, and `probability_<class>.nii.gz` of each organ.
+
+    Args:
+        folder: holds `softmax.zarr`.
+        probabilities: write them too.
+        again: replace files that are there.
+        kept: names of files that stay in any case.
+
+    Raises:
+        CorruptArtefactError: the volume is damaged.
+        MissingArtefactError: there is no volume.
+    """
+    volume = open_softmax(FolderObjects(folder), VOLUME)
+    names = {"labels": 0} | (
+        {f"probability_{n}": c for c, n in enumerate(volume.class_names) if c} if probabilities else {}
+    )
+    absent = [name for name in names if f"{name}.nii.gz" not in kept]
+    wanted = [name for name in absent if again or not (folder / f"{name}.nii.gz").is_file()]
+    if not wanted:
+        return
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                MapWriter(
+                    FolderObjects(folder),
+                    f"{name}.nii.gz",
+                    volume.shape[1:],
+                    kind="labels" if name == "labels" else "probability",
+                    spacing_mm=volume.spacing_mm,
+                    affine=volume.affine,
+                    scratch=folder,
+                )
+            )
+            for name in wanted
+        }
+        for z0, _, codes in volume.code_slabs():
+            for name, writer in writers.items():
+                c = names[name]
+                writer.write(z0, volume.levels[codes[c - 1]] if c else labels_of(codes, volume.levels))

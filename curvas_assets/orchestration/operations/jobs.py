@@ -88,13 +88,19 @@ class UploadPredictions(dg.Config):
 class Download(dg.Config):
     what: Literal["dataset", "preprocessing", "models", "predictions", "ensembles", "scores", "report"] = Field(
         description="dataset: the patients' files as uploaded; preprocessing: of the models' annotators; predictions and "
-        "ensembles: zarr volumes and NIfTI maps; scores: per patient, the whole table as CSV, and metrics.csv."
+        "ensembles: zarr volumes, label maps and an ensemble's maps as NIfTI; scores: per patient, the whole table as CSV, and "
+        "metrics.csv."
     )
     folder: str = Field(
         description=f"{FOLDER} Made if it is not there; files that are there already are not fetched again."
     )
     patients: list[str] = Field(default=["all"], description=f"Whose. {selection.PATIENTS}")
     models: list[str] = Field(default=["all"], description=f"Of which. {selection.PREDICTORS}")
+    probabilities: bool = Field(
+        default=False,
+        description="Of predictions and ensembles, also one NIfTI of probabilities per organ (at clinical size about 1 GB each "
+        "before compression).",
+    )
 
 
 class MakeMissing(dg.Config):
@@ -272,6 +278,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 selection.choose_predictors(study, config.models),
                 Path(config.folder),
                 context.log.info,
+                probabilities=config.probabilities,
             )
         )
         if done.refused:
@@ -292,6 +299,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "fetched": done.fetched,
                 "bytes": done.size,
                 "not in the bucket": ", ".join(done.missing) or "none",
+                "not predicted in this study": ", ".join(done.unscored) or "none",
             },
         )
 
@@ -411,6 +419,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
                 "assets": metadata.table(state),
                 "orphans": metadata.table(orphans),
                 "stored": human_bytes(int(stored["bytes"].sum())),
+                **metadata.link(bucket.report_link()),
             },
         )
 

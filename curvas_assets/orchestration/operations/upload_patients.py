@@ -73,7 +73,7 @@ def upload_patients(
 
         def refuse(error: CurvasError, patient: str = patient, at: str = at) -> None:
             done.refused[patient] = str(error)
-            tell(f"{at}: refused, nothing sent: {error}")
+            tell(f"{at}: refused, nothing sent: {error.after(patient)}")
 
         try:
             source = folder / folder_of(patient, here)

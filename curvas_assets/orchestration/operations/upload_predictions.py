@@ -69,7 +69,7 @@ def upload_predictions(
             tell(f"{count} of {len(chosen)}, {patient}: stored, {stored.metadata['bytes']} bytes")
             yield f"{model}|{patient}", stored
         except CurvasError as error:
-            tell(f"{count} of {len(chosen)}, {patient}: refused: {error}")
+            tell(f"{count} of {len(chosen)}, {patient}: refused: {error.after(patient)}")
             yield f"{model}|{patient}", error
 
 

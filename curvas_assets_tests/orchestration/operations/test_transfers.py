@@ -5,6 +5,8 @@
 - An upload is resumable: what stands there with the same bytes is not sent again, one changed file is; large files too.
 - A patient whose folder in the bucket has another spelling is not doubled.
 - A dataset comes down as it went up, and a second download fetches nothing; folder artefacts come down verified.
+- A prediction comes down with its label map as NIfTI on the scan's voxels, and with probabilities if they are asked for; made
+  again, it brings the new ones. `all` tells once, not for each training patient, that these are not predicted.
 - What is not in the bucket is told, and does not stop the rest; neither does what is damaged, or named to lead out of the
   folder, of which nothing is written.
 - Names with spaces and letters of other scripts come down as they are.
@@ -27,6 +29,7 @@ from curvas_assets.orchestration.operations.upload_patients import upload_patien
 from curvas_assets.storage import directories
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects, ObjectInfo
+from curvas_assets.storage.softmax import SoftmaxWriter
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import edit
 
@@ -173,19 +176,106 @@ def test_models_and_preprocessing_come_down_verified_and_missing_ones_are_told(o
     assert (tmp_path / "down/preprocessing/anno1/fold_all/checkpoint_best.pth").is_file()
 
 
-def test_predictions_of_some_patients_and_models_come_down_with_their_maps(objects, tmp_path):
-    for patient in PATIENTS:
-        objects.put(f"output/{patient}/ensemble_all/softmax.zarr/zarr.json", b"{}")
-        objects.put(f"output/{patient}/ensemble_all/entropy.nii.gz", b"map")
-        objects.put(f"output/{patient}/{STUDY.models[0]}/softmax.zarr/zarr.json", b"{}")
-    asked = (PATIENTS[1:], [str(STUDY.models[0]), "ensemble_all"])
-    assert download(objects, LAYOUT, STUDY, "ensembles", *asked, tmp_path / "down", print).fetched == 2
-    assert download(objects, LAYOUT, STUDY, "predictions", *asked, tmp_path / "down", print).fetched == 2
-    found = sorted(p.relative_to(tmp_path / "down").as_posix() for p in (tmp_path / "down").rglob("*") if p.is_file())
-    assert found == sorted(
-        [f"ensembles/{p}/ensemble_all/{f}" for p in PATIENTS[1:] for f in ("entropy.nii.gz", "softmax.zarr/zarr.json")]
-        + [f"predictions/{p}/{STUDY.models[0]}/softmax.zarr/zarr.json" for p in PATIENTS[1:]]
-    )
+def volume(objects, patient: str, predictor: str) -> np.ndarray:
+    """Store a small prediction; its probabilities."""
+    classes, shape = len(STUDY.class_names), (5, 6, 7)
+    seed = sum(f"{patient}{predictor}".encode())
+    softmax = np.random.default_rng(seed).dirichlet(np.full(classes, 0.3), shape).transpose(3, 0, 1, 2).astype("f4")
+    affine = np.array([[-2, 0, 0, 5], [0, -1.5, 0, 6], [0, 0, 4, -7], [0, 0, 0, 1.0]])
+    with SoftmaxWriter(
+        objects,
+        LAYOUT.softmax(patient, predictor),
+        softmax.shape,
+        class_names=STUDY.class_names,
+        spacing_mm=(4, 1.5, 2),
+        affine=affine,
+        provenance={"patient": patient},
+    ) as writer:
+        writer.write(0, softmax)
+    return softmax
+
+
+def files_below(folder) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_predictions_come_down_as_volumes_and_as_label_maps_that_viewers_open(objects, tmp_path):
+    model, tests = str(STUDY.models[0]), PATIENTS[1:]
+    drawn = {patient: volume(objects, patient, model) for patient in tests}
+    done = download(objects, LAYOUT, STUDY, "predictions", tests, [model], tmp_path / "down", print)
+    assert (done.fetched, done.missing) == (2, ())
+    at = tmp_path / "down/predictions" / tests[0] / model
+    assert [p.name for p in at.iterdir() if p.is_file()] == ["labels.nii.gz"]
+    image = nib.load(at / "labels.nii.gz")
+    np.testing.assert_array_equal(np.asarray(image.dataobj).T, drawn[tests[0]].argmax(axis=0))
+    assert image.header.get_zooms() == (2, 1.5, 4)
+    np.testing.assert_array_equal(image.affine[:3, 3], (5, 6, -7))
+
+    before, written = objects.bytes_down, (at / "labels.nii.gz").stat().st_mtime_ns
+    ask = {"probabilities": True}
+    download(objects, LAYOUT, STUDY, "predictions", tests[:1], [model], tmp_path / "down", print, **ask)
+    assert objects.bytes_down == before
+    assert (at / "labels.nii.gz").stat().st_mtime_ns == written
+    organs = STUDY.class_names[1:]
+    assert sorted(p.name for p in at.glob("probability_*")) == sorted(f"probability_{o}.nii.gz" for o in organs)
+    for c, organ in enumerate(organs, start=1):
+        image = nib.load(at / f"probability_{organ}.nii.gz")
+        np.testing.assert_allclose(np.asarray(image.dataobj).T, drawn[tests[0]][c], atol=3e-4)
+
+
+def test_a_prediction_that_was_made_again_brings_its_new_label_map(objects, tmp_path):
+    model, patient = str(STUDY.models[0]), PATIENTS[1]
+    volume(objects, "another", model)
+    volume(objects, patient, model)
+    asked = (objects, LAYOUT, STUDY, "predictions", [patient], [model], tmp_path / "down", print)
+    download(*asked)
+    key = LAYOUT.softmax(patient, model)
+    for item in list(objects.list(f"{key}/")):
+        objects.delete([item.key])
+    for item in objects.list(f"{LAYOUT.softmax('another', model)}/"):
+        objects.put(item.key.replace("another", patient), objects.get(item.key))
+    download(*asked)
+    labels = np.asarray(nib.load(tmp_path / "down/predictions" / patient / model / "labels.nii.gz").dataobj).T
+    np.testing.assert_array_equal(labels, volume(objects, "another", model).argmax(axis=0))
+
+
+def test_an_ensembles_own_maps_come_down_and_stay(objects, tmp_path):
+    patient = PATIENTS[1]
+    volume(objects, patient, "ensemble_all")
+    for name in ("entropy", "labels"):
+        objects.put(LAYOUT.ensemble_map(patient, "ensemble_all", name), name.encode())
+    asked = (objects, LAYOUT, STUDY, "ensembles", [patient], ["ensemble_all"], tmp_path / "down", print)
+    for _ in range(2):
+        assert download(*asked).fetched == 1
+    at = tmp_path / "down/ensembles" / patient / "ensemble_all"
+    assert (at / "entropy.nii.gz").read_bytes() == b"entropy"
+    assert (at / "labels.nii.gz").read_bytes() == b"labels"
+
+
+def test_a_damaged_prediction_is_refused_and_the_others_come_down(objects, tmp_path):
+    models = [str(m) for m in STUDY.models[:2]]
+    for model in models:
+        volume(objects, PATIENTS[1], model)
+    (payload,) = [i.key for i in objects.list(f"{LAYOUT.softmax(PATIENTS[1], models[0])}/") if "/c/" in i.key]
+    content = bytearray(objects.get(payload))
+    content[10] ^= 0xFF
+    objects.put(payload, bytes(content))
+    done = download(objects, LAYOUT, STUDY, "predictions", PATIENTS[1:2], models, tmp_path / "down", print)
+    assert done.fetched == 1
+    assert list(done.refused) == [f"{models[0]} of {PATIENTS[1]}"]
+    assert not list((tmp_path / "down/predictions" / PATIENTS[1] / models[0]).glob("*.nii.gz"))
+
+
+def test_all_patients_are_those_the_study_predicts_and_the_others_are_told_once(objects, tmp_path):
+    model = str(STUDY.models[0])
+    volume(objects, PATIENTS[1], model)
+    told = []
+    known = sorted(p for members in STUDY.sets.values() for p in members)
+    done = download(objects, LAYOUT, STUDY, "predictions", known, [model], tmp_path / "down", told.append)
+    assert done.missing == tuple(f"{model} of {p}" for p in STUDY.scored_patients() if p != PATIENTS[1])
+    assert set(done.unscored) == set(known) - set(STUDY.scored_patients())
+    assert not [line for line in told if any(p in line for p in done.unscored)]
+    assert len([line for line in told if f"{len(done.unscored)} patients are not predicted" in line]) == 1
 
 
 def test_names_that_lead_out_of_the_folder_are_refused_and_the_rest_comes_down(objects, tmp_path):

@@ -1,0 +1,76 @@
+"""Units in which people read the scores: volumes are scored in mm³ and shown in cm³, in the report, the UI and the console.
+
+Belongs here: the conversion of tables for reading, and a metric's name with its unit. What is stored, tested and ranked
+keeps the unit it was scored in; it stands in the column `unit`.
+"""
+
+from collections.abc import Collection
+
+import pandas as pd
+
+SHOWN = "cm³"
+_MM3 = ("mm³", "mm3")
+_FACTOR = 1e-3
+_DIFFERENCES = ("mean_difference", "interval_low", "interval_high", "bound", "margin")
+_MEANS = ("value", "mean", "sd", "median", "q1", "q3")
+
+
+def shown_unit(unit: str) -> str:
+    """The unit in which a metric of this unit is read."""
+    return SHOWN if unit in _MM3 else unit
+
+
+def with_unit(name: str, unit: str) -> str:
+    """A metric's name as people read it.
+
+    >>> with_unit("crps", "mm³"), with_unit("CRPS (cut)", "mm³"), with_unit("dice", "")
+    ('crps (cm³)', 'CRPS (cut, cm³)', 'dice')
+    """
+    if not unit:
+        return name
+    shown = shown_unit(unit)
+    return f"{name[:-1]}, {shown})" if name.endswith(")") else f"{name} ({shown})"
+
+
+def units_of(scores: pd.DataFrame) -> dict[str, str]:
+    """Metric → the unit of its scores; empty where they have none."""
+    if "unit" not in scores:
+        return {}
+    own = scores[["metric", "unit"]].drop_duplicates("metric").astype("string").fillna("")
+    return dict(zip(own["metric"].astype(str), own["unit"].astype(str), strict=True))
+
+
+def shown_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores, or means of them, in the units they are read in.
+
+    Args:
+        scores: with `unit`, and `value` or `mean`, `sd`, `median`, `q1`, `q3`; other columns stay as they are.
+    """
+    if "unit" not in scores:
+        return scores
+    shown = scores.copy()
+    in_mm3 = shown["unit"].isin(_MM3)
+    for column in (column for column in _MEANS if column in shown):
+        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * _FACTOR)
+    shown["unit"] = shown["unit"].mask(in_mm3, SHOWN)
+    return shown
+
+
+def shown_differences(comparisons: pd.DataFrame, in_mm3: Collection[str]) -> pd.DataFrame:
+    """Comparisons of families in the units they are read in.
+
+    Args:
+        comparisons: from `compare_all_families` or `non_inferiority`; they name no unit.
+        in_mm3: the metrics that were scored in mm³.
+    """
+    shown = comparisons.copy()
+    if len(shown):
+        hit = shown["metric"].isin(list(in_mm3))
+        for column in (column for column in _DIFFERENCES if column in shown):
+            shown[column] = shown[column].astype(float).mask(hit, shown[column].astype(float) * _FACTOR)
+    return shown
+
+
+def scored_in_mm3(scores: pd.DataFrame) -> frozenset[str]:
+    """The metrics whose scores are in mm³."""
+    return frozenset(metric for metric, unit in units_of(scores).items() if unit in _MM3)
