@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -305,13 +305,16 @@ def race(objects: ObjectStore, kind: Kind, key: str, seed: int) -> Outcome:
     return outcome
 
 
-def races(objects: S3Objects, rounds: int, scratch: Path, seed: int = 0) -> dict[str, list[Outcome]]:
-    """So many rounds of each kind of artefact. `versions.UNTOUCHED` is `OLD_SECONDS` meanwhile."""
+def races(
+    objects: S3Objects, rounds: int, scratch: Path, seed: int = 0, only: Sequence[str] = ()
+) -> dict[str, list[Outcome]]:
+    """So many rounds of each kind of artefact, or of some kinds. `versions.UNTOUCHED` is `OLD_SECONDS` meanwhile."""
     kinds: dict[str, Kind] = {
         "folder": Folders(scratch),
         "volume": Volumes(),
         "checkpoint": Trainings(scratch),
     }
+    kinds = {name: kind for name, kind in kinds.items() if not only or name in only}
     run = uuid4().hex[:6]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in kinds}
     day, versions.UNTOUCHED = versions.UNTOUCHED, timedelta(seconds=OLD_SECONDS)
@@ -333,11 +336,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", default=[], choices=["folder", "volume", "checkpoint"])
     arguments = parser.parse_args(sys.argv[1:] if sys.argv[0].endswith("two_writers.py") else [])
     with tempfile.TemporaryDirectory() as scratch, EmbeddedS3(Path(scratch)) as server:
         begin = time.monotonic()
         objects = connect(S3Settings.from_environment(server.environment()))
-        outcomes = races(objects, arguments.rounds, Path(scratch), arguments.seed)
+        outcomes = races(objects, arguments.rounds, Path(scratch), arguments.seed, arguments.only)
         seconds = time.monotonic() - begin
     torn = 0
     for name, found in outcomes.items():

@@ -129,6 +129,10 @@ class Meanwhile(MeteredObjects):
         self._pass("download")
         super().download(key, path)
 
+    def get_range(self, key, start, length):
+        self._pass("get_range")
+        return super().get_range(key, start, length)
+
     def list(self, prefix):
         self._pass("list")
         return super().list(prefix)
@@ -206,6 +210,22 @@ def test_a_folder_that_is_replaced_while_it_is_mended_is_written_anew(store, fol
     (other / "plans.json").write_text("{2}")
     racing = Meanwhile(store.objects, "upload", 1, lambda: directories.write_directory(store, "m", other))
     assert directories.write_directory(racing, "m", folder).place != stored.place
+    assert (directories.read_directory(store, "m", tmp_path / "back") / "plans.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_version_that_is_removed_while_it_is_verified_is_written_anew(store, folder, tmp_path, n):
+    first = directories.write_directory(store, "m", folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "plans.json").write_text("{2}")
+
+    def replace() -> None:
+        _grow_old(store, first.place, 25)
+        directories.write_directory(store, "m", other)
+
+    again = directories.write_directory(Meanwhile(store.objects, "get_range", n, replace), "m", folder)
+    assert (again.version, again.unchanged) == (first.version, False)
     assert (directories.read_directory(store, "m", tmp_path / "back") / "plans.json").read_text() == "{}"
 
 
