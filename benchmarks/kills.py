@@ -190,8 +190,8 @@ class Round:
         """Process of a run → its job."""
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
         with dg.DagsterInstance.from_config(self.home) as instance:
-            found = {run: process_event(instance, run.run_id) for run in instance.get_runs(started)}
-        return {event[0]: run.job_name for run, event in found.items() if event}
+            found = [(run.job_name, process_event(instance, run.run_id)) for run in instance.get_runs(started)]
+        return {event[0]: job for job, event in found if event}
 
     def has_ended(self) -> bool:
         with dg.DagsterInstance.from_config(self.home) as instance:
@@ -470,6 +470,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", action="store_true", help="the phantom study itself")
+    parser.add_argument("--least", type=float, default=8, help="from one kill to the next, at least, s")
+    parser.add_argument("--most", type=float, default=30, help="and at most")
     parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)  # this script as the owner of a state
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--location", help=argparse.SUPPRESS)
@@ -479,11 +481,12 @@ def main() -> None:
             serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
         except KeyboardInterrupt:
             return
-    location = REAL if arguments.real else CHEAP
     folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
-    contents, seconds = unbroken_run(folder, location)
-    print(f"an unbroken study takes {seconds:.0f} s", flush=True)
-    pause = (20.0, 60.0) if arguments.real else (3.0, 12.0)
+    contents, pause = None, (arguments.least, arguments.most)
+    if arguments.real:  # what the cheap work is to leave is known
+        contents, seconds = unbroken_run(folder, REAL)
+        print(f"an unbroken study takes {seconds:.0f} s", flush=True)
+    location = REAL if arguments.real else CHEAP
     found = campaign(arguments.kills, folder, location=location, seed=arguments.seed, pause_s=pause, unbroken=contents)
     print(json.dumps(found, indent=1, default=str))
     wrong = [

@@ -17,7 +17,7 @@ from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
-from curvas_assets.orchestration.operations import about, download, emptying, selection, upload_artefacts
+from curvas_assets.orchestration.operations import about, download, emptying, forgetting, selection, upload_artefacts
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.operations.upload_patients import refusals_table
 from curvas_assets.orchestration.operations.upload_patients import upload_patients as send_patients
@@ -95,6 +95,11 @@ class MakeMissing(dg.Config):
         default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
     )
     stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+
+
+class ForgetOldRuns(dg.Config):
+    days: int = Field(default=90, description="Runs that were launched longer ago.", ge=1)
+    dry_run: bool = Field(default=True, description="Only list them.")
 
 
 class EmptyData(dg.Config):
@@ -354,6 +359,15 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
     def remove_artifacts(context: dg.OpExecutionContext, config: EmptyArtifacts, bucket: Bucket) -> dg.Output[None]:
         return emptied(context, bucket, getattr(bucket.layout, config.what), config)
 
+    @dg.op(
+        name=f"forget_old_runs{OP}",
+        description="Lists, or forgets, old runs that made nothing, with their logs: launches, looks, failures.",
+        tags=TAGS,
+    )
+    def forget_runs(context: dg.OpExecutionContext, config: ForgetOldRuns) -> dg.Output[None]:
+        gone = forgetting.forget(context.instance, config.days, context.log.info, dry_run=config.dry_run)
+        return dg.Output(None, metadata={"forgotten": not config.dry_run, "runs": len(gone)})
+
     return [
         _job(op, settings, bucket_resource)
         for op, settings in (
@@ -366,6 +380,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             (tell_about, None),
             (remove_data, EmptyData),
             (remove_artifacts, EmptyArtifacts),
+            (forget_runs, ForgetOldRuns),
         )
     ]
 
