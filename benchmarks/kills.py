@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -44,7 +45,10 @@ from curvas_assets.study import load_study
 
 CHEAP = "curvas_assets_tests.orchestration.kill_location"
 REAL = "curvas_assets.definitions"
-KINDS = ("step", "run worker", "machine", "daemon", "code server", "S3", "webserver")
+WEIGHTS = {"step": 10, "run worker": 9, "S3": 4, "code server": 3, "daemon": 2, "machine": 2}
+"""Of 30 kills. What works is killed most."""
+PROGRESS_SECONDS = 90
+"""The next kill waits for something to be made, a new epoch at least, but not longer."""
 OF_THE_MOMENT = ("cost", "figures", "report")
 """Assets that hold times or costs: their content differs from run to run."""
 QUIET_SECONDS = 600
@@ -86,7 +90,7 @@ class Round:
         self.port = free_port(0)
         self.owner: subprocess.Popen | None = None
         self.killed: Counter[tuple[str, str]] = Counter()
-        self.recovery: list[float] = []
+        self._progress_then = 0
 
     def start(self) -> None:
         self.start_owner()
@@ -190,8 +194,22 @@ class Round:
         """Process of a run → its job."""
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
         with dg.DagsterInstance.from_config(self.home) as instance:
-            found = {run: process_event(instance, run.run_id) for run in instance.get_runs(started)}
-        return {event[0]: run.job_name for run, event in found.items() if event}
+            found = [(run.job_name, process_event(instance, run.run_id)) for run in instance.get_runs(started)]
+        return {event[0]: job for job, event in found if event}
+
+    def wait_for_progress(self) -> None:
+        """Until an epoch or a partition is done more than at the last kill."""
+        deadline = time.monotonic() + PROGRESS_SECONDS
+        while self._progress() == self._progress_then and time.monotonic() < deadline and not self.has_ended():
+            time.sleep(0.5)
+        self._progress_then = self._progress()
+
+    def _progress(self) -> int:
+        notes = self.state / "notes"
+        if notes.exists():
+            return notes.stat().st_size
+        with dg.DagsterInstance.from_config(self.home) as instance:
+            return sum(1 for _ in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])))
 
     def has_ended(self) -> bool:
         with dg.DagsterInstance.from_config(self.home) as instance:
@@ -385,8 +403,8 @@ def campaign(
     *,
     location: str = CHEAP,
     seed: int = 1,
-    pause_s: tuple[float, float] = (3, 12),
-    kinds: tuple[str, ...] = KINDS[:-1],
+    pause_s: tuple[float, float] = (1, 8),
+    weights: Mapping[str, int] = WEIGHTS,
     unbroken: dict[str, str] | None = None,
 ) -> dict[str, object]:
     """Rounds of the study until that many kills were made; what came of them, added up.
@@ -396,13 +414,13 @@ def campaign(
         folder: for the states, which are removed when a round ended well.
         location: module of the code location.
         seed: of the order of kills and their times.
-        pause_s: from one kill to the next, least and most, s.
-        kinds: of processes to kill; each as often as another.
+        pause_s: from the first progress after a kill to the next one, least and most, s.
+        weights: kind of process → how often it is killed, compared with the others.
         unbroken: contents of an unbroken run, to compare with.
     """
     rng, tell = random.Random(seed), Progress()
-    plan = [kinds[i % len(kinds)] for i in range(kills)]
-    rng.shuffle(plan)
+    each = [kind for kind, weight in weights.items() for _ in range(weight)]
+    plan = [kind for _ in range(-(-kills // len(each))) for kind in rng.sample(each, len(each))][:kills]
     total: dict[str, object] = {"rounds": 0, "kills": Counter(), "stages": Counter(), "runs": 0, "stops": []}
     for name in ("torn", "lost", "stuck", "trained twice", "made twice", "different", "unfinished studies"):
         total[name] = []
@@ -413,6 +431,7 @@ def campaign(
         one = Round(state, location, tell)
         one.start()
         while plan:
+            one.wait_for_progress()
             time.sleep(rng.uniform(*pause_s))
             if one.has_ended():
                 break
@@ -470,6 +489,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", action="store_true", help="the phantom study itself")
+    parser.add_argument("--least", type=float, default=1, help="from progress to the next kill, at least, s")
+    parser.add_argument("--most", type=float, default=8, help="and at most")
     parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)  # this script as the owner of a state
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--location", help=argparse.SUPPRESS)
@@ -479,11 +500,12 @@ def main() -> None:
             serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
         except KeyboardInterrupt:
             return
-    location = REAL if arguments.real else CHEAP
     folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
-    contents, seconds = unbroken_run(folder, location)
-    print(f"an unbroken study takes {seconds:.0f} s", flush=True)
-    pause = (20.0, 60.0) if arguments.real else (3.0, 12.0)
+    contents, pause = None, (arguments.least, arguments.most)
+    if arguments.real:  # what the cheap work is to leave is known
+        contents, seconds = unbroken_run(folder, REAL)
+        print(f"an unbroken study takes {seconds:.0f} s", flush=True)
+    location = REAL if arguments.real else CHEAP
     found = campaign(arguments.kills, folder, location=location, seed=arguments.seed, pause_s=pause, unbroken=contents)
     print(json.dumps(found, indent=1, default=str))
     wrong = [

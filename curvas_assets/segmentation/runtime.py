@@ -1,9 +1,13 @@
 """What nnU-Net expects of its process: path variables, process counts, threads, a device. Set here and nowhere else."""
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 PLANS_NAME = "nnUNetPlans"
 DATASET_NAME = "Dataset001_{annotator}"
 """nnU-Net's name of an annotator's dataset; it is in the plans, and a stock installation needs that form."""
+
+PR_SET_PDEATHSIG = 1
 
 _FIXED = {
     "nnUNet_def_n_proc": "1",  # read when nnunetv2 is imported
@@ -49,6 +55,16 @@ def nnunet_folders(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@cache
+def forked_children_end_with_their_parent() -> None:
+    """On Linux, have loaders that this process forks from now on end with it, also when it is killed: they would hold their
+    memory, and wait for somebody to take their batches, for ever.
+    """
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl
+        os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
 @contextmanager

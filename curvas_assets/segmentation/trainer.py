@@ -21,6 +21,8 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
+from curvas_assets.segmentation.runtime import forked_children_end_with_their_parent
+
 SETTINGS = "curvas_training"
 """Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""
 HELD_OUT_SEED = 12345
@@ -106,6 +108,7 @@ class StudyTrainer(nnUNetTrainer):
 
     def _restart_loaders(self, epoch: int) -> None:
         self._finish_loaders()
+        forked_children_end_with_their_parent()
         workers = self.settings["loader_workers"]
         seeds = np.random.SeedSequence([self.settings["seed"], epoch + 1, 1]).generate_state(2 * workers).tolist()
         self.dataloader_train, self.dataloader_val = (

@@ -8,6 +8,7 @@
 - With fold `all` a part of the patients is held out, or it is said that there is none; fold 0 uses nnU-Net's split.
 - A fold that the dataset was not split into, or whose patients it does not hold, is refused: nnU-Net would draw one at random.
 - A loss that is no number stops the training with an error that says what to change.
+- Loaders that a training has forked end with it when it is killed.
 - The published model holds no optimizer state and no path, and a stock nnU-Net loads it.
 """
 
@@ -16,8 +17,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -193,3 +196,23 @@ def test_a_fold_that_the_dataset_does_not_have_is_refused(dataset, tmp_path, spl
     with pytest.raises(SegmentationError, match=f"anno1_init7_fold3: training failed: .*{says}"):
         train_model(tiny_study(), ModelId("anno1", 7, 3), source, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_loaders_end_with_a_training_that_is_killed():
+    code = (
+        "import multiprocessing, os, signal, time\n"
+        "from curvas_assets.segmentation.runtime import forked_children_end_with_their_parent\n"
+        "forked_children_end_with_their_parent()\n"
+        "loader = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "loader.start()\n"
+        "print(loader.pid, flush=True)\n"
+        "time.sleep(0.2)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    training = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert training.returncode == -signal.SIGKILL
+    loader = psutil.Process(int(training.stdout)) if psutil.pid_exists(int(training.stdout)) else None
+    deadline = time.monotonic() + 10
+    while loader is not None and loader.is_running() and loader.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -24,6 +24,7 @@ from curvas_assets.orchestration.operations import (
     cleaning,
     download,
     emptying,
+    forgetting,
     leftovers,
     selection,
     upload_artefacts,
@@ -140,6 +141,11 @@ class RefreshScores(dg.Config):
     predict: bool = Field(
         default=False, description="Also predict what is out of date, which takes GPUs; else such patients are named."
     )
+
+
+class ForgetOldRuns(dg.Config):
+    days: int = Field(default=90, description="Runs that were launched longer ago.", ge=1)
+    dry_run: bool = Field(default=True, description="Only list them.")
 
 
 class EmptyData(dg.Config):
@@ -468,6 +474,15 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
     def remove_artifacts(context: dg.OpExecutionContext, config: EmptyArtifacts, bucket: Bucket) -> dg.Output[None]:
         return emptied(context, bucket, getattr(bucket.layout, config.what), config)
 
+    @dg.op(
+        name=f"forget_old_runs{OP}",
+        description="Lists, or forgets, old runs that made nothing, with their logs: launches, looks, failures.",
+        tags=TAGS,
+    )
+    def forget_runs(context: dg.OpExecutionContext, config: ForgetOldRuns) -> dg.Output[None]:
+        gone = forgetting.forget(context.instance, config.days, context.log.info, dry_run=config.dry_run)
+        return dg.Output(None, metadata={"forgotten": not config.dry_run, "runs": len(gone)})
+
     return [
         _job(op, settings, bucket_resource)
         for op, settings in (
@@ -482,6 +497,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             (tell_about, None),
             (remove_data, EmptyData),
             (remove_artifacts, EmptyArtifacts),
+            (forget_runs, ForgetOldRuns),
             *cleaning.build(study, partitions, OP),
         )
     ]
