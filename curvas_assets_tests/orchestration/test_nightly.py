@@ -8,7 +8,7 @@
 - A model that was trained anew makes nobody's night; with the switch on, its predictions are made.
 - A new patient is not the night's; one that is complete and was never scored is.
 - An uploaded prediction of another image holds its patient up, with the switch on as well.
-- The schedule asks once for all patients concerned, and says so when there are none; the switch is 1 or 0.
+- The schedule launches this job; its switch is 1 or 0.
 """
 
 import dagster as dg
@@ -38,8 +38,7 @@ def lineage(monkeypatch, bucket_environment):
         coordinator.register_instance(instance)
         monkeypatch.setattr(instance, "_run_coordinator", coordinator)
         LINEAGE.register(ONE, OTHER)
-        LINEAGE.run_all()
-        LINEAGE.made.clear()
+        LINEAGE.record_all()
         yield LINEAGE
 
 
@@ -95,13 +94,17 @@ def test_who_is_refused_at_intake_keeps_the_scores_there_are(lineage):
 
 
 def test_members_that_changed_are_averaged_before_anything_is_scored(lineage):
-    lineage.code.update(ensemble_softmax="of other members", scores="of other members")
-    lineage.versions.update({f"{e}|{p}": "new" for e in lineage.study.ensemble_ids for p in (ONE, OTHER)})
+    for patient in (ONE, OTHER):
+        cell = f"{MODELS[0]}|{patient}"
+        lineage.versions |= {cell: "another", f"ensemble_all|{patient}": "new", f"ensemble_anno1|{patient}": "new"}
+        assert lineage.run("softmax", cell).success
     assert night(lineage, patients=[ONE]) == (True, "")
-    assert [asset for asset, _ in lineage.made] == ["ensemble_softmax"] * 4 + ["scores"]
-    assert all(key.endswith(ONE) for _, key in lineage.made)
-    assert night(lineage) == (True, "")
-    assert lineage.due() == {}
+    assert lineage.made == [
+        ("ensemble_softmax", f"ensemble_anno1|{ONE}"),
+        ("ensemble_softmax", f"ensemble_all|{ONE}"),
+        ("scores", ONE),
+    ]
+    assert lineage.due().keys() == {"ensemble_softmax", "scores"}  # of the other, who was not asked for
 
 
 def test_a_model_that_was_trained_anew_is_the_nights_only_with_the_switch(lineage):
@@ -142,16 +145,12 @@ def test_an_uploaded_prediction_of_another_image_holds_its_patient_up(lineage):
     assert ("softmax", f"{MODELS[0]}|{ONE}") not in lineage.made
 
 
-def test_the_schedule_asks_for_the_patients_concerned_by_the_switch(monkeypatch):
-    repository = build_definitions(load_study("phantom")).get_repository_def()
-    schedule = repository.get_schedule_def("nightly_scores")
-    assert schedule.job_name == "refresh_scores"
-    with dg.DagsterInstance.ephemeral() as instance:
-        context = dg.build_schedule_context(instance=instance, repository_def=repository)
-        assert "up to date" in schedule.evaluate_tick(context).skip_message
-        monkeypatch.setenv("CURVAS_NIGHTLY_PREDICT", "perhaps")
-        with pytest.raises(ValueError, match="CURVAS_NIGHTLY_PREDICT='perhaps': allowed are 1 and 0"):
-            nightly_predict()
+def test_the_schedule_launches_this_job_and_the_switch_is_one_or_zero(monkeypatch):
+    schedules = build_definitions(load_study("phantom")).get_repository_def()
+    assert schedules.get_schedule_def("nightly_scores").job_name == "refresh_scores"
     for value, predicts in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("CURVAS_NIGHTLY_PREDICT", value)
         assert nightly_predict() is predicts
+    monkeypatch.setenv("CURVAS_NIGHTLY_PREDICT", "perhaps")
+    with pytest.raises(ValueError, match="CURVAS_NIGHTLY_PREDICT='perhaps': allowed are 1 and 0"):
+        nightly_predict()

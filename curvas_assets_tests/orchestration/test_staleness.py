@@ -36,7 +36,7 @@ TESTS = ("UKCHLL003", "UKCHLL005")
 def lineage():
     lineage = DummyLineage()
     lineage.register(*TESTS)
-    lineage.run_all()
+    lineage.record_all()
     return lineage
 
 
@@ -259,16 +259,16 @@ def test_ensembles_are_made_again_of_those_who_are_members_now(change, written):
     first, study = Study.model_validate(before), Study.model_validate(after)
     lineage = DummyLineage(study=first).as_in(first)
     lineage.register(patient)
-    lineage.run_all()
+    lineage.record_all()
     assert lineage.due() == {}
     edited = lineage.as_in(study)
-    edited.made.clear()
-    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax"):
-        edited.run_due(asset)
-    trained = {key for asset, key in edited.made if asset == "trained_model"}
-    assert trained == {str(m) for m in study.models} - {str(m) for m in first.models}  # and nobody again
-    assert edited.run_due("ensemble_softmax") == [f"{e}|{patient}" for e in study.ensemble_ids]
-    assert edited.run_due("scores") == [patient]
+    due = edited.due()
+    assert due["ensemble_softmax"] == [f"{e}|{patient}" for e in study.ensemble_ids]
+    assert due["scores"] == [patient]
+    new = [str(m) for m in study.models if m not in first.models]
+    assert due.get("trained_model", []) == new  # and no other model again
+    assert due.get("softmax", []) == [f"{model}|{patient}" for model in new]
+    edited.record_all()
     assert edited.due() == {}
 
 
