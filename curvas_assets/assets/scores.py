@@ -187,7 +187,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 "not scored": ", ".join(unscored) or "none",
                 "predictors": int(table["predictor"].nunique()),
                 "metrics": int(table["metric"].nunique()),
-                "metrics.csv": f"{objects.name}/{layout.merged_csv()}",
+                "metrics.csv": f"{objects.name}/{layout.merged_csv()} (the study's columns; CRPS in mm³, as scored)",
                 "means": metadata.table(means_by_predictor(table)),
                 "what the metrics are": metadata.table(shown_registry()),
             },

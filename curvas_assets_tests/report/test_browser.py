@@ -48,6 +48,7 @@ def pages(tmp_path_factory):
 def opened(chromium, path, width: int = 1200):
     """A page on which every figure is drawn."""
     page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(120_000)  # a loaded machine takes its time
     page.errors, page.requests = [], []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
@@ -55,9 +56,8 @@ def opened(chromium, path, width: int = 1200):
     page.goto(path.as_uri())
     page.wait_for_function(
         "document.querySelectorAll('.js-plotly-plot .main-svg').length >= document.querySelectorAll('figure').length",
-        timeout=60_000,
     )
-    page.wait_for_function(f"({DRAWN})().every(figure => figure.marks > 0)", timeout=60_000)
+    page.wait_for_function(f"({DRAWN})().every(figure => figure.marks > 0)")
     return page
 
 

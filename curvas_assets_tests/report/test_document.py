@@ -53,7 +53,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def report(inputs):
-    return build_report(inputs, image_formats=(), page=False)
+    return build_report(inputs, image_formats=())
 
 
 def test_the_page_has_every_section_and_figure(report):
