@@ -35,6 +35,7 @@ SCAN_CHECKS = (
         "HU as of a CT: air below -500, some soft tissue, something above 0, nothing beyond ±32768.",
     ),
 )
+GONE = "its folder is gone from the bucket since it was taken in"
 COHORT_CHECK = Check(
     "patients_are_taken_in", "Every patient of the study's sets is taken in or excluded; tells who is missing, and why."
 )
@@ -176,7 +177,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
         """Table of all patients: set, group, shape, spacing, warnings; who is excluded or missing, and why."""
         objects = bucket.checked_objects()
-        table = pd.DataFrame(_rows(study, objects, bucket.layout, scan))
+        table = pd.DataFrame(cohort_rows(study, objects, bucket.layout, scan))
         included = table[table["status"] == "taken in"]
         return dg.MaterializeResult(
             value=table,
@@ -281,8 +282,10 @@ def not_taken_in(table: pd.DataFrame) -> list[str]:
     return [f"{row.patient}: {row.status}, {row.reason}" for row in lost.itertuples()]
 
 
-def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
+def cohort_rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
+    """One row for each patient whom the study names, or who was taken in."""
     named = {patient for members in study.sets.values() for patient in members}
+    present = folders_of_patients(study, patient_folders(objects, layout))
     for patient in sorted({*named, *scans}):
         row: dict[str, Any] = {
             "patient": patient,
@@ -306,7 +309,7 @@ def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) 
         facts = record["facts"]
         yield {
             **row,
-            "reason": "; ".join(record["warnings"]),
+            "reason": "; ".join([*record["warnings"], *([] if patient in present else [GONE])]),
             "slices": facts["shape"][0],
             "shape": metadata.by(facts["shape"]),
             "spacing_mm": metadata.by(facts["spacing_mm"]),

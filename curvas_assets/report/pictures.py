@@ -6,7 +6,7 @@ of tables (`figures`), choosing or reading the slices (the caller gives them).
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,7 @@ def annotators_on_slice(view: SliceView, annotators: list[str], words: Words) ->
     return Chart(f"annotators_{view.patient}", words("contours_title", patient=view.patient), caption, plotly, printed)
 
 
-def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) -> Chart:
+def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: Words) -> Chart:
     """Segmentation on the CT, predictive entropy and mutual information, side by side.
 
     Raises:
@@ -286,7 +286,7 @@ def uncertainty_on_slice(view: SliceView, class_names: list[str], words: Words) 
     )
 
 
-def organs_in_3d(view: OrganView, class_names: list[str], words: Words, *, max_faces: int = MAX_FACES) -> Chart:
+def organs_in_3d(view: OrganView, class_names: Sequence[str], words: Words, *, max_faces: int = MAX_FACES) -> Chart:
     """Surfaces of all organs of a label volume, in millimetres, anterior in front."""
     surfaces = {
         class_names[label] if label < len(class_names) else str(label): (

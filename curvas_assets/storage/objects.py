@@ -25,6 +25,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 from urllib3.exceptions import HTTPError
 
+from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import (
     CorruptArtefactError,
     MissingArtefactError,
@@ -336,7 +337,7 @@ class S3Objects:
 
     def download(self, key: str, path: Path) -> None:
         subject = f"{self.name}/{key}"
-        with staged(Path(path)) as part:
+        with told_of_disk("downloading", subject, Path(path).parent), staged(Path(path)) as part:
             read_soundly(
                 lambda: self._download_once(key, part),
                 lambda digest: digest and _require_digest(subject, sha256_of(part), digest),
@@ -510,7 +511,9 @@ class S3Objects:
                         "Try again; if it goes on, look for a proxy that changes what passes.",
                         may_retry=True,
                     )
-                os.pwrite(file.fileno(), content, start)
+                rest = memoryview(content)
+                while rest:  # a disk that is nearly full takes a part
+                    rest = rest[os.pwrite(file.fileno(), rest, start + length - len(rest)) :]
                 return True
 
             return all(in_parallel(fetch, range(0, max(size, 1), step), stop))
