@@ -34,7 +34,7 @@ from curvas_assets.local.demo import Progress, upload_cohort
 from curvas_assets.local.deployment import LocalDeployment, free_port
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
-from curvas_assets.orchestration.environment import EXECUTOR
+from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import process_event
 from curvas_assets.orchestration.staleness import Staleness
@@ -102,9 +102,8 @@ class Round:
             for patients in load_study("phantom").sets.values():
                 for patient in patients:
                     objects.put(f"data/{patient}/image.nii.gz", patient.encode())
-        self.deployment.set_gpu_slots(2)
         client = DagsterGraphQLClient("127.0.0.1", port_number=self.port)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 300
         while True:
             try:
                 client.submit_job_execution(STUDY_JOB, repository_location_name=self.location)
@@ -118,7 +117,11 @@ class Round:
         command = [sys.executable, "-m", "benchmarks.kills", "--own", str(self.state), "--port", str(self.port)]
         with (self.state / "owner.log").open("a") as log:
             self.owner = subprocess.Popen(
-                [*command, "--location", self.location], stdout=log, stderr=log, start_new_session=True
+                [*command, "--location", self.location],
+                env={**os.environ, GPU_SLOTS: "2"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 120
         while EmbeddedS3(self.state).pid is None or not self._store_answers():
@@ -499,7 +502,8 @@ def main() -> None:
         try:
             serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
         except KeyboardInterrupt:
-            return
+            pass
+        return
     folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
     contents, pause = None, (arguments.least, arguments.most)
     if arguments.real:  # what the cheap work is to leave is known
