@@ -34,7 +34,7 @@ from curvas_assets.local.demo import Progress, upload_cohort
 from curvas_assets.local.deployment import LocalDeployment, free_port
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
-from curvas_assets.orchestration.environment import EXECUTOR
+from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import process_event
 from curvas_assets.orchestration.staleness import Staleness
@@ -102,9 +102,8 @@ class Round:
             for patients in load_study("phantom").sets.values():
                 for patient in patients:
                     objects.put(f"data/{patient}/image.nii.gz", patient.encode())
-        self.deployment.set_gpu_slots(2)
         client = DagsterGraphQLClient("127.0.0.1", port_number=self.port)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 300
         while True:
             try:
                 client.submit_job_execution(STUDY_JOB, repository_location_name=self.location)
@@ -118,7 +117,11 @@ class Round:
         command = [sys.executable, "-m", "benchmarks.kills", "--own", str(self.state), "--port", str(self.port)]
         with (self.state / "owner.log").open("a") as log:
             self.owner = subprocess.Popen(
-                [*command, "--location", self.location], stdout=log, stderr=log, start_new_session=True
+                [*command, "--location", self.location],
+                env={**os.environ, GPU_SLOTS: "2"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 120
         while EmbeddedS3(self.state).pid is None or not self._store_answers():
@@ -406,8 +409,9 @@ def campaign(
     pause_s: tuple[float, float] = (1, 8),
     weights: Mapping[str, int] = WEIGHTS,
     unbroken: dict[str, str] | None = None,
+    minutes: float = float("inf"),
 ) -> dict[str, object]:
-    """Rounds of the study until that many kills were made; what came of them, added up.
+    """Rounds of the study until that many kills were made, or the time is over; what came of them, added up.
 
     Args:
         kills: how many.
@@ -417,8 +421,9 @@ def campaign(
         pause_s: from the first progress after a kill to the next one, least and most, s.
         weights: kind of process → how often it is killed, compared with the others.
         unbroken: contents of an unbroken run, to compare with.
+        minutes: after which nothing is killed any more; the study under way then ends by itself.
     """
-    rng, tell = random.Random(seed), Progress()
+    rng, tell, deadline = random.Random(seed), Progress(), time.monotonic() + 60 * minutes
     each = [kind for kind, weight in weights.items() for _ in range(weight)]
     plan = [kind for _ in range(-(-kills // len(each))) for kind in rng.sample(each, len(each))][:kills]
     total: dict[str, object] = {"rounds": 0, "kills": Counter(), "stages": Counter(), "runs": 0, "stops": []}
@@ -433,7 +438,7 @@ def campaign(
         while plan:
             one.wait_for_progress()
             time.sleep(rng.uniform(*pause_s))
-            if one.has_ended():
+            if one.has_ended() or time.monotonic() > deadline:
                 break
             for kind in [*plan, "machine"]:  # the first of the plan that there is something of
                 if one.kill(kind, rng):
@@ -463,6 +468,8 @@ def campaign(
         )
         if ended and found["study"] == "SUCCESS":
             shutil.rmtree(state)
+        if time.monotonic() > deadline:
+            break
     return total
 
 
@@ -489,6 +496,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", action="store_true", help="the phantom study itself")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of killing, at most")
     parser.add_argument("--least", type=float, default=1, help="from progress to the next kill, at least, s")
     parser.add_argument("--most", type=float, default=8, help="and at most")
     parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)  # this script as the owner of a state
@@ -499,14 +507,23 @@ def main() -> None:
         try:
             serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
         except KeyboardInterrupt:
-            return
+            pass
+        return
     folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
     contents, pause = None, (arguments.least, arguments.most)
     if arguments.real:  # what the cheap work is to leave is known
         contents, seconds = unbroken_run(folder, REAL)
         print(f"an unbroken study takes {seconds:.0f} s", flush=True)
     location = REAL if arguments.real else CHEAP
-    found = campaign(arguments.kills, folder, location=location, seed=arguments.seed, pause_s=pause, unbroken=contents)
+    found = campaign(
+        arguments.kills,
+        folder,
+        location=location,
+        seed=arguments.seed,
+        pause_s=pause,
+        unbroken=contents,
+        minutes=arguments.minutes,
+    )
     print(json.dumps(found, indent=1, default=str))
     wrong = [
         name for name in ("torn", "lost", "stuck", "trained twice", "different", "unfinished studies") if found[name]

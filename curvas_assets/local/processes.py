@@ -81,7 +81,8 @@ def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Ite
 def is_ending(state: Path) -> None:
     """Tell whoever wants the folder that it is worth waiting for."""
     told = state / "owner.json"
-    told.write_text(json.dumps({**_read(told), "ending": True}))
+    if (current := _read(told)).get("pid") == os.getpid():
+        told.write_text(json.dumps({**current, "ending": True}))
 
 
 class DagsterDev:

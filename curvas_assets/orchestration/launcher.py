@@ -6,6 +6,7 @@ and then retried (`run_retries`), so that a crash of the machine, the daemon or 
 
 import json
 import socket
+import time
 from collections.abc import Callable
 
 import dagster as dg
@@ -22,6 +23,8 @@ CLOCK_SECONDS = 2.0
 RETRIES_OF_FAILURES = 2
 TOLD = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE")
 """Reasons that a run gives itself. One that was killed gives none."""
+SINCE = psutil.Process().create_time()
+"""When this process began."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -53,6 +56,7 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        self._fail_dead_starts()
         if not self._is_here(run):
             return self._asked(run)
         found = process_event(self._instance, run.run_id)
@@ -80,6 +84,18 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
                 raise
             psutil.Process(found[0]).terminate()
             return True
+
+    def _fail_dead_starts(self) -> None:
+        """Fail what an earlier daemon was about to start when it was killed, and no process has taken up.
+
+        Run monitoring asks of started runs alone, and gives the others two minutes, in which a start on a busy machine may end.
+        """
+        starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
+        for run in self._instance.get_runs(starting):
+            launched = self._instance.get_run_stats(run.run_id).launch_time or time.time()
+            found = process_event(self._instance, run.run_id)
+            if self._is_here(run) and launched < SINCE and not (found and is_alive(*found)):
+                self._instance.report_run_failed(run, "the daemon that started it was killed before its process ran")
 
     def _has_ended(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)

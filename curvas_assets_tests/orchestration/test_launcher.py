@@ -2,6 +2,7 @@
 
 - A run whose process lives is left alone; one whose process was killed is told, whether its number is free, a zombie's or
   somebody else's by now.
+- A start that a killed daemon had begun is failed by the next one.
 - A run on another machine is failed only if its own code server says that it knows nothing of it.
 - The three instance files free a killed run's slots, retry it a bounded number of times, and fail one that never started.
 - Dagster's own run monitoring, with these files, fails a run that was killed, frees its slot and has it go on as another.
@@ -104,14 +105,31 @@ def test_of_a_run_elsewhere_its_code_server_decides(instance, monkeypatch):
 def test_every_instance_file_goes_on_after_a_crash(profile):
     settings = yaml.safe_load((ROOT / profile).read_text())
     monitoring = settings["run_monitoring"]
-    # From the restart to the retry: two looks, and the time for which a dead start may seem alive.
-    assert monitoring["start_timeout_seconds"] <= 60
+    assert monitoring["start_timeout_seconds"] <= 120
     assert monitoring["poll_interval_seconds"] + monitoring["free_slots_after_run_end_seconds"] <= 30
     assert settings["run_launcher"]["class"] == WatchedRunLauncher.__name__
     assert 0 < settings["run_retries"]["max_retries"] < 100
     assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
     launchers = [limit["limit"] for limit in settings["concurrency"]["runs"]["tag_concurrency_limits"]]
     assert sum(launchers) < settings["concurrency"]["runs"]["max_concurrent_runs"]
+
+
+def test_a_start_that_a_killed_daemon_had_begun_is_failed_and_one_of_this_daemon_is_not(instance, monkeypatch):
+    alive = started(instance, os.getpid())
+    starting = [instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTING, tags=HERE) for _ in range(3)]
+    for run in starting:
+        event = dg.DagsterEvent(dg.DagsterEventType.RUN_STARTING.value, job_name=run.job_name)
+        instance.report_dagster_event(event, run.run_id)
+    instance.report_engine_event("Started process for run", starting[1], EngineEventData.in_process(os.getpid()))
+    instance.report_engine_event("Started process for run", starting[2], EngineEventData.in_process(killed_process()))
+
+    def statuses():
+        assert health(instance, alive) is WorkerStatus.RUNNING
+        return [instance.get_run_by_id(run.run_id).status.value for run in starting]
+
+    assert statuses() == ["STARTING"] * 3  # this process has begun before
+    monkeypatch.setattr("curvas_assets.orchestration.launcher.SINCE", time.time() + 1)
+    assert statuses() == ["FAILURE", "STARTING", "FAILURE"]
 
 
 @pytest.mark.parametrize(("reason", "tried"), [("RUN_EXCEPTION", 3), ("", 9)])
