@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 LONGEST = 1500
 """Characters of one step, so that a chat takes the message; the rest is in the run."""
