@@ -121,7 +121,7 @@ def _tell_verdicts(
         wanted = dg.AssetRecordsFilter(context.asset_key, asset_partitions=[key])
         event = next(iter(context.instance.fetch_materializations(wanted, limit=1).records), None)
     for check in looked:
-        context.log_event(check.evaluation(context.asset_key, key, event))  # type: ignore[arg-type]  # it takes these too
+        context.log_event(check.evaluation(context.asset_key, key, event))  # type: ignore[arg-type] - its stub lacks it
 
 
 def told(key: str, error: Exception, reason: str) -> str:

@@ -999,8 +999,8 @@ class _Writer:
         }
         return frame.assign(**{c: [name(str(x)) for x in frame[c]] for c, name in names.items() if c in frame})
 
-    def _classes(self) -> tuple[str, ...]:
-        return tuple(self.words.organ(name) for name in self.study.class_names)
+    def _classes(self) -> list[str]:
+        return [self.words.organ(name) for name in self.study.class_names]
 
     def _number(self, value: float, *, digits: int = 3) -> str:
         return number(float(value), digits=digits, decimal=self.words.decimal)

@@ -167,6 +167,7 @@ SENTENCES: Mapping[str, str] = {
     "integral from μ − 3σ to μ + 3σ": "intégrale de μ − 3σ à μ + 3σ",
     "mean over classes, background included": "moyenne sur les classes, fond compris",
     "clipped at 1e-7": "bornée à 1e-7",
+    "added up in float32, as the challenge does": "sommé en float32, comme le challenge",
     "no annotated voxel": "aucun voxel annoté",
     "nothing but annotated voxels": "rien que des voxels annotés",
     "no wrong voxel": "aucun voxel erroné",

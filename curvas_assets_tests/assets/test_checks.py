@@ -20,7 +20,7 @@ from curvas_assets.assets.cohort import implausible_intensities, not_taken_in, u
 from curvas_assets.assets.comparisons import not_ranked, not_recorded, not_tested, unusable
 from curvas_assets.assets.models import below_floor, ended_early, require_finite
 from curvas_assets.assets.predictions import implausible_volumes, not_a_distribution
-from curvas_assets.assets.report import SECTIONS, missing_parts, undrawn
+from curvas_assets.assets.report import missing_parts, undrawn
 from curvas_assets.assets.scores import not_scored
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions

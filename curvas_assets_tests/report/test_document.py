@@ -419,13 +419,7 @@ def test_an_absent_organ_and_an_all_undefined_metric_are_said():
     assert "Hausdorff distance, 95th percentile: no value is defined in this study" in report.markdown
     ledger = report.markdown.split("### Exclusion ledger")[1].split("\n## ")[0]
     row = next(line for line in ledger.splitlines() if "no consensus voxel" in line)
-    assert [part.strip() for part in row.split("|")][2:7] == [
-        "dice",
-        "pancreas",
-        "–" if False else "",
-        "13",
-        "UKCHLL002",
-    ]
+    assert [part.strip() for part in row.split("|")][2:7] == ["Dice", "pancreas", "", "13", "UKCHLL002"]
     assert f"Not drawn: {int(absent.sum())} undefined" in report.markdown
 
 

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -368,8 +368,11 @@ def test_the_registry_and_what_else_is_known_never_contradict():
     assert not {"predictive_entropy", "member_dice"} & set(alternatives_of(directions()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=8), st.sampled_from(["holm", "bonferroni"]))
+@example([], "holm")
+@example([np.nan, np.nan], "bonferroni")
+@example([0.01, np.nan, 0.01, 0.04, 1.0, 0.0], "holm")
 def test_corrections_are_statsmodels_on_the_tests_that_were_possible(p, method):
     values = np.array(p, float)
     found = corrected(pd.Series(values, dtype=float), method)
