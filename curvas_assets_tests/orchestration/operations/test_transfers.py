@@ -159,7 +159,7 @@ def test_a_dataset_comes_down_as_it_went_up_and_only_once(objects, cohort, tmp_p
         assert (tmp_path / "down/dataset" / patient / path.name).read_bytes() == path.read_bytes()
     before = objects.bytes_down
     assert download(objects, LAYOUT, STUDY, "dataset", PATIENTS, [], tmp_path / "down", told.append).fetched == 3
-    assert objects.bytes_down == before
+    assert objects.bytes_down - before < 400  # the description that names the current version, no voxel
 
 
 def test_models_and_preprocessing_come_down_verified_and_missing_ones_are_told(objects, tmp_path):
@@ -214,7 +214,7 @@ def test_predictions_come_down_as_volumes_and_as_label_maps_that_viewers_open(ob
     before, written = objects.bytes_down, (at / "labels.nii.gz").stat().st_mtime_ns
     ask = {"probabilities": True}
     download(objects, LAYOUT, STUDY, "predictions", tests[:1], [model], tmp_path / "down", print, **ask)
-    assert objects.bytes_down == before
+    assert objects.bytes_down - before < 400  # the description that names the current version, no voxel
     assert (at / "labels.nii.gz").stat().st_mtime_ns == written
     organs = STUDY.class_names[1:]
     assert sorted(p.name for p in at.glob("probability_*")) == sorted(f"probability_{o}.nii.gz" for o in organs)
