@@ -1,0 +1,43 @@
+"""Claims proved here.
+
+- What ensembles are the mean of is read from their volumes, whatever the study says; a volume that is gone is told.
+- What behind the report was out of date is named with its reason; what is missing or made elsewhere is not.
+"""
+
+import numpy as np
+import pandas as pd
+
+from curvas_assets.assets.report import averaged, out_of_date
+from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.softmax import SoftmaxWriter
+from curvas_assets.study import Study, load_study
+
+
+def test_what_was_averaged_is_read_from_the_volumes(tmp_path):
+    raw = load_study("phantom").model_dump(mode="json")
+    study = Study.model_validate({**raw, "ensembles": {"all": ["anno1", "anno2", "anno3"]}})
+    objects, layout = FolderObjects(tmp_path), Layout()
+    voxels = np.full((4, 2, 3, 3), 0.25, np.float32)
+    patients = ["PHANTOM007", "PHANTOM008", "PHANTOM009"]
+    for patient, members in zip(patients, (["a", "b"], ["a", "b", "c"]), strict=False):
+        told = {"patient": patient, "predictor": "ensemble_all", "members": members}
+        key = layout.softmax(patient, "ensemble_all")
+        names = study.class_names
+        with SoftmaxWriter(
+            objects, key, voxels.shape, class_names=names, spacing_mm=(1, 1, 1), provenance=told
+        ) as writer:
+            writer.write(0, voxels)
+    found = averaged(study, objects, layout, patients)
+    assert found["members"].tolist()[:2] == [2, 3]
+    assert pd.isna(found["members"].iloc[2])
+    assert found["models"].tolist() == ["a, b", "a, b, c", "not known: the volumes are gone, or do not say"]
+    assert found["patients"].tolist() == [1, 1, 1]
+
+
+def test_what_was_out_of_date_behind_the_report_is_named():
+    columns = ["asset", "partitions", "made", "stale", "missing", "elsewhere", "why"]
+    rows = [["cohort", 1, 1, 1, 0, 0, "scan has a new data version"], ["scores", 3, 2, 0, 1, 0, ""]]
+    state = pd.DataFrame(rows, columns=columns)
+    assert out_of_date(state) == ["1 of cohort out of date: scan has a new data version"]
+    assert out_of_date(state.assign(stale=0)) == []
