@@ -88,7 +88,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         return table_output(board, LEADERBOARD_CHECK.result("leaderboard", not_ranked(board)))
 
     @dg.asset(
-        deps=["family_comparisons", "leaderboard", "published_comparison"],  # so that their own cost is in it
+        deps=["study_scores", "family_comparisons", "leaderboard"],  # after the comparisons, whose cost is in it
         group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
