@@ -135,13 +135,13 @@ class StageRunner:
         """Whether what a stage of tables is made from exists."""
         return Staleness(self.graph, self.instance).ready(dg.AssetKey(STAGES[stage][0]), None)
 
-    def run(self, stage: str) -> list[str]:
-        """Make what is missing or stale of a stage; what could not be made, by name.
+    def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
+        """Make what is due of a stage, or of some of its assets; what could not be made, by name.
 
         A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
         if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
-        keys = [dg.AssetKey(name) for name in STAGES[stage]]
+        keys = [dg.AssetKey(name) for name in assets or STAGES[stage]]
         tried: Counter[Cell] = Counter()
         waited = False
         while True:
