@@ -12,7 +12,7 @@ from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.failures import told
-from curvas_assets.orchestration.following import FOLLOWED, due_for_patients, last_emptied
+from curvas_assets.orchestration.following import FOLLOWED, due_for_patients, last_emptied, unfinished_runs
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
 from curvas_assets.orchestration.schedules import due_report
@@ -26,12 +26,6 @@ NO_TABLE = "none"
 AWAITED = {"scores", *STAGES["write_report"]}
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
-UNDER_WAY = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-)
 
 
 def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
@@ -84,7 +78,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     )
     def report_after_scores(context: dg.SensorEvaluationContext):
         assert context.repository_def is not None
-        busy = context.instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY)))
+        busy = unfinished_runs(context.instance)
         if any(
             run.job_name in LAUNCHERS or {str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED
             for run in busy

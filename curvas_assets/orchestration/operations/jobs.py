@@ -46,7 +46,11 @@ OP = "_op"
 TAGS = {"curvas/needs": "cpu"}
 NEVER_AGAIN = {MAX_RETRIES_TAG: "0"}
 """What is removed is removed because a person says so now, not because a run was killed before."""
-TAGS_OF = {"make_missing": launcher_tags("make_missing"), "empty_data": NEVER_AGAIN, "empty_artifacts": NEVER_AGAIN}
+TAGS_OF = {
+    **{name: launcher_tags(name) for name in ("make_missing", "refresh_scores")},
+    "redo": launcher_tags("redo") | NEVER_AGAIN,  # begun anew, it would make what it has made already
+    **dict.fromkeys(("empty_data", "empty_artifacts", "remove_orphans", "sweep"), NEVER_AGAIN),
+}
 """Operation → what the queue and the daemon read of its runs."""
 FOLDER = "A folder on the machine where this run executes."
 ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
