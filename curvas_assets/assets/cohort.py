@@ -37,6 +37,8 @@ SCAN_CHECKS = (
 )
 TEST_SCAN_CHECKS = (Check("region_is_not_empty", "The region in which predictors are scored holds voxels.", ERROR),)
 
+GONE = "its folder is gone from the bucket since it was taken in"
+
 
 def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The cohort's assets for one study."""
@@ -172,7 +174,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     def cohort(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts) -> dg.Output[pd.DataFrame]:
         """Table of all patients: set, group, shape, spacing, warnings; who is excluded or missing, and why."""
         objects = bucket.checked_objects()
-        table = pd.DataFrame(_rows(study, objects, bucket.layout, scan))
+        table = pd.DataFrame(cohort_rows(study, objects, bucket.layout, scan))
         included = table[table["status"] == "taken in"]
         return dg.Output(
             table,
@@ -270,8 +272,10 @@ def unusual_geometry(facts: dict[str, Any]) -> list[str]:
     return odd + [f"only {mm:g} mm along an axis" for mm in facts["extent_mm"] if mm < 100]
 
 
-def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
+def cohort_rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
+    """One row for each patient whom the study names, or who was taken in."""
     named = {patient for members in study.sets.values() for patient in members}
+    present = folders_of_patients(study, patient_folders(objects, layout))
     for patient in sorted({*named, *scans}):
         row: dict[str, Any] = {
             "patient": patient,
@@ -295,7 +299,7 @@ def _rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) 
         facts = record["facts"]
         yield {
             **row,
-            "reason": "; ".join(record["warnings"]),
+            "reason": "; ".join([*record["warnings"], *([] if patient in present else [GONE])]),
             "slices": facts["shape"][0],
             "shape": metadata.by(facts["shape"]),
             "spacing_mm": metadata.by(facts["spacing_mm"]),

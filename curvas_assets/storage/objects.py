@@ -21,6 +21,7 @@ from s3transfer.exceptions import RetriesExceededError as TransferRetriesExceede
 from s3transfer.exceptions import S3DownloadFailedError, S3ValidationError
 from urllib3.exceptions import HTTPError
 
+from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, UnsafeNameError
 from curvas_assets.storage.digests import READINGS, read_soundly, sha256_of, sha256_of_bytes
 from curvas_assets.storage.refusals import Asked, Refusal, explain, explain_failure, status_of
@@ -267,7 +268,11 @@ class S3Objects:
                 raise error.last_exception from error
             return digest
 
-        with self._told("downloading", key), staged(Path(path)) as part:
+        with (
+            told_of_disk("downloading", subject, Path(path).parent),
+            self._told("downloading", key),
+            staged(Path(path)) as part,
+        ):
             read_soundly(
                 fetch,
                 lambda digest: digest and _require_digest(subject, sha256_of(part), digest),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.assets.cohort import fetch_files, fetch_patient, folder_of, folders_of_patients
+from curvas_assets.assets.cohort import cohort_rows, fetch_files, fetch_patient, folder_of, folders_of_patients
 from curvas_assets.assets.dataset import require_enough
 from curvas_assets.assets.report import exclusion_ledger
 from curvas_assets.cohort import read_annotations
@@ -22,6 +22,7 @@ from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
 from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.io_manager import Artefact
 from curvas_assets.segmentation import DatasetFacts
 from curvas_assets.storage import tables
 from curvas_assets.storage.objects import FolderObjects
@@ -150,3 +151,17 @@ def test_folds_that_blank_maps_leave_too_few_patients_for_are_told(folds, enough
     require_enough(study, "anno1", ["P"] * enough, ["P9"])
     with pytest.raises(SegmentationError, match=rf"{enough - 1} training patients are left, {enough} are needed"):
         require_enough(study, "anno1", ["P"] * (enough - 1), ["P9"])
+
+
+def test_the_cohort_tells_whose_folder_is_gone(tmp_path):
+    objects, layout = FolderObjects(tmp_path), Layout()
+    facts = {"shape": [4, 5, 6], "spacing_mm": [1.0, 1.0, 1.0]}
+    record = {"facts": facts, "warnings": ["thick slices"], "exclusions": []}
+    for patient in ("PHANTOM001", "PHANTOM002"):
+        tables.write_json(objects, layout.scan(patient), record)
+    objects.put(layout.patient_file("1", "image.nii.gz"), b"a scan")
+    scans = {p: Artefact(objects, layout.scan(p), "record", p) for p in ("PHANTOM001", "PHANTOM002")}
+    rows = {row["patient"]: row for row in cohort_rows(STUDY, objects, layout, scans)}
+    assert rows["PHANTOM001"]["reason"] == "thick slices"
+    assert rows["PHANTOM002"]["reason"] == "thick slices; its folder is gone from the bucket since it was taken in"
+    assert rows["PHANTOM003"]["status"] == "missing"

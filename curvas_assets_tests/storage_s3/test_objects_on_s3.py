@@ -6,15 +6,17 @@
 - A wrong key, a missing bucket and an unreachable endpoint are one clear line each, before any work.
 - The reader's identity cannot write.
 - Artefacts of every kind round-trip through S3.
+- A disk that fills up during a download is told as one.
 """
 
+import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from curvas_assets.errors import MissingArtefactError, StorageError
+from curvas_assets.errors import DiskError, MissingArtefactError, StorageError
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect
 from curvas_assets.storage.objects import FolderObjects
@@ -115,3 +117,14 @@ def test_volumes_and_directories_round_trip(s3_store, tmp_path):
     (tmp_path / "in" / "file").write_bytes(b"content")
     directories.write_directory(s3_store, "d", tmp_path / "in")
     assert (directories.read_directory(s3_store, "d", tmp_path / "out") / "file").read_bytes() == b"content"
+
+
+def test_a_disk_that_fills_up_during_a_download_is_told_and_leaves_no_file(s3_store, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    s3_store.put("some/file", b"content")
+    monkeypatch.setattr(s3_store.client, "download_file", full)
+    with pytest.raises(DiskError, match=r"some/file: downloading failed: the disk of .* is full"):
+        s3_store.download("some/file", tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
