@@ -4,7 +4,7 @@
 - A worker that is killed -9 in mid-step is noticed; the step is retried on the other worker of its queue, and makes only
   what was not stored before.
 - So is a step of which only the process is killed, as by the kernel when memory runs out.
-- While it is dead nothing half-written is visible, and afterwards nothing of it is left.
+- While it is dead nothing half-written is visible, and afterwards a sweep leaves nothing of it.
 - No key is in a broker's message, a worker's log, an event, a run's record or an artefact.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -84,6 +85,7 @@ def test_steps_go_to_their_queue_and_a_killed_worker_loses_nothing(tmp_path, buc
                 key = artefact_key(asset, partition)
                 folder = directories.read_directory(objects, key, tmp_path / "read" / key)
                 assert len(list(folder.iterdir())) == FILES
+                directories.sweep(objects, key, timedelta(0))
         assert not [i.key for i in objects.list("") if "half-written" in i.key]
         secret = bucket_environment["AWS_SECRET_ACCESS_KEY"]
         sent = _sent_through_broker(tmp_path)
