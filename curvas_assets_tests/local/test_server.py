@@ -27,6 +27,7 @@ from curvas_assets.storage.connection import S3Settings, connect
 def server(tmp_path):
     with EmbeddedS3(tmp_path) as server:
         yield server
+    server.stop()  # what a test has started for longer
 
 
 def _store(server):

@@ -30,7 +30,7 @@ from curvas_assets.study import Study, load_study
 
 EPOCHS = 8
 UNIT_SECONDS = float(os.environ.get("KILL_UNIT_SECONDS", "0.3"))
-TABLES = ["cohort", *STAGES["write_report"]]
+TABLES = list(dict.fromkeys(["cohort", *STAGES["write_report"]]))  # the report's run remakes the cohort
 
 
 def note(*words: object) -> None:
