@@ -36,7 +36,7 @@ from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
 from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
 from curvas_assets.orchestration.execution import GPU_POOL
-from curvas_assets.orchestration.launcher import process_event
+from curvas_assets.orchestration.launcher import processes
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records
@@ -197,8 +197,9 @@ class Round:
         """Process of a run → its job."""
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
         with dg.DagsterInstance.from_config(self.home) as instance:
-            found = [(run.job_name, process_event(instance, run.run_id)) for run in instance.get_runs(started)]
-        return {event[0]: job for job, event in found if event}
+            return {
+                pid: run.job_name for run in instance.get_runs(started) for pid, _ in processes(instance, run.run_id)
+            }
 
     def wait_for_progress(self) -> None:
         """Until an epoch or a partition is done more than at the last kill."""

@@ -4,7 +4,7 @@
 - Every asset has description, group, owner, kinds and code version; GPU work is in the pool, and nothing else is.
 - Partitions are the study's: 9 models, 13 predictors, dynamic patients; a study of another shape changes them.
 - An edit of the study makes stale what it concerns and the report, and nothing else.
-- Jobs, schedules and sensors are there; only the registration of patients runs by default.
+- Jobs, schedules and sensors are there; only the registration of patients and `keep_going` run by default.
 - Tags for clusters stand on the ops that need a GPU, and on no other.
 """
 
@@ -127,12 +127,12 @@ def test_jobs_cover_every_asset_and_the_whole_study(definitions, graph):
     assert made == {key.path[-1] for key in graph.materializable_asset_keys}
 
 
-def test_only_the_registration_of_patients_runs_by_default(definitions):
+def test_only_what_costs_nothing_runs_by_default(definitions):
     repository = definitions.get_repository_def()
     running = {s.name for s in repository.sensor_defs if s.default_status == dg.DefaultSensorStatus.RUNNING}
     running |= {s.name for s in repository.schedule_defs if s.default_status == dg.DefaultScheduleStatus.RUNNING}
-    assert running == {"register_patients"}
-    sensors = {"register_patients", "follow_new_patients", "report_after_scores", "report_failures"}
+    assert running == {"register_patients", "keep_going"}
+    sensors = {"register_patients", "follow_new_patients", "report_after_scores", "report_failures", "keep_going"}
     assert {s.name for s in repository.sensor_defs} == sensors
     assert {s.name for s in repository.schedule_defs} == {"nightly_scores", "weekly_report"}
 

@@ -18,11 +18,10 @@ from curvas_assets.orchestration import environment as variables
 from curvas_assets.orchestration.environment import postgres_url
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import is_of_this_machine
+from curvas_assets.orchestration.restarts import look_again
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_SCHEME = "postgresql+psycopg2://"
-RETRIES_CURSOR, RUN_FAILED = "EVENT_LOG_CONSUMER_CURSOR", dg.DagsterEventType.RUN_FAILURE.value
-"""Where Dagster's daemon keeps up to which event it has retried failed runs."""
 OF_THE_MACHINE = (variables.DEVICES, variables.GPU_SLOTS, variables.SCRATCH_GIB, variables.GIT_COMMIT)
 """Settings that are of this machine, whatever study it works on."""
 STORE = {
@@ -76,6 +75,7 @@ class LocalDeployment:
             variables.SCRATCH: str(self.scratch),
             variables.REPORT_FOLDER: str(self.state / "report"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # steps share the cores
         }
 
     @contextmanager
@@ -101,10 +101,7 @@ class LocalDeployment:
             if not is_of_this_machine(instance):
                 return
             # The daemon retries what has failed since its first look; a crash may come before that.
-            cursors = instance.daemon_cursor_storage.get_cursor_values({f"{RETRIES_CURSOR}-{RUN_FAILED}"})
-            if not cursors:
-                latest = instance.event_log_storage.get_maximum_record_id() or 0
-                instance.daemon_cursor_storage.set_cursor_values({f"{RETRIES_CURSOR}-{RUN_FAILED}": str(latest)})
+            look_again(instance, instance.event_log_storage.get_maximum_record_id() or 0)
             under_way = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
             for run in instance.get_runs(dg.RunsFilter(statuses=under_way)):
                 told = "its process was killed, or ended with Dagster"

@@ -56,15 +56,16 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        self._fail_dead_starts()
+        self.fail_dead_starts(SINCE)
         if not self._is_here(run):
             return self._asked(run)
-        found = process_event(self._instance, run.run_id)
-        if found is None:
+        found = processes(self._instance, run.run_id)
+        if not found:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "no process is in its log yet")
-        pid, since = found
-        if is_alive(pid, since):
+        pid = next((pid for pid, since in found if is_alive(pid, since)), None)
+        if pid is not None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
+        pid, _ = found[-1]
         if self._has_ended(run.run_id):  # between the look at the run and the look at the process
             return CheckRunHealthResult(WorkerStatus.SUCCESS, run_worker_id=str(pid))
         return CheckRunHealthResult(
@@ -79,23 +80,36 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
             return super().terminate(run_id)
         except DagsterUserCodeUnreachableError:
             run = self._instance.get_run_by_id(run_id)
-            found = process_event(self._instance, run_id) if run and self._is_here(run) else None
-            if found is None or not is_alive(*found):
+            found = processes(self._instance, run_id) if run and self._is_here(run) else []
+            alive = [pid for pid, since in found if is_alive(pid, since)]
+            if not alive:
                 raise
-            psutil.Process(found[0]).terminate()
+            for pid in alive:
+                psutil.Process(pid).terminate()
             return True
 
-    def _fail_dead_starts(self) -> None:
-        """Fail what an earlier daemon was about to start when it was killed, and no process has taken up.
+    def fail_dead_starts(self, daemon_since: float = 0.0) -> list[str]:
+        """Fail runs of this machine whose process died before they had started; their ids.
 
         Run monitoring asks of started runs alone, and gives the others two minutes, in which a start on a busy machine may end.
+
+        Args:
+            daemon_since: when the daemon began, POSIX time: what was launched before it and has no process was its predecessor's.
         """
+        failed = []
         starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
         for run in self._instance.get_runs(starting):
-            launched = self._instance.get_run_stats(run.run_id).launch_time or time.time()
-            found = process_event(self._instance, run.run_id)
-            if self._is_here(run) and launched < SINCE and not (found and is_alive(*found)):
-                self._instance.report_run_failed(run, "the daemon that started it was killed before its process ran")
+            if not self._is_here(run) or any(is_alive(*one) for one in processes(self._instance, run.run_id)):
+                continue
+            found = processes(self._instance, run.run_id, of_last_launch=True)
+            if not found and (self._instance.get_run_stats(run.run_id).launch_time or time.time()) >= daemon_since:
+                continue
+            now = self._instance.get_run_by_id(run.run_id)
+            if now and now.status is dg.DagsterRunStatus.STARTING:  # or it began and ended between the two looks
+                told = "its process was killed" if found else "the daemon that started it was killed"
+                self._instance.report_run_failed(run, f"{told} before the run had started")
+                failed.append(run.run_id)
+        return failed
 
     def _has_ended(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
@@ -158,15 +172,28 @@ def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
     return isinstance(instance.run_storage, SqliteRunStorage)
 
 
-def process_event(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
-    """The process of a run as its log has it, and when it wrote that; None before it did."""
-    page = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=50)
-    for record in page.records:
-        event = record.event_log_entry.dagster_event
-        metadata = event.engine_event_data.metadata if event and event.step_key is None else {}
-        if "pid" in metadata:
-            return int(str(metadata["pid"].value)), record.event_log_entry.timestamp
-    return None
+def processes(instance: dg.DagsterInstance, run_id: str, *, of_last_launch: bool = False) -> list[tuple[int, float]]:
+    """The processes of a run as its log has them, each with when it wrote that.
+
+    There are several where a launch was repeated, because the code server did not answer, and the first had come through: only one
+    of them goes on.
+
+    Args:
+        instance: Dagster's.
+        run_id: the run.
+        of_last_launch: leave out those that were there before the run was last launched.
+    """
+    kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_STARTING}
+    found: list[tuple[int, float]] = []
+    for entry in instance.all_logs(run_id, of_type=kinds):
+        event = entry.dagster_event
+        if event is None or event.step_key is not None:
+            continue
+        if event.event_type is dg.DagsterEventType.RUN_STARTING:
+            found = [] if of_last_launch else found
+        elif "pid" in event.engine_event_data.metadata:
+            found.append((int(str(event.engine_event_data.metadata["pid"].value)), entry.timestamp))
+    return found
 
 
 def is_alive(pid: int, since: float) -> bool:

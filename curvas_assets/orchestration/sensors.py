@@ -15,6 +15,7 @@ from curvas_assets.orchestration.failures import told
 from curvas_assets.orchestration.following import FOLLOWED, due_for_patients, last_emptied, unfinished_runs
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
+from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study
@@ -107,7 +108,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
             with urllib.request.urlopen(request, timeout=10):
                 pass
 
-    return [register_patients, follow_new_patients, report_after_scores, report_failures]
+    return [register_patients, follow_new_patients, report_after_scores, report_failures, keep_going()]
 
 
 def report_key(study: Study, staleness: Staleness) -> str:

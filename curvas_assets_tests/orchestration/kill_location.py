@@ -24,6 +24,7 @@ from curvas_assets.orchestration.execution import RETRY, StageNeeds, executor
 from curvas_assets.orchestration.io_manager import ArtefactIOManager, Stored, artefact, artefact_key
 from curvas_assets.orchestration.jobs import STAGES, stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.study_run import study_job
 from curvas_assets.storage import directories, tables
 from curvas_assets.study import Study, load_study
@@ -92,6 +93,7 @@ def build(study: Study) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         jobs=[*stage_jobs(chosen), study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)],
+        sensors=[keep_going()],
         resources={"bucket": bucket, "io_manager": ArtefactIOManager(bucket=bucket)},
         executor=chosen,
     )

@@ -2,7 +2,8 @@
 
 - A run whose process lives is left alone; one whose process was killed is told, whether its number is free, a zombie's or
   somebody else's by now.
-- A start that a killed daemon had begun is failed by the next one.
+- A start whose process is gone is failed, and one that a killed daemon had begun by the next one.
+- A run that was launched twice lives as long as one of its processes does.
 - A run on another machine is failed only if its own code server says that it knows nothing of it.
 - The three instance files free a killed run's slots, retry it a bounded number of times, and fail one that never started.
 - Dagster's own run monitoring, with these files, fails a run that was killed, frees its slot and has it go on as another.
@@ -75,6 +76,19 @@ def test_a_run_is_judged_by_its_process(instance):
     assert health(instance, silent) is WorkerStatus.RUNNING
 
 
+def test_where_a_launch_was_repeated_any_of_its_processes_is_the_runs(instance):
+    """The first launch came through though the code server did not answer; the second process saw that and left, or stayed."""
+    for pids in ([killed_process(), os.getpid()], [os.getpid(), killed_process()]):
+        run = started(instance, pids[0])
+        instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pids[1]))
+        assert health(instance, run) is WorkerStatus.RUNNING
+    run = instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTING, tags=HERE)
+    instance.report_engine_event("Started process for run", run, EngineEventData.in_process(killed_process()))
+    event = dg.DagsterEvent(dg.DagsterEventType.RUN_STARTING.value, job_name=run.job_name)
+    instance.report_dagster_event(event, run.run_id)
+    assert instance.run_launcher.fail_dead_starts() == []  # launched again a moment ago: its process has not told yet
+
+
 def test_a_number_that_came_back_and_a_zombie_are_no_life():
     assert is_alive(os.getpid(), time.time())
     assert not is_alive(os.getpid(), psutil.Process().create_time() - 60)  # after a reboot it is another's
@@ -114,20 +128,22 @@ def test_every_instance_file_goes_on_after_a_crash(profile):
     assert sum(launchers) < settings["concurrency"]["runs"]["max_concurrent_runs"]
 
 
-def test_a_start_that_a_killed_daemon_had_begun_is_failed_and_one_of_this_daemon_is_not(instance, monkeypatch):
+def test_a_start_whose_process_or_daemon_was_killed_is_failed_and_any_other_is_not(instance, monkeypatch):
     alive = started(instance, os.getpid())
     starting = [instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTING, tags=HERE) for _ in range(3)]
     for run in starting:
         event = dg.DagsterEvent(dg.DagsterEventType.RUN_STARTING.value, job_name=run.job_name)
         instance.report_dagster_event(event, run.run_id)
     instance.report_engine_event("Started process for run", starting[1], EngineEventData.in_process(os.getpid()))
-    instance.report_engine_event("Started process for run", starting[2], EngineEventData.in_process(killed_process()))
 
     def statuses():
         assert health(instance, alive) is WorkerStatus.RUNNING
         return [instance.get_run_by_id(run.run_id).status.value for run in starting]
 
     assert statuses() == ["STARTING"] * 3  # this process has begun before
+    instance.report_engine_event("Started process for run", starting[2], EngineEventData.in_process(killed_process()))
+    assert instance.run_launcher.fail_dead_starts() == [starting[2].run_id]
+    assert statuses() == ["STARTING", "STARTING", "FAILURE"]
     monkeypatch.setattr("curvas_assets.orchestration.launcher.SINCE", time.time() + 1)
     assert statuses() == ["FAILURE", "STARTING", "FAILURE"]
 

@@ -1,0 +1,115 @@
+"""Claims proved here.
+
+- A retry that Dagster gave up because the code server was away is launched after all, by Dagster's own daemon, and only once.
+- A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone.
+- The sensor fails a run whose process was killed before it had started, and says so.
+"""
+
+import shutil
+
+import dagster as dg
+import pytest
+from dagster._core.errors import DagsterCodeLocationLoadError
+from dagster._core.events import EngineEventData
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._daemon.auto_run_reexecution import auto_run_reexecution
+from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
+
+from curvas_assets.local.deployment import ROOT
+from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, keep_going, look_again, retry_after_all
+from curvas_assets_tests.orchestration.test_launcher import HERE, anything, killed_process
+
+
+@pytest.fixture
+def instance(tmp_path):
+    shutil.copyfile(ROOT / "dagster.yaml", tmp_path / "dagster.yaml")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        look_again(instance, 0)
+        yield instance
+
+
+@pytest.fixture
+def daemon(instance, monkeypatch):
+    """Dagster's daemon that retries runs, called by hand; while `away` is set, its code server is away."""
+    retried: list[str] = []
+
+    class Daemon:
+        away = False
+
+        def __init__(self):
+            self.instance, self.retried = instance, retried
+
+        def look(self) -> list[str]:
+            retried.clear()
+            list(EventLogConsumerDaemon().run_iteration(self))
+            return list(retried)
+
+    daemon = Daemon()
+
+    def retry(run, context):
+        if daemon.away:
+            raise DagsterCodeLocationLoadError("the code server does not answer", [])
+        retried.append(run.run_id)
+        instance.add_run_tags(run.run_id, {AUTO_RETRY_RUN_ID_TAG: "next"})
+
+    monkeypatch.setattr(auto_run_reexecution, "retry_run", retry)
+    return daemon
+
+
+def failed(instance, **more) -> str:
+    run = instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTED, tags=HERE)
+    instance.report_run_failed(run, **more)
+    return run.run_id
+
+
+def test_a_retry_that_was_given_up_is_launched_after_all_and_once(instance, daemon):
+    daemon.away = True
+    run_id = failed(instance)
+    assert daemon.look() == []
+    assert instance.get_run_by_id(run_id).tags[WILL_RETRY_TAG] == "false"
+    daemon.away = False
+    assert daemon.look() == []  # Dagster itself never looks again
+    other = failed(instance)
+    assert daemon.look() == [other]
+
+    assert retry_after_all(instance) == [run_id]
+    assert run_id in daemon.look()
+    assert retry_after_all(instance) == []
+    assert daemon.look() == []
+
+
+def test_while_it_cannot_be_launched_it_is_tried_a_bounded_number_of_times(instance, daemon):
+    daemon.away = True
+    run_id = failed(instance)
+    daemon.look()
+    tries = 0
+    while retry_after_all(instance):
+        assert daemon.look() == []
+        tries += 1
+        assert tries <= MOST_TIMES
+    assert tries == MOST_TIMES
+    assert instance.get_run_by_id(run_id).tags[WILL_RETRY_TAG] == "false"
+
+
+def test_other_failures_are_left_alone(instance, daemon):
+    from dagster._core.events import JobFailureData, RunFailureReason
+
+    step = failed(instance, job_failure_data=JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE))
+    daemon.look()
+    assert retry_after_all(instance) == []
+    daemon.away = True
+    again = failed(instance)
+    daemon.look()
+    assert GIVEN_UP in [event.message for event in instance.all_logs(again)]
+    instance.create_run_for_job(anything, tags={PARENT_RUN_ID_TAG: again})
+    assert retry_after_all(instance) == []
+    assert instance.get_run_by_id(step).tags[WILL_RETRY_TAG] == "false"
+
+
+def test_the_sensor_fails_what_was_killed_before_it_started(instance):
+    run = instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTING, tags=HERE)
+    instance.report_engine_event("Started process for run", run, EngineEventData.in_process(killed_process()))
+    with dg.build_sensor_context(instance=instance) as context:
+        assert run.run_id in keep_going()(context).skip_message
+        assert "nothing" in keep_going()(context).skip_message
+    assert instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
