@@ -22,6 +22,20 @@ CHROMIUM_FLAGS = (
 )
 """No connection of its own, and WebGL without a GPU, for the report's 3-D view."""
 
+LONG = (
+    *(
+        "browser/test_ui.py",
+        "report/test_document.py",
+        "scoring/test_panel.py",
+        "report/test_browser.py",
+        "test_study.py",
+    ),
+    *("orchestration/test_scale.py", "orchestration/test_pool.py", "orchestration/test_workers.py"),
+    *("orchestration/operations/test_make_missing.py", "local/test_server.py", "orchestration/test_postgres.py"),
+    *("orchestration/test_staleness.py", "test_readme.py", "orchestration/test_kills.py"),
+)
+"""What takes longest comes first, so that no process is left with it alone in the end."""
+
 settings.register_profile(
     "curvas",
     deadline=None,
@@ -30,6 +44,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("curvas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"curvas_assets_tests/{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,9 @@ VAIN_STARTS = 3
 """After so many starts in a row that end before their parts are there, Dagster is given up: no start will mend it."""
 SERVICES = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc", "dagster dev")
 """What stands in the command lines of Dagster's own processes. Others of its sessions are runs and their steps."""
-VITAL = ("dagster_webserver", "dagster._daemon")
-"""Those that `dagster dev` does not start again. It ends with them, but slowly."""
+VITAL = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc")
+"""Those that `dagster dev` does not start again: with the first two it ends, but slowly; without the last, which is the code
+server itself, it goes on and launches nothing any more."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -171,16 +172,20 @@ class DagsterDev:
         self._started.set()
 
     def _is_whole(self) -> bool:
-        """Whether `dagster dev` and its vital parts, once they have been there, are."""
+        """Whether `dagster dev` and its vital parts, once they have been there, are. Whoever replaces a part starts the new one first."""
         assert self._process is not None
         if self._process.poll() is not None:
             return False
-        if len(self._vital) < len(VITAL):
-            for child in _children(self._process.pid):
-                name = next((name for name in VITAL if name in _command(child)), None)
-                if name is not None:
-                    self._vital[name] = child
-        return all(_lives(process) for process in self._vital.values())
+        missing = [name for name in VITAL if name not in self._vital or not _lives(self._vital[name])]
+        if missing:
+            children = [(_command(child), child) for child in _children(self._process.pid)]
+            for name in missing:
+                found = next((child for command, child in children if name in command), None)
+                if found is not None:
+                    self._vital[name] = found
+                elif name in self._vital:
+                    return False
+        return True
 
     def _end_services(self) -> None:
         """Kill what is left of Dagster's own processes; runs and steps go on, and are found by the new ones."""
@@ -258,7 +263,7 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 def _children(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children()
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 

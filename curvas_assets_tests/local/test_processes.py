@@ -2,7 +2,7 @@
 
 - A state folder has one owner; another one is told who it is and where, and one that comes while it ends waits for it.
 - INT, TERM and HUP end the owner within seconds, with all that it has started, runs and their steps too.
-- A daemon or webserver that is killed is started again, and runs go on meanwhile.
+- A daemon, code server or webserver that is killed is started again, and runs go on meanwhile.
 - What an owner that was killed -9 has left is ended by the next, and nothing else that lives.
 - A start that ends again and again is given up.
 - The port is the one that was asked for, or an error says that it is taken.
@@ -28,13 +28,16 @@ from curvas_assets.errors import StorageError
 from curvas_assets.local import processes
 from curvas_assets.local.demo import Progress, chosen_executor
 from curvas_assets.local.deployment import ROOT, LocalDeployment, require_port
-from curvas_assets.local.processes import DagsterDev, InUseError, end_leftovers, owner
+from curvas_assets.local.processes import VITAL, DagsterDev, InUseError, end_leftovers, owner
 from curvas_assets.storage.connection import S3Settings
 
 STAND_IN = """
 import signal, subprocess, sys, time
 sleep = "import time; time.sleep(300)"
+server = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], 'api' + ' grpc']); "
+server += sleep  # as Dagster's, it goes on without its child
 parts = [subprocess.Popen([sys.executable, "-c", sleep, name]) for name in ("dagster_webserver", "dagster._daemon", "a-run")]
+parts.append(subprocess.Popen([sys.executable, "-c", server, sleep, "code-server"]))
 signal.signal(signal.SIGINT, lambda *_: None)  # one that does not end by itself
 time.sleep(300)
 """
@@ -94,7 +97,7 @@ def start(tmp_path):
 
 def whole(state: Path):
     found = ours(state)
-    return found if {"dagster_webserver", "dagster._daemon", "a-run"} <= found.keys() else None
+    return found if {*VITAL, "a-run"} <= found.keys() else None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -110,14 +113,13 @@ def test_a_signal_ends_the_owner_and_all_it_has_started(tmp_path, start, number)
     assert ours(tmp_path) == {}
 
 
-def test_a_killed_part_is_started_again_and_runs_go_on(tmp_path, start):
+@pytest.mark.parametrize("part", VITAL)
+def test_a_killed_part_is_started_again_and_runs_go_on(tmp_path, start, part):
     start()
     before = until(lambda: whole(tmp_path))
     time.sleep(2 * processes.LOOK_SECONDS)  # the parts were seen
-    before["dagster._daemon"].kill()
-    after = until(
-        lambda: (now := whole(tmp_path)) and now["dagster._daemon"].pid != before["dagster._daemon"].pid and now
-    )
+    before[part].kill()
+    after = until(lambda: (now := whole(tmp_path)) and now[part].pid != before[part].pid and now)
     assert after["dagster_webserver"].pid != before["dagster_webserver"].pid
     assert before["a-run"].is_running()
 

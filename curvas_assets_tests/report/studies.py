@@ -1,5 +1,7 @@
 """Studies made of random numbers for tests of the report: scores, bins, curves, slices of any size and shape."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -203,11 +205,22 @@ def make_training(study: Study, *, epochs: int = 30) -> dict[str, pd.DataFrame]:
     }
 
 
+_MADE: dict[tuple[str, str], object] = {}
+
+
+def _once(function: Callable[[Study], object], study: Study) -> object:
+    """What a function makes of a study, made once, whatever the language of its report. Nobody changes it."""
+    key = function.__name__, study.model_dump_json(exclude={"report"})
+    if key not in _MADE:
+        _MADE[key] = function(study)
+    return _MADE[key]
+
+
 def make_inputs(study: Study, **changes: object) -> ReportInputs:
     """Everything a report can hold, of random numbers; `changes` replace parts."""
-    scores = changes.pop("scores", None)
-    scores = make_scores(study) if scores is None else scores
-    assert isinstance(scores, pd.DataFrame)
+    given = changes.pop("scores", None)
+    assert given is None or isinstance(given, pd.DataFrame)
+    scores = pd.DataFrame(_once(make_scores, study)).copy() if given is None else given
     cohort = pd.DataFrame(
         {
             "patient": ["UKCHLL900", *study.sets["test"]],
@@ -225,24 +238,25 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         [("training", 9, 216.0, 54.0, 9.0, 112.6), ("prediction", 576, 576.0, 864.0, 2304.0, 365.8)],
         columns=["step", "count", "hours", "gb_down", "gb_up", "euros"],
     )
-    every: dict[str, object] = {
-        "provenance": Provenance(
+    every: dict[str, Callable[[], object]] = {
+        "provenance": lambda: Provenance(
             "2026-01-02 03:04 UTC", "0123abc", {"numpy": "2.4", "scipy": "1.17"}, {"scores|UKCHLL001": "a1b2c3"}
         ),
-        "metrics": metrics,
-        "cohort": cohort,
-        "comparisons": compare_all_families(scores, study.statistics),
-        "non_inferiority": non_inferiority(scores, study.statistics),
-        "association": dice_against_entropy(scores),
-        "agreement": annotator_agreement(scores),
-        "failure": failure_over_patients(scores),
-        "out_of_distribution": out_of_distribution(scores, "A"),
-        "leaderboard": leaderboard(scores, region="body"),
-        "reliability": make_bins(study),
-        "risk_coverage": make_curves(study),
-        "cost": cost,
-        "curves": make_training(study),
-        "slices": (make_slice(study),),
-        "organs": make_organs(study),
+        "metrics": lambda: metrics,
+        "cohort": lambda: cohort,
+        "comparisons": lambda: compare_all_families(scores, study.statistics),
+        "non_inferiority": lambda: non_inferiority(scores, study.statistics),
+        "association": lambda: dice_against_entropy(scores),
+        "agreement": lambda: annotator_agreement(scores),
+        "failure": lambda: failure_over_patients(scores),
+        "out_of_distribution": lambda: out_of_distribution(scores, "A"),
+        "leaderboard": lambda: leaderboard(scores, region="body"),
+        "reliability": lambda: _once(make_bins, study),
+        "risk_coverage": lambda: _once(make_curves, study),
+        "cost": lambda: cost,
+        "curves": lambda: make_training(study),
+        "slices": lambda: (_once(make_slice, study),),
+        "organs": lambda: _once(make_organs, study),
     }
-    return ReportInputs(study=study, scores=scores, **(every | changes))  # type: ignore[arg-type]
+    made = {name: changes[name] if name in changes else make() for name, make in every.items()}
+    return ReportInputs(study=study, scores=scores, **(changes | made))  # type: ignore[arg-type]

@@ -12,12 +12,10 @@
 - Metrics stand under what they measure: predictive entropy under all uncertainty, its parts under aleatoric and epistemic.
 - Individual models that do better than the general ensemble are told on the first screen, and only then.
 - What `curvas_assets.scoring` writes is what the report reads: scores, bins, curves and the registry.
-- Statistics and report of 65 patients × 13 predictors take less than a minute.
 """
 
 import dataclasses
 import re
-import time
 
 import numpy as np
 import pandas as pd
@@ -398,10 +396,11 @@ def test_without_any_score_there_is_still_a_report():
 )
 def test_any_shape_of_study_makes_a_report(shape):
     study = make_study(**shape)
-    smallest = min(len(study.annotators), len(study.organs)) == 1
-    report = build_report(make_inputs(study, organs=None), image_formats=("png",) if smallest else ())
+    smallest = min(len(study.annotators), len(study.organs), len(study.sets["test"])) == 1
+    drawn = len(study.annotators) == len(study.sets["test"]) == 1
+    report = build_report(make_inputs(study, organs=None), image_formats=("png",) if drawn else (), page=smallest)
     assert "ece_by_family" in report.figures
-    assert bool(report.attachments) == smallest
+    assert bool(report.attachments) == drawn
     facets = {"hd95_by_family_annotator"} if len(study.annotators) > 1 else {"hd95_by_family"}
     assert facets <= set(report.figures)
     assert all(data.startswith(b"\x89PNG") for data in report.attachments.values())
@@ -534,16 +533,6 @@ def test_the_scoring_packages_own_tables_are_reported():
     assert set(inputs.comparisons["metric"]) == tested
 
 
-def test_statistics_and_report_of_the_whole_study_take_less_than_a_minute():
-    study = make_study(patients=65)
-    start = time.process_time()
-    inputs = make_inputs(study)
-    report = build_report(inputs, image_formats=("png",))
-    assert time.process_time() - start < 60
-    assert "65 patients × 13 predictors" in report.markdown
-    assert len(report.html) < 12e6
-
-
 def test_the_state_when_it_was_written_stands_on_the_page():
     columns = ["asset", "partitions", "made", "stale", "missing", "elsewhere", "why"]
     why = "test_scan has a new data version (9)"
@@ -554,10 +543,13 @@ def test_the_state_when_it_was_written_stands_on_the_page():
         study = make_study(patients=2, language=language)
         state = pd.DataFrame(rows, columns=columns)
         told = {"state": state, "averaged": averaged, **TABLES_ONLY}
-        found[language] = build_report(make_inputs(study, **told), image_formats=()).markdown.split("\n## ")[-1]
+        found[language] = build_report(make_inputs(study, **told), image_formats=(), page=False).markdown.split(
+            "\n## "
+        )[-1]
     assert "| softmax | 27 | 27 | 9 | 0 | 0 | test_scan has a new data version (9) |" in found["en"]
     assert "| ensemble_all | 8 | 3 | a, b |" in found["en"]
     assert "Nothing behind this report was out of date" not in found["en"]
     assert "test_scan a changé (9)" in found["fr"]
-    fresh = build_report(make_inputs(study, state=state.assign(stale=0, why=""), **TABLES_ONLY), image_formats=())
+    fresh_state = state.assign(stale=0, why="")
+    fresh = build_report(make_inputs(study, state=fresh_state, **TABLES_ONLY), image_formats=(), page=False)
     assert "Rien de ce qui fonde ce rapport n'était périmé" in fresh.markdown
