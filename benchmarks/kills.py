@@ -2,6 +2,8 @@
 
     python -m benchmarks.kills --kills 60              cheap work in the phantom study's shape, some minutes
     python -m benchmarks.kills --kills 20 --real       the phantom study itself, with nnU-Net; half an hour and more
+    python -m benchmarks.kills --together              two studies at once, five relaunches, make_missing beside a backfill
+    python -m benchmarks.kills --away 60               once during each stage the store is away for so many seconds; nothing fails
 
 Killed are processes of steps, of runs, the daemon, the code server, the webserver, the S3 server, and the whole machine: all at once,
 the owner (`make ui`) too, which is then started again, as an operating system would. Nothing else is done by hand: no run is
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -36,12 +38,13 @@ from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
 from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
 from curvas_assets.orchestration.execution import GPU_POOL
+from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.launcher import processes
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records
 from curvas_assets.storage.connection import S3Settings, connect
-from curvas_assets.study import load_study
+from curvas_assets.study import Study, load_study
 
 CHEAP = "curvas_assets_tests.orchestration.kill_location"
 REAL = "curvas_assets.definitions"
@@ -58,8 +61,8 @@ QUIET_SECONDS = 600
 class KilledDeployment(LocalDeployment):
     """The demo's, with a process a step, on a code location of ours."""
 
-    def __init__(self, state: Path, location: str):
-        super().__init__(state, "phantom", alone=True)
+    def __init__(self, state: Path, location: str, study: str = "phantom"):
+        super().__init__(state, study, alone=True)
         self.location = location
 
     def environment(self) -> dict[str, str]:
@@ -81,11 +84,13 @@ class Round:
         state: folder.
         location: module of the code location.
         tell: told what happens.
+        study: its name or file.
     """
 
-    def __init__(self, state: Path, location: str, tell: Progress):
-        self.state, self.location, self.tell = state, location, tell
-        self.deployment = KilledDeployment(state, location)
+    def __init__(self, state: Path, location: str, tell: Progress, study: str = "phantom"):
+        self.state, self.location, self.tell, self.study_file = state, location, tell, study
+        self.study = load_study(study)
+        self.deployment = KilledDeployment(state, location, study)
         self.home = str(self.deployment.home)
         self.port = free_port(0)
         self.owner: subprocess.Popen | None = None
@@ -96,28 +101,34 @@ class Round:
         self.start_owner()
         settings = S3Settings.from_environment(self._environment())
         if self.location == REAL:
-            upload_cohort(load_study("phantom"), settings, self.state / "cohort", self.tell)
+            upload_cohort(self.study, settings, self.state / "cohort", self.tell)
         else:
             objects = connect(settings)
-            for patients in load_study("phantom").sets.values():
+            for patients in self.study.sets.values():
                 for patient in patients:
                     objects.put(f"data/{patient}/image.nii.gz", patient.encode())
-        client = DagsterGraphQLClient("127.0.0.1", port_number=self.port)
-        deadline = time.monotonic() + 300
+        self.launch(STUDY_JOB)
+
+    def launch(self, job: str, seconds: float = 300, **settings: object) -> None:
+        """Launch a job as the UI does; while nothing answers, again."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
-                client.submit_job_execution(STUDY_JOB, repository_location_name=self.location)
+                self.client().submit_job_execution(job, run_config=settings, repository_location_name=self.location)
                 return
             except Exception:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
 
+    def client(self) -> DagsterGraphQLClient:
+        return DagsterGraphQLClient("127.0.0.1", port_number=self.port)
+
     def start_owner(self) -> None:
         command = [sys.executable, "-m", "benchmarks.kills", "--own", str(self.state), "--port", str(self.port)]
         with (self.state / "owner.log").open("a") as log:
             self.owner = subprocess.Popen(
-                [*command, "--location", self.location],
+                [*command, "--location", self.location, "--study", self.study_file],
                 env={**os.environ, GPU_SLOTS: "2"},
                 stdout=log,
                 stderr=log,
@@ -193,6 +204,13 @@ class Round:
         self.killed[kind, name] += 1
         return True
 
+    def kill_job(self, job: str, rng: random.Random) -> bool:
+        """Kill the process of a run of a job; False if there is none."""
+        found = [psutil.Process(pid) for pid, name in self._jobs().items() if name == job and psutil.pid_exists(pid)]
+        if found:
+            _kill(rng.choice(found))
+        return bool(found)
+
     def _jobs(self) -> dict[int, str]:
         """Process of a run → its job."""
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
@@ -233,6 +251,23 @@ class Round:
             time.sleep(1)
         return True
 
+    def store_is_away(self, seconds: float) -> None:
+        """Kill the S3 server, and keep the owner from starting it again for a while."""
+        server = EmbeddedS3(self.state)
+        with server.alone():
+            _kill(psutil.Process(server.pid))
+            time.sleep(seconds)
+
+    def wait_for_stage(self, job: str) -> None:
+        """Until a run of the stage has begun its work, or the study has ended."""
+        started = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.STARTED])
+        while not self.has_ended():
+            with dg.DagsterInstance.from_config(self.home) as instance:
+                for run in instance.get_runs(started):
+                    if instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_START).records:
+                        return
+            time.sleep(0.2)
+
     def stop(self) -> float:
         """End the owner as Ctrl-C does; seconds that took."""
         assert self.owner is not None
@@ -264,22 +299,31 @@ class Round:
             )
             found["versions"] = versions(instance, keys)
         found["lost"], found["made twice"] = lost, sorted(name for name, count in made.items() if count > 1)
-        left = [_kind(p) for p in self._processes() if _kind(p) in ("step", "run worker")]
+        left = self._left()
         found["stuck"] = [*unfinished, *(["a slot of the pool"] * slots), *left]
         notes = self.state / "notes"
         found |= training_notes(notes.read_text().splitlines() if notes.exists() else [])
         found["torn"] = self._torn()
         return found
 
+    def _left(self, seconds: float = 15) -> list[str]:
+        """Processes of runs and steps that do not end though their runs have."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = [kind for kind in map(_kind, self._processes()) if kind in ("step", "run worker")]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.5)
+
     def _definitions(self) -> dg.Definitions:
         os.environ.update(self._environment())
         if self.location == REAL:
             from curvas_assets.definitions import build_definitions
 
-            return build_definitions(load_study("phantom"), executor="multiprocess")
+            return build_definitions(self.study, executor="multiprocess")
         from curvas_assets_tests.orchestration.kill_location import build
 
-        return build(load_study("phantom"))
+        return build(self.study)
 
     def _torn(self) -> list[str]:
         from curvas_assets.orchestration.bucket import Bucket
@@ -287,23 +331,23 @@ class Round:
         os.environ.update(self._environment())
         with tempfile.TemporaryDirectory() as folder:
             if self.location == REAL:
-                return _torn_of_real(Bucket(), Path(folder))
+                return _torn_of_real(self.study, Bucket(), Path(folder))
             from curvas_assets_tests.orchestration.kill_location import read_back
 
             try:
-                read_back(load_study("phantom"), Bucket(), Path(folder))
+                read_back(self.study, Bucket(), Path(folder))
             except Exception as error:
                 return [str(error)]
         return []
 
 
-def _torn_of_real(bucket, folder: Path) -> list[str]:
-    """Volumes, folders and tables of the phantom study that do not read back whole."""
+def _torn_of_real(study: Study, bucket, folder: Path) -> list[str]:
+    """Volumes, folders and tables of a study that do not read back whole."""
     from curvas_assets.orchestration.io_manager import artefact_key
     from curvas_assets.storage import directories, tables
     from curvas_assets.storage.softmax import open_softmax
 
-    study, objects, layout = load_study("phantom"), bucket.objects(), bucket.layout
+    objects, layout = bucket.objects(), bucket.layout
     predictors = [str(one) for one in (*study.models, *study.ensemble_ids)]
     checks = {
         **{
@@ -406,6 +450,7 @@ def campaign(
     folder: Path,
     *,
     location: str = CHEAP,
+    study: str = "phantom",
     seed: int = 1,
     pause_s: tuple[float, float] = (1, 8),
     weights: Mapping[str, int] = WEIGHTS,
@@ -418,6 +463,7 @@ def campaign(
         kills: how many.
         folder: for the states, which are removed when a round ended well.
         location: module of the code location.
+        study: its name or file.
         seed: of the order of kills and their times.
         pause_s: from the first progress after a kill to the next one, least and most, s.
         weights: kind of process → how often it is killed, compared with the others.
@@ -434,7 +480,7 @@ def campaign(
     while plan:
         state = folder / f"round{total['rounds']}"
         state.mkdir(parents=True)
-        one = Round(state, location, tell)
+        one = Round(state, location, tell, study)
         one.start()
         while plan:
             one.wait_for_progress()
@@ -474,6 +520,73 @@ def campaign(
     return total
 
 
+def together(folder: Path) -> dict[str, object]:
+    """What two people do at once: two studies, five relaunches of one that is killed, `make_missing` beside a UI's backfill."""
+    tell, state, rng = Progress(), folder / "together", random.Random(1)
+    state.mkdir(parents=True)
+    one = Round(state, CHEAP, tell)
+    one.start()
+    one.launch(STUDY_JOB)
+    tell("two studies are launched")
+    for number in range(5):
+        one.wait_for_progress()
+        while not one.kill_job(STUDY_JOB, rng):
+            time.sleep(0.2)
+        one.launch(STUDY_JOB)
+        tell(f"relaunch {number + 1} of a study that was killed")
+    assert one.wait()
+    found: dict[str, object] = {"studies": one.findings()}
+    softmax = dg.AssetKey("softmax")
+    cells = [f"{model}|{patient}" for patient in one.study.scored_patients() for model in one.study.models]
+    with dg.DagsterInstance.from_config(one.home) as instance:
+        instance.wipe_assets([softmax])
+    backfill = """mutation ($cells: [String!]!) { launchPartitionBackfill(backfillParams: {
+        assetSelection: [{path: ["softmax"]}], partitionNames: $cells}) { __typename } }"""
+    answer = one.client()._execute(backfill, {"cells": cells})
+    tell(f"a backfill of {len(cells)} cells is asked for: {answer}")
+    one.launch("make_missing", stages=["softmax"])
+    time.sleep(5)
+    one.launch("make_missing", stages=["softmax"])
+    with dg.DagsterInstance.from_config(one.home) as instance:
+        deadline = time.monotonic() + 600
+        while unfinished_records(instance) or len(instance.get_materialized_partitions(softmax)) < len(cells):
+            assert time.monotonic() < deadline, "the cells were not made"
+            time.sleep(1)
+        runs = instance.get_runs(dg.RunsFilter(job_name="make_missing"))
+        found["make_missing"] = [run.status.value for run in runs]
+    found["backfill"] = one.findings()
+    one.stop()
+    return found
+
+
+def outages(seconds: float, folder: Path, stages: Sequence[str]) -> dict[str, object]:
+    """One study during each of whose stages the store is away once; what came of it, with the runs that failed."""
+    tell, state = Progress(), folder / "outages"
+    state.mkdir(parents=True)
+    one = Round(state, CHEAP, tell)
+    one.start()
+    for stage in stages:
+        one.wait_for_stage(stage)
+        tell(f"{stage}: the store is away for {seconds:g} s")
+        one.store_is_away(seconds)
+    ended, found = one.wait(), one.findings()
+    with dg.DagsterInstance.from_config(one.home) as instance:
+        failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        found["failed runs"] = [run.job_name for run in failed]
+        waits = [
+            entry
+            for run in instance.get_runs()
+            for entry in instance.all_logs(run.run_id)
+            if "waiting for the store" in (entry.user_message or "")
+        ]
+        found["lines that say so"] = len(waits)
+    one.stop()
+    del found["versions"]
+    if not ended:
+        found["failed runs"] = [*failed, "the study itself"]
+    return found
+
+
 def unbroken_run(folder: Path, location: str) -> tuple[dict[str, str], float]:
     """Contents of a study that nobody kills, and the seconds it took."""
     state = folder / "unbroken"
@@ -497,20 +610,36 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", action="store_true", help="the phantom study itself")
+    parser.add_argument(
+        "--away", type=float, help="no kills: the store is away for so many seconds, once in each stage"
+    )
+    parser.add_argument("--together", action="store_true", help="no other kills: what two people do at once")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), help="with --away: these alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of killing, at most")
     parser.add_argument("--least", type=float, default=1, help="from progress to the next kill, at least, s")
     parser.add_argument("--most", type=float, default=8, help="and at most")
     parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)  # this script as the owner of a state
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--location", help=argparse.SUPPRESS)
+    parser.add_argument("--study", default="phantom", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.own:
         try:
-            serve(KilledDeployment(arguments.own, arguments.location), arguments.port)
+            serve(KilledDeployment(arguments.own, arguments.location, arguments.study), arguments.port)
         except KeyboardInterrupt:
             pass
         return
     folder = Path(tempfile.mkdtemp(prefix="curvas-kills-"))
+    if arguments.together:
+        both = together(folder)
+        print(json.dumps(both, indent=1, default=str))
+        sys.exit(
+            any(both[name][wrong] for name in ("studies", "backfill") for wrong in ("made twice", "lost", "stuck"))
+        )  # type: ignore[index]
+    if arguments.away:
+        found = outages(arguments.away, folder, arguments.stages)
+        print(json.dumps(found, indent=1, default=str))
+        sys.exit(any(bool(found[name]) for name in ("failed runs", "torn", "lost", "stuck", "made twice")))
     contents, pause = None, (arguments.least, arguments.most)
     if arguments.real:  # what the cheap work is to leave is known
         contents, seconds = unbroken_run(folder, REAL)

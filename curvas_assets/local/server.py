@@ -76,7 +76,7 @@ class EmbeddedS3:
         self._use = (self.folder / "users").open("a")
         fcntl.flock(self._use, fcntl.LOCK_SH)
         try:
-            with self._alone():
+            with self.alone():
                 self._start_unless_it_runs()
         except BaseException:
             self.__exit__()
@@ -90,7 +90,7 @@ class EmbeddedS3:
         assert self._use is not None
         if self._unused is not None:
             self._unused.set()
-        with self._alone(), self._use as use:
+        with self.alone(), self._use as use:
             fcntl.flock(use, fcntl.LOCK_UN)
             if self._is_kept:
                 return
@@ -124,7 +124,7 @@ class EmbeddedS3:
             return None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Nobody else starts or stops this folder's server meanwhile. The lock goes with the process that holds it."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,20 +149,20 @@ class EmbeddedS3:
         Raises:
             StorageError: the program is not installed, a port is taken, or the server does not come up; names its log.
         """
-        with self._alone():
+        with self.alone():
             (self.folder / "kept").touch()
             return self._start_unless_it_runs()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """End the server if it runs: politely, then firmly. What it has acknowledged stays on disk."""
-        with self._alone():
+        with self.alone():
             (self.folder / "kept").unlink(missing_ok=True)
             self._end(seconds)
 
     def _keep_running(self, unused: threading.Event) -> None:
         while not unused.wait(LOOK_SECONDS):
             if self.pid is None:
-                with self._alone():
+                with self.alone():
                     try:
                         if not unused.is_set():
                             self._start_unless_it_runs()

@@ -1,4 +1,4 @@
-"""A code location of the phantom study's shape with cheap work, real storage, the real executor, pool and jobs: what is killed in
+"""A code location of the study's shape with cheap work, real storage, the real executor, pool and jobs: what is killed in
 `benchmarks/kills.py` and `test_kills`.
 
 A training goes on from its checkpoint. Each epoch that is begun, and each partition whose work has ended, is a line in
@@ -19,7 +19,7 @@ from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import executor_name
+from curvas_assets.orchestration.environment import STUDY, environment, executor_name
 from curvas_assets.orchestration.execution import RETRY, StageNeeds, executor
 from curvas_assets.orchestration.io_manager import ArtefactIOManager, Stored, artefact, artefact_key
 from curvas_assets.orchestration.jobs import STAGES, stage_jobs
@@ -194,4 +194,4 @@ def read_back(study: Study, bucket: Bucket, folder: Path) -> list[str]:
     return read
 
 
-defs = build(load_study("phantom"))
+defs = build(load_study(environment().get(STUDY) or "phantom"))

@@ -1,0 +1,34 @@
+"""Claim proved here: a study that is killed, in a step, in a run and with the whole machine, ends by itself as if nothing had been.
+
+The short form of `python -m benchmarks.kills`: one annotator, one seed, one test patient, cheap work, everything else real.
+"""
+
+import pytest
+import yaml
+
+from benchmarks.kills import campaign
+from curvas_assets.study import load_study
+
+KILLS = {"step": 1, "run worker": 1, "machine": 1}
+WRONG = ("torn", "lost", "stuck", "trained twice", "unfinished studies")
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_ends_by_itself_as_an_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("KILL_UNIT_SECONDS", "0.2")
+    study = {
+        "name": "killed",
+        "title": "A study that is killed",
+        "annotators": [{"name": "anno1", "file": "annotation_1.nii.gz"}],
+        "organs": {"liver": 1},
+        "patients": {"prefix": "P", "digits": 3},
+        "sets": {"train": ["001", "002"], "test": ["003"]},
+        "seeds": [1],
+    }
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(study))
+    load_study(path)
+    found = campaign(sum(KILLS.values()), tmp_path, study=str(path), weights=KILLS, pause_s=(0, 2), seed=5)
+    assert sum(found["kills"].values()) == sum(KILLS.values())
+    assert {name: found[name] for name in WRONG} == {name: [] for name in WRONG}
+    assert found["epochs"] > 0
