@@ -18,10 +18,11 @@ from curvas_assets.orchestration import environment as variables
 from curvas_assets.orchestration.environment import postgres_url
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import is_of_this_machine
-from curvas_assets.orchestration.restarts import look_again
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_SCHEME = "postgresql+psycopg2://"
+RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
+"""Where Dagster's daemon keeps up to which event it has retried failed runs."""
 OF_THE_MACHINE = (variables.DEVICES, variables.GPU_SLOTS, variables.SCRATCH_GIB, variables.GIT_COMMIT)
 """Settings that are of this machine, whatever study it works on."""
 STORE = {
@@ -101,7 +102,9 @@ class LocalDeployment:
             if not is_of_this_machine(instance):
                 return
             # The daemon retries what has failed since its first look; a crash may come before that.
-            look_again(instance, instance.event_log_storage.get_maximum_record_id() or 0)
+            if not instance.daemon_cursor_storage.get_cursor_values({RETRIES_CURSOR}):
+                latest = instance.event_log_storage.get_maximum_record_id() or 0
+                instance.daemon_cursor_storage.set_cursor_values({RETRIES_CURSOR: str(latest)})
             under_way = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
             for run in instance.get_runs(dg.RunsFilter(statuses=under_way)):
                 told = "its process was killed, or ended with Dagster"

@@ -7,12 +7,10 @@ retry that cannot be launched, because the code server is just starting again, i
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
 
 from curvas_assets.orchestration.launcher import WatchedRunLauncher
 
-RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
-"""Where Dagster's daemon keeps how far it has looked for runs to retry."""
 GIVEN_UP = "Failed to retry run"
 """What Dagster writes into a run's log when its retry could not be launched."""
 MOST_TIMES = 20
@@ -45,35 +43,29 @@ def keep_going() -> dg.SensorDefinition:
 
 
 def retry_after_all(instance: dg.DagsterInstance) -> list[str]:
-    """Have the daemon look once more at failed runs whose retry it could not launch; their ids.
+    """Tell the failure of runs once more whose retry could not be launched, so that Dagster's daemon takes it up; their ids.
 
-    Looking twice is harmless: a run that has its retry gets no second one.
+    Each time that fails too adds a line to the run's log, which bounds how often it is tried.
     """
     found = []
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - WITHIN)
     for run in instance.get_runs(failed, limit=MOST_RUNS):
         if AUTO_RETRY_RUN_ID_TAG in run.tags or not 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES:
             continue
-        failures = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
-        if failures and not _has_child(instance, run.run_id):
-            instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true"})
-            look_again(instance, failures[-1].storage_id - 1)
+        if not instance.get_runs(
+            dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1
+        ):  # nobody launched it again
+            instance.report_run_failed(run, "its retry found no code server, and is tried again")
             found.append(run.run_id)
     return found
 
 
-def look_again(instance: dg.DagsterInstance, after: int) -> None:
-    """Set back, or make, the daemon's place in the events, so that it looks for runs to retry from there."""
-    now = instance.daemon_cursor_storage.get_cursor_values({RETRIES_CURSOR}).get(RETRIES_CURSOR)
-    if now is None or int(now) > after:
-        instance.daemon_cursor_storage.set_cursor_values({RETRIES_CURSOR: str(after)})
-
-
 def _times_given_up(instance: dg.DagsterInstance, run_id: str) -> int:
-    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
-    return sum(record.event_log_entry.message == GIVEN_UP for record in records)
-
-
-def _has_child(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether anybody has launched it again."""
-    return bool(instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run_id}), limit=1))
+    """How often its retry could not be launched; 0 if the daemon has yet to take up what was told since."""
+    kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
+    events = [
+        entry.message == GIVEN_UP
+        for entry in instance.all_logs(run_id, of_type=kinds)
+        if entry.message == GIVEN_UP or (entry.dagster_event and entry.dagster_event.is_run_failure)
+    ]
+    return sum(events) if events and events[-1] else 0

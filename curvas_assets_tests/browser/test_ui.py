@@ -19,7 +19,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.local.deployment import ROOT
 from curvas_assets.storage.connection import S3Settings, connect
@@ -58,8 +57,6 @@ def url(chromium, s3_server, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     with served("curvas_assets_tests.browser.location", environment, home) as url:
-        # A fresh instance is welcomed by a dialog that covers the page, at any moment.
-        DagsterGraphQLClient("127.0.0.1", port_number=int(url.rpartition(":")[2]))._execute("mutation { setNuxSeen }")
         yield url
 
 

@@ -1,7 +1,8 @@
 """Claims proved here.
 
 - A retry that Dagster gave up because the code server was away is launched after all, by Dagster's own daemon, and only once.
-- A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone.
+- A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone; so is one
+  whose retry was deleted.
 - The sensor fails a run whose process was killed before it had started, and says so.
 """
 
@@ -15,8 +16,8 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG,
 from dagster._daemon.auto_run_reexecution import auto_run_reexecution
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
-from curvas_assets.local.deployment import ROOT
-from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, keep_going, look_again, retry_after_all
+from curvas_assets.local.deployment import RETRIES_CURSOR, ROOT
+from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, keep_going, retry_after_all
 from curvas_assets_tests.orchestration.test_launcher import HERE, anything, killed_process
 
 
@@ -24,7 +25,7 @@ from curvas_assets_tests.orchestration.test_launcher import HERE, anything, kill
 def instance(tmp_path):
     shutil.copyfile(ROOT / "dagster.yaml", tmp_path / "dagster.yaml")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        look_again(instance, 0)
+        instance.daemon_cursor_storage.set_cursor_values({RETRIES_CURSOR: "0"})
         yield instance
 
 
@@ -56,15 +57,17 @@ def daemon(instance, monkeypatch):
     return daemon
 
 
-def failed(instance, **more) -> str:
+def failed(instance, lines: int = 0, **more) -> str:
     run = instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTED, tags=HERE)
+    for number in range(lines):
+        instance.report_engine_event(f"line {number}", run)
     instance.report_run_failed(run, **more)
     return run.run_id
 
 
 def test_a_retry_that_was_given_up_is_launched_after_all_and_once(instance, daemon):
     daemon.away = True
-    run_id = failed(instance)
+    run_id = failed(instance, lines=100)  # more than there are events of all runs that the daemon counts
     assert daemon.look() == []
     assert instance.get_run_by_id(run_id).tags[WILL_RETRY_TAG] == "false"
     daemon.away = False
@@ -73,7 +76,8 @@ def test_a_retry_that_was_given_up_is_launched_after_all_and_once(instance, daem
     assert daemon.look() == [other]
 
     assert retry_after_all(instance) == [run_id]
-    assert run_id in daemon.look()
+    assert retry_after_all(instance) == []  # the daemon has yet to look
+    assert daemon.look() == [run_id]
     assert retry_after_all(instance) == []
     assert daemon.look() == []
 
@@ -100,9 +104,13 @@ def test_other_failures_are_left_alone(instance, daemon):
     daemon.away = True
     again = failed(instance)
     daemon.look()
+    daemon.away = False
     assert GIVEN_UP in [event.message for event in instance.all_logs(again)]
     instance.create_run_for_job(anything, tags={PARENT_RUN_ID_TAG: again})
+    old = failed(instance)
+    assert daemon.look() == [old]  # its retry was deleted since, and its failure lies behind the daemon
     assert retry_after_all(instance) == []
+    assert daemon.look() == []
     assert instance.get_run_by_id(step).tags[WILL_RETRY_TAG] == "false"
 
 
