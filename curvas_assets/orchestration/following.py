@@ -54,9 +54,6 @@ def due_for_patients(
         files: patient → digest of the files; part of a run's key, so that changed files are tried again. So is the latest event
             of what the cells are made from: a state that comes back is told from the one it was.
     """
-    materialised = {
-        asset: staleness.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in FOLLOWED.values()
-    }
     emptied = {asset: last_emptied(staleness.instance, dg.AssetKey(asset)) for asset in FOLLOWED.values()}
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
@@ -67,7 +64,7 @@ def due_for_patients(
                 "ensemble_softmax": [str(e) for e in study.ensemble_ids],
             }
             cells = [f"{c}|{patient}" for c in columns[asset]] if asset in columns else [patient]
-            missing = [cell for cell in cells if cell not in materialised[asset]]
+            missing = [cell for cell in cells if not staleness.made(key, cell)]
             ready = [cell for cell in missing if staleness.ready(key, cell)]
             for first, last, count in ranges(ready, cells, len(cells)):
                 tags = (

@@ -32,6 +32,8 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from curvas_assets.orchestration.partitions import current_keys
 
 DATA_VERSION = "dagster/data_version"
+REMOVED = "removed"
+"""Code and data version of the event that tells that a partition was removed: what comes back to the study is missing."""
 OF_CELL = "dagster/partition"
 AT_ONCE = 500
 """Events of one query."""
@@ -325,8 +327,8 @@ class _Records:
         self._as_of: dict[int, Mapping[str, str]] = {}
 
     def has(self, partition: str | None) -> bool:
-        """Whether it exists; an external asset always does."""
-        return self.external or self.latest(partition) > 0
+        """Whether it exists, and was not removed since; an external asset always does."""
+        return self.external or (self.latest(partition) > 0 and self.version(partition) != REMOVED)
 
     def latest(self, partition: str | None) -> int:
         """The storage id of the latest event; 0 if there is none."""

@@ -45,7 +45,8 @@ class Maker:
 
     Args:
         id: of the run or backfill.
-        order: the older of two runs has the lower one; backfills, whose runs are yet to come, have none.
+        order: the older of two runs has the lower one, and a retry that of the run that was killed; backfills, whose runs are yet
+            to come, have none.
     """
 
     id: str
@@ -75,7 +76,7 @@ class UnderWay:
             run = record.dagster_run
             if run.run_id not in left_out:
                 for cell in cells_of(graph, instance, run):
-                    self._makers.setdefault(cell, []).append(Maker(run.run_id, record.storage_id))
+                    self._makers.setdefault(cell, []).append(Maker(run.run_id, _order(instance, record)))
         for backfill_id, cells in self._backfills() if backfills else ():
             for cell in cells:
                 self._makers.setdefault(cell, []).append(Maker(backfill_id))
@@ -163,8 +164,8 @@ def leave_to_others(
     anybody since it was launched, and up to date; or under way in an older run.
     """
     line = _killed_before(instance, run)
-    own, first = instance.get_run_record_by_id(run.run_id), instance.get_run_record_by_id(line[-1].run_id)
-    if own is None or first is None:
+    first = instance.get_run_record_by_id(line[-1].run_id)
+    if first is None:
         return {}
     group, since = {one.run_id for one in line}, first.create_timestamp.timestamp()
     asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=list(partitions), after_timestamp=since)
@@ -180,10 +181,16 @@ def leave_to_others(
         }
     under_way = UnderWay(graph(), instance, but=group, backfills=False)
     for one in partitions:
-        older = [m for m in under_way.makers(key, one) if m.order is not None and m.order < own.storage_id]
+        older = [m for m in under_way.makers(key, one) if m.order is not None and m.order < first.storage_id]
         if one not in reasons and older:
             reasons[one] = f"{older[0]}, which is older, is making it"
     return reasons
+
+
+def _order(instance: dg.DagsterInstance, record: RunRecord) -> int:
+    line = _killed_before(instance, record.dagster_run)
+    first = instance.get_run_record_by_id(line[-1].run_id) if len(line) > 1 else record
+    return (first or record).storage_id
 
 
 def _killed_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:

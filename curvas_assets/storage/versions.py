@@ -9,6 +9,7 @@ by the store's own clock. That is longer than any upload stands still, and a wri
 sends everything again before it announces. It happens whenever the artefact is written, and in the job `sweep`.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from curvas_assets.storage.objects import ObjectInfo, ObjectStore
 Named = TypeVar("Named")
 Value = TypeVar("Value")
 
+PLACE = re.compile(r"[0-9a-f]{16}(_[0-9a-f]{12})?")
+"""Names of places: a digest of the content and a random part, which the first ones had not."""
 UNTOUCHED = timedelta(hours=24)
 """How long a version that no marker names is left alone after the last object came to it."""
 
@@ -70,12 +73,17 @@ def publish(
     return place
 
 
+def is_place(name: str) -> bool:
+    """Whether a version was written under this name; what people put beside it has others."""
+    return PLACE.fullmatch(name) is not None
+
+
 def places(store: ObjectStore, key: str, marker: str) -> dict[str, list[ObjectInfo]]:
-    """What stands below an artefact's key beside its marker, by place."""
+    """What stands in places below an artefact's key."""
     found: dict[str, list[ObjectInfo]] = {}
     for item in store.list(f"{key}/"):
         place = item.key.removeprefix(f"{key}/").partition("/")[0]
-        if item.key != f"{key}/{marker}":
+        if item.key != f"{key}/{marker}" and is_place(place):
             found.setdefault(place, []).append(item)
     return found
 

@@ -76,17 +76,18 @@ def _grow_old(store, place: str, hours: float) -> None:
 
 def test_what_a_killed_writer_left_is_not_seen_and_goes_when_nobody_has_touched_it_for_a_day(store, folder, tmp_path):
     stored = directories.write_directory(store, "m", folder)
+    killed = "0123456789abcdef_0123456789ab"
     for name in ("plans.json", "fold_all/checkpoint.pth"):
-        store.put(f"m/killed/{name}", b"half")
+        store.put(f"m/{killed}/{name}", b"half")
     back = directories.read_directory(store, "m", tmp_path / "back")
     assert (back / "plans.json").read_text() == "{}"
     _grow_old(store, stored.place, 1000)  # how old the current one is does not matter
-    _grow_old(store, "killed", 23.9)
+    _grow_old(store, killed, 23.9)
     assert directories.sweep(store, "m") == 0
-    _grow_old(store, "killed", 0.2)
-    os.utime(store.objects.folder / "m" / "killed" / "plans.json")  # its writer is not dead
+    _grow_old(store, killed, 0.2)
+    os.utime(store.objects.folder / "m" / killed / "plans.json")  # its writer is not dead
     assert directories.sweep(store, "m") == 0
-    _grow_old(store, "killed", 24)
+    _grow_old(store, killed, 24)
     assert directories.sweep(store, "m") == 8
     assert _stand(store) == {stored.place}
 

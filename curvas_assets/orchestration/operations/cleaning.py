@@ -1,6 +1,6 @@
 """Cleaning the bucket as jobs: what people fill in at the launchpad, and thin ops around `leftovers`."""
 
-from datetime import timedelta
+import hashlib
 
 import dagster as dg
 from pydantic import Field
@@ -8,10 +8,10 @@ from pydantic import Field
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.operations import leftovers
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.under_way import unfinished_records
 from curvas_assets.study import Study
 
 TAGS = {"curvas/needs": "cpu"}
@@ -52,7 +52,8 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
         sizes = [item.size for orphan in orphans for item in orphan.objects]
         table = leftovers.orphan_table(orphans, leftovers.NO_MEMORY)
         facts = {"orphans": metadata.table(table), "objects": len(sizes), "bytes": sum(sizes)}
-        phrase = f"{len(orphans)} orphans of {study.name} in {objects.name}"
+        digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:6]
+        phrase = f"{len(orphans)} orphans of {study.name} in {objects.name}, list {digest}"
         if config.dry_run or not orphans:
             context.log.info(
                 f"{phrase}, {total(sizes)}\n{table.to_string(index=False) if orphans else 'none'}"
@@ -65,8 +66,7 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
                 metadata=facts,
                 allow_retries=False,
             )
-        runs = [run for run in unfinished_runs(context.instance) if run.run_id != context.run.run_id]
-        if busy := leftovers.at_work(orphans, runs, graph, context.instance):
+        if busy := leftovers.at_work(orphans, _others(context), graph, context.instance):
             raise dg.Failure(
                 f"{len(busy)} runs that have not ended may use them ({', '.join(busy[:5])}): nothing was removed. Wait or end "
                 "them, or name others in `only`.",
@@ -89,7 +89,8 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
     )
     def sweep(context: dg.OpExecutionContext, config: Sweep, bucket: Bucket) -> dg.Output[None]:
         objects = bucket.checked_objects()
-        others = [run for run in unfinished_runs(context.instance) if run.run_id != context.run.run_id]
+        now = objects.clock()  # whatever comes after this belongs to runs that begin after the look at them
+        others = _others(context)
         if config.young_too and others:
             names = ", ".join(f"{run.job_name} {run.run_id[:8]}" for run in others[:5])
             raise dg.Failure(
@@ -97,8 +98,8 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
                 "young_too off.",
                 allow_retries=False,
             )
-        least = timedelta(0) if config.young_too else None
-        found = leftovers.find_leftovers(objects, bucket.layout, context.log.warning, least)
+        before = now if config.young_too else None
+        found = leftovers.find_leftovers(objects, bucket.layout, context.log.warning, before)
         table, kinds = leftovers.leftover_table(found), leftovers.summary(found)
         listed = "\n".join(f"{kind}: {what}" for kind, what in kinds.items()) or "nothing"
         facts = {
@@ -123,3 +124,9 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
         return dg.Output(None, metadata={"removed": True, **facts})
 
     return [(remove_orphans, RemoveOrphans), (sweep, Sweep)]
+
+
+def _others(context: dg.OpExecutionContext) -> list[dg.DagsterRun]:
+    """Other runs that wait, go on, or were killed and are about to go on."""
+    runs = [record.dagster_run for record in unfinished_records(context.instance)]
+    return [run for run in runs if run.run_id != context.run.run_id]

@@ -16,7 +16,6 @@ from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata, nightly
 from curvas_assets.orchestration.bucket import Bucket, patient_folders
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
-from curvas_assets.orchestration.following import unfinished_runs
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations import (
@@ -39,6 +38,7 @@ from curvas_assets.orchestration.sensors import digests, register, roles_of
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
+from curvas_assets.orchestration.under_way import unfinished_records
 from curvas_assets.study import ModelId, Study
 
 OP = "_op"
@@ -611,5 +611,5 @@ def _known(context: dg.OpExecutionContext, partitions: Partitions) -> list[str]:
 
 
 def _other_runs(context: dg.OpExecutionContext) -> list[str]:
-    runs = unfinished_runs(context.instance)
+    runs = [record.dagster_run for record in unfinished_records(context.instance)]
     return [f"{run.job_name} {run.run_id[:8]}" for run in runs if run.run_id != context.run.run_id]

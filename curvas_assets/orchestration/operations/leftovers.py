@@ -25,12 +25,13 @@ from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, Sto
 from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.operations.transfer import human_bytes
 from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients
+from curvas_assets.orchestration.staleness import REMOVED
 from curvas_assets.storage import directories, softmax, versions
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpload
 from curvas_assets.study import EnsembleId, ModelId
 
-REMOVED = "removed"
-"""Code and data version of the event that tells of a removal, so that what comes back to the study is made again."""
+CLOCK_RESOLUTION = timedelta(seconds=1)
+"""What a store's times leave out: an object of the second in which the clock was read may be younger than that."""
 NO_MEMORY = pd.DataFrame(columns=["asset", "partition"])
 MARKERS = (directories.MANIFEST, softmax.GROUP)
 
@@ -208,7 +209,7 @@ def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
 
 
 def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
-    """What Dagster is told: a version of its own, so that the partition is stale, and made again, if it comes back."""
+    """What Dagster is told, which cannot wipe single partitions: a version by which the partition counts as missing if it comes back."""
     definition = graph.get(dg.AssetKey(orphan.asset)).partitions_def
     dimensions: dict[str, str] = {}
     if isinstance(definition, dg.MultiPartitionsDefinition):
@@ -260,18 +261,21 @@ class Leftover:
 
 
 def find_leftovers(
-    objects: ObjectStore, layout: Layout, tell: Callable[[str], None], least: timedelta | None = None
+    objects: ObjectStore, layout: Layout, tell: Callable[[str], None], before: datetime | None = None
 ) -> list[Leftover]:
     """Older versions and remains of killed writers, finished trainings' checkpoints, and uploads that were not completed.
+
+    Only what the platform itself has named is taken for one of these.
 
     Args:
         objects: the bucket.
         layout: where things stand in it.
         tell: told of what could not be judged.
-        least: how long nobody has touched it; None takes `versions.UNTOUCHED`.
+        before: what nobody has touched since, however young; by the store's clock. None leaves what is younger than
+            `versions.UNTOUCHED`. Uploads that were not completed are left for as long in any case: they may be anybody's.
     """
-    least = versions.UNTOUCHED if least is None else least
-    now = objects.clock()
+    now = objects.clock() if before is None else before
+    least = versions.UNTOUCHED if before is None else CLOCK_RESOLUTION
     if now is None:
         tell("the store does not say what time it is, so that nothing can be told to be old")
         return []
@@ -287,10 +291,10 @@ def find_leftovers(
                 found += _of_artefact(objects, layout, root, items, now, least)
             except StorageError as error:
                 tell(f"{root} is left as it is: {error}")
-    for prefix in (layout.data, layout.artifacts, layout.output, layout.metrics, layout.reports):
+    for prefix in (layout.artifacts, layout.output, layout.metrics, layout.reports):
         try:
             for upload in objects.unfinished_uploads(f"{prefix}/"):
-                if now - upload.started >= least:
+                if now - upload.started >= versions.UNTOUCHED and root_of(layout, upload.key) is not None:
                     found.append(Leftover("upload not completed", upload.key, (), now - upload.started, upload))
         except StorageError as error:
             tell(f"unfinished uploads below {prefix} could not be listed: {error}")
@@ -339,8 +343,9 @@ def _of_artefact(
         return  # kept before there was a manifest, and still gone on from
     places: dict[str, list[ObjectInfo]] = {}
     for item in items:
-        if item.key != marker:
-            places.setdefault(item.key.removeprefix(f"{root}/").partition("/")[0], []).append(item)
+        place = item.key.removeprefix(f"{root}/").partition("/")[0]
+        if item.key != marker and versions.is_place(place):
+            places.setdefault(place, []).append(item)
     for place, held in places.items():
         if place not in current and versions.age(held, now) >= least:
             what = "older version, or remains of a killed writer"
