@@ -113,6 +113,7 @@ class DagsterDev:
         self.restarts = 0
         self._process: subprocess.Popen | None = None
         self._vital: dict[str, psutil.Process] = {}
+        self._failure: Exception | None = None
         self._ended = threading.Event()
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="dagster-dev", daemon=True)
@@ -124,6 +125,9 @@ class DagsterDev:
         self.log.unlink(missing_ok=True)
         self._watcher.start()
         self._started.wait()
+        if self._failure is not None:
+            self._watcher.join()
+            raise self._failure
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,9 +143,20 @@ class DagsterDev:
         """Until it is given up. In short waits: a signal that another thread is given wakes nobody here."""
         while not self._ended.wait(LOOK_SECONDS):
             pass
+        if self._failure is not None:
+            raise self._failure
 
     def _watch(self) -> None:
         """In one thread, whose end would be the end of its children (`PR_SET_PDEATHSIG`)."""
+        try:
+            self._keep_whole()
+        except Exception as error:  # no such program, a full disk
+            self._failure = error
+        finally:
+            self._ended.set()
+            self._started.set()
+
+    def _keep_whole(self) -> None:
         vain = 0
         while not self._stopping.is_set() and vain < VAIN_STARTS:
             self._start()
@@ -152,7 +167,6 @@ class DagsterDev:
                 self.restarts += 1
                 self._end_services()
         self._stop()
-        self._ended.set()
 
     def _start(self) -> None:
         with self.log.open("a") as output:
@@ -168,7 +182,9 @@ class DagsterDev:
             )
         self._vital = {}
         sessions = _read(self.record).get("sessions", [])
-        self.record.write_text(json.dumps({"sessions": [*sessions, self._process.pid]}))
+        staged = self.record.with_suffix(".new")  # a full disk must not cost what the next owner needs
+        staged.write_text(json.dumps({"sessions": [*sessions, self._process.pid]}))
+        staged.replace(self.record)
         self._started.set()
 
     def _is_whole(self) -> bool:

@@ -25,6 +25,8 @@ TOLD = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE")
 """Reasons that a run gives itself. One that was killed gives none."""
 SINCE = psutil.Process().create_time()
 """When this process began."""
+BOOTED = psutil.boot_time()
+"""When the machine was started, as the clock had it then. A clock that is set moves it, and with it the start of every process."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -200,6 +202,7 @@ def is_alive(pid: int, since: float) -> bool:
     """Whether the process that had this number at that time still has it."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= since + CLOCK_SECONDS
+        set_forward = max(0.0, psutil.boot_time() - BOOTED)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() - set_forward <= since + CLOCK_SECONDS
     except psutil.NoSuchProcess:
         return False

@@ -29,6 +29,7 @@ from dagster._core.storage.tags import (
 from curvas_assets.orchestration.batches import ranges, rectangles
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.jobs import REPORT, STAGES
+from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
@@ -138,7 +139,10 @@ class StageRunner:
         A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
         if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
-        keys = [dg.AssetKey(name) for name in assets or STAGES[stage]]
+        with ends_with_its_run(self.instance, self.context.run.run_id):
+            return self._run_stage(stage, [dg.AssetKey(name) for name in assets or STAGES[stage]])
+
+    def _run_stage(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         tried: Counter[Cell] = Counter()
         waited = False
         while True:

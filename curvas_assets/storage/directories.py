@@ -93,12 +93,13 @@ def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, reme
             store.upload(f"{key}/{place}/{name}", path)
         return {name: facts["size"] for name, facts in files.items()}
 
+    before: list[str] = []
+
     def mark(place: str) -> bytes:
-        there = _manifest_there(store, key) if remember else None
-        before = [*there["before"], there["place"]][-remember:] if there is not None else []
+        before[:] = places_of(store, key)[-remember:] if remember else []
         return seal_record({"version": version, "place": place, "files": files, "before": before})
 
-    place = versions.publish(store, key, MANIFEST, version, send, mark)
+    place = versions.publish(store, key, MANIFEST, version, send, mark, lambda: before)
     return StoredDirectory(version, size, len(files), unchanged=False, place=place)
 
 
@@ -227,7 +228,8 @@ def sweep(store: ObjectStore, key: str, least: timedelta | None = None) -> int:
     writers); how many bytes went.
     """
     found = versions.places(store, key, MANIFEST)
-    return versions.remove_untouched(store, found, {_manifest(store, key)["place"]}, least)
+    manifest = _manifest(store, key)
+    return versions.remove_untouched(store, found, {manifest["place"], *manifest["before"]}, least)
 
 
 def _read_one_version(store: ObjectStore, key: str, read: Callable[[dict[str, Any]], Value]) -> Value:

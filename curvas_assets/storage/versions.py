@@ -36,6 +36,7 @@ def publish(
     digest: str,
     send: Callable[[str], Mapping[str, int]],
     mark: Callable[[str], bytes],
+    kept: Callable[[], Collection[str]] = tuple,
 ) -> str:
     """Store one version of an artefact and announce it.
 
@@ -46,6 +47,7 @@ def publish(
         digest: of the content; begins the name of its place.
         send: stores the objects below `<key>/<place>/`, given the place; returns their names and sizes.
         mark: the marker's content, given the place.
+        kept: asked once that is written: older places that the marker names too.
 
     Returns:
         The place.
@@ -69,7 +71,7 @@ def publish(
         )
     store.put(f"{key}/{marker}", mark(place))
     with suppress(StorageError):  # it is stored, and stays so if this key may not delete
-        remove_untouched(store, found, {place})
+        remove_untouched(store, found, {place, *kept()})
     return place
 
 

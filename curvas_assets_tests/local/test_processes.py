@@ -4,7 +4,7 @@
 - INT, TERM and HUP end the owner within seconds, with all that it has started, runs and their steps too.
 - A daemon, code server or webserver that is killed is started again, and runs go on meanwhile.
 - What an owner that was killed -9 has left is ended by the next, and nothing else that lives.
-- A start that ends again and again is given up.
+- A start that ends again and again is given up; a program that is not there is told.
 - The port is the one that was asked for, or an error says that it is taken.
 - Runs that were under way when the machine went down are failed, and marked for Dagster to go on with.
 - The demo is the phantom study on its own store, whatever is in the environment.
@@ -174,6 +174,19 @@ def test_a_start_that_ends_at_once_is_given_up(tmp_path):
     with dev:
         until(lambda: dev.has_ended)
     assert (tmp_path / "log").read_text().count("no such file") == processes.VAIN_STARTS
+
+
+def test_a_program_that_cannot_be_started_is_told(tmp_path):
+    dev = DagsterDev(
+        [str(tmp_path / "no-such-program")],
+        {"DAGSTER_HOME": str(tmp_path)},
+        tmp_path,
+        tmp_path / "log",
+        tmp_path / "sessions.json",
+        before_start=lambda: None,
+    )
+    with pytest.raises(FileNotFoundError, match="no-such-program"), dev:
+        pass
 
 
 def test_a_port_that_is_taken_is_told():

@@ -33,6 +33,7 @@ from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_ite
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 
 from curvas_assets.local.deployment import ROOT
+from curvas_assets.orchestration import launcher
 from curvas_assets.orchestration.launcher import WatchedRunLauncher, asked_of_server, is_alive
 
 HERE = {GRPC_INFO_TAG: '{"host": "localhost", "socket": "/nowhere"}'}
@@ -89,9 +90,11 @@ def test_where_a_launch_was_repeated_any_of_its_processes_is_the_runs(instance):
     assert instance.run_launcher.fail_dead_starts() == []  # launched again a moment ago: its process has not told yet
 
 
-def test_a_number_that_came_back_and_a_zombie_are_no_life():
+def test_a_number_that_came_back_and_a_zombie_are_no_life(monkeypatch):
     assert is_alive(os.getpid(), time.time())
     assert not is_alive(os.getpid(), psutil.Process().create_time() - 60)  # after a reboot it is another's
+    monkeypatch.setattr(launcher, "BOOTED", launcher.BOOTED - 60)  # the clock was set by a minute since
+    assert is_alive(os.getpid(), psutil.Process().create_time() - 60)
     process = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 30
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:

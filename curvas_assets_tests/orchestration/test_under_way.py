@@ -3,7 +3,7 @@
 - Partitions of runs that wait, go on, are being cancelled, or were killed and are about to go on count as under way, by a single
   partition, a range or a rectangle; so do those that a backfill has not launched yet. What has ended does not.
 - `make_missing` waits for what others make and never launches it, and then makes what they have left; of two that launch the same
-  at the same moment, the younger leaves it to the older.
+  at the same moment, the younger leaves it to the older; a retry is as old as the run that was killed.
 - A run that goes on for one that was killed makes only what that one has left; a person's run makes its partitions always, and so
   does one that a person executes again.
 """
@@ -178,3 +178,19 @@ def test_a_run_that_goes_on_for_a_killed_one_makes_what_that_one_has_left(lineag
     lineage.made.clear()
     execute(lineage, submitted(lineage, tags | related, **line))  # executed again by a person
     assert len(lineage.made) == 4
+
+
+def test_a_retry_is_as_old_as_the_run_that_was_killed(lineage):
+    """Else a run that began between the two would leave its cells to the killed one, and the retry the same to it."""
+    lineage.register(*TESTS[:2])
+    tags = rectangle(f"{MODELS[0]}|{TESTS[0]}", f"{MODELS[0]}|{TESTS[1]}") | {LAUNCHED_BY: "study"}
+    killed = submitted(lineage, tags, status=DagsterRunStatus.STARTED)
+    between = submitted(lineage, tags)
+    lineage.instance.report_run_failed(killed)
+    related = {"dagster/root_run_id": killed.run_id, "dagster/parent_run_id": killed.run_id, RETRY_NUMBER_TAG: "1"}
+    retry = submitted(lineage, tags | related, root_run_id=killed.run_id, parent_run_id=killed.run_id)
+    lineage.made.clear()
+    execute(lineage, between)
+    assert lineage.made == []
+    execute(lineage, retry)
+    assert len(lineage.made) == 2
