@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,10 +86,12 @@ class Round:
         location: module of the code location.
         tell: told what happens.
         study: its name or file.
+        stages: assets to make, by `make_missing`; all, by `study`, if there are none.
     """
 
-    def __init__(self, state: Path, location: str, tell: Progress, study: str = "phantom"):
+    def __init__(self, state: Path, location: str, tell: Progress, study: str = "phantom", stages: Sequence[str] = ()):
         self.state, self.location, self.tell, self.study_file = state, location, tell, study
+        self.stages, self.job = list(stages), "make_missing" if stages else STUDY_JOB
         self.study = load_study(study)
         self.deployment = KilledDeployment(state, location, study)
         self.home = str(self.deployment.home)
@@ -107,7 +110,13 @@ class Round:
             for patients in self.study.sets.values():
                 for patient in patients:
                     objects.put(f"data/{patient}/image.nii.gz", patient.encode())
-        self.launch(STUDY_JOB)
+        if self.stages:  # what `study` does first
+            self.wait_for_ui()  # two that make Dagster's tables at once are in each other's way
+            with dg.DagsterInstance.from_config(self.home) as instance:
+                everyone = [patient for patients in self.study.sets.values() for patient in patients]
+                instance.add_dynamic_partitions("patient", everyone)
+                instance.add_dynamic_partitions("test_patient", self.study.scored_patients())
+        self.launch(self.job, **({"stages": self.stages} if self.stages else {}))
 
     def launch(self, job: str, seconds: float = 300, **settings: object) -> None:
         """Launch a job as the UI does; while nothing answers, again."""
@@ -120,6 +129,16 @@ class Round:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
+
+    def wait_for_ui(self, seconds: float = 300) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/server_info", timeout=5):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, "the UI does not come up"
+                time.sleep(0.5)
 
     def client(self) -> DagsterGraphQLClient:
         return DagsterGraphQLClient("127.0.0.1", port_number=self.port)
@@ -235,7 +254,7 @@ class Round:
 
     def has_ended(self) -> bool:
         with dg.DagsterInstance.from_config(self.home) as instance:
-            studies = instance.get_runs(dg.RunsFilter(job_name=STUDY_JOB), limit=1)
+            studies = instance.get_runs(dg.RunsFilter(job_name=self.job), limit=1)
             return bool(studies) and studies[0].is_finished and not unfinished_records(instance)
 
     def wait(self) -> bool:
@@ -280,7 +299,7 @@ class Round:
         """What is wrong, once the study has ended; the store must run."""
         found: dict[str, object] = {}
         with dg.DagsterInstance.from_config(self.home) as instance:
-            latest = instance.get_runs(dg.RunsFilter(job_name=STUDY_JOB), limit=1)
+            latest = instance.get_runs(dg.RunsFilter(job_name=self.job), limit=1)
             found["study"] = latest[0].status.value if latest else "never launched"
             found["runs"] = len(instance.get_runs())
             unfinished = [
@@ -290,6 +309,7 @@ class Round:
             graph = self._definitions().resolve_asset_graph()
             staleness = Staleness(graph, instance)
             keys = [key for key in graph.toposorted_asset_keys if not graph.get(key).is_external]
+            keys = [key for key in keys if not self.stages or key.to_user_string() in self.stages]
             lost = [f"{key.to_user_string()} {one or ''}" for key in keys for one in staleness.due(key)]
             made = Counter(
                 f"{key.to_user_string()} {record.partition_key}"
@@ -335,7 +355,7 @@ class Round:
             from curvas_assets_tests.orchestration.kill_location import read_back
 
             try:
-                read_back(self.study, Bucket(), Path(folder))
+                read_back(self.study, Bucket(), Path(folder), self.stages)
             except Exception as error:
                 return [str(error)]
         return []
@@ -451,6 +471,7 @@ def campaign(
     *,
     location: str = CHEAP,
     study: str = "phantom",
+    stages: Sequence[str] = (),
     seed: int = 1,
     pause_s: tuple[float, float] = (1, 8),
     weights: Mapping[str, int] = WEIGHTS,
@@ -464,6 +485,7 @@ def campaign(
         folder: for the states, which are removed when a round ended well.
         location: module of the code location.
         study: its name or file.
+        stages: assets to make; all if there are none.
         seed: of the order of kills and their times.
         pause_s: from the first progress after a kill to the next one, least and most, s.
         weights: kind of process → how often it is killed, compared with the others.
@@ -480,7 +502,7 @@ def campaign(
     while plan:
         state = folder / f"round{total['rounds']}"
         state.mkdir(parents=True)
-        one = Round(state, location, tell, study)
+        one = Round(state, location, tell, study, stages)
         one.start()
         while plan:
             one.wait_for_progress()
@@ -513,8 +535,9 @@ def campaign(
         tell(
             f"round ended: {found['study']}, {len(plan)} kills left; { {k: v for k, v in found.items() if k != 'versions'} }"
         )
-        if ended and found["study"] == "SUCCESS":
-            shutil.rmtree(state)
+        if not ended or found["study"] != "SUCCESS":
+            break  # its state stays, to be looked at
+        shutil.rmtree(state)
         if time.monotonic() > deadline:
             break
     return total
