@@ -15,6 +15,7 @@ last epoch), and epochs that were begun more than once, which is what a kill cos
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -153,6 +154,7 @@ class Round:
                 stderr=log,
                 start_new_session=True,
             )
+        atexit.register(self.owner.terminate)  # or it would outlive a campaign that failed
         deadline = time.monotonic() + 120
         while EmbeddedS3(self.state).pid is None or not self._store_answers():
             assert self.owner.poll() is None, (self.state / "owner.log").read_text()[-3000:]
@@ -288,8 +290,9 @@ class Round:
             time.sleep(0.2)
 
     def stop(self) -> float:
-        """End the owner as Ctrl-C does; seconds that took."""
+        """End the owner as Ctrl-C does; seconds that took. The state stays."""
         assert self.owner is not None
+        atexit.unregister(self.owner.terminate)
         start = time.monotonic()
         self.owner.send_signal(signal.SIGINT)
         self.owner.wait(60)
