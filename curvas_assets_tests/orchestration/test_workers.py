@@ -25,7 +25,7 @@ import pytest
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets_tests.orchestration import services
-from curvas_assets_tests.orchestration.worker_lineage import FILES, PARTITIONS, STAGES, artefact_key
+from curvas_assets_tests.orchestration.worker_lineage import FILES, HALF_WRITTEN, PARTITIONS, STAGES, artefact_key
 
 pytestmark = pytest.mark.skipif(
     services.redis_program() is None, reason="redis-server is not installed (Debian package redis-server)"
@@ -86,7 +86,7 @@ def test_steps_go_to_their_queue_and_a_killed_worker_loses_nothing(tmp_path, buc
                 folder = directories.read_directory(objects, key, tmp_path / "read" / key)
                 assert len(list(folder.iterdir())) == FILES
                 directories.sweep(objects, key, timedelta(0))
-        assert not [i.key for i in objects.list("") if "half-written" in i.key]
+        assert not [i.key for i in objects.list("") if HALF_WRITTEN in i.key]
         secret = bucket_environment["AWS_SECRET_ACCESS_KEY"]
         sent = _sent_through_broker(tmp_path)
         assert all(

@@ -25,6 +25,8 @@ PARTITIONS = ("a", "b", "c")
 STAGES = {"taken_in": NEEDS.intake, "trained": NEEDS.training, "predicted": NEEDS.prediction, "scored": NEEDS.scoring}
 """Asset → what it needs, in order; each is made from the one before."""
 FILES = 3
+HALF_WRITTEN = "0123456789abcdef_0123456789ab"
+"""The place that the killed writer had begun to fill."""
 
 
 def artefact_key(asset: str, partition: str) -> str:
@@ -53,7 +55,7 @@ def _asset(name: str, before: str | None) -> dg.AssetsDefinition:
                 for number in range(FILES):
                     Path(folder, f"{number}.txt").write_text(f"{name} {partition} {number}")
                 if (name, partition) == ("trained", "b"):
-                    objects.put(f"{artefact_key(name, partition)}/half-written/0.txt", b"half")
+                    objects.put(f"{artefact_key(name, partition)}/{HALF_WRITTEN}/0.txt", b"half")
                     if _first_time("waits"):
                         time.sleep(120)
                 if (name, partition) == ("predicted", "b") and _first_time("kills-itself"):
