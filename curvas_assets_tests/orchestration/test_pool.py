@@ -115,7 +115,7 @@ def _run_two_jobs(folder: Path, names: str) -> dict[str, list[tuple[float, float
     command = [sys.executable, "-m", pool_job.__name__]
     runs = [subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
-        assert [run.wait(timeout=90) for run in runs] == [0, 0]
+        assert [run.wait(timeout=300) for run in runs] == [0, 0]
     finally:
         for run in runs:
             run.kill()
