@@ -101,10 +101,12 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         failed = []
         starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
         for run in self._instance.get_runs(starting):
-            if not self._is_here(run) or any(is_alive(*one) for one in processes(self._instance, run.run_id)):
+            every = processes(self._instance, run.run_id)
+            if not self._is_here(run) or any(is_alive(*one) for one in every):
                 continue
-            found = processes(self._instance, run.run_id, of_last_launch=True)
-            if not found and (self._instance.get_run_stats(run.run_id).launch_time or time.time()) >= daemon_since:
+            launched = self._instance.get_run_stats(run.run_id).launch_time
+            found = any(told >= (launched or 0.0) for _, told in every)  # those before are of an earlier launch
+            if not found and (launched or time.time()) >= daemon_since:
                 continue
             now = self._instance.get_run_by_id(run.run_id)
             if now and now.status is dg.DagsterRunStatus.STARTING:  # or it began and ended between the two looks
@@ -174,27 +176,18 @@ def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
     return isinstance(instance.run_storage, SqliteRunStorage)
 
 
-def processes(instance: dg.DagsterInstance, run_id: str, *, of_last_launch: bool = False) -> list[tuple[int, float]]:
+def processes(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
     """The processes of a run as its log has them, each with when it wrote that.
 
     There are several where a launch was repeated, because the code server did not answer, and the first had come through: only one
     of them goes on.
-
-    Args:
-        instance: Dagster's.
-        run_id: the run.
-        of_last_launch: leave out those that were there before the run was last launched.
     """
-    kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_STARTING}
-    found: list[tuple[int, float]] = []
-    for entry in instance.all_logs(run_id, of_type=kinds):
+    found = []
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         event = entry.dagster_event
-        if event is None or event.step_key is not None:
-            continue
-        if event.event_type is dg.DagsterEventType.RUN_STARTING:
-            found = [] if of_last_launch else found
-        elif "pid" in event.engine_event_data.metadata:
-            found.append((int(str(event.engine_event_data.metadata["pid"].value)), entry.timestamp))
+        metadata = event.engine_event_data.metadata if event and event.step_key is None else {}
+        if "pid" in metadata:
+            found.append((int(str(metadata["pid"].value)), entry.timestamp))
     return found
 
 

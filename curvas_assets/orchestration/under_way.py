@@ -75,8 +75,9 @@ class UnderWay:
         for record in unfinished_records(instance):
             run = record.dagster_run
             if run.run_id not in left_out:
+                maker = Maker(run.run_id, _order(instance, record))
                 for cell in cells_of(graph, instance, run):
-                    self._makers.setdefault(cell, []).append(Maker(run.run_id, _order(instance, record)))
+                    self._makers.setdefault(cell, []).append(maker)
         for backfill_id, cells in self._backfills() if backfills else ():
             for cell in cells:
                 self._makers.setdefault(cell, []).append(Maker(backfill_id))
@@ -105,6 +106,12 @@ def unfinished_records(instance: dg.DagsterInstance) -> list[RunRecord]:
     found = list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
     killed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "true"})
     return found + [r for r in instance.get_run_records(killed, limit=100) if waits_for_retry(r)]
+
+
+def other_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
+    """All but this one, of those that wait, go on, or were killed and are about to go on."""
+    runs = [record.dagster_run for record in unfinished_records(instance)]
+    return [other for other in runs if other.run_id != run.run_id]
 
 
 def waits_for_retry(record: RunRecord) -> bool:

@@ -11,7 +11,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.operations import leftovers
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.under_way import unfinished_records
+from curvas_assets.orchestration.under_way import other_runs
 from curvas_assets.study import Study
 
 TAGS = {"curvas/needs": "cpu"}
@@ -30,7 +30,7 @@ class Sweep(dg.Config):
     dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
     young_too: bool = Field(
         default=False,
-        description="Also what somebody touched within the last day. Refused while other runs go on, whose it may be.",
+        description="Also what somebody touched within the last day, uploads that were not completed left out. Refused while other runs go on, whose it may be.",
     )
 
 
@@ -66,7 +66,7 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
                 metadata=facts,
                 allow_retries=False,
             )
-        if busy := leftovers.at_work(orphans, _others(context), graph, context.instance):
+        if busy := leftovers.at_work(orphans, other_runs(context.instance, context.run), graph, context.instance):
             raise dg.Failure(
                 f"{len(busy)} runs that have not ended may use them ({', '.join(busy[:5])}): nothing was removed. Wait or end "
                 "them, or name others in `only`.",
@@ -89,8 +89,9 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
     )
     def sweep(context: dg.OpExecutionContext, config: Sweep, bucket: Bucket) -> dg.Output[None]:
         objects = bucket.checked_objects()
-        now = objects.clock()  # whatever comes after this belongs to runs that begin after the look at them
-        others = _others(context)
+        # Whatever comes after this belongs to runs that begin after the look at them.
+        before = objects.clock() if config.young_too else None
+        others = other_runs(context.instance, context.run)
         if config.young_too and others:
             names = ", ".join(f"{run.job_name} {run.run_id[:8]}" for run in others[:5])
             raise dg.Failure(
@@ -98,7 +99,6 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
                 "young_too off.",
                 allow_retries=False,
             )
-        before = now if config.young_too else None
         found = leftovers.find_leftovers(objects, bucket.layout, context.log.warning, before)
         table, kinds = leftovers.leftover_table(found), leftovers.summary(found)
         listed = "\n".join(f"{kind}: {what}" for kind, what in kinds.items()) or "nothing"
@@ -124,9 +124,3 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
         return dg.Output(None, metadata={"removed": True, **facts})
 
     return [(remove_orphans, RemoveOrphans), (sweep, Sweep)]
-
-
-def _others(context: dg.OpExecutionContext) -> list[dg.DagsterRun]:
-    """Other runs that wait, go on, or were killed and are about to go on."""
-    runs = [record.dagster_run for record in unfinished_records(context.instance)]
-    return [run for run in runs if run.run_id != context.run.run_id]
