@@ -30,7 +30,7 @@ env:
 	@echo "export CURVAS_STUDY=phantom"
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -15,6 +15,8 @@ from curvas_assets.storage.objects import S3Objects
 # Two processes of tests share the cores with those that they start: threads that wait for work actively, which is OpenMP's
 # default, take the time of all others. Two of `test_panel` side by side on two cores: 74 s, 36 s with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A store that stays away fails a test in a minute, not in ten.
+os.environ.setdefault("CURVAS_STORE_PATIENCE_SECONDS", "60")
 
 CHROMIUM_FLAGS = (
     *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),

@@ -3,10 +3,12 @@
 - What was acknowledged is there after kill -9 and a new start, under the same keys and port.
 - Everything listens on loopback only. No port but S3 answers whoever has no certificate, in HTTP or gRPC, and S3 asks for a
   key; sockets, data and keys are this user's alone.
+- The disk bounds what is stored; a number of buckets does not.
 - A second start finds the first; stopping ends the process.
 """
 
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -45,6 +47,23 @@ def test_acknowledged_objects_survive_kill_nine(server):
     assert server.start()
     assert server.environment() == environment
     assert [len(_store(server).get(f"k{i}")) for i in range(20)] == [1000 + i for i in range(20)]
+
+
+def test_buckets_are_as_many_as_one_likes_however_full_the_disk_is(tmp_path):
+    class LargeVolumes(EmbeddedS3):
+        """Of which few fit on a disk: what a nearly full disk is to volumes of the usual size."""
+
+        def _options(self, config):
+            return [*super()._options(config), f"-master.volumeSizeLimitMB={large_mib}"]
+
+    large_mib = 29_999  # SeaweedFS' largest
+    would_fit = shutil.disk_usage(tmp_path).free // 2**20 // large_mib
+    with LargeVolumes(tmp_path) as server:
+        for number in range(would_fit + 3):
+            store = connect(S3Settings.from_environment({**server.environment(), "S3_BUCKET": f"bucket{number}"}))
+            store.client.create_bucket(Bucket=store.bucket)
+            store.put("key", b"value")
+            assert store.get("key") == b"value"
 
 
 def test_everything_listens_on_loopback_and_asks_for_a_certificate(server):
