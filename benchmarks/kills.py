@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
+from curvas_assets_tests.browser.serving import answers
 
 CHEAP = "curvas_assets_tests.orchestration.kill_location"
 REAL = "curvas_assets.definitions"
@@ -133,13 +133,9 @@ class Round:
 
     def wait_for_ui(self, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/server_info", timeout=5):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, "the UI does not come up"
-                time.sleep(0.5)
+        while not answers(f"http://127.0.0.1:{self.port}"):
+            assert time.monotonic() < deadline, "the UI does not come up"
+            time.sleep(0.5)
 
     def client(self) -> DagsterGraphQLClient:
         return DagsterGraphQLClient("127.0.0.1", port_number=self.port)
@@ -519,7 +515,8 @@ def campaign(
         ended = one.wait()
         found = one.findings()
         total["stops"].append(round(one.stop(), 1))  # type: ignore[union-attr]
-        if not ended or found["study"] != "SUCCESS":
+        finished = ended and found["study"] == "SUCCESS"
+        if not finished:
             total["unfinished studies"].append(f"round {total['rounds']}: {found['study']}")  # type: ignore[union-attr]
         for name in ("torn", "lost", "stuck", "trained twice", "made twice"):
             total[name] += found[name]  # type: ignore[operator]
@@ -538,7 +535,7 @@ def campaign(
         tell(
             f"round ended: {found['study']}, {len(plan)} kills left; { {k: v for k, v in found.items() if k != 'versions'} }"
         )
-        if not ended or found["study"] != "SUCCESS":
+        if not finished:
             break  # its state stays, to be looked at
         shutil.rmtree(state)
         if time.monotonic() > deadline:

@@ -51,8 +51,6 @@ LOWEST_PORT = 12_000
 """Ports are taken from here up to `GRPC_OFFSET` higher, so that no port is another's gRPC port, and both kinds lie below
 32768, where Linux begins to hand out ports to outgoing connections."""
 PORTS = ("master", "volume", "filer", "s3", "admin")
-VOLUME_MIB = 1024
-"""Up to which a file of SeaweedFS' is written to."""
 MOST_VOLUMES = 10_000
 """Each bucket has some of its own. Left to SeaweedFS, there are as many as the free disk holds full ones of at its start: with
 20 GiB free the 21st bucket takes no object, however small, though next to nothing is stored."""
@@ -335,7 +333,7 @@ class EmbeddedS3:
             "-webdav=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            f"-master.volumeSizeLimitMB={VOLUME_MIB}",
+            "-master.volumeSizeLimitMB=1024",
             f"-volume.max={MOST_VOLUMES}",
             f"-master.port={ports['master']}",
             f"-volume.port={ports['volume']}",

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
 
+from curvas_assets.orchestration.under_way import short_name
+
 LONGEST = 1500
 """Characters of one step, so that a chat takes the message; the rest is in the run."""
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+:)")
@@ -21,7 +23,7 @@ def told(run: dg.DagsterRun, ended: dg.DagsterEvent, steps: Sequence[dg.DagsterE
         steps: the failure events of its steps.
     """
     partition = run.tags.get("dagster/partition")
-    what = f"{run.job_name} {run.run_id[:8]}{f' ({partition})' if partition else ''} failed"
+    what = f"{short_name(run)}{f' ({partition})' if partition else ''} failed"
     reasons = [f"{step.step_key}: {_reason(step)}" for step in steps]
     return "\n".join([f"{what}:", *reasons] if reasons else [f"{what}: {ended.message}"])
 

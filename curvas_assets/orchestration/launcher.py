@@ -101,11 +101,13 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         failed = []
         starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
         for run in self._instance.get_runs(starting):
+            if not self._is_here(run):
+                continue
             every = processes(self._instance, run.run_id)
-            if not self._is_here(run) or any(is_alive(*one) for one in every):
+            if any(is_alive(*one) for one in every):
                 continue
             launched = self._instance.get_run_stats(run.run_id).launch_time
-            found = any(told >= (launched or 0.0) for _, told in every)  # those before are of an earlier launch
+            found = any(since >= (launched or 0.0) for _, since in every)  # those before are of an earlier launch
             if not found and (launched or time.time()) >= daemon_since:
                 continue
             now = self._instance.get_run_by_id(run.run_id)

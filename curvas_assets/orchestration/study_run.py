@@ -34,7 +34,15 @@ from curvas_assets.orchestration.partitions import Partitions, current_keys, dim
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.orchestration.under_way import LAUNCHED_BY, Cell, Maker, UnderWay, cells_of, waits_for_retry
+from curvas_assets.orchestration.under_way import (
+    LAUNCHED_BY,
+    Cell,
+    Maker,
+    UnderWay,
+    cells_of,
+    short_name,
+    waits_for_retry,
+)
 from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
@@ -234,7 +242,7 @@ class StageRunner:
         own = self.context.run
         job = self.repository.get_job(stage)
         # The UI reads "launched by" from the tag of the user; without it, a run counts as launched by hand.
-        tags = {LAUNCHED_BY: own.run_id, USER_TAG: f"{own.job_name} {own.run_id[:8]}"}
+        tags = {LAUNCHED_BY: own.run_id, USER_TAG: short_name(own)}
         if batch is not None:
             first, last, count = batch
             if count == 1:

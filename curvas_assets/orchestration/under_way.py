@@ -114,6 +114,11 @@ def other_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.Dags
     return [other for other in runs if other.run_id != run.run_id]
 
 
+def short_name(run: dg.DagsterRun) -> str:
+    """A run as people are told of it: `train_models 1a2b3c4d`."""
+    return f"{run.job_name} {run.run_id[:8]}"
+
+
 def waits_for_retry(record: RunRecord) -> bool:
     """Whether Dagster is about to launch a failed run again."""
     run, ended = record.dagster_run, record.end_time or 0

@@ -56,7 +56,7 @@ def served(module: str, environment: Mapping[str, str], logs: Path, *, seconds: 
             stack.callback(_stop, processes[name], 5)
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + seconds
-        while not _answers(url):
+        while not answers(url):
             for name, process in processes.items():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the {name} does not answer:\n{(logs / f'{name}.log').read_text()[-3000:]}")
@@ -78,7 +78,8 @@ def _stop(process: subprocess.Popen, seconds: float) -> None:
     process.wait()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a UI answers."""
     try:
         with urllib.request.urlopen(f"{url}/server_info", timeout=2):
             return True

@@ -185,13 +185,17 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
         "scores": study.scored_patients(),
     }
     for name, keys in partitions.items():
-        for key in keys if not assets or name in assets else ():
+        if assets and name not in assets:
+            continue
+        for key in keys:
             where = artefact_key(layout, name, key) + ".made"
             into = directories.read_directory(objects, where, folder / where.replace("/", "-"))
             for number in range(3):
                 assert Path(into, f"{number}.txt").read_text() == f"{name} {key} {number}" * 1000
             read.append(f"{name} {key}")
-    for name in TABLES if not assets else ():
+    for name in TABLES:
+        if assets and name not in assets:
+            continue
         assert len(tables.read_table(objects, artefact_key(layout, name))) == 100
         read.append(name)
     return read

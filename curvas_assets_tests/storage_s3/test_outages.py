@@ -296,6 +296,7 @@ def test_what_a_store_refuses_in_its_first_seconds_is_asked_again(quick):
 def test_runs_wait_and_sensors_skip(server, monkeypatch, quick):
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CURVAS_STORE_PATIENCE_SECONDS")  # of the tests: a sensor that waited it would pass below
     server.stop(1)
 
     @dg.op

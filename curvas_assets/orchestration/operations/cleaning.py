@@ -11,7 +11,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.operations import leftovers
 from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.under_way import other_runs
+from curvas_assets.orchestration.under_way import other_runs, short_name
 from curvas_assets.study import Study
 
 TAGS = {"curvas/needs": "cpu"}
@@ -93,7 +93,7 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
         before = objects.clock() if config.young_too else None
         others = other_runs(context.instance, context.run)
         if config.young_too and others:
-            names = ", ".join(f"{run.job_name} {run.run_id[:8]}" for run in others[:5])
+            names = ", ".join(map(short_name, others[:5]))
             raise dg.Failure(
                 f"{len(others)} other runs have not ended ({names}), whose it may be: nothing was removed. Wait, or leave "
                 "young_too off.",

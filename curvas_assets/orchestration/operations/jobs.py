@@ -38,7 +38,7 @@ from curvas_assets.orchestration.sensors import digests, register, roles_of
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
-from curvas_assets.orchestration.under_way import other_runs
+from curvas_assets.orchestration.under_way import other_runs, short_name
 from curvas_assets.study import ModelId, Study
 
 OP = "_op"
@@ -611,4 +611,4 @@ def _known(context: dg.OpExecutionContext, partitions: Partitions) -> list[str]:
 
 
 def _other_runs(context: dg.OpExecutionContext) -> list[str]:
-    return [f"{run.job_name} {run.run_id[:8]}" for run in other_runs(context.instance, context.run)]
+    return [short_name(run) for run in other_runs(context.instance, context.run)]

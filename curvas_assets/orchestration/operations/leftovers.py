@@ -26,6 +26,7 @@ from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.operations.transfer import human_bytes
 from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients
 from curvas_assets.orchestration.staleness import REMOVED
+from curvas_assets.orchestration.under_way import short_name
 from curvas_assets.storage import directories, softmax, versions
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpload
 from curvas_assets.study import EnsembleId, ModelId
@@ -177,7 +178,7 @@ def at_work(
                 asset in upstream
                 and (keys is None or set(orphan.partition.split("|")) & {n for k in keys for n in _names(k)})
             ):
-                busy.append(f"{run.job_name} {run.run_id[:8]}")
+                busy.append(short_name(run))
                 break
     return busy
 
