@@ -232,7 +232,7 @@ def part_members(shape: Shape) -> dict[str, Any]:
 def part_ensembles(shape: Shape) -> dict[str, Any]:
     """Nine members to four ensembles with their maps, as the asset does it: fetch, average, encode, map, store."""
     from curvas_assets.assets.ensembles import store_ensembles
-    from curvas_assets.orchestration.bucket import Layout
+    from curvas_assets.storage.layout import Layout
 
     objects, layout = store(), Layout()
     volumes = {name: open_softmax(objects, key_of(shape, name)) for name in MEMBERS}
@@ -264,8 +264,8 @@ def part_scoring(shape: Shape) -> dict[str, Any]:
 
     The asset holds the annotations in memory: a byte per voxel and annotator beside what is measured here.
     """
-    from curvas_assets.orchestration.bucket import Layout
     from curvas_assets.scoring import PatientReference
+    from curvas_assets.storage.layout import Layout
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "annotations.npy")

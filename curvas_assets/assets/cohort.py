@@ -11,7 +11,7 @@ from curvas_assets import cohort as intake
 from curvas_assets.cohort import implausible_intensities
 from curvas_assets.errors import CorruptArtefactError, PatientError, StudyError
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Bucket, Layout, patient_folders
+from curvas_assets.orchestration.bucket import Bucket, patient_folders
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -20,6 +20,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import bytes_below, scratch_space
 from curvas_assets.report import previews
 from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 

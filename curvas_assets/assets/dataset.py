@@ -9,7 +9,7 @@ import dagster as dg
 from curvas_assets.assets.cohort import OWNERS, fetch_files
 from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.geometry import order_of
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise, one_by_one
 from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -18,6 +18,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 

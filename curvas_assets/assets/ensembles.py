@@ -10,15 +10,16 @@ import dagster as dg
 from curvas_assets.assets.cohort import OWNERS
 from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import Outcome, materialise
 from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
-from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.report import previews
+from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
@@ -67,14 +68,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         checks = Checks(*CHECKS)
 
         def combine(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-            for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
-                wanted = {grid_key(context, key)["ensemble"]: key for key in cells}
+            for patient, cells in groupby(keys, key=lambda key: Cell.of(key).patient):
+                wanted = {Cell.of(key).predictor: key for key in cells}
                 members = {name: [str(m) for m in study.members(name, patient)] for name in wanted}
                 volumes: dict[str, SoftmaxVolume] = {}
                 refused: dict[str, Exception] = {}
                 for model in dict.fromkeys(model for names in members.values() for model in names):
                     try:
-                        volumes[model] = softmax[f"{model}|{patient}"].volume()
+                        volumes[model] = softmax[str(Cell(model, patient))].volume()
                     except Exception as error:
                         refused[model] = error
                 complete = {}

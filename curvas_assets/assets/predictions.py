@@ -22,13 +22,14 @@ from curvas_assets.orchestration.checks import Check, Checks, specs
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
 from curvas_assets.orchestration.io_manager import Artefacts, Stored, artefact
-from curvas_assets.orchestration.partitions import Partitions, grid_key
+from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
 from curvas_assets.storage import directories
+from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
 from curvas_assets.study import Study
 
@@ -81,7 +82,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 unrecorded_order=cache(lambda: order_of_training_scans(objects, layout, study)),
             )
             code = code_facts("nnunetv2", "torch")
-            models_wanted = {grid_key(context, key)["model"] for key in keys}
+            models_wanted = {Cell.of(key).predictor for key in keys}
             model_bytes = sum(directories.size_of(objects, layout.model(model)) for model in models_wanted)
             with ExitStack() as held:
                 try:
@@ -91,7 +92,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                     return
                 leased = held.enter_context(leased_device(context.log.info))
                 models: dict[str, tuple[Path, str]] = {}
-                for patient, cells in groupby(keys, key=lambda key: grid_key(context, key)["patient"]):
+                for patient, cells in groupby(keys, key=lambda key: Cell.of(key).patient):
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
                         opened = None
                         for key in cells:
@@ -100,7 +101,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                                     record = test_scan[patient].record()
                                     fetch_files(objects, record, Path(folder), [study.image])
                                     opened = predictor.open(Path(folder, study.image), patient)
-                                model = grid_key(context, key)["model"]
+                                model = Cell.of(key).predictor
                                 if model not in models:
                                     into = Path(scratch, "models", model)
                                     models[model] = into, trained_model[model].fetch(into)
@@ -120,7 +121,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             leased: str | None,
             made_by: dict[str, Any],
         ) -> Stored:
-            patient = grid_key(context, cell)["patient"]
+            patient = Cell.of(cell).patient
             prediction = predictor.predict(opened, model_folder)
             key = layout.softmax(patient, model)
             with SoftmaxWriter(

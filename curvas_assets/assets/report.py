@@ -21,7 +21,7 @@ from curvas_assets.assets.scores import of_the_study
 from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.environment import report_folder
 from curvas_assets.orchestration.execution import RETRY, StageNeeds
@@ -50,6 +50,7 @@ from curvas_assets.statistics import (
     out_of_distribution,
 )
 from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import open_softmax

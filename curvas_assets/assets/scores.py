@@ -21,6 +21,7 @@ from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, check_scores, metric_table, study_columns
 from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
 from curvas_assets.storage import directories
+from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 GROUP = "scores"
@@ -91,14 +92,14 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
                 )
                 found = {}
                 for count, predictor in enumerate(predictors, 1):
-                    key = f"{predictor}|{patient}"
+                    key = str(Cell(predictor, patient))
                     if study.family(predictor) == "individual":
                         found[predictor] = reference.score(softmax[key].volume())
                     else:
                         names = [str(m) for m in study.members(predictor, patient)]
                         mean = ensemble_softmax[key].volume()
                         require_members(mean.provenance.get("members"), names, key)
-                        members = [softmax[f"{m}|{patient}"].volume() for m in names]
+                        members = [softmax[str(Cell(m, patient))].volume() for m in names]
                         found[predictor] = reference.score(mean, members=members)
                     context.log.info(f"{patient}: {predictor} scored, {count} of {len(predictors)}")
                 written = {

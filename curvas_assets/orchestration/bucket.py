@@ -1,12 +1,9 @@
-"""The study's bucket: where each artefact stands, and the store behind it.
+"""The study's bucket as a Dagster resource: dagster-aws's `S3Resource` with the deployment's settings, read when a client is made.
 
-`Layout` owns every key in the bucket; nobody else joins prefixes. `Bucket` is the Dagster resource, dagster-aws's
-`S3Resource` with the deployment's settings, read when a client is made. How an artefact is encoded belongs to
-`curvas_assets.storage`.
+Where each artefact stands and how it is encoded belongs to `curvas_assets.storage`.
 """
 
 import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -16,66 +13,10 @@ from pydantic import PrivateAttr
 from curvas_assets.orchestration.environment import environment, store_patience_seconds
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning, link_ends, signed_link
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import ObjectStore, S3Objects
 from curvas_assets.storage.patience import Patience
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Keys in the bucket. Prefixes come from `S3_DATA_DIR`, `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`…"""
-
-    data: str = "data"
-    artifacts: str = "artifacts"
-    output: str = "output"
-    metrics: str = "metrics"
-    reports: str = "reports"
-
-    def patient_file(self, patient_folder: str, file: str) -> str:
-        return f"{self.data}/{patient_folder}/{file}"
-
-    def scan(self, patient: str) -> str:
-        return f"{self.output}/{patient}/scan.json"
-
-    def test_scan(self, patient: str) -> str:
-        return f"{self.output}/{patient}/test_scan.json"
-
-    def dataset(self, annotator: str) -> str:
-        return f"{self.artifacts}/preprocessing/{annotator}"
-
-    def model(self, model: str) -> str:
-        return f"{self.artifacts}/models/{model}"
-
-    def unfinished_training(self, model: str) -> str:
-        return f"{self.artifacts}/training/{model}"
-
-    def softmax(self, patient: str, predictor: str) -> str:
-        return f"{self.output}/{patient}/{predictor}/softmax.zarr"
-
-    def ensemble_map(self, patient: str, ensemble: str, name: str) -> str:
-        return f"{self.output}/{patient}/{ensemble}/{name}.nii.gz"
-
-    def ensemble(self, patient: str, ensemble: str) -> str:
-        return f"{self.output}/{patient}/{ensemble}/ensemble.json"
-
-    def scores(self, patient: str) -> str:
-        return f"{self.metrics}/{patient}/scores"
-
-    def table(self, name: str) -> str:
-        return f"{self.metrics}/{name}.parquet"
-
-    def published_table(self, name: str) -> str:
-        return f"{self.metrics}/{name}"
-
-    def merged_csv(self) -> str:
-        return f"{self.metrics}/metrics.csv"
-
-    def report(self) -> str:
-        return f"{self.reports}/report"
-
-    def figures(self) -> str:
-        return f"{self.reports}/figures"
-
 
 SENSOR_READ_SECONDS = 10
 """Outside of runs nothing waits for a store that is away: sensors and schedules skip, and look again."""

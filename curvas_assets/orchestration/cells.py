@@ -30,9 +30,10 @@ from curvas_assets.orchestration.checks import Check
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.lifeline import ends_with_its_run
-from curvas_assets.orchestration.partitions import dimension_tags, ordered
+from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.under_way import leave_to_others
 from curvas_assets.orchestration.usage import Usage
+from curvas_assets.storage.layout import SEPARATOR, patient_by_patient
 from curvas_assets.storage.metering import MeteredObjects
 
 Outcome = Stored | Exception
@@ -70,7 +71,7 @@ def materialise(
     Raises:
         dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
     """
-    keys = ordered([str(key) for key in context.partition_keys])
+    keys = patient_by_patient(str(key) for key in context.partition_keys)
     asset = context.asset_key.to_user_string()
     left = leave_to_others(
         lambda: context.repository_def.asset_graph, context.instance, context.run, context.asset_key, keys
@@ -126,7 +127,7 @@ def _tell_verdicts(
 
 def told(key: str, error: Exception, reason: str) -> str:
     """A partition's reason, the partition's name before it unless the error names it itself."""
-    named = isinstance(error, CurvasError) and all(part in error.subject for part in key.split("|"))
+    named = isinstance(error, CurvasError) and all(part in error.subject for part in key.split(SEPARATOR))
     return reason if named else f"{key}: {reason}"
 
 

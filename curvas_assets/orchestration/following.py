@@ -18,6 +18,7 @@ from dagster._core.storage.tags import (
 from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 NEW_PATIENT = "curvas/new_patient"
@@ -63,7 +64,7 @@ def due_for_patients(
                 "softmax": [str(m) for m in study.models_of(patient)],
                 "ensemble_softmax": [str(e) for e in study.ensemble_ids],
             }
-            cells = [f"{c}|{patient}" for c in columns[asset]] if asset in columns else [patient]
+            cells = [str(Cell(c, patient)) for c in columns[asset]] if asset in columns else [patient]
             missing = [cell for cell in cells if not staleness.made(key, cell)]
             ready = [cell for cell in missing if staleness.ready(key, cell)]
             for first, last, count in ranges(ready, cells, len(cells)):

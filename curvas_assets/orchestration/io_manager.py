@@ -17,9 +17,10 @@ import pandas as pd
 from pydantic import PrivateAttr
 
 from curvas_assets.errors import MissingArtefactError, StorageError
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.usage import Usage
 from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import SoftmaxVolume, open_softmax
 
@@ -37,8 +38,8 @@ KEYS: dict[str, Callable[[Layout, str], str]] = {
     "test_scan": Layout.test_scan,
     "preprocessed_dataset": Layout.dataset,
     "trained_model": Layout.model,
-    "softmax": lambda layout, key: layout.softmax(*reversed(key.split("|"))),
-    "ensemble_softmax": lambda layout, key: layout.softmax(*reversed(key.split("|"))),
+    "softmax": lambda layout, key: layout.softmax(Cell.of(key).patient, Cell.of(key).predictor),
+    "ensemble_softmax": lambda layout, key: layout.softmax(Cell.of(key).patient, Cell.of(key).predictor),
     "scores": Layout.scores,
     "figures": lambda layout, _: layout.figures(),
     "report": lambda layout, _: layout.report(),

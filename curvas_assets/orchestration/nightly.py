@@ -12,6 +12,7 @@ from curvas_assets.orchestration.environment import NIGHTLY_PREDICT
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
+from curvas_assets.storage.layout import patient_of
 
 NIGHT = ("take_in_scans", "select_test_scans", "predict", "build_ensembles", "score_patients")
 """Stages of a night, in order."""
@@ -110,11 +111,6 @@ def _of_another_image(staleness: Staleness) -> set[str]:
         if not staleness.made(SOFTMAX, cell) or any(reason.startswith("test_scan ") for reason in reasons):
             found.add(patient)
     return found
-
-
-def patient_of(partition: str) -> str:
-    """The patient of a cell (`model|patient`), or of a patient's own partition."""
-    return partition.rpartition("|")[2]
 
 
 def _keys(stage: str) -> list[dg.AssetKey]:

@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
 from dagster._core.instance import DynamicPartitionsStore
 
+from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 Belongs = Callable[[str], bool]
@@ -133,20 +134,15 @@ def _predicted(study: Study) -> Belongs:
     """Whether a cell's model predicts its patient."""
     if not study.cross_validated:
         return lambda _: True
-    cells = {f"{model}|{patient}" for patient in study.scored_patients() for model in study.models_of(patient)}
+    cells = {
+        str(Cell(str(model), patient)) for patient in study.scored_patients() for model in study.models_of(patient)
+    }
     return cells.__contains__
 
 
-def grid_key(context: dg.AssetExecutionContext, key: str) -> dict[str, str]:
-    """`{"model": …, "patient": …}` of a key such as `anno1_init1_foldall|P001` (dimensions in alphabetical order)."""
-    definition = context.assets_def.partitions_def
-    assert isinstance(definition, dg.MultiPartitionsDefinition)
-    return dict(zip(sorted(definition.partition_dimension_names), key.split("|"), strict=True))
-
-
-def ordered(keys: Sequence[str]) -> list[str]:
-    """Keys patient by patient: the last dimension of a grid varies slowest, so that a patient's work is shared."""
-    return sorted(keys, key=lambda key: tuple(reversed(key.split("|"))))
+def by_dimension(definition: dg.MultiPartitionsDefinition, key: str) -> dict[str, str]:
+    """`{"model": …, "patient": …}` of the key of a cell."""
+    return dict(zip(sorted(definition.partition_dimension_names), Cell.of(key), strict=True))
 
 
 def dimension_tags(definition: dg.PartitionsDefinition | None, key: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.storage.layout import Cell
 from curvas_assets.study import ModelId, Study
 
 
@@ -49,10 +50,8 @@ class Scope:
         if definition is None or partition is None:
             return True
         if isinstance(definition, dg.MultiPartitionsDefinition):
-            named = dict(zip(sorted(definition.partition_dimension_names), partition.split("|"), strict=True))
-            patient = named.pop("patient")
-            (column,) = named.values()
-            return self._has(self.patients, patient) and self._has(self.columns, column)
+            cell = Cell.of(partition)
+            return self._has(self.patients, cell.patient) and self._has(self.columns, cell.predictor)
         is_patient = isinstance(definition, dg.DynamicPartitionsDefinition)
         return self._has(self.patients if is_patient else self.columns, partition)
 

@@ -29,7 +29,8 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from curvas_assets.orchestration.partitions import current_keys
+from curvas_assets.orchestration.partitions import by_dimension, current_keys
+from curvas_assets.storage.layout import Cell
 
 DATA_VERSION = "dagster/data_version"
 REMOVED = "removed"
@@ -259,12 +260,12 @@ class Staleness:
         if isinstance(mapping, dg.MultiToSingleDimensionPartitionMapping):
             if isinstance(below, dg.MultiPartitionsDefinition):
                 position = _dimensions(below).index(mapping.partition_dimension_name or "")
-                return lambda partition: [partition.split("|")[position]]
+                return lambda partition: [Cell.of(partition)[position]]
             assert isinstance(above, dg.MultiPartitionsDefinition)
             position = _dimensions(above).index(mapping.partition_dimension_name or "")
             cells: dict[str, list[str]] = {}
             for one in known:
-                cells.setdefault(one.split("|")[position], []).append(one)
+                cells.setdefault(Cell.of(one)[position], []).append(one)
             return lambda partition: cells.get(partition, [])
         if isinstance(mapping, dg.MultiPartitionMapping):
             assert isinstance(below, dg.MultiPartitionsDefinition)
@@ -307,12 +308,12 @@ class Staleness:
             return of_dimension[dimension, key]
 
         def parents(partition: str) -> list[str]:
-            key = dict(zip(_dimensions(below), partition.split("|"), strict=True))
+            key = by_dimension(below, partition)
             sides = [
                 along(dimension, key[mapping.downstream_mappings_by_upstream_dimension[dimension].dimension_name])
                 for dimension in _dimensions(above)
             ]
-            return [cell for cell in ("|".join(parts) for parts in product(*sides)) if cell in known]
+            return [cell for cell in (str(Cell(*parts)) for parts in product(*sides)) if cell in known]
 
         return parents
 

@@ -36,13 +36,14 @@ from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import (
     LAUNCHED_BY,
-    Cell,
+    AssetPartition,
     Maker,
     UnderWay,
-    cells_of,
+    asset_partitions_of,
     short_name,
     waits_for_retry,
 )
+from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
@@ -151,7 +152,7 @@ class StageRunner:
             return self._run_stage(stage, [dg.AssetKey(name) for name in assets or STAGES[stage]])
 
     def _run_stage(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
-        tried: Counter[Cell] = Counter()
+        tried: Counter[AssetPartition] = Counter()
         waited = False
         while True:
             ours, theirs = self._plan(stage, keys, tried)
@@ -166,8 +167,8 @@ class StageRunner:
         return self._left(stage, keys)
 
     def _plan(
-        self, stage: str, keys: Sequence[dg.AssetKey], tried: Counter[Cell]
-    ) -> tuple[dict[str, list[Cell]], dict[Maker, int]]:
+        self, stage: str, keys: Sequence[dg.AssetKey], tried: Counter[AssetPartition]
+    ) -> tuple[dict[str, list[AssetPartition]], dict[Maker, int]]:
         """Launch what is due and nobody makes: our runs with their partitions, and how many are whose else."""
         under_way = UnderWay(self.graph, self.instance)
         staleness = Staleness(self.graph, self.instance)  # after the look at runs: what one has just ended with counts
@@ -185,7 +186,7 @@ class StageRunner:
         if any(None in partitions for partitions in free.values()):
             if theirs:  # tables follow one another: after those that are being made
                 return {}, theirs
-            cells: list[Cell] = [(key, None) for key in keys]
+            cells: list[AssetPartition] = [(key, None) for key in keys]
             if missing := staleness.missing_parents(keys[0], None):
                 self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
                 tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
@@ -203,14 +204,14 @@ class StageRunner:
                 tried[key, partition] += 1
                 ready.append(str(partition))
         runs = [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
-        return {one: cells_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
+        return {one: asset_partitions_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
 
     def _run(self, run_id: str) -> dg.DagsterRun:
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run
 
-    def _all_due(self, keys: Sequence[dg.AssetKey]) -> list[Cell]:
+    def _all_due(self, keys: Sequence[dg.AssetKey]) -> list[AssetPartition]:
         staleness = Staleness(self.graph, self.instance)
         return [(key, one) for key in keys for one in self._due(staleness, key)]
 
@@ -234,8 +235,8 @@ class StageRunner:
             d.partitions_def.get_partition_keys(dynamic_partitions_store=self.instance)
             for d in sorted(definition.partitions_defs, key=lambda d: d.name)
         )
-        cells = [(column, row) for column, _, row in (partition.partition("|") for partition in partitions)]
-        return [("|".join(a), "|".join(b), count) for a, b, count in rectangles(cells, columns, rows, limit)]
+        cells = [Cell.of(partition) for partition in partitions]
+        return [(str(Cell(*a)), str(Cell(*b)), count) for a, b, count in rectangles(cells, columns, rows, limit)]
 
     def _launch(self, stage: str, keys: Sequence[dg.AssetKey], batch: tuple[str, str, int] | None) -> str:
         """Put a run of a stage's job into the queue; its id."""

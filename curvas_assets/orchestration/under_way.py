@@ -36,7 +36,7 @@ BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)
 RETRY_WITHIN_SECONDS = 120
 """How long a run that was killed may wait for the run that goes on in its place."""
 
-Cell = tuple[dg.AssetKey, str | None]
+AssetPartition = tuple[dg.AssetKey, str | None]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class UnderWay:
         self, graph: BaseAssetGraph, instance: dg.DagsterInstance, *, but: Iterable[str] = (), backfills: bool = True
     ):
         self._graph, self._instance = graph, instance
-        self._makers: dict[Cell, list[Maker]] = {}
+        self._makers: dict[AssetPartition, list[Maker]] = {}
         left_out = set(but)
         for record in unfinished_records(instance):
             run = record.dagster_run
             if run.run_id not in left_out:
                 maker = Maker(run.run_id, _order(instance, record))
-                for cell in cells_of(graph, instance, run):
+                for cell in asset_partitions_of(graph, instance, run):
                     self._makers.setdefault(cell, []).append(maker)
         for backfill_id, cells in self._backfills() if backfills else ():
             for cell in cells:
@@ -86,7 +86,7 @@ class UnderWay:
         """Who makes a partition now or soon: runs before backfills, the oldest first."""
         return sorted(self._makers.get((key, partition), ()), key=lambda maker: (maker.order is None, maker.order or 0))
 
-    def _backfills(self) -> Iterator[tuple[str, list[Cell]]]:
+    def _backfills(self) -> Iterator[tuple[str, list[AssetPartition]]]:
         asked = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
         for backfill in self._instance.get_backfills(filters=asked):
             if not backfill.is_asset_backfill:
@@ -95,7 +95,7 @@ class UnderWay:
                 data = backfill.get_asset_backfill_data(self._graph)
                 # What it has requested is in its runs; what it has not is nowhere else.
                 left = data.target_subset - (data.requested_subset | data.failed_and_downstream_subset)
-                cells: list[Cell] = [(key, None) for key in left.non_partitioned_asset_keys]
+                cells: list[AssetPartition] = [(key, None) for key in left.non_partitioned_asset_keys]
                 for key, subset in left.partitions_subsets_by_asset_key.items():
                     cells += [(key, str(one)) for one in subset.get_partition_keys()]
             yield backfill.backfill_id, cells
@@ -130,7 +130,9 @@ def waits_for_retry(record: RunRecord) -> bool:
     )
 
 
-def cells_of(graph: BaseAssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[Cell]:
+def asset_partitions_of(
+    graph: BaseAssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun
+) -> list[AssetPartition]:
     """The partitions that a run makes, of every asset of it."""
     keys = run.asset_selection or {dg.AssetKey(asset) for asset in STAGES.get(run.job_name, ())}
     return [(key, one) for key in keys if graph.has(key) for one in _partitions_of(graph, instance, key, run.tags)]

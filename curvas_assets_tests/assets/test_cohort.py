@@ -21,10 +21,11 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.io_manager import Artefact
 from curvas_assets.segmentation import DatasetFacts
 from curvas_assets.storage import tables
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import reorder

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.assets.report import averaged, out_of_date
-from curvas_assets.orchestration.bucket import Layout
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter
 from curvas_assets.study import Study, load_study

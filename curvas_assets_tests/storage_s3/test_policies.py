@@ -14,9 +14,9 @@ import pytest
 
 from curvas_assets.errors import StorageError
 from curvas_assets.local.server import EmbeddedS3
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import S3Objects
 
 POLICIES = Path(__file__).resolve().parents[2] / "deploy" / "s3"

@@ -8,10 +8,10 @@ import dagster as dg
 import pandas as pd
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.operations.leftovers import removed_partitions
 from curvas_assets.orchestration.partitions import current_keys
 from curvas_assets.orchestration.provenance import git_commit, package_versions
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 

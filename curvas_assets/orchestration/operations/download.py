@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 from curvas_assets.assets.cohort import folder_of, folders_of_patients
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
-from curvas_assets.orchestration.bucket import Layout, patient_folders
+from curvas_assets.orchestration.bucket import patient_folders
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.encoding import labels_of
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectInfo, ObjectStore, within
 from curvas_assets.storage.softmax import GROUP, open_softmax, place_of

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from curvas_assets.errors import StorageError
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.io_manager import artefact_key
 from curvas_assets.orchestration.operations.transfer import human_bytes
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore
 
 OBSERVED = "patient_files"

@@ -22,12 +22,12 @@ from dagster._core.storage.tags import (
 )
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.operations.transfer import human_bytes
-from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients
+from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients, by_dimension
 from curvas_assets.orchestration.staleness import REMOVED
 from curvas_assets.orchestration.under_way import short_name
 from curvas_assets.storage import directories, softmax, versions
+from curvas_assets.storage.layout import SEPARATOR, Cell, Layout
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpload
 from curvas_assets.study import EnsembleId, ModelId
 
@@ -92,7 +92,7 @@ def cell_of(layout: Layout, key: str) -> tuple[str, str] | None:
                 parse(parts[1])
             except StudyError:
                 continue
-            return name, f"{parts[1]}|{parts[0]}"
+            return name, str(Cell(predictor=parts[1], patient=parts[0]))
     return None
 
 
@@ -109,7 +109,7 @@ def _belongs(partitions: Partitions, asset: str, partition: str) -> bool:
     if isinstance(definition, StudyPatients):
         return definition.belongs(partition)
     if isinstance(definition, StudyGrid):
-        column, patient = partition.split("|")
+        column, patient = Cell.of(partition)
         columns = partitions.model if asset == "softmax" else partitions.ensemble
         known = column in columns.get_partition_keys() and partitions.test_patient.belongs(patient)
         return known and definition.belongs(partition)
@@ -147,7 +147,7 @@ def chosen(orphans: Sequence[Orphan], only: Iterable[str]) -> list[Orphan]:
 
 def _names(partition: str) -> set[str]:
     """A partition's key and what it is made of: patient, model or ensemble, annotator."""
-    names = {partition, *partition.split("|")}
+    names = {partition, *partition.split(SEPARATOR)}
     for name in tuple(names):
         try:
             names.add(ModelId.parse(name).annotator)
@@ -176,7 +176,7 @@ def at_work(
             asset = dg.AssetKey(orphan.asset)
             if (asset in selected and (keys is None or orphan.partition in keys)) or (
                 asset in upstream
-                and (keys is None or set(orphan.partition.split("|")) & {n for k in keys for n in _names(k)})
+                and (keys is None or set(orphan.partition.split(SEPARATOR)) & {n for k in keys for n in _names(k)})
             ):
                 busy.append(short_name(run))
                 break
@@ -214,10 +214,7 @@ def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterializat
     definition = graph.get(dg.AssetKey(orphan.asset)).partitions_def
     dimensions: dict[str, str] = {}
     if isinstance(definition, dg.MultiPartitionsDefinition):
-        names = sorted(definition.partition_dimension_names)
-        dimensions = {
-            f"dagster/partition/{name}": value for name, value in zip(names, orphan.partition.split("|"), strict=True)
-        }
+        dimensions = {f"dagster/partition/{name}": v for name, v in by_dimension(definition, orphan.partition).items()}
     return dg.AssetMaterialization(
         orphan.asset,
         partition=orphan.partition,

@@ -6,7 +6,6 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_annotator, choose_models
@@ -14,6 +13,7 @@ from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.report import previews
 from curvas_assets.segmentation import adopt_dataset, adopt_model
 from curvas_assets.storage import directories
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import ModelId, Study
 

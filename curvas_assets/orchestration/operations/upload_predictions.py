@@ -10,12 +10,12 @@ import dagster as dg
 from curvas_assets.assets.predictions import preview_softmax
 from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StorageError, StudyError
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_models, choose_patients
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.storage import tables
+from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.nnunet_exchange import import_nnunet_prediction
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import open_softmax
@@ -67,10 +67,10 @@ def upload_predictions(
         try:
             stored = _store(objects, layout, study, model, patient, found[patient], origin)
             tell(f"{count} of {len(chosen)}, {patient}: stored, {stored.metadata['bytes']} bytes")
-            yield f"{model}|{patient}", stored
+            yield str(Cell(model, patient)), stored
         except CurvasError as error:
             tell(f"{count} of {len(chosen)}, {patient}: refused: {error.after(patient)}")
-            yield f"{model}|{patient}", error
+            yield str(Cell(model, patient)), error
 
 
 def _predictions(study: Study, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -8,9 +8,9 @@
 import pytest
 
 from curvas_assets.errors import StorageError
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations.emptying import OBSERVED, assets_below, contents, empty
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 
 LAYOUT = Layout()

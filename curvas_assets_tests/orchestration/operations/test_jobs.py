@@ -23,9 +23,10 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from curvas_assets.assets.dataset import order_of_training_scans
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.bucket import Bucket, Layout
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.storage import tables
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets_tests.segmentation.conftest import ANNOTATOR, dataset, scans, tiny_study  # noqa: F401 - fixtures

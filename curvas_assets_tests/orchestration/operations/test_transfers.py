@@ -22,11 +22,11 @@ import pytest
 from curvas_assets.cohort import read_patient
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import PatientError, StudyError
-from curvas_assets.orchestration.bucket import Layout
 from curvas_assets.orchestration.operations.download import download
 from curvas_assets.orchestration.operations.transfer import PART, same_content
 from curvas_assets.orchestration.operations.upload_patients import upload_patients
 from curvas_assets.storage import directories
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects, ObjectInfo
 from curvas_assets.storage.softmax import SoftmaxWriter

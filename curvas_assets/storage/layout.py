@@ -1,0 +1,101 @@
+"""Where each artefact of a study stands: every key in the bucket, and the keys of its cells.
+
+`Layout` owns the prefixes and `Cell` the partition keys of patient × predictor; nobody else joins or splits either.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SEPARATOR = "|"
+"""Dagster's, between the dimensions of a partition key."""
+
+
+class Cell(NamedTuple):
+    """One patient and one predictor: a partition of an asset on a grid.
+
+    Args:
+        predictor: a model or an ensemble.
+        patient: its name.
+    """
+
+    predictor: str
+    patient: str
+
+    @classmethod
+    def of(cls, key: str) -> "Cell":
+        """Of a partition key such as `anno1_init1_foldall|P001`: Dagster orders dimensions by name, and `patient` is last.
+
+        Raises:
+            ValueError: the key is no cell's.
+        """
+        predictor, separator, patient = key.partition(SEPARATOR)
+        if not separator or SEPARATOR in patient:
+            raise ValueError(f"{key!r} is not a cell: <model or ensemble>{SEPARATOR}<patient>")
+        return cls(predictor, patient)
+
+    def __str__(self) -> str:
+        return f"{self.predictor}{SEPARATOR}{self.patient}"
+
+
+def patient_of(key: str) -> str:
+    """The patient of a cell, or of a patient's own partition."""
+    return key.rpartition(SEPARATOR)[2]
+
+
+def patient_by_patient(keys: Iterable[str]) -> list[str]:
+    """Partition keys in the order in which the work on a patient is shared: cells by patient first."""
+    return sorted(keys, key=lambda key: tuple(reversed(key.split(SEPARATOR))))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys in the bucket. Prefixes come from `S3_DATA_DIR`, `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`…"""
+
+    data: str = "data"
+    artifacts: str = "artifacts"
+    output: str = "output"
+    metrics: str = "metrics"
+    reports: str = "reports"
+
+    def patient_file(self, patient_folder: str, file: str) -> str:
+        return f"{self.data}/{patient_folder}/{file}"
+
+    def scan(self, patient: str) -> str:
+        return f"{self.output}/{patient}/scan.json"
+
+    def test_scan(self, patient: str) -> str:
+        return f"{self.output}/{patient}/test_scan.json"
+
+    def dataset(self, annotator: str) -> str:
+        return f"{self.artifacts}/preprocessing/{annotator}"
+
+    def model(self, model: str) -> str:
+        return f"{self.artifacts}/models/{model}"
+
+    def unfinished_training(self, model: str) -> str:
+        return f"{self.artifacts}/training/{model}"
+
+    def softmax(self, patient: str, predictor: str) -> str:
+        return f"{self.output}/{patient}/{predictor}/softmax.zarr"
+
+    def ensemble_map(self, patient: str, ensemble: str, name: str) -> str:
+        return f"{self.output}/{patient}/{ensemble}/{name}.nii.gz"
+
+    def scores(self, patient: str) -> str:
+        return f"{self.metrics}/{patient}/scores"
+
+    def table(self, name: str) -> str:
+        return f"{self.metrics}/{name}.parquet"
+
+    def published_table(self, name: str) -> str:
+        return f"{self.metrics}/{name}"
+
+    def merged_csv(self) -> str:
+        return f"{self.metrics}/metrics.csv"
+
+    def report(self) -> str:
+        return f"{self.reports}/report"
+
+    def figures(self) -> str:
+        return f"{self.reports}/figures"
