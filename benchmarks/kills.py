@@ -39,11 +39,11 @@ from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
 from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
 from curvas_assets.orchestration.execution import GPU_POOL
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.launcher import processes
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records
+from curvas_assets.stages.table import STAGES, STUDY_SCORES
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.browser.serving import answers
@@ -362,7 +362,6 @@ class Round:
 
 def _torn_of_real(study: Study, bucket, folder: Path) -> list[str]:
     """Volumes, folders and tables of a study that do not read back whole."""
-    from curvas_assets.orchestration.io_manager import artefact_key
     from curvas_assets.storage import directories, tables
     from curvas_assets.storage.softmax import open_softmax
 
@@ -383,7 +382,7 @@ def _torn_of_real(study: Study, bucket, folder: Path) -> list[str]:
             for a in study.annotator_names
         },
         "report": lambda: directories.read_directory(objects, layout.report(), folder / "report"),
-        "study_scores": lambda: tables.read_table(objects, artefact_key(layout, "study_scores")),
+        "study_scores": lambda: tables.read_table(objects, STUDY_SCORES.place(layout)),
     }
     torn = []
     for name, check in checks.items():

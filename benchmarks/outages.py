@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from curvas_assets.assets.models import Checkpoints
 from curvas_assets.ensembling import stream_ensembles
 from curvas_assets.local.server import EmbeddedS3
+from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.maps import MapWriter, download_map

@@ -26,9 +26,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from curvas_assets.assets.models import Checkpoints
 from curvas_assets.errors import StorageError
 from curvas_assets.local.server import EmbeddedS3
+from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, softmax, versions
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.objects import ObjectStore, S3Objects

@@ -19,7 +19,7 @@ import pytest
 
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.execution import EXECUTORS, GPU_POOL, executor
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,12 +23,13 @@ import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.scoring import METRICS
+from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.table import STAGES
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
@@ -217,8 +218,8 @@ def _interrupt_training(lineage, model):
     """Train one epoch of a model as the asset does, and stop: what is in the bucket is what a killed run leaves."""
     from tempfile import TemporaryDirectory
 
-    from curvas_assets.assets.models import Checkpoints
     from curvas_assets.segmentation import train_model
+    from curvas_assets.stages.train import Checkpoints
     from curvas_assets.study import ModelId
 
     objects, layout = lineage.bucket.objects(), lineage.bucket.layout

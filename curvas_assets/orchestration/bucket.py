@@ -93,16 +93,6 @@ class Bucket(S3Resource):
         )
 
 
-def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
-    """Folders below the data prefix, by name: `{folder: digest}`; the digest changes when a file in it does."""
-    digests: dict[str, hashlib._Hash] = {}
-    for item in objects.list(f"{layout.data}/"):
-        folder, separator, file = item.key.removeprefix(f"{layout.data}/").partition("/")
-        if separator and file:
-            digests.setdefault(folder, hashlib.sha256()).update(f"{file} {item.size} {item.tag}\n".encode())
-    return {folder: digest.hexdigest()[:16] for folder, digest in sorted(digests.items())}
-
-
 def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:
     """A digest of the published table that people uploaded; None if they have not."""
     found = objects.head(layout.published_table(name))

@@ -11,7 +11,7 @@ way. The assets that use this are therefore `output_required=False`.
 
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +26,17 @@ from dagster._core.definitions.data_version import (
 
 from curvas_assets import disk
 from curvas_assets.errors import CurvasError
-from curvas_assets.orchestration.checks import Check
+from curvas_assets.orchestration import checks as verdicts
+from curvas_assets.orchestration import metadata as ui
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.under_way import leave_to_others
 from curvas_assets.orchestration.usage import Usage
+from curvas_assets.stages.checks import Check
+from curvas_assets.stages.stored import Outcome, Stored, Work
 from curvas_assets.storage.layout import SEPARATOR, patient_by_patient
 from curvas_assets.storage.metering import MeteredObjects
-
-Outcome = Stored | Exception
-Work = Callable[[Sequence[str]], Iterator[tuple[str, Outcome]]]
-
-
-def one_by_one(produce: Callable[[str], Stored]) -> Work:
-    """Work that makes its partitions one after the other."""
-
-    def work(keys: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-        for key in keys:
-            try:
-                yield key, produce(key)
-            except Exception as error:
-                yield key, error
-
-    return work
 
 
 def materialise(
@@ -92,7 +78,12 @@ def materialise(
             _tell_verdicts(context, checks, key, stored=False)
             usage.lap()
             continue
-        metadata = {"uri": f"{objects.name}/{outcome.key}", "device": "cpu", **outcome.metadata, **usage.lap()}
+        metadata = {
+            "uri": f"{objects.name}/{outcome.key}",
+            "device": "cpu",
+            **ui.shown(outcome.metadata),
+            **usage.lap(),
+        }
         context.log.info(
             f"{asset} {done} of {len(keys)}: {key} stored in {metadata['seconds']:.1f} s, elapsed {usage.elapsed:.0f} s"
         )
@@ -122,7 +113,7 @@ def _tell_verdicts(
         wanted = dg.AssetRecordsFilter(context.asset_key, asset_partitions=[key])
         event = next(iter(context.instance.fetch_materializations(wanted, limit=1).records), None)
     for check in looked:
-        context.log_event(check.evaluation(context.asset_key, key, event))  # type: ignore[arg-type] - its stub lacks it
+        context.log_event(verdicts.evaluation(check, context.asset_key, key, event))  # type: ignore[arg-type] - its stub lacks it
 
 
 def told(key: str, error: Exception, reason: str) -> str:

@@ -18,6 +18,7 @@ from dagster._core.storage.tags import (
 from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
@@ -30,14 +31,6 @@ UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 """Statuses of runs that may still do something."""
-FOLLOWED = {
-    "take_in_scans": "scan",
-    "select_test_scans": "test_scan",
-    "predict": "softmax",
-    "build_ensembles": "ensemble_softmax",
-    "score_patients": "scores",
-}
-"""Stage job → asset, in the order in which a new patient passes them."""
 
 
 def due_for_patients(
@@ -55,16 +48,16 @@ def due_for_patients(
         files: patient → digest of the files; part of a run's key, so that changed files are tried again. So is the latest event
             of what the cells are made from: a state that comes back is told from the one it was.
     """
-    emptied = {asset: last_emptied(staleness.instance, dg.AssetKey(asset)) for asset in FOLLOWED.values()}
+    emptied = {row: last_emptied(staleness.instance, dg.AssetKey(row.name)) for row in FOLLOWED}
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
-        for job, asset in FOLLOWED.items():
-            key = dg.AssetKey(asset)
+        for row in FOLLOWED:
+            (job, *_), key = row.jobs, dg.AssetKey(row.name)
             columns = {
-                "softmax": [str(m) for m in study.models_of(patient)],
-                "ensemble_softmax": [str(e) for e in study.ensemble_ids],
+                SOFTMAX: [str(m) for m in study.models_of(patient)],
+                ENSEMBLE_SOFTMAX: [str(e) for e in study.ensemble_ids],
             }
-            cells = [str(Cell(c, patient)) for c in columns[asset]] if asset in columns else [patient]
+            cells = [str(Cell(c, patient)) for c in columns[row]] if row in columns else [patient]
             missing = [cell for cell in cells if not staleness.made(key, cell)]
             ready = [cell for cell in missing if staleness.ready(key, cell)]
             for first, last, count in ranges(ready, cells, len(cells)):
@@ -75,7 +68,7 @@ def due_for_patients(
                 )
                 chosen = cells[cells.index(first) : cells.index(last) + 1]
                 made_from = staleness.newest_input(key, chosen)
-                what = f"{job} {first} {last} {files.get(patient, '')} {emptied[asset]} {made_from}"
+                what = f"{job} {first} {last} {files.get(patient, '')} {emptied[row]} {made_from}"
                 yield dg.RunRequest(
                     job_name=job,
                     run_key=f"{patient} {job} {hashlib.sha256(what.encode()).hexdigest()[:12]}",

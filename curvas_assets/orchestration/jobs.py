@@ -2,28 +2,7 @@
 
 import dagster as dg
 
-STAGES: dict[str, tuple[str, ...]] = {
-    "take_in_scans": ("scan",),
-    "select_test_scans": ("test_scan",),
-    "describe_cohort": ("cohort",),
-    "prepare_datasets": ("preprocessed_dataset",),
-    "train_models": ("trained_model",),
-    "predict": ("softmax",),
-    "build_ensembles": ("ensemble_softmax",),
-    "score_patients": ("scores",),
-    "write_report": (
-        "study_scores",
-        "family_comparisons",
-        "leaderboard",
-        "published_comparison",
-        "cohort",
-        "cost",
-        "figures",
-        "report",
-    ),
-}
-"""Stage job → assets it makes, in the order in which a study runs."""
-REPORT = "write_report"
+from curvas_assets.stages.table import STAGES
 
 
 def stage_jobs(executor: dg.ExecutorDefinition) -> list:

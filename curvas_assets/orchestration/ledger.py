@@ -6,19 +6,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from curvas_assets.stages.table import ASSETS, COST_ROWS
 from curvas_assets.study import Prices
 
 PAGE = 500
-COST_STAGES = {
-    "preparation": ("scan", "test_scan", "cohort", "preprocessed_dataset"),
-    "training": ("trained_model",),
-    "inference": ("softmax",),
-    "ensembling": ("ensemble_softmax",),
-    "evaluation": ("scores", "study_scores"),
-    "reporting": ("family_comparisons", "leaderboard", "published_comparison", "cost", "figures", "report"),
-}
-"""Stage → its assets. The study's table 4 has the middle four; the others are there so that nothing is left out."""
-
 STUDY_COSTS = pd.DataFrame(
     {
         "stage": ["training", "inference", "ensembling", "evaluation"],
@@ -34,7 +25,7 @@ STUDY_COSTS = pd.DataFrame(
 def materialisation_ledger(instance: dg.DagsterInstance) -> pd.DataFrame:
     """One row per materialisation: asset, partition, run, seconds, bytes down and up, peak memory, device, bytes stored."""
     columns = ["asset", "partition", "run", "seconds", "bytes_down", "bytes_up", "peak_memory_mib", "device", "bytes"]
-    rows = [row for assets in COST_STAGES.values() for name in assets for row in _rows(instance, dg.AssetKey(name))]
+    rows = [row for asset in ASSETS for row in _rows(instance, dg.AssetKey(asset.name))]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -71,7 +62,7 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
         prices: of an hour, a GB stored for a month and a GB down.
     """
     rows: list[dict[str, Any]] = []
-    for stage, assets in COST_STAGES.items():
+    for stage, assets in COST_ROWS.items():
         own = ledger[ledger["asset"].isin(assets)]
         used = own[["seconds", "bytes_down", "bytes_up", "peak_memory_mib", "bytes"]].astype(float)
         latest = ~own.duplicated(["asset", "partition"], keep="first")  # the ledger's newest come first
@@ -100,3 +91,15 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
     total["peak_memory_gib"] = table["peak_memory_gib"].max()
     whole = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
     return whole.astype({"count": "Int64", "study_count": "Int64"})
+
+
+def not_recorded(instance: dg.DagsterInstance, ledger: pd.DataFrame) -> list[str]:
+    """Assets with partitions that are there and have recorded no work: their cost is in no row of the table."""
+    recorded = ledger.groupby("asset")["partition"].agg(set).to_dict()
+    lacking = []
+    for asset in (row.name for row in ASSETS):
+        absent = sorted(instance.get_materialized_partitions(dg.AssetKey(asset)) - recorded.get(asset, set()))
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            lacking.append(f"{asset}: {absent[0]}{more} used nothing here (made elsewhere?): the cost leaves them out")
+    return lacking

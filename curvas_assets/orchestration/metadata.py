@@ -1,13 +1,34 @@
-"""How values become what people see in the UI: inline images, tables, shapes."""
+"""How facts become what people see in the UI: inline images, tables, links."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 
+from curvas_assets.stages.stored import Markdown, Picture
+
 TABLE_ROWS = 60
 """Rows of a table shown in the UI; the artefact holds all."""
+
+
+def shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's facts as Dagster's metadata: tables, pictures and formatted text as such, the rest as Dagster takes it."""
+    return {name: _shown(fact) for name, fact in facts.items()}
+
+
+def _shown(fact: Any) -> Any:
+    match fact:
+        case pd.DataFrame():
+            return table(fact)
+        case Picture():
+            return image(fact.png, fact.title)
+        case Markdown():
+            return dg.MetadataValue.md(fact)
+        case dict() | list():
+            return dg.MetadataValue.json(fact)
+    return fact
 
 
 def image(png: bytes, title: str) -> dg.MarkdownMetadataValue:
@@ -37,13 +58,3 @@ def link(report: tuple[str, str] | None) -> dict[str, dg.MetadataValue]:
     address, until = report
     ends = f"{until}, or when the store gets another address; the job `about` gives a new link"
     return {"open the report": dg.MetadataValue.url(address), "the link ends": dg.MetadataValue.text(ends)}
-
-
-def by(sizes: Sequence[float]) -> str:
-    """`48 × 96 × 96`, `5 × 3.5 × 3.5`."""
-    return " × ".join(f"{size:g}" for size in sizes)
-
-
-def device(kind: str, leased: str | None) -> str:
-    """`cuda 1`, `cpu`: what torch ran on, and which of the machine's devices that was."""
-    return f"{kind} {leased}" if leased is not None and kind.startswith("cuda") else kind

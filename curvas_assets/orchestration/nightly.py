@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from curvas_assets.orchestration.environment import NIGHTLY_PREDICT
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
+from curvas_assets.stages.table import STAGES
 from curvas_assets.storage.layout import patient_of
 
 NIGHT = ("take_in_scans", "select_test_scans", "predict", "build_ensembles", "score_patients")

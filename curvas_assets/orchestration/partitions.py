@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
 from dagster._core.instance import DynamicPartitionsStore
 
+from curvas_assets.stages.table import Axis
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
@@ -89,6 +90,34 @@ class Partitions:
             patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study)),
             patient_by_ensemble=StudyGrid({"ensemble": ensemble, "patient": test_patient}, lambda _: True),
         )
+
+    def between(self, above: Axis | None, below: Axis | None) -> dg.PartitionMapping | None:
+        """Which partitions of an asset go into those of one that is made from it.
+
+        Args:
+            above: along what the asset that is read is divided.
+            below: along what the one that reads it is.
+
+        Raises:
+            LookupError: nobody has said how the two belong together.
+        """
+        if above is None:
+            return None
+        if below is None:
+            return dg.AllPartitionMapping()
+        grids = ("patient_by_model", "patient_by_ensemble")
+        mappings: dict[tuple[Axis, Axis], dg.PartitionMapping] = {
+            ("patient", "test_patient"): dg.IdentityPartitionMapping(),
+            ("patient", "annotator"): self.training_patients,
+            ("annotator", "model"): self.annotator_of_model,
+            ("model", "patient_by_model"): self.same("model"),
+            ("patient_by_model", "patient_by_ensemble"): self.members_of_ensemble,
+            **{("test_patient", grid): self.same("patient") for grid in grids},
+            **{(grid, "test_patient"): self.same("patient") for grid in grids},
+        }
+        if (above, below) not in mappings:
+            raise LookupError(f"no mapping from assets by {above} to assets by {below}: add it to Partitions.between")
+        return mappings[above, below]
 
     @property
     def training_patients(self) -> dg.PartitionMapping:

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.orchestration.environment import GIT_COMMIT
+from curvas_assets.stages.table import Asset
 
 PACKAGES = ("curvas-assets", "dagster", "nnunetv2", "torch", "numpy", "numba", "scipy", "pandas", "zarr", "nibabel")
 
@@ -49,12 +50,12 @@ def code_facts(*packages: str) -> dict[str, str]:
     return {"commit": git_commit(), **{name: versions[name] for name in ("curvas-assets", *packages)}}
 
 
-def data_versions(instance: dg.DagsterInstance, assets: Iterable[str], partitions: Iterable[str]) -> dict[str, str]:
+def data_versions(instance: dg.DagsterInstance, assets: Iterable[Asset], partitions: Iterable[str]) -> dict[str, str]:
     """Asset (and partition) → data version of its latest materialisation; what was never materialised is left out."""
     found: dict[str, str] = {}
     for asset in assets:
         for partition in partitions:
-            record = instance.get_latest_data_version_record(dg.AssetKey(asset), partition_key=partition or None)
+            record = instance.get_latest_data_version_record(dg.AssetKey(asset.name), partition_key=partition or None)
             materialization = record.asset_materialization if record else None
             if materialization is not None and materialization.tags:
                 name = f"{asset} {partition}".strip()

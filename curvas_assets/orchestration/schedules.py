@@ -6,9 +6,9 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.orchestration.environment import NIGHTLY_PREDICT, nightly_predict
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.nightly import concerned
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.table import REPORT, STAGES
 
 
 def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
@@ -58,7 +58,7 @@ def due_report(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
 
     All of it: what a page says of cohort and cost is then of one moment.
     """
-    keys = [dg.AssetKey(name) for name in STAGES["write_report"]]
+    keys = [dg.AssetKey(name) for name in STAGES[REPORT]]
     due = [key.to_user_string() for key in keys if staleness.due(key)]
     if due and staleness.ready(dg.AssetKey("study_scores"), None):
         yield dg.RunRequest(tags={"curvas/due": ", ".join(due)})

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from curvas_assets.errors import DiskError
 from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, scratch_folder, scratch_gib
-from curvas_assets.storage.objects import ObjectStore
 
 PREFIX = "curvas-step-"
 RESERVE_BYTES = 1 << 30
@@ -48,11 +47,6 @@ def scratch_space(subject: str, needed_bytes: int = 0) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         _lock_of(folder).unlink(missing_ok=True)
         lock.close()
-
-
-def bytes_below(objects: ObjectStore, prefix: str) -> int:
-    """Bytes of all objects below a prefix."""
-    return sum(item.size for item in objects.list(prefix))
 
 
 def _lock_of(folder: Path) -> Path:

@@ -9,22 +9,23 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
-from curvas_assets.orchestration.bucket import Bucket, patient_folders, published_digest
+from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.failures import told
-from curvas_assets.orchestration.following import FOLLOWED, due_for_patients, last_emptied, unfinished_runs
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.following import due_for_patients, last_emptied, unfinished_runs
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
 from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.table import FOLLOWED, REPORT, SCORES, STAGES
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
 DATA_VERSION = "dagster/data_version"
 PUBLISHED = "published_table"
 NO_TABLE = "none"
-AWAITED = {"scores", *STAGES["write_report"]}
+AWAITED = {SCORES.name, *STAGES[REPORT]}
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
 
@@ -51,7 +52,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     @dg.sensor(
         name="follow_new_patients",
         minimum_interval_seconds=60,
-        jobs=[jobs[name] for name in FOLLOWED],
+        jobs=[jobs[name] for row in FOLLOWED for name in row.jobs],
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models "
         "there are. What is out of date is not its business: `nightly_scores`.",
@@ -118,7 +119,7 @@ def report_key(study: Study, staleness: Staleness) -> str:
     Inputs from outside the stage count, by their latest event and not by their content, and so does the last wipe of what the
     stage makes: a state that comes back, or a report that was emptied, is asked for again.
     """
-    keys = [dg.AssetKey(name) for name in STAGES["write_report"]]
+    keys = [dg.AssetKey(name) for name in STAGES[REPORT]]
     seen = {
         "study": study.fingerprint(),
         "code": {key.to_user_string(): staleness.graph.get(key).code_version for key in keys},

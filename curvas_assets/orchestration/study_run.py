@@ -28,7 +28,6 @@ from dagster._core.storage.tags import (
 
 from curvas_assets.orchestration.batches import ranges, rectangles
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.jobs import REPORT, STAGES
 from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
 from curvas_assets.orchestration.scope import Scope
@@ -43,6 +42,7 @@ from curvas_assets.orchestration.under_way import (
     short_name,
     waits_for_retry,
 )
+from curvas_assets.stages.table import REPORT, STAGES
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 

@@ -27,8 +27,8 @@ from dagster._core.storage.tags import (
 )
 
 from curvas_assets.orchestration.following import UNFINISHED
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.table import STAGES
 
 LAUNCHED_BY = "curvas/launched_by"
 BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)

@@ -593,6 +593,11 @@ class _UploadGoneError(StorageError):
     """The store does not know the upload in parts any more."""
 
 
+def bytes_below(objects: ObjectStore, prefix: str) -> int:
+    """Bytes of all objects below a prefix."""
+    return sum(item.size for item in objects.list(prefix))
+
+
 def part_bytes(size: int) -> int:
     """The size of the parts in which a file of `size` bytes goes to the store."""
     step = PART_BYTES

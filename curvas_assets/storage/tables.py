@@ -1,5 +1,6 @@
 """Tables as Parquet and records as JSON: one object each, so that a reader sees all of it or none; with their digests."""
 
+import hashlib
 import io
 import math
 from typing import Any
@@ -107,3 +108,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def table_version(table: pd.DataFrame) -> str:
+    """A digest of a table's content, column names and order of rows included."""
+    digest = hashlib.sha256(repr(list(table.columns)).encode())
+    digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    return digest.hexdigest()[:16]

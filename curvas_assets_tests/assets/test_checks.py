@@ -16,21 +16,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.assets.cohort import implausible_intensities, not_taken_in, unusual_geometry
-from curvas_assets.assets.comparisons import not_ranked, not_recorded, not_tested, unusable
-from curvas_assets.assets.models import below_floor, ended_early, require_finite
-from curvas_assets.assets.predictions import implausible_volumes, not_a_distribution
-from curvas_assets.assets.report import missing_parts, undrawn
-from curvas_assets.assets.scores import not_scored
+from curvas_assets.cohort import implausible_intensities
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import told
-from curvas_assets.orchestration.checks import Check, Checks
-from curvas_assets.orchestration.ledger import materialisation_ledger
+from curvas_assets.orchestration.checks import evaluation, result
+from curvas_assets.orchestration.ledger import materialisation_ledger, not_recorded
 from curvas_assets.report import Report, build_report
 from curvas_assets.segmentation import TrainingOutcome
+from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.cohort import not_taken_in, unusual_geometry
+from curvas_assets.stages.compare import not_ranked, not_tested, unusable
+from curvas_assets.stages.predict import implausible_volumes, not_a_distribution
+from curvas_assets.stages.score import not_scored
+from curvas_assets.stages.train import below_floor, ended_early, require_finite
+from curvas_assets.stages.write_up import missing_parts, undrawn
 from curvas_assets.statistics import compare_all_families, leaderboard
 from curvas_assets.study import Training, load_study
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
@@ -52,21 +54,21 @@ def test_a_verdict_is_of_one_partition_and_a_step_starts_anew():
     checks = Checks(declared)
     checks["odd"].look("P1")
     checks["odd"].look("P2", ["green", "square"])
-    one, two = (checks["odd"].evaluation(dg.AssetKey("scan"), p, None) for p in ("P1", "P2"))
+    one, two = (evaluation(checks["odd"], dg.AssetKey("scan"), p, None) for p in ("P1", "P2"))
     assert (one.passed, one.partition, one.description, one.metadata) == (True, "P1", None, {})
     assert (two.passed, two.severity, two.description) == (False, dg.AssetCheckSeverity.WARN, "green; square")
     assert two.metadata["found"].value == "- green\n- square"
     assert Checks(declared)["odd"].found == {}
-    many = declared.result("cohort", [f"P{i} is missing" for i in range(9)])
+    many = result(declared, "cohort", [f"P{i} is missing" for i in range(9)])
     assert many.description.endswith("P4 is missing; and 4 more")
     assert "P8 is missing" in many.metadata["found"].value
 
 
 def test_a_defect_is_an_error_for_its_partition_and_says_its_name_once():
-    checks = Checks(Check("whole", "Whole.", dg.AssetCheckSeverity.ERROR))
+    checks = Checks(Check("whole", "Whole.", of_defects=True))
     error = checks["whole"].refuse("P1", PatientError("reading", "P1", "half a file", "Upload it again."))
     assert isinstance(error, PatientError)
-    verdict = checks["whole"].evaluation(dg.AssetKey("scan"), "P1", None)
+    verdict = evaluation(checks["whole"], dg.AssetKey("scan"), "P1", None)
     assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert verdict.description == "reading failed: half a file. Upload it again."
 

@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.assets.cohort import cohort_rows, fetch_files, fetch_patient, folder_of, folders_of_patients
-from curvas_assets.assets.dataset import require_enough
-from curvas_assets.assets.report import exclusion_ledger
 from curvas_assets.cohort import read_annotations
 from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.io_manager import Artefact
 from curvas_assets.segmentation import DatasetFacts
+from curvas_assets.stages.cohort import cohort_rows
+from curvas_assets.stages.patients import fetch_files, fetch_patient, folder_of, folders_of_patients
+from curvas_assets.stages.prepare import require_enough
+from curvas_assets.stages.stored import Artefact
+from curvas_assets.stages.write_up import exclusion_ledger
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects

@@ -10,7 +10,7 @@
 import numpy as np
 import pytest
 
-from curvas_assets.assets.models import Checkpoints
+from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage.objects import FolderObjects
 
 KEY = "artifacts/training/anno1_init1_foldall"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from curvas_assets.assets.predictions import require_unseen
 from curvas_assets.errors import SegmentationError
+from curvas_assets.stages.predict import require_unseen
 
 MODEL = "anno1_init1_foldall"
 

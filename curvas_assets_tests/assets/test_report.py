@@ -15,12 +15,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from curvas_assets.assets.report import in_short, keep_copy
 from curvas_assets.local.deployment import LocalDeployment
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import report_folder
 from curvas_assets.report import Report
+from curvas_assets.stages.write_up import in_short, keep_copy
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import LONGEST_LINK, S3Settings, link_ends, signed_link
 

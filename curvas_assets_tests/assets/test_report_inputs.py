@@ -7,7 +7,7 @@
 import numpy as np
 import pandas as pd
 
-from curvas_assets.assets.report import averaged, out_of_date
+from curvas_assets.stages.write_up import averaged, out_of_date
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter

@@ -14,8 +14,8 @@ import pytest
 
 from curvas_assets.assets import scores
 from curvas_assets.errors import MissingArtefactError, ScoringError
-from curvas_assets.orchestration.io_manager import Artefact, Artefacts
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.stages.stored import Artefact, Artefacts
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects

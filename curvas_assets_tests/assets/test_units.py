@@ -6,8 +6,8 @@
 
 import pandas as pd
 
-from curvas_assets.assets.comparisons import shown_comparisons
-from curvas_assets.assets.scores import means_by_predictor, shown_registry
+from curvas_assets.stages.compare import shown_comparisons
+from curvas_assets.stages.score import means_by_predictor, shown_registry
 from curvas_assets.statistics import (
     compare_all_families,
     scored_in_mm3,

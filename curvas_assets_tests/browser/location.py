@@ -14,12 +14,12 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from curvas_assets.assets import dataset, models, predictions
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.segmentation import DatasetFacts, Prediction, Predictor, TrainingOutcome
+from curvas_assets.stages import predict, prepare, train
+from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 
 PATIENTS = ["PHANTOM001", "PHANTOM002", "PHANTOM007", "PHANTOM008", "PHANTOM009"]
@@ -82,13 +82,13 @@ def drawn_dataset(study, annotator, scans, folder, **_) -> DatasetFacts:
     return DatasetFacts(len(scans), [], [8, 6, 6], [24, 40, 40], 2, "drawn", "3d_fullres", {}, 0.0, annotator)
 
 
-predictions.Predictor = DrawnPredictor
-models.train_model = drawn_training
-dataset.prepare_dataset = drawn_dataset
+predict.Predictor = DrawnPredictor
+train.train_model = drawn_training
+prepare.prepare_dataset = drawn_dataset
 defs = build_definitions(STUDY, executor="in_process")
 
 
-def prepare(folder: Path) -> None:
+def make_state(folder: Path) -> None:
     """Upload the cohort and make everything but what the browser is to make."""
     groups = dict.fromkeys(PATIENTS, "A")
     write_cohort(
@@ -124,5 +124,5 @@ def _launches(asset: str) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]))
+    make_state(Path(sys.argv[1]))
     print(f"prepared in {os.environ['DAGSTER_HOME']}")

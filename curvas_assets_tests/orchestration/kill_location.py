@@ -15,18 +15,21 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from curvas_assets.assets.models import Checkpoints
 from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.cells import materialise
 from curvas_assets.orchestration.devices import leased_device
 from curvas_assets.orchestration.environment import STUDY, environment, executor_name
 from curvas_assets.orchestration.execution import RETRY, StageNeeds, executor
-from curvas_assets.orchestration.io_manager import ArtefactIOManager, Stored, artefact, artefact_key
-from curvas_assets.orchestration.jobs import STAGES, stage_jobs
+from curvas_assets.orchestration.io_manager import ArtefactIOManager
+from curvas_assets.orchestration.jobs import stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.study_run import study_job
+from curvas_assets.stages import table
+from curvas_assets.stages.stored import Stored, one_by_one
+from curvas_assets.stages.table import STAGES
+from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, tables
 from curvas_assets.study import Study, load_study
 
@@ -106,7 +109,6 @@ def _asset(name: str, definition: dg.PartitionsDefinition, ins: dict, needs, lim
         ins=ins,
         partitions_def=definition,
         backfill_policy=dg.BackfillPolicy.multi_run(limit),
-        metadata=artefact("folder"),
         output_required=False,
         pool=needs.pool,
         op_tags=needs.op_tags,
@@ -132,7 +134,7 @@ def _asset(name: str, definition: dg.PartitionsDefinition, ins: dict, needs, lim
                 Path(folder, "state.json").unlink(missing_ok=True)
                 for number in range(3):
                     Path(folder, f"{number}.txt").write_text(f"{name} {key} {number}" * 1000)
-                where = artefact_key(layout, name, key) + ".made"
+                where = table.asset(name).place(layout, key) + ".made"
                 stored = directories.write_directory(objects, where, Path(folder))
             note("done", name, key)
             return Stored(where, stored.version, afterwards=lambda: [one() for one in afterwards])
@@ -160,7 +162,7 @@ def _train(objects, key: str, model: str, folder: Path):
 
 
 def _table(name: str, before: str) -> dg.AssetsDefinition:
-    @dg.asset(name=name, deps=[before], metadata=artefact("table"), retry_policy=RETRY, code_version="1")
+    @dg.asset(name=name, deps=[before], retry_policy=RETRY, code_version="1")
     def made(context: dg.AssetExecutionContext) -> dg.Output[pd.DataFrame]:
         time.sleep(UNIT_SECONDS)
         table = pd.DataFrame({"name": [name] * 100, "row": range(100)})
@@ -188,7 +190,7 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
         if assets and name not in assets:
             continue
         for key in keys:
-            where = artefact_key(layout, name, key) + ".made"
+            where = table.asset(name).place(layout, key) + ".made"
             into = directories.read_directory(objects, where, folder / where.replace("/", "-"))
             for number in range(3):
                 assert Path(into, f"{number}.txt").read_text() == f"{name} {key} {number}" * 1000
@@ -196,7 +198,7 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
     for name in TABLES:
         if assets and name not in assets:
             continue
-        assert len(tables.read_table(objects, artefact_key(layout, name))) == 100
+        assert len(tables.read_table(objects, table.asset(name).place(layout))) == 100
         read.append(name)
     return read
 

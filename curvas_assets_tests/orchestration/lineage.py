@@ -6,11 +6,11 @@ import dagster as dg
 
 from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.cells import cell_event, materialise, one_by_one, provenance_tags
-from curvas_assets.orchestration.io_manager import Stored
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.orchestration.cells import cell_event, materialise, provenance_tags
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
+from curvas_assets.stages.stored import Stored, one_by_one
+from curvas_assets.stages.table import STAGES
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study

@@ -17,7 +17,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.launcher import LaunchRunContext
 
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.stages.table import STAGES
 from curvas_assets.study import load_study
 from curvas_assets_tests.orchestration.services import ROOT
 

@@ -8,7 +8,8 @@ import pytest
 
 from curvas_assets.errors import StorageError
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.io_manager import ArtefactIOManager, Stored
+from curvas_assets.orchestration.io_manager import ArtefactIOManager
+from curvas_assets.stages.stored import Stored
 
 
 def test_a_key_that_begins_like_another_is_no_proof_that_it_was_stored(bucket_environment, monkeypatch):

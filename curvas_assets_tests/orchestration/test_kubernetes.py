@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from curvas_assets.orchestration.execution import StageNeeds
-from curvas_assets.orchestration.jobs import STAGES
+from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration import manifests
 from curvas_assets_tests.orchestration.services import ROOT

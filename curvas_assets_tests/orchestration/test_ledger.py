@@ -16,9 +16,10 @@ import pytest
 
 from curvas_assets.orchestration import ledger, usage
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.io_manager import ArtefactIOManager, Artefacts, artefact
+from curvas_assets.orchestration.io_manager import ArtefactIOManager
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.orchestration.usage import PeakMemory, Usage
+from curvas_assets.stages.stored import Artefacts
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Prices
@@ -112,11 +113,11 @@ def test_an_asset_that_is_one_table_records_what_it_used(bucket_environment, mon
         monkeypatch.setenv(name, value)
     both = dg.StaticPartitionsDefinition(["a", "b"])
 
-    @dg.asset(metadata=artefact("table"), partitions_def=both)
+    @dg.asset(partitions_def=both)
     def scores(context: dg.AssetExecutionContext) -> pd.DataFrame:
         return pd.DataFrame({"value": range(1000)})
 
-    @dg.asset(metadata=artefact("table"), ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())})
+    @dg.asset(ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())})
     def study_scores(scores: Artefacts) -> pd.DataFrame:
         time.sleep(0.3)
         return pd.concat([scores[key].table() for key in scores])

@@ -21,11 +21,11 @@ import pytest
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import due_for_patients
-from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.about import about_orphans
 from curvas_assets.orchestration.schedules import due_report, due_scores
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
+from curvas_assets.stages.stored import Stored
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 

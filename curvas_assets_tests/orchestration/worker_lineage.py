@@ -14,9 +14,10 @@ from pathlib import Path
 import dagster as dg
 
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.cells import materialise, one_by_one
+from curvas_assets.orchestration.cells import materialise
 from curvas_assets.orchestration.execution import StageNeeds, executor
-from curvas_assets.orchestration.io_manager import ArtefactIOManager, Stored, artefact
+from curvas_assets.orchestration.io_manager import ArtefactIOManager
+from curvas_assets.stages.stored import Stored, one_by_one
 from curvas_assets.storage import directories
 from curvas_assets.study import load_study
 
@@ -41,7 +42,6 @@ def _asset(name: str, before: str | None) -> dg.AssetsDefinition:
         deps=[before] if before else [],
         partitions_def=dg.StaticPartitionsDefinition(list(PARTITIONS)),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        metadata=artefact("folder"),
         output_required=False,
         pool=needs.pool,
         op_tags=needs.op_tags,

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from curvas_assets.assets.ensembles import pair
 from curvas_assets.errors import StorageError
+from curvas_assets.stages.ensemble import pair
 from curvas_assets.storage.maps import MapWriter, download_map
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
@@ -60,13 +60,11 @@ def test_an_unfinished_map_is_not_there(tmp_path):
 def _pair(store, seed):
     labels = np.random.default_rng(seed).integers(0, 3, (4, 5, 6)).astype(np.uint8)
     softmax = np.eye(3, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
-    maps = {}
     with SoftmaxWriter(store, "v", softmax.shape, class_names="abc", spacing_mm=(5, 3, 2)) as volume:
         with MapWriter(store, "m.nii.gz", (4, 5, 6), kind="labels", spacing_mm=(5, 3, 2), affine=AFFINE) as written:
             written.write(0, labels)
             volume.write(0, softmax)
-        maps["e", "labels"] = written
-        pair({"e": volume}, maps)
+        pair(volume, {"labels": written})
 
 
 def test_a_map_of_another_writing_than_its_volume_is_told(tmp_path):

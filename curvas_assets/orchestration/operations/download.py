@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from curvas_assets.assets.cohort import folder_of, folders_of_patients
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
-from curvas_assets.orchestration.bucket import patient_folders
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
+from curvas_assets.stages.patients import folder_of, folders_of_patients, patient_folders
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.encoding import labels_of
 from curvas_assets.storage.layout import Layout

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from curvas_assets.errors import StorageError
-from curvas_assets.orchestration.io_manager import artefact_key
 from curvas_assets.orchestration.operations.transfer import human_bytes
-from curvas_assets.storage.layout import Layout
+from curvas_assets.stages import table
+from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore
-
-OBSERVED = "patient_files"
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Contents:
     def by_folder(self, prefix: str) -> pd.DataFrame:
         """Columns folder, objects, bytes: one row for each folder two levels below the prefix."""
         rows = [("/".join(o.key.removeprefix(f"{prefix}/").split("/")[:-1][:2]) or ".", o.size) for o in self.objects]
-        table = pd.DataFrame(rows, columns=["folder", "bytes"]).groupby("folder")["bytes"].agg(["count", "sum"])
-        return table.rename(columns={"count": "objects", "sum": "bytes"}).reset_index()
+        sums = pd.DataFrame(rows, columns=["folder", "bytes"]).groupby("folder")["bytes"].agg(["count", "sum"])
+        return sums.rename(columns={"count": "objects", "sum": "bytes"}).reset_index()
 
     def __str__(self) -> str:
         return f"{self.name}: {len(self.objects)} objects, {human_bytes(self.size)}"
@@ -51,8 +49,9 @@ def contents(objects: ObjectStore, prefix: str) -> Contents:
 
 def assets_below(layout: Layout, prefix: str, assets: Iterable[str]) -> list[str]:
     """Those assets whose artefacts stand below a prefix."""
-    keys = {asset: artefact_key(layout, asset, "column|patient") for asset in assets if asset != OBSERVED}
-    keys[OBSERVED] = layout.patient_file("patient", "file")
+    anyone = str(Cell("predictor", "patient"))
+    keys = {name: table.asset(name).place(layout, anyone) for name in assets if name != table.PATIENT_FILES}
+    keys[table.PATIENT_FILES] = layout.patient_file("patient", "file")
     return sorted(asset for asset, key in keys.items() if key.startswith(f"{prefix}/"))
 
 

@@ -14,10 +14,8 @@ from pydantic import Field
 
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata, nightly
-from curvas_assets.orchestration.bucket import Bucket, patient_folders
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
-from curvas_assets.orchestration.io_manager import Stored
-from curvas_assets.orchestration.jobs import STAGES
 from curvas_assets.orchestration.operations import (
     about,
     cleaning,
@@ -39,6 +37,9 @@ from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
 from curvas_assets.orchestration.under_way import other_runs, short_name
+from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.stored import Stored
+from curvas_assets.stages.table import STAGES
 from curvas_assets.study import ModelId, Study
 
 OP = "_op"
@@ -600,7 +601,7 @@ def _materialised(
 ) -> dg.Output[None]:
     """Report a partition that was stored by hand: fresh until what it is made from changes."""
     definition = context.repository_def.assets_defs_by_key[dg.AssetKey(asset)]
-    facts = {**stored.metadata, "uri": f"{bucket.objects().name}/{stored.key}"}
+    facts = {**metadata.shown(stored.metadata), "uri": f"{bucket.objects().name}/{stored.key}"}
     tags = provenance_tags(context.instance, definition, context.run.run_id)
     context.log_event(cell_event(definition, partition, stored, facts, tags))
     return dg.Output(None, metadata={"partition": f"{asset} {partition}", "uri": facts["uri"]})

@@ -3,15 +3,12 @@
 import tempfile
 from pathlib import Path
 
-import dagster as dg
-
-from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_annotator, choose_models
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
-from curvas_assets.report import previews
 from curvas_assets.segmentation import adopt_dataset, adopt_model
+from curvas_assets.stages.stored import Stored
+from curvas_assets.stages.train import curve_picture
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
@@ -65,11 +62,7 @@ def upload_model(
             "epochs": adopted.epochs,
             "best EMA pseudo-Dice": "unknown" if adopted.best_ema_dice is None else round(adopted.best_ema_dice, 4),
             "bytes": stored.size,
-            **(
-                {"training curve": metadata.image(previews.training_curve(curve, title=name), f"training of {name}")}
-                if len(curve)
-                else {}
-            ),
+            **({"training curve": curve_picture(curve, name)} if len(curve) else {}),
         },
     )
 
@@ -97,7 +90,7 @@ def upload_preprocessing(
             "voxel order": facts.voxel_order or "unknown",
             "training patients": len(study.training_patients()),
             "bytes": stored.size,
-            "facts": dg.MetadataValue.json(facts.as_dict()),
+            "facts": facts.as_dict(),
         },
     )
 

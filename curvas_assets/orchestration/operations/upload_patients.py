@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from curvas_assets.assets.cohort import folder_of, folders_of_patients
 from curvas_assets.cohort import read_patient
 from curvas_assets.errors import CurvasError, PatientError, StorageError
-from curvas_assets.orchestration.bucket import patient_folders
 from curvas_assets.orchestration.operations.selection import choose_patients
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
+from curvas_assets.stages.patients import folder_of, folders_of_patients, patient_folders
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study

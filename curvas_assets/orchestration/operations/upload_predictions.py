@@ -5,15 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-
-from curvas_assets.assets.predictions import preview_softmax
 from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StorageError, StudyError
-from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.environment import scratch_folder
-from curvas_assets.orchestration.io_manager import Stored
 from curvas_assets.orchestration.operations.selection import choose_models, choose_patients
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
+from curvas_assets.stages.predict import preview_softmax
+from curvas_assets.stages.stored import Stored, by
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.nnunet_exchange import import_nnunet_prediction
@@ -134,9 +131,9 @@ def _store(
             "uploaded from": str(npz),
             "patient": patient,
             "model": model,
-            "shape": metadata.by((len(study.class_names), *record["shape"])),
+            "shape": by((len(study.class_names), *record["shape"])),
             "bytes": facts.size,
-            "voxels by label": dg.MetadataValue.json(dict(zip(study.class_names, facts.label_voxels, strict=True))),
+            "voxels by label": dict(zip(study.class_names, facts.label_voxels, strict=True)),
             "preview": preview_softmax(open_softmax(objects, key), f"{model} of {patient}"),
         },
     )

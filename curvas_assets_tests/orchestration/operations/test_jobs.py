@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-from curvas_assets.assets.dataset import order_of_training_scans
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.prepare import order_of_training_scans
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects

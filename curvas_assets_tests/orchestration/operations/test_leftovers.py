@@ -17,13 +17,13 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from curvas_assets.assets.models import Checkpoints
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import StudyError
 from curvas_assets.orchestration.operations import leftovers
 from curvas_assets.orchestration.operations.about import about_orphans
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects

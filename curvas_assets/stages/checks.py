@@ -1,0 +1,48 @@
+"""What a stage looks at on the way, and what it found: the verdicts behind the asset checks, without Dagster."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from curvas_assets.errors import CurvasError
+
+
+@dataclass
+class Check:
+    """One check, while a stage works.
+
+    Args:
+        name: of the check.
+        description: what passes.
+        of_defects: whether what it finds is an error of the partition, which is not stored then; else it only informs.
+    """
+
+    name: str
+    description: str
+    of_defects: bool = False
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """Partition that was looked at → what is odd about it."""
+
+    def look(self, partition: str, problems: Iterable[str] = ()) -> None:
+        """Note that a partition was looked at, and what is odd about it."""
+        self.found[partition] = list(problems)
+
+    def refuse(self, partition: str, error: CurvasError) -> CurvasError:
+        """Note a defect; the error, for the caller to raise."""
+        self.look(partition, [error.after(partition)])
+        return error
+
+
+class Checks(Mapping[str, Check]):
+    """The checks of one step, by name: made anew for each run, from the descriptions that stand at the stage."""
+
+    def __init__(self, *checks: Check):
+        self._checks = {check.name: Check(check.name, check.description, check.of_defects) for check in checks}
+
+    def __getitem__(self, name: str) -> Check:
+        return self._checks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checks)
+
+    def __len__(self) -> int:
+        return len(self._checks)

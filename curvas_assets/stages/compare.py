@@ -1,0 +1,128 @@
+"""Comparisons: do ensembles reduce uncertainty without hurting accuracy, beside the challenge's teams and the published table?"""
+
+from typing import Any
+
+import pandas as pd
+
+from curvas_assets.errors import MissingArtefactError
+from curvas_assets.stages.checks import Check
+from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.statistics import (
+    PublishedScores,
+    compare_all_families,
+    compare_with_published,
+    published_tests,
+    read_published_scores,
+    scored_in_mm3,
+    shown_differences,
+    shown_scores,
+    units_of,
+    with_questions,
+    with_unit,
+)
+from curvas_assets.statistics.challenge import STANDINGS
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.tables import table_version
+from curvas_assets.study import Statistics, Study
+
+COMPARISONS_CHECK = Check(
+    "primary_metrics_are_tested", "Every primary metric has its p in every pair of families that the study has."
+)
+LEADERBOARD_CHECK = Check(
+    "metrics_are_ranked",
+    "Every metric of the challenge has a rank for every family that was scored; tells which has none.",
+)
+COST_CHECK = Check(
+    "work_is_recorded", "Every artefact that is there has recorded what it used; what was made elsewhere has not."
+)
+PUBLISHED_CHECK = Check(
+    "published_table_is_usable",
+    "Every value of the published table could be read, if there is one; tells what could not.",
+)
+
+
+def compare_families(study: Study, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
+    """Every pair of families: the comparisons, what people see of them, and which primary metrics have no p."""
+    comparisons = with_questions(compare_all_families(scores, study.statistics), study.statistics)
+    untested = not_tested(comparisons, set(scores["family"]), study.statistics)
+    return comparisons, {"table": shown_comparisons(comparisons, scores)}, untested
+
+
+def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, str, dict[str, Any], list[str]]:
+    """This run's means beside the published ones: table, its version, what people see, what could not be used.
+
+    Empty, and of the version `none`, where nobody uploaded a published table.
+    """
+    objects, key = tools.objects, tools.layout.published_table(tools.study.report.published_table)
+    published = published_scores(objects, key, tools.study)
+    if published is None:
+        told = {"published table": f"none: upload {objects.name}/{key} to compare with it"}
+        return pd.DataFrame({"metric": []}), "none", told, []
+    table = compare_with_published(scores, published)
+    told = {
+        "published table": f"{objects.name}/{key}",
+        "table": shown_scores(table),
+        "published tests": published_tests(published, tools.study.statistics),
+        "could not be used": published.unusable,
+    }
+    version = table_version(pd.concat([published.scores, published.unusable, table]).astype(str))
+    return table, version, told, unusable(published.unusable)
+
+
+def published_scores(objects: ObjectStore, key: str, study: Study) -> PublishedScores | None:
+    """The study's published table, if people have uploaded one."""
+    try:
+        content = objects.get(key)
+    except MissingArtefactError:
+        return None
+    return read_published_scores(content, ids=study.patients, study=study)
+
+
+def shown_comparisons(comparisons: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons as people read them: differences in the unit that the metric is shown in, which its name tells."""
+    units = units_of(scores)
+    shown = shown_differences(comparisons, scored_in_mm3(scores))
+    return shown.assign(metric=[with_unit(str(metric), units.get(metric, "")) for metric in shown["metric"]])
+
+
+def not_tested(comparisons: pd.DataFrame, families: set[str], settings: Statistics) -> list[str]:
+    """The pairs of families in which a primary metric has no p.
+
+    Args:
+        comparisons: from `compare_all_families`.
+        families: those that were scored.
+        settings: which metrics are primary.
+    """
+    lacking = []
+    for question, metric in settings.primary.items():
+        own = comparisons[comparisons["metric"] == metric]
+        possible = own[own["first"].isin(families) & own["second"].isin(families)]
+        if own.empty:
+            lacking.append(f"{metric} ({question}) was not scored")
+        for row in possible[possible["p_randomisation"].isna()].itertuples():
+            lacking.append(f"{metric} ({question}): no p for {row.pair}" + (f", {row.note}" if row.note else ""))
+    return lacking
+
+
+def not_ranked(board: pd.DataFrame) -> list[str]:
+    """This run's metrics without a rank, each with the reason."""
+    teams = set(board.loc[board["kind"] == "team", "metric"])
+    ours = board[board["kind"] == "this run"]
+    columns = dict.fromkeys(standing.column for standing in STANDINGS.values())
+    absent = [
+        f"{column}: no metric of this column of the challenge's was scored"
+        for column in columns
+        if column not in set(ours["column"])
+    ]
+    left_out = ours[~ours["metric"].isin(teams)].drop_duplicates("metric")
+    undefined = ours[ours["metric"].isin(teams) & ours["rank"].isna()]
+    return [
+        *absent,
+        *(f"{row.metric} is not ranked: {row.comparability}" for row in left_out.itertuples()),
+        *(f"{row.metric} of {row.entry}: no value is defined" for row in undefined.itertuples()),
+    ]
+
+
+def unusable(problems: pd.DataFrame) -> list[str]:
+    """What of the published table could not be read, by reason."""
+    return [f"{reason} ({len(rows)} ×)" for reason, rows in problems.groupby("reason", sort=False)]

@@ -1,0 +1,135 @@
+"""Datasets: the training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from curvas_assets.errors import MissingArtefactError, SegmentationError
+from curvas_assets.geometry import order_of
+from curvas_assets.segmentation import prepare_dataset
+from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.patients import fetch_files
+from curvas_assets.stages.stored import Artefacts, Outcome, Stored, one_by_one
+from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Layout
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.study import Study
+
+PREPROCESSING_GROWTH = 7
+"""Scratch of one dataset, as a multiple of the files it is made from: 3.7 measured on phantoms, CTs are noisier, and scans
+that are not in nnU-Net's voxel order are copied."""
+CHECKS = (
+    Check(
+        "training_patients_are_complete",
+        "Every training patient is in it; tells whom its annotator did not draw.",
+    ),
+)
+
+
+def prepare_datasets(
+    tools: Toolkit, annotators: Sequence[str], checks: Checks, *, scan: Artefacts
+) -> Iterator[tuple[str, Outcome]]:
+    """Datasets of annotators from the same training patients, whose files are fetched once for all."""
+    with ExitStack() as held:
+        training = _TrainingPatients(tools, scan, held)
+        yield from one_by_one(lambda annotator: _prepare(tools, annotator, training, checks))(annotators)
+
+
+class _TrainingPatients:
+    """Image and annotations of every training patient, in scratch from the first time they are asked for until `held` ends."""
+
+    def __init__(self, tools: Toolkit, scan: Artefacts, held: ExitStack):
+        self.tools, self.scan, self.held = tools, scan, held
+        self._folders: dict[str, Path] = {}
+        self._not_annotated: dict[str, list[str]] = {}
+
+    def folders(self) -> dict[str, Path]:
+        """Patient → folder of its files."""
+        if not self._folders:
+            study = self.tools.study
+            records = {patient: self.scan[patient].record() for patient in sorted(self.scan)}
+            size = sum(file["size"] for record in records.values() for file in record["files"])
+            scratch = self.held.enter_context(self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * size))
+            names = [study.image, *(annotator.file for annotator in study.annotators)]
+            for patient, record in records.items():
+                fetch_files(self.tools.objects, record, scratch / patient, names)
+                for annotator in record.get("not_annotated", []):
+                    self._not_annotated.setdefault(annotator, []).append(patient)
+            self._folders = {patient: scratch / patient for patient in records}
+        return self._folders
+
+    def not_annotated_by(self, annotator: str) -> list[str]:
+        """Patients whom an annotator did not draw, as the intake's ledger tells."""
+        self.folders()
+        return self._not_annotated.get(annotator, [])
+
+
+def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: Checks) -> Stored:
+    study, key = tools.study, tools.layout.dataset(annotator)
+    label_files = {one.name: one.file for one in study.annotators}
+    scratch = next(iter(training.folders().values())).parent
+    omitted = training.not_annotated_by(annotator)
+    drawn = {patient: at for patient, at in training.folders().items() if patient not in omitted}
+    checks["training_patients_are_complete"].look(annotator, [f"did not annotate {p}" for p in omitted])
+    if omitted:
+        tools.warn(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
+        require_enough(study, annotator, list(drawn), omitted)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        facts = prepare_dataset(
+            study,
+            annotator,
+            {p: (at / study.image, at / label_files[annotator]) for p, at in drawn.items()},
+            Path(folder),
+            all_annotations={p: [at / f for f in label_files.values()] for p, at in drawn.items()},
+            on_progress=lambda done, total, patient: tools.tell(
+                f"{annotator}: {patient} preprocessed, {done} of {total}"
+            ),
+        )
+        stored = directories.write_directory(tools.objects, key, Path(folder))
+    described = facts.as_dict()
+    return Stored(
+        key,
+        facts.digest,
+        {
+            "annotator": annotator,
+            "cases": described["cases"],
+            "not annotated": ", ".join(omitted) or "none",
+            "voxel order": facts.voxel_order or "unknown",
+            "patch size": str(described["patch_size"]),
+            "target spacing (mm)": str(described["spacing_mm"]),
+            "bytes": stored.size,
+            "facts": described,
+        },
+    )
+
+
+def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:
+    """A SegmentationError if those whom an annotator did annotate are too few to train on, or for the study's folds.
+
+    nnU-Net makes a random split, without a word, of a fold that the splits do not have.
+    """
+    needed = max(1 if fold == "all" else max(2, int(fold) + 1) for fold in study.folds)
+    if len(drawn) < needed:
+        raise SegmentationError(
+            "preparing the dataset",
+            f"dataset of {annotator}",
+            f"{len(drawn)} training patients are left, {needed} are needed (folds {', '.join(map(str, study.folds))}): "
+            f"the label maps of {', '.join(omitted)} are blank, which means not annotated",
+            "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
+        )
+
+
+def order_of_training_scans(objects: ObjectStore, layout: Layout, study: Study) -> str | None:
+    """The voxel order of the study's training scans that were taken in; None if they differ, or there are none.
+
+    It is the order that a model knows whose `dataset.json` does not say it: nnU-Net left scans as they were.
+    """
+    orders: set[str] = set()
+    for patient in study.training_patients():
+        try:
+            orders.add(order_of(tables.read_json(objects, layout.scan(patient))["affine"]))
+        except MissingArtefactError:
+            continue
+    return orders.pop() if len(orders) == 1 else None

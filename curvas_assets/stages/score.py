@@ -1,0 +1,225 @@
+"""Scores: every predictor of a patient against every annotator, and the study's one table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import MissingArtefactError, ScoringError
+from curvas_assets.report import previews
+from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
+from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.patients import fetch_files, scored_region
+from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, one_by_one
+from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
+from curvas_assets.storage import directories
+from curvas_assets.storage.layout import Cell
+from curvas_assets.study import Study
+
+KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
+"""Shown in the UI beside the whole table."""
+CHECKS = (
+    Check(
+        "scores_are_sound",
+        "Every predictor is there, every value lies in its metric's range, no NaN is without a reason.",
+        of_defects=True,
+    ),
+)
+STUDY_CHECK = Check(
+    "patients_are_scored", "Every patient whom the study scores is in the table, with every predictor that it has."
+)
+
+
+def score_patients(
+    tools: Toolkit,
+    patients: Sequence[str],
+    checks: Checks,
+    *,
+    softmax: Artefacts,
+    ensemble_softmax: Artefacts,
+    scan: Artefacts,
+) -> Iterator[tuple[str, Outcome]]:
+    """All predictors of patients on every metric, organ and annotator; reliability bins, risk–coverage curves."""
+    yield from one_by_one(lambda patient: _score(tools, patient, softmax, ensemble_softmax, scan, checks))(patients)
+
+
+def _score(
+    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: Checks
+) -> Stored:
+    study, key = tools.study, tools.layout.scores(patient)
+    predictors = study.predictors_of(patient)
+    with tools.scratch(patient) as scratch:
+        reference = _reference(tools, patient, scan[patient].record(), scratch)
+        found = {}
+        for count, predictor in enumerate(predictors, 1):
+            found[predictor] = _score_predictor(study, reference, Cell(predictor, patient), softmax, ensemble_softmax)
+            tools.tell(f"{patient}: {predictor} scored, {count} of {len(predictors)}")
+        written = {
+            name: _labelled(study, patient, {p: getattr(scores, name) for p, scores in found.items()})
+            for name in ("table", "reliability", "risk_coverage")
+        }
+        Path(scratch, "out").mkdir()
+        for name, frame in written.items():
+            file = "scores" if name == "table" else name
+            frame.to_parquet(Path(scratch, "out", f"{file}.parquet"), index=False)
+        problems = check_scores(written["table"], predictors=predictors)
+        if problems:
+            raise checks["scores_are_sound"].refuse(
+                patient, ScoringError("scoring", patient, "; ".join(problems), "Report it: scores must never be so.")
+            )
+        checks["scores_are_sound"].look(patient)
+        stored = directories.write_directory(tools.objects, key, Path(scratch, "out"))
+    table = written["table"]
+    undefined = table[table["value"].isna()]
+    general = next((p for p in predictors if study.family(p) == "general"), predictors[-1])
+    return Stored(
+        key,
+        stored.version,
+        {
+            "patient": patient,
+            "predictors": len(found),
+            "rows": len(table),
+            "undefined": len(undefined),
+            "bytes": stored.size,
+            "scores": means_by_predictor(table),
+            "exclusions": undefined[["predictor", "metric", "organ", "annotator", "note"]],
+            "reliability": Picture(
+                previews.reliability_diagram(found[general].reliability, title=f"{general} of {patient}"),
+                f"reliability of {general}, {patient}",
+            ),
+        },
+    )
+
+
+def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Path) -> PatientReference:
+    """What a patient's predictors are scored against, from the files that the intake validated."""
+    study, folder = tools.study, Path(scratch, patient)
+    fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
+    z, y, x = (slice(start, stop) for start, stop in scored_region(study, record))
+    return PatientReference(
+        read_annotations(folder, study),
+        tuple(record["facts"]["spacing_mm"]),
+        organs=study.organs,
+        region=(z, y, x),
+        ece_bins=study.evaluation.ece_bins,
+        ace_bins=study.evaluation.ace_bins,
+        tolerance_mm=study.evaluation.tolerance_mm,
+        not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
+    )
+
+
+def _score_predictor(
+    study: Study, reference: PatientReference, cell: Cell, softmax: Artefacts, ensemble_softmax: Artefacts
+) -> PatientScores:
+    """One predictor's scores: a model's alone, an ensemble's with what its members tell of its uncertainty."""
+    if study.family(cell.predictor) == "individual":
+        return reference.score(softmax[str(cell)].volume())
+    names = [str(model) for model in study.members(cell.predictor, cell.patient)]
+    mean = ensemble_softmax[str(cell)].volume()
+    require_members(mean.provenance.get("members"), names, str(cell))
+    members = [softmax[str(Cell(name, cell.patient))].volume() for name in names]
+    return reference.score(mean, members=members)
+
+
+def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Scores of all patients in one long table, stored as `metrics.csv` too, and what people look for in it.
+
+    Raises:
+        MissingArtefactError: nobody is scored.
+    """
+    study, objects, layout = tools.study, tools.objects, tools.layout
+    wanted = study.scored_patients(scores)
+    scored = [p for p in sorted(scores) if p in wanted and directories.exists(objects, layout.scores(p))]
+    unscored = [p for p in wanted if p not in scored]
+    if not scored:
+        raise MissingArtefactError(
+            "merging the scores",
+            study.name,
+            f"none of {len(wanted)} patients is scored",
+            "Materialise scores first.",
+        )
+    table = pd.concat(
+        [of_the_study(study, patient, scores[patient].table("scores")) for patient in scored], ignore_index=True
+    )
+    objects.put(layout.merged_csv(), study_columns(table).to_csv(index=False).encode())
+    if unscored:
+        tools.warn(f"no scores yet of {', '.join(unscored)}: they are not in the table")
+    return table, {
+        "patients": len(scored),
+        "not scored": ", ".join(unscored) or "none",
+        "predictors": int(table["predictor"].nunique()),
+        "metrics": int(table["metric"].nunique()),
+        "metrics.csv": f"{objects.name}/{layout.merged_csv()} (the study's columns; CRPS in mm³, as scored)",
+        "means": means_by_predictor(table),
+        "what the metrics are": shown_registry(),
+    }
+
+
+def require_members(averaged: Sequence[str] | None, members: Sequence[str], cell: str) -> None:
+    """A ScoringError if an ensemble is the mean of others than its members now; of a volume that does not say, nothing."""
+    if averaged is None or set(averaged) == set(members):
+        return
+    gone, come = sorted(set(averaged) - set(members)), sorted(set(members) - set(averaged))
+    found = [
+        f"without {', '.join(come)}" if come else "",
+        f"with {', '.join(gone)}, no members any more" if gone else "",
+    ]
+    raise ScoringError(
+        "scoring",
+        cell,
+        f"the ensemble is the mean of {len(averaged)} models, {' and '.join(part for part in found if part)}",
+        "Materialise ensemble_softmax of this patient again, then score it; `study` does both.",
+    )
+
+
+def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A patient's stored rows as the study has them now: its predictors' alone, with their families and the patient's group."""
+    predictors = study.predictors_of(patient)
+    kept = table[table["predictor"].isin(predictors)]
+    family = {predictor: study.family(predictor) for predictor in predictors}
+    return kept.assign(
+        family=kept["predictor"].map(family).astype(object), group=study.patient_group(patient) or ""
+    ).reset_index(drop=True)
+
+
+def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
+    """Patients and predictors that the study scores and the table does not hold."""
+    held = table.groupby("patient")["predictor"].agg(set).to_dict()
+    absent = {p: [one for one in study.predictors_of(p) if one not in held.get(p, ())] for p in study.scored_patients()}
+    return [
+        f"{patient} is not scored" if patient not in held else f"{patient} is not scored by {', '.join(predictors)}"
+        for patient, predictors in absent.items()
+        if predictors
+    ]
+
+
+def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
+    """Key metrics with their units, averaged over what a predictor has of each (NaN left out): one row per predictor."""
+    key = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    shown = shown_scores(key)
+    means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")
+    units = units_of(shown)
+    means = means.reindex(columns=[metric for metric in KEY_METRICS if metric in means])
+    return means.rename(columns={metric: with_unit(metric, units.get(metric, "")) for metric in means}).reset_index()
+
+
+def shown_registry() -> pd.DataFrame:
+    """The registry of metrics in the units in which they are read."""
+    table = metric_table()
+    return table.assign(unit=[shown_unit(unit) for unit in table["unit"]])
+
+
+def _labelled(study: Study, patient: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Frames of several predictors, one below the other, each row saying whose it is."""
+    group = study.patient_group(patient) or ""
+    parts = [
+        frame.assign(patient=patient, predictor=predictor, family=study.family(predictor), group=group)
+        for predictor, frame in frames.items()
+    ]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[
+        ["patient", "predictor", "family", "group", *(c for c in parts[0].columns if c in frames[next(iter(frames))])]
+    ]

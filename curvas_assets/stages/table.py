@@ -1,0 +1,316 @@
+"""The one table of the study's assets: a row says everything about an asset but what its work does.
+
+Whoever asks which jobs there are, where an artefact stands, what a stage needs, in which row of the cost table it counts or
+what follows a new patient reads it from here. A new asset is a row, a function in `curvas_assets.stages` and a declaration
+in `curvas_assets.assets`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from curvas_assets.storage.layout import Cell, Layout
+from curvas_assets.study import Study
+
+Kind = Literal["record", "table", "folder", "softmax"]
+"""What an artefact is: one JSON object, one table, a folder of files, or a volume of probabilities."""
+Axis = Literal["patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_ensemble"]
+"""Along what an asset is divided: a field of `curvas_assets.orchestration.partitions.Partitions`."""
+Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "report"]
+"""A field of `curvas_assets.orchestration.execution.StageNeeds`."""
+REPORT = "write_report"
+"""The job of what the whole study is told in; it follows the others."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """An asset of the lineage.
+
+    Args:
+        name: its key.
+        kind: what its artefacts are.
+        group: in the UI.
+        jobs: stage jobs that make it.
+        needs: of its steps.
+        cost: row of the cost table.
+        version: of its code, and settings of the study that change what it holds.
+        at: where the artefact of a partition stands; a table of its own name if it is not told.
+        axis: along what it is divided; None if it is one.
+        inputs: assets that are read.
+        after: assets that come before without being read.
+        per_run: partitions that one run takes.
+        followed: whether a new patient is taken on to it.
+        tools: with which it is made, for the UI's icons.
+    """
+
+    name: str
+    kind: Kind
+    group: str
+    jobs: tuple[str, ...]
+    needs: Need
+    cost: str
+    version: Callable[[Study], str]
+    at: Callable[[Layout, str], str] | None = None
+    axis: Axis | None = None
+    inputs: tuple["Asset", ...] = ()
+    after: tuple["Asset | str", ...] = ()
+    per_run: int = 1
+    followed: bool = False
+    tools: frozenset[str] = field(default_factory=frozenset)
+
+    def place(self, layout: Layout, partition: str = "") -> str:
+        """The key of a partition's artefact, or the prefix below which it stands."""
+        return layout.table(self.name) if self.at is None else self.at(layout, partition)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _settings(number: int, *parts: str) -> Callable[[Study], str]:
+    """A version that changes with the code's number and with parts of the study."""
+    return lambda study: f"{number}-{study.fingerprint(*parts)}"
+
+
+def _of_training(study: Study) -> str:
+    held_out = f"-{study.fingerprint('held_out')}" if study.cross_validated else ""
+    return f"1-{study.fingerprint('plans', 'training')}{held_out}"
+
+
+def _volume(layout: Layout, key: str) -> str:
+    cell = Cell.of(key)
+    return layout.softmax(cell.patient, cell.predictor)
+
+
+PATIENT_FILES, PUBLISHED_TABLE = "patient_files", "published_table"
+"""What people upload: assets that nothing here makes."""
+
+SCAN = Asset(
+    "scan",
+    kind="record",
+    group="cohort",
+    jobs=("take_in_scans",),
+    needs="intake",
+    cost="preparation",
+    version=_settings(2, "image", "annotators", "organs", "patients", "intake"),
+    at=Layout.scan,
+    axis="patient",
+    after=(PATIENT_FILES,),
+    per_run=50,
+    followed=True,
+    tools=frozenset({"nifti", "json"}),
+)
+TEST_SCAN = Asset(
+    "test_scan",
+    kind="record",
+    group="cohort",
+    jobs=("select_test_scans",),
+    needs="table",
+    cost="preparation",
+    version=lambda _: "2",
+    at=Layout.test_scan,
+    axis="test_patient",
+    inputs=(SCAN,),
+    per_run=100,
+    followed=True,
+    tools=frozenset({"json"}),
+)
+COHORT = Asset(
+    "cohort",
+    kind="table",
+    group="cohort",
+    jobs=("describe_cohort", REPORT),
+    needs="table",
+    cost="preparation",
+    version=_settings(2, "sets", "groups", "exclusions"),
+    inputs=(SCAN,),
+    tools=frozenset({"parquet"}),
+)
+PREPROCESSED_DATASET = Asset(
+    "preprocessed_dataset",
+    kind="folder",
+    group="dataset",
+    jobs=("prepare_datasets",),
+    needs="dataset",
+    cost="preparation",
+    version=_settings(2, "plans", "organs", "training_patients"),
+    at=Layout.dataset,
+    axis="annotator",
+    inputs=(SCAN,),
+    per_run=5,
+    tools=frozenset({"nnunet", "blosc2"}),
+)
+TRAINED_MODEL = Asset(
+    "trained_model",
+    kind="folder",
+    group="models",
+    jobs=("train_models",),
+    needs="training",
+    cost="training",
+    version=_of_training,
+    at=Layout.model,
+    axis="model",
+    inputs=(PREPROCESSED_DATASET,),
+    tools=frozenset({"nnunet", "pytorch"}),
+)
+SOFTMAX = Asset(
+    "softmax",
+    kind="softmax",
+    group="predictions",
+    jobs=("predict",),
+    needs="prediction",
+    cost="inference",
+    version=_settings(3, "prediction"),
+    at=_volume,
+    axis="patient_by_model",
+    inputs=(TRAINED_MODEL, TEST_SCAN),
+    per_run=90,
+    followed=True,
+    tools=frozenset({"nnunet", "zarr"}),
+)
+ENSEMBLE_SOFTMAX = Asset(
+    "ensemble_softmax",
+    kind="softmax",
+    group="ensembles",
+    jobs=("build_ensembles",),
+    needs="ensembling",
+    cost="ensembling",
+    version=_settings(3, "members", "held_out"),
+    at=_volume,
+    axis="patient_by_ensemble",
+    inputs=(SOFTMAX,),
+    per_run=40,
+    followed=True,
+    tools=frozenset({"numba", "zarr", "nifti"}),
+)
+SCORES = Asset(
+    "scores",
+    kind="folder",
+    group="scores",
+    jobs=("score_patients",),
+    needs="scoring",
+    cost="evaluation",
+    version=_settings(4, "evaluation", "organs", "annotators", "members", "held_out"),
+    at=Layout.scores,
+    axis="test_patient",
+    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),
+    per_run=10,
+    followed=True,
+    tools=frozenset({"numba", "parquet"}),
+)
+STUDY_SCORES = Asset(
+    "study_scores",
+    kind="table",
+    group="scores",
+    jobs=(REPORT,),
+    needs="report",
+    cost="evaluation",
+    version=_settings(3, "sets", "groups", "exclusions", "members", "held_out"),
+    inputs=(SCORES,),
+    tools=frozenset({"parquet", "csv"}),
+)
+FAMILY_COMPARISONS = Asset(
+    "family_comparisons",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(2, "statistics"),
+    inputs=(STUDY_SCORES,),
+    tools=frozenset({"scipy", "parquet"}),
+)
+LEADERBOARD = Asset(
+    "leaderboard",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(2, "evaluation", "synthetic"),
+    inputs=(STUDY_SCORES,),
+    tools=frozenset({"parquet"}),
+)
+PUBLISHED_COMPARISON = Asset(
+    "published_comparison",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(2, "statistics", "report"),
+    inputs=(STUDY_SCORES,),
+    after=(PUBLISHED_TABLE,),
+    tools=frozenset({"parquet"}),
+)
+COST = Asset(
+    "cost",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "prices"),
+    after=(STUDY_SCORES, FAMILY_COMPARISONS, LEADERBOARD),  # whose cost is in it
+    tools=frozenset({"parquet"}),
+)
+FIGURES = Asset(
+    "figures",
+    kind="folder",
+    group="report",
+    jobs=(REPORT,),
+    needs="report",
+    cost="reporting",
+    version=lambda study: f"2-{study.fingerprint()}",
+    at=lambda layout, _: layout.figures(),
+    inputs=(
+        COHORT,
+        STUDY_SCORES,
+        FAMILY_COMPARISONS,
+        LEADERBOARD,
+        COST,
+        PUBLISHED_COMPARISON,
+        SCORES,
+        TRAINED_MODEL,
+    ),
+    tools=frozenset({"matplotlib", "plotly"}),
+)
+REPORT_PAGE = Asset(
+    "report",
+    kind="folder",
+    group="report",
+    jobs=(REPORT,),
+    needs="report",
+    cost="reporting",
+    version=FIGURES.version,
+    at=lambda layout, _: layout.report(),
+    inputs=FIGURES.inputs,
+    tools=frozenset({"html", "markdown"}),
+)
+
+ASSETS = tuple(row for row in globals().values() if isinstance(row, Asset))
+"""All that a study makes, in the order in which it stands above."""
+
+
+def asset(name: str) -> Asset:
+    """The row of an asset.
+
+    Raises:
+        LookupError: it has none, so that nobody knows where it stands.
+    """
+    for row in ASSETS:
+        if row.name == name:
+            return row
+    raise LookupError(f"no asset is named {name!r}: each has a row in curvas_assets.stages.table")
+
+
+STAGES = {
+    job: tuple(row.name for row in ASSETS if job in row.jobs)
+    for job in sorted(dict.fromkeys(job for row in ASSETS for job in row.jobs), key=lambda job: job == REPORT)
+}
+"""Stage job → names of the assets it makes, in the order in which a study runs: that of the rows, the report last."""
+COST_ROWS = {
+    cost: tuple(row.name for row in ASSETS if row.cost == cost) for cost in dict.fromkeys(row.cost for row in ASSETS)
+}
+"""Row of the cost table → names of the assets that count in it."""
+FOLLOWED = tuple(row for row in ASSETS if row.followed)
+"""What a new patient passes, in this order."""

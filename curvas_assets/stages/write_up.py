@@ -1,0 +1,305 @@
+"""Report: the figures, and one page that a reviewer can read offline."""
+
+import json
+import shutil
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from curvas_assets.cohort import read_annotations
+from curvas_assets.errors import MissingArtefactError
+from curvas_assets.report import (
+    OrganView,
+    Provenance,
+    Report,
+    ReportInputs,
+    SliceView,
+    build_report,
+    most_disputed_slice,
+)
+from curvas_assets.report.style import ImageFormat
+from curvas_assets.scoring import metric_table
+from curvas_assets.stages.checks import Check
+from curvas_assets.stages.compare import published_scores
+from curvas_assets.stages.patients import fetch_files
+from curvas_assets.stages.score import of_the_study
+from curvas_assets.stages.stored import Artefact, Artefacts
+from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.statistics import (
+    annotator_agreement,
+    dice_against_entropy,
+    failure_over_patients,
+    non_inferiority,
+    out_of_distribution,
+)
+from curvas_assets.storage import directories, tables
+from curvas_assets.storage.layout import Layout
+from curvas_assets.storage.maps import download_map
+from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.softmax import open_softmax
+from curvas_assets.study import Study
+
+SECTIONS = (
+    *("question", "data", "protocol", "results", "statistics"),
+    *("comparison", "maps", "cost", "metrics", "reproducibility", "state"),
+)
+REPORT_CHECK = Check(
+    "sections_are_complete",
+    "Every section is on the page, and every figure stands beside it.",
+    of_defects=True,
+)
+CURRENT_CHECK = Check(
+    "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all that it states is so."
+)
+FIGURES_CHECK = Check(
+    "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", of_defects=True
+)
+LARGEST_3D = 128
+"""Voxels along an axis of the 3-D view; larger volumes are thinned."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind a report: the artefacts that it is made from."""
+
+    cohort: Artefact
+    study_scores: Artefact
+    family_comparisons: Artefact
+    leaderboard: Artefact
+    cost: Artefact
+    published_comparison: Artefact
+    scores: Artefacts
+    trained_model: Artefacts
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report that stands in the bucket.
+
+    Args:
+        report: as it was built.
+        figures: the stored folder of figures.
+        page: the stored folder of the page.
+        patients: that are in it.
+        pictured: the patient whose pictures are shown.
+    """
+
+    report: Report
+    figures: directories.StoredDirectory
+    page: directories.StoredDirectory
+    patients: tuple[str, ...]
+    pictured: str
+
+
+def write_report(
+    tools: Toolkit, behind: Behind, provenance: Provenance, state: pd.DataFrame, *, keep_in: Path | None = None
+) -> Written:
+    """Draw the figures, write the page, and store both.
+
+    Args:
+        tools: the study's.
+        behind: what it is made from.
+        provenance: when, by which code and from which data.
+        state: of the lineage: what is out of date, and why.
+        keep_in: a folder that keeps a copy of the page; what goes wrong there is only told.
+    """
+    study, objects, layout = tools.study, tools.objects, tools.layout
+    long, patients = behind.study_scores.table(), behind.cohort.table()
+    scored = sorted(map(str, long["patient"].unique()))
+    pictured = typical_patient(study, long)
+    published = None
+    if len(behind.published_comparison.table()):
+        published = published_scores(objects, layout.published_table(study.report.published_table), study)
+    tools.tell(f"report on {len(scored)} patients, pictures of {pictured}")
+    with tools.scratch("report") as scratch:
+        slices, organs = pictures(study, objects, layout, pictured, scratch)
+    report = build_report(
+        ReportInputs(
+            study=study,
+            scores=long,
+            provenance=provenance,
+            metrics=metric_table(),
+            cohort=patients.drop(columns=["exclusions"]),
+            exclusions=exclusion_ledger(patients, long),
+            comparisons=behind.family_comparisons.table(),
+            non_inferiority=non_inferiority(long, study.statistics),
+            association=dice_against_entropy(long),
+            agreement=annotator_agreement(long),
+            failure=failure_over_patients(long),
+            out_of_distribution=out_of_distribution(long, study.in_distribution_group),
+            leaderboard=behind.leaderboard.table(),
+            published=published,
+            reliability=_of_all(study, behind.scores, scored, "reliability"),
+            risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),
+            cost=behind.cost.table(),
+            curves=curves(objects, layout, sorted(behind.trained_model)),
+            state=state,
+            averaged=averaged(study, objects, layout, scored),
+            slices=slices,
+            organs=organs,
+        )
+    )
+    with tools.scratch("report") as scratch:
+        figures, page = Path(scratch, "figures"), Path(scratch, "page")
+        _lay_out(report, figures, page)
+        drawn = directories.write_directory(objects, layout.figures(), figures)
+        written = directories.write_directory(objects, layout.report(), page)
+        if keep_in is not None:
+            try:
+                keep_copy(page, keep_in)
+            except OSError as error:  # the report stands in the bucket all the same
+                tools.warn(f"no copy of the report could be kept in {keep_in}: {error}")
+    return Written(report, drawn, written, tuple(scored), pictured)
+
+
+def _lay_out(report: Report, figures: Path, page: Path) -> None:
+    """Every figure in the folder of figures; the page with those that it shows beside it."""
+    for name, content in report.attachments.items():
+        for folder in (figures, page / "figures") if name.endswith(".png") else (figures,):
+            path = folder / Path(name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    page.mkdir(exist_ok=True)
+    (page / "report.html").write_text(report.html)
+    (page / "report.md").write_text(report.markdown)
+
+
+def in_short(report: Report) -> str:
+    """The report's first section, as Markdown."""
+    return report.markdown.split("\n## ")[1].partition("\n")[2].strip()
+
+
+def keep_copy(page: Path, folder: Path) -> None:
+    """The report's files in a folder, each whole at any moment; figures of an earlier report go."""
+    wanted = {path.relative_to(page) for path in page.rglob("*") if path.is_file()}
+    for name in sorted(wanted, key=lambda name: name.suffix == ".html"):  # the page last, its figures are there then
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(page / name, part)
+        part.replace(target)
+    for path in (folder / "figures").glob("*.png"):
+        if path.relative_to(folder) not in wanted:
+            path.unlink()
+
+
+def _of_all(study: Study, scores: Artefacts, patients: list[str], name: str) -> pd.DataFrame:
+    """A table of several patients' scores, of the predictors that the study has now."""
+    return pd.concat([of_the_study(study, p, scores[p].table(name)) for p in patients], ignore_index=True)
+
+
+def missing_parts(report: Report) -> list[str]:
+    """Sections that are not on the page, and figures without a picture."""
+    absent = [f"section {name}" for name in SECTIONS if f'id="{name}"' not in report.html]
+    return absent + [f"figure {n}" for n in report.figures if f"figures/{n}.png" not in report.attachments]
+
+
+def out_of_date(state: pd.DataFrame) -> list[str]:
+    """What behind the report was out of date when it was written, from the state of the lineage."""
+    stale = state[state["stale"] > 0]
+    return [f"{one.stale} of {one.asset} out of date: {one.why}" for one in stale.itertuples()]
+
+
+def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[str]) -> pd.DataFrame:
+    """What the ensembles of these patients are the mean of, as their volumes say: predictor, members, patients, models."""
+    cells = [(str(ensemble), patient) for ensemble in study.ensemble_ids for patient in patients]
+
+    def members(cell: tuple[str, str]) -> tuple[str, ...]:
+        ensemble, patient = cell
+        try:
+            return tuple(open_softmax(objects, layout.softmax(patient, ensemble)).provenance.get("members", ()))
+        except MissingArtefactError:  # emptied since it was scored
+            return ()
+
+    with ThreadPoolExecutor(8, thread_name_prefix="curvas-members") as pool:
+        found = Counter(
+            (ensemble, models) for (ensemble, _), models in zip(cells, pool.map(members, cells), strict=True)
+        )
+    rows = [
+        (ensemble, len(models) or None, count, ", ".join(models) or "not known: the volumes are gone, or do not say")
+        for (ensemble, models), count in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"]).astype({"members": "Int64"})
+
+
+def undrawn(report: Report) -> list[str]:
+    """Figures that are not there in a format, or are empty."""
+    wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
+    return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]
+
+
+def typical_patient(study: Study, scores: pd.DataFrame) -> str:
+    """The patient whose Dice by the general ensemble is the median: neither the best nor the worst case."""
+    dice = scores[(scores["metric"] == "dice") & (scores["family"] == "general")]
+    means = (dice if len(dice) else scores[scores["metric"] == "dice"]).groupby("patient")["value"].mean().dropna()
+    if means.empty:
+        return str(scores["patient"].iloc[0])
+    return str(means.sort_values().index[(len(means) - 1) // 2])
+
+
+def pictures(
+    study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
+) -> tuple[list[SliceView], OrganView]:
+    """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
+    record = tables.read_json(objects, layout.scan(patient))
+    fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
+    drawn = [i for i, name in enumerate(study.annotator_names) if name not in record.get("not_annotated", [])]
+    annotations = read_annotations(scratch / patient, study).only(drawn)
+    z = most_disputed_slice(annotations)
+    image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
+    spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
+    widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
+    maps, belong = {}, open_softmax(objects, layout.softmax(patient, str(widest))).beside
+    for name in ("entropy", "mutual_information", "labels"):
+        key = layout.ensemble_map(patient, str(widest), name)
+        path = download_map(objects, key, scratch / f"{name}.nii.gz", check=belong.get(name))
+        maps[name] = nib.Nifti1Image.from_filename(path)
+    view = SliceView(
+        patient=patient,
+        z=z,
+        image=image,
+        annotations=annotations[:, z],
+        annotators=tuple(study.annotator_names[i] for i in drawn),
+        spacing_mm=spacing_mm,
+        orientation=affine,
+        predictor=str(widest),
+        segmentation=np.asarray(maps["labels"].dataobj[:, :, z]).T,
+        predictive_entropy=np.asarray(maps["entropy"].dataobj[:, :, z]).T,
+        mutual_information=np.asarray(maps["mutual_information"].dataobj[:, :, z]).T,
+    )
+    labels = np.asarray(maps["labels"].dataobj).transpose(2, 1, 0)
+    step = tuple(-(-n // LARGEST_3D) for n in labels.shape)
+    thinned = labels[tuple(slice(None, None, s) for s in step)]
+    z_mm, y_mm, x_mm = (float(s * n) for s, n in zip(spacing_mm, step, strict=True))
+    return [view], OrganView(patient, thinned, (z_mm, y_mm, x_mm), str(widest), affine)
+
+
+def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Everything that is left out or in doubt, and why: patients, annotations and organs at intake, scores without a value."""
+    columns = ["patient", "predictor", "metric", "organ", "annotator", "reason"]
+    rows = [
+        {"patient": row["patient"], "reason": f"{row['status']}: {row['reason']}"}
+        for _, row in cohort[cohort["status"] != "taken in"].iterrows()
+    ]
+    rows += [entry for text in cohort["exclusions"] for entry in json.loads(text)]
+    doubts = cohort.get("doubts", pd.Series("", index=cohort.index))
+    rows += [{"patient": p, "reason": doubt} for p, doubt in zip(cohort["patient"], doubts, strict=True) if doubt]
+    undefined = scores[scores["value"].isna()].rename(columns={"note": "reason"})
+    ledger = pd.concat([pd.DataFrame(rows, columns=columns), undefined[columns]], ignore_index=True)
+    return ledger.fillna("")
+
+
+def curves(objects: ObjectStore, layout: Layout, models: list[str]) -> dict[str, pd.DataFrame]:
+    """Training curves of the models there are; a model that was uploaded may have none."""
+    there = {
+        model: pd.DataFrame(json.loads(directories.read_file(objects, layout.model(model), "training.json"))["curve"])
+        for model in models
+        if directories.exists(objects, layout.model(model))
+    }
+    return {model: curve for model, curve in there.items() if len(curve)}
