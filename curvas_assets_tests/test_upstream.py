@@ -3,14 +3,20 @@
 - nnU-Net's trainer has the hooks that ours overrides, and looks its constructor's arguments up by name.
 - Its blur chooses its algorithm by stop-watch unless told not to; its export is linear resampling.
 - It reads its path variables when it uses them, not when it is imported.
-- Dagster's event tags and the resolver that read staleness from them are where we import them from.
+- Dagster's private names are imported in one module, mean what they meant, and have the members that are used.
 """
 
+import ast
 import inspect
 import os
+import re
+from pathlib import Path
 
+import dagster as dg
 import pytest
 
+import curvas_assets
+from curvas_assets.orchestration import dagster_internals as internals
 from curvas_assets.segmentation.runtime import nnunet_folders
 
 
@@ -79,9 +85,87 @@ def test_nnunet_reads_its_path_variables_when_it_uses_them(tmp_path):
     assert not nnUNet_results.is_set()
 
 
-def test_dagsters_tags_and_resolver_are_where_we_import_them_from():
-    from dagster._core.definitions import data_version
+def test_dagsters_private_names_are_imported_in_one_module_only():
+    private = re.compile(r"dagster\._\w+")
+    found = {}
+    for folder in (Path(curvas_assets.__file__).parent, Path(curvas_assets.__file__).parent.parent / "benchmarks"):
+        for path in sorted(folder.rglob("*.py")):
+            imported = {
+                name
+                for node in ast.walk(ast.parse(path.read_text()))
+                for name in (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else []
+                )
+                if private.match(name)
+            }
+            if imported:
+                found[path.name] = imported
+    assert set(found) == {"dagster_internals.py"}
 
-    assert data_version.CODE_VERSION_TAG == "dagster/code_version"
-    assert data_version.DATA_VERSION_TAG == "dagster/data_version"
-    assert {"get_status", "get_stale_causes"} <= set(dir(data_version.CachingStaleStatusResolver))
+
+def test_dagsters_tags_are_those_that_its_database_and_ui_know():
+    assert {name: getattr(internals, name) for name in vars(internals) if name.endswith("_TAG")} == {
+        "ASSET_PARTITION_RANGE_END_TAG": "dagster/asset_partition_range_end",
+        "ASSET_PARTITION_RANGE_START_TAG": "dagster/asset_partition_range_start",
+        "AUTO_RETRY_RUN_ID_TAG": "dagster/auto_retry_run_id",
+        "BACKFILL_ID_TAG": "dagster/backfill",
+        "CODE_VERSION_TAG": "dagster/code_version",
+        "DATA_VERSION_IS_USER_PROVIDED_TAG": "dagster/data_version_is_user_provided",
+        "DATA_VERSION_TAG": "dagster/data_version",
+        "GRPC_INFO_TAG": ".dagster/grpc_info",
+        "MAX_RETRIES_TAG": "dagster/max_retries",
+        "PARENT_RUN_ID_TAG": "dagster/parent_run_id",
+        "PARTITION_NAME_TAG": "dagster/partition",
+        "RETRY_NUMBER_TAG": "dagster/retry_number",
+        "RETRY_STRATEGY_TAG": "dagster/retry_strategy",
+        "RUN_FAILURE_REASON_TAG": "dagster/failure_reason",
+        "SCHEDULE_NAME_TAG": "dagster/schedule_name",
+        "SENSOR_NAME_TAG": "dagster/sensor_name",
+        "USER_TAG": "user",
+        "WILL_RETRY_TAG": "dagster/will_retry",
+    }
+
+
+def test_dagsters_private_classes_have_the_members_that_are_used_or_overridden():
+    from dagster._core.execution.asset_backfill import AssetBackfillData
+    from dagster._core.execution.backfill import PartitionBackfill
+    from dagster._core.storage.event_log.base import EventLogStorage
+    from dagster._core.storage.runs import SqliteRunStorage
+    from dagster._grpc.client import DagsterGrpcClient
+
+    used = {
+        internals.BaseAssetGraph: {
+            "get", "has", "toposorted_asset_keys", "get_partition_mapping", "get_parent_partition_keys_for_child",
+            "get_ancestor_asset_keys",
+        },
+        internals.DefaultRunLauncher: {
+            "launch_run", "terminate", "supports_check_run_worker_health", "check_run_worker_health",
+            "_get_grpc_client_for_termination",
+        },
+        internals.DataProvenance: {"from_tags", "has_input_asset"},
+        internals.RunRecord: {"dagster_run", "storage_id", "create_timestamp", "end_time"},
+        PartitionBackfill: {"is_asset_backfill", "get_asset_backfill_data"},
+        AssetBackfillData: {"target_subset", "requested_subset", "failed_and_downstream_subset"},
+        EventLogStorage: {
+            "get_latest_tags_by_partition", "get_latest_storage_id_by_partition", "get_event_records",
+        },
+        DagsterGrpcClient: {"can_cancel_execution"},
+    }  # fmt: skip
+    missing = {
+        cls.__name__: sorted(name for name in names if not hasattr(cls, name) and name not in _fields(cls))
+        for cls, names in used.items()
+    }
+    assert not {name: gone for name, gone in missing.items() if gone}
+    assert "before_cursor" in inspect.signature(EventLogStorage.get_latest_tags_by_partition).parameters
+    seen = internals.AssetCheckEvaluationTargetMaterializationData(storage_id=3, run_id="run", timestamp=1.5)
+    assert (seen.storage_id, seen.run_id, seen.timestamp) == (3, "run", 1.5)
+    with dg.instance_for_test() as instance:
+        assert isinstance(instance.run_storage, SqliteRunStorage) == internals.is_kept_in_files(instance)
+
+
+def _fields(cls: type) -> set[str]:
+    return set(inspect.signature(cls).parameters)

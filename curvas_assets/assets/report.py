@@ -4,12 +4,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
 from curvas_assets.assets.declaring import Declarations
 from curvas_assets.orchestration import checks as verdicts
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.dagster_internals import (
+    BaseAssetGraph,
+)
 from curvas_assets.orchestration.environment import report_folder
 from curvas_assets.orchestration.execution import RETRY
 from curvas_assets.orchestration.partitions import Partitions

@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import CurvasError
 from curvas_assets.local.deployment import LocalDeployment, require_port
 from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
+from curvas_assets.orchestration.dagster_internals import (
+    AUTO_RETRY_RUN_ID_TAG,
+)
 from curvas_assets.orchestration.environment import EXECUTOR, gpu_slots
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records, waits_for_retry

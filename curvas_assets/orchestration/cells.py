@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+
+from curvas_assets import disk
+from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration import checks as verdicts
+from curvas_assets.orchestration import metadata as ui
+from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-
-from curvas_assets import disk
-from curvas_assets.errors import CurvasError
-from curvas_assets.orchestration import checks as verdicts
-from curvas_assets.orchestration import metadata as ui
 from curvas_assets.orchestration.environment import scratch_folder
 from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import dimension_tags

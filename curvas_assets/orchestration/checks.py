@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
+from curvas_assets.orchestration.dagster_internals import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from curvas_assets.stages.checks import Check
 
 LISTED = 5

@@ -9,13 +9,13 @@ import hashlib
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.storage.tags import (
+
+from curvas_assets.orchestration.batches import ranges
+from curvas_assets.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
-
-from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX

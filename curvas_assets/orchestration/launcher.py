@@ -8,15 +8,26 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import dagster as dg
 import psutil
-from dagster._core.errors import DagsterLaunchFailedError, DagsterUserCodeUnreachableError
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, LaunchRunContext, WorkerStatus
-from dagster._core.storage.runs import SqliteRunStorage
-from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG, RETRY_NUMBER_TAG, RUN_FAILURE_REASON_TAG
-from dagster._grpc.client import DagsterGrpcClient
-from dagster._serdes import ConfigurableClass
+
+from curvas_assets.orchestration.dagster_internals import (
+    GRPC_INFO_TAG,
+    MAX_RETRIES_TAG,
+    RETRY_NUMBER_TAG,
+    RUN_FAILURE_REASON_TAG,
+    CheckRunHealthResult,
+    ConfigurableClass,
+    DagsterLaunchFailedError,
+    DagsterUserCodeUnreachableError,
+    DefaultRunLauncher,
+    LaunchRunContext,
+    WorkerStatus,
+    has_run_under_way,
+    is_kept_in_files,
+)
 
 CLOCK_SECONDS = 2.0
 """How far the start of a process, counted from boot, may seem to lie after the event that it wrote."""
@@ -131,25 +142,10 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         return host in (*LOOPBACK, socket.gethostname())
 
     def _asked(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)
+        client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "it was started elsewhere: nobody can be asked")
-        return asked_of_server(run.run_id, _knows(client))
-
-
-def _knows(client: DagsterGrpcClient) -> Callable[[str], bool | None]:
-    """Whether a code server has a run under way; None if it does not answer."""
-    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-    from dagster._serdes import deserialize_value
-
-    def ask(run_id: str) -> bool | None:
-        try:
-            answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=5)
-        except DagsterUserCodeUnreachableError:
-            return None
-        return deserialize_value(answer, CanCancelExecutionResult).can_cancel
-
-    return ask
+        return asked_of_server(run.run_id, partial(has_run_under_way, client))
 
 
 def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRunHealthResult:
@@ -175,7 +171,7 @@ def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
 
 def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
     """Whether an instance is files of this machine (SQLite), so that no other runs anything for it."""
-    return isinstance(instance.run_storage, SqliteRunStorage)
+    return is_kept_in_files(instance)
 
 
 def processes(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
-from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
-from dagster._core.instance import DynamicPartitionsStore
 
+from curvas_assets.orchestration.dagster_internals import (
+    DynamicPartitionsStore,
+    get_tags_from_multi_partition_key,
+)
 from curvas_assets.stages.table import Axis
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study

@@ -7,8 +7,11 @@ retry that cannot be launched, because the code server is just starting again, i
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
 
+from curvas_assets.orchestration.dagster_internals import (
+    AUTO_RETRY_RUN_ID_TAG,
+    PARENT_RUN_ID_TAG,
+)
 from curvas_assets.orchestration.launcher import WatchedRunLauncher
 
 GIVEN_UP = "Failed to retry run"

@@ -18,17 +18,17 @@ from functools import cached_property
 from itertools import product
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-from dagster._core.definitions.data_version import (
+
+from curvas_assets.orchestration.dagster_internals import (
     DEFAULT_DATA_VERSION,
     NULL_DATA_VERSION,
+    BaseAssetGraph,
     DataProvenance,
     StaleStatus,
     extract_data_provenance_from_entry,
     extract_data_version_from_entry,
+    partition_loading_context,
 )
-from dagster._core.definitions.partitions.context import partition_loading_context
-
 from curvas_assets.orchestration.partitions import by_dimension, current_keys
 from curvas_assets.storage.layout import Cell
 

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 import pandas as pd
-from dagster._core.definitions.data_version import StaleStatus
 
+from curvas_assets.orchestration.dagster_internals import (
+    StaleStatus,
+)
 from curvas_assets.orchestration.staleness import PartitionStatus, Staleness
 
 COLUMNS = ("asset", "partitions", "made", "stale", "missing", "elsewhere", "why")

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
-from dagster._core.remote_origin import RemoteJobOrigin
-from dagster._core.run_coordinator import SubmitRunContext
-from dagster._core.storage.tags import (
+
+from curvas_assets.orchestration.batches import ranges, rectangles
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     AUTO_RETRY_RUN_ID_TAG,
@@ -24,10 +25,9 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
     RETRY_STRATEGY_TAG,
     USER_TAG,
+    RemoteJobOrigin,
+    SubmitRunContext,
 )
-
-from curvas_assets.orchestration.batches import ranges, rectangles
-from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
 from curvas_assets.orchestration.scope import Scope

@@ -9,12 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-from dagster._core.definitions.partitions.context import partition_loading_context
-from dagster._core.errors import DagsterInvalidInvocationError
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from dagster._core.storage.dagster_run import RunRecord
-from dagster._core.storage.tags import (
+
+from curvas_assets.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     AUTO_RETRY_RUN_ID_TAG,
@@ -24,8 +20,13 @@ from dagster._core.storage.tags import (
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
     WILL_RETRY_TAG,
+    BaseAssetGraph,
+    BulkActionsFilter,
+    BulkActionStatus,
+    DagsterInvalidInvocationError,
+    RunRecord,
+    partition_loading_context,
 )
-
 from curvas_assets.orchestration.following import UNFINISHED
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import STAGES

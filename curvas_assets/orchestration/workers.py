@@ -19,10 +19,6 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery, states
 from celery.result import AsyncResult
 from celery.signals import worker_process_init
-from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
-from dagster._core.events import DagsterEvent
-from dagster._core.execution.retries import RetryMode
-from dagster._serdes import serialize_value
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CeleryExecutor, _submit_task
 from dagster_celery.make_app import make_app
@@ -30,6 +26,12 @@ from dagster_celery.tasks import create_task
 from dagster_shared.error import SerializableErrorInfo
 
 from curvas_assets.orchestration import lifeline
+from curvas_assets.orchestration.dagster_internals import (
+    DagsterEvent,
+    RetryMode,
+    multiple_process_executor_requirements,
+    serialize_value,
+)
 from curvas_assets.orchestration.environment import broker_url, lost_after_seconds
 
 SETTINGS: dict[str, Any] = {

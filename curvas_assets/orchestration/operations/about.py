@@ -6,8 +6,10 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
+from curvas_assets.orchestration.dagster_internals import (
+    BaseAssetGraph,
+)
 from curvas_assets.orchestration.operations.leftovers import removed_partitions
 from curvas_assets.orchestration.partitions import current_keys
 from curvas_assets.orchestration.provenance import git_commit, package_versions

@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
-from dagster._core.definitions.data_version import StaleStatus
-from dagster._core.storage.tags import MAX_RETRIES_TAG
 from pydantic import Field
 
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata, nightly
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
+from curvas_assets.orchestration.dagster_internals import (
+    MAX_RETRIES_TAG,
+    StaleStatus,
+)
 from curvas_assets.orchestration.operations import (
     about,
     cleaning,

@@ -11,17 +11,17 @@ from datetime import datetime, timedelta
 
 import dagster as dg
 import pandas as pd
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG
-from dagster._core.definitions.partitions.context import partition_loading_context
-from dagster._core.events import DagsterEventType
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
+from curvas_assets.orchestration.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    CODE_VERSION_TAG,
+    DATA_VERSION_TAG,
+    PARTITION_NAME_TAG,
+    BaseAssetGraph,
+    partition_loading_context,
+)
 from curvas_assets.orchestration.operations.transfer import human_bytes
 from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients, by_dimension
 from curvas_assets.orchestration.staleness import REMOVED
@@ -227,7 +227,7 @@ def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterializat
 def removed_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
     """Partitions whose last event tells of their removal."""
     latest = instance.event_log_storage.get_latest_tags_by_partition(
-        key, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
     return {partition for partition, tags in latest.items() if tags.get(DATA_VERSION_TAG) == REMOVED}
 
