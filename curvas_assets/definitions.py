@@ -18,7 +18,7 @@ from curvas_assets.study import Study, load_study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-STAGES = (cohort, dataset, models, predictions, ensembles, scores, comparisons)
+GROUPS = (cohort, dataset, models, predictions, ensembles, scores, comparisons)
 WIPE = (
     "\n\n*Wipe* in this page's menu forgets **all** partitions of the asset, whichever are selected (a limit of Dagster). To make "
     "some again, launch the job `redo`, or select them and press *Materialize*."
@@ -38,7 +38,7 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
     stages = stage_jobs(executor_def)
     others = [study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)]
     jobs = {job.name: job for job in (*stages, *others)}
-    assets = [asset for stage in STAGES for asset in stage.build(study, partitions)]
+    assets = [asset for group in GROUPS for asset in group.build(study, partitions)]
     assets += report.build(study, partitions, lambda: whole.resolve_asset_graph())
     whole = dg.Definitions(
         assets=[_warned(asset) if isinstance(asset, dg.AssetsDefinition) else asset for asset in assets],

@@ -22,7 +22,7 @@ import yaml
 
 from curvas_assets.definitions import build_definitions
 from curvas_assets.local.deployment import ROOT
-from curvas_assets.orchestration.operations import jobs as operations
+from curvas_assets.orchestration.operations import OPERATIONS
 from curvas_assets.study import load_study
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "deploy/OPERATING.md")}
@@ -113,7 +113,7 @@ def test_jobs_that_are_printed_take_the_settings_that_are_printed(jobs):
     named = re.findall(r"`(\w+)` \(((?:`[^`]+`(?:, | or | and )?)+)\)", TEXT)
     checked = 0
     for name, settings in named:
-        settings_of = getattr(operations, name.title().replace("_", ""), None)
+        settings_of = {operation.name: operation.settings for operation in OPERATIONS}.get(name)
         if name not in jobs or settings_of is None:
             continue
         fields = set(settings_of.model_fields)

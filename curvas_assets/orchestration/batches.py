@@ -1,24 +1,39 @@
 """How a set of due partitions becomes few runs: contiguous ranges, and rectangles of a grid. Pure; launches nothing."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 
-def ranges(wanted: Iterable[str], order: Sequence[str], limit: int) -> list[tuple[str, str, int]]:
-    """Contiguous runs of keys as (first, last, count), each of at most `limit` keys.
+class Batch(NamedTuple):
+    """Partitions that one run makes.
+
+    Args:
+        first: key of the first, in the order of the definition.
+        last: key of the last.
+        count: how many there are.
+    """
+
+    first: str
+    last: str
+    count: int
+
+
+def ranges(wanted: Iterable[str], order: Sequence[str], limit: int) -> list[Batch]:
+    """Contiguous runs of keys, each of at most `limit` keys.
 
     >>> ranges({"a", "b", "d"}, "abcd", 10)
-    [('a', 'b', 2), ('d', 'd', 1)]
+    [Batch(first='a', last='b', count=2), Batch(first='d', last='d', count=1)]
     """
     chosen = set(wanted)
-    found: list[tuple[str, str, int]] = []
+    found: list[Batch] = []
     before = -2
     for position, key in enumerate(order):
         if key not in chosen:
             continue
-        if found and position == before + 1 and found[-1][2] < limit:
-            found[-1] = (found[-1][0], key, found[-1][2] + 1)
+        if found and position == before + 1 and found[-1].count < limit:
+            found[-1] = Batch(found[-1].first, key, found[-1].count + 1)
         else:
-            found.append((key, key, 1))
+            found.append(Batch(key, key, 1))
         before = position
     return found
 

@@ -1,13 +1,13 @@
-"""The study's bucket as a Dagster resource: dagster-aws's `S3Resource` with the deployment's settings, read when a client is made.
+"""The study's bucket as a Dagster resource, with the deployment's settings, read when a client is made.
 
 Where each artefact stands and how it is encoded belongs to `curvas_assets.storage`.
 """
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 from pydantic import PrivateAttr
 
 from curvas_assets.orchestration.environment import environment, store_patience_seconds
@@ -21,10 +21,9 @@ from curvas_assets.storage.patience import Patience
 SENSOR_READ_SECONDS = 10
 """Outside of runs nothing waits for a store that is away: sensors and schedules skip, and look again."""
 SENSOR_ATTEMPTS = 2
-_STORES: dict[tuple[S3Settings, float], MeteredObjects] = {}
 
 
-class Bucket(S3Resource):
+class Bucket(dg.ConfigurableResource):
     """The study's bucket on any S3-compatible store.
 
     Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see the README). They
@@ -35,25 +34,14 @@ class Bucket(S3Resource):
     _in_run: bool = PrivateAttr(default=False)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        super().setup_for_execution(context)
         self._in_run = context.run is not None
 
     def settings(self) -> S3Settings:
         return S3Settings.from_environment(environment())
 
-    def get_client(self):
-        return connect(self.settings()).client
-
     def objects(self) -> MeteredObjects:
         """The store, counting the bytes that go down and up: one for all who use it in this process."""
-        settings, patience = self.settings(), store_patience_seconds() if self._in_run else 0.0
-        if (settings, patience) not in _STORES:
-            if patience:
-                connected = connect(settings, patience=Patience(patience, dg.get_dagster_logger().warning))
-            else:
-                connected = connect(settings, read_timeout_s=SENSOR_READ_SECONDS, attempts=SENSOR_ATTEMPTS)
-            _STORES[settings, patience] = MeteredObjects(connected)
-        return _STORES[settings, patience]
+        return _store(self.settings(), store_patience_seconds() if self._in_run else 0.0)
 
     def checked_objects(self, hours: float = 0) -> MeteredObjects:
         """The store, once endpoint, keys and bucket have been tried: one clear error before any work.
@@ -91,6 +79,16 @@ class Bucket(S3Resource):
             metrics=settings.metrics_dir,
             reports=settings.reports_dir,
         )
+
+
+@cache
+def _store(settings: S3Settings, patience_s: float) -> MeteredObjects:
+    """One for all who use it in this process, since Dagster makes a resource anew for each step and its IO manager: they share
+    its connections, and a step's record counts what either has read.
+    """
+    if patience_s:
+        return MeteredObjects(connect(settings, patience=Patience(patience_s, dg.get_dagster_logger().warning)))
+    return MeteredObjects(connect(settings, read_timeout_s=SENSOR_READ_SECONDS, attempts=SENSOR_ATTEMPTS))
 
 
 def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:

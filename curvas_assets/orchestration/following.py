@@ -10,13 +10,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.batches import ranges
-from curvas_assets.orchestration.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
-from curvas_assets.orchestration.partitions import dimension_tags
+from curvas_assets.orchestration.launches import batch_tags
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX
 from curvas_assets.storage.layout import Cell
@@ -48,11 +44,11 @@ def due_for_patients(
         files: patient → digest of the files; part of a run's key, so that changed files are tried again. So is the latest event
             of what the cells are made from: a state that comes back is told from the one it was.
     """
-    emptied = {row: last_emptied(staleness.instance, dg.AssetKey(row.name)) for row in FOLLOWED}
+    emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
         for row in FOLLOWED:
-            (job, *_), key = row.jobs, dg.AssetKey(row.name)
+            (job, *_), key = row.jobs, key_of(row)
             columns = {
                 SOFTMAX: [str(m) for m in study.models_of(patient)],
                 ENSEMBLE_SOFTMAX: [str(e) for e in study.ensemble_ids],
@@ -60,15 +56,11 @@ def due_for_patients(
             cells = [str(Cell(c, patient)) for c in columns[row]] if row in columns else [patient]
             missing = [cell for cell in cells if not staleness.made(key, cell)]
             ready = [cell for cell in missing if staleness.ready(key, cell)]
-            for first, last, count in ranges(ready, cells, len(cells)):
-                tags = (
-                    {PARTITION_NAME_TAG: first, **dimension_tags(staleness.graph.get(key).partitions_def, first)}
-                    if count == 1
-                    else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
-                )
-                chosen = cells[cells.index(first) : cells.index(last) + 1]
+            for batch in ranges(ready, cells, len(cells)):
+                tags = batch_tags(staleness.graph.get(key).partitions_def, batch)
+                chosen = cells[cells.index(batch.first) : cells.index(batch.last) + 1]
                 made_from = staleness.newest_input(key, chosen)
-                what = f"{job} {first} {last} {files.get(patient, '')} {emptied[row]} {made_from}"
+                what = f"{job} {batch.first} {batch.last} {files.get(patient, '')} {emptied[row]} {made_from}"
                 yield dg.RunRequest(
                     job_name=job,
                     run_key=f"{patient} {job} {hashlib.sha256(what.encode()).hexdigest()[:12]}",

@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import key_of, keys_of
 from curvas_assets.orchestration.environment import NIGHTLY_PREDICT
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
-from curvas_assets.stages.table import STAGES
+from curvas_assets.stages import table
 from curvas_assets.storage.layout import patient_of
 
-NIGHT = ("take_in_scans", "select_test_scans", "predict", "build_ensembles", "score_patients")
+NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
 """Stages of a night, in order."""
-PREDICTION = "predict"
-SCAN, SCORES = dg.AssetKey("scan"), dg.AssetKey("scores")
+(PREDICTION,) = table.SOFTMAX.jobs
+SCAN, SCORES = key_of(table.SCAN), key_of(table.SCORES)
 UNPREDICTED = (
     f"nothing is predicted at night ({NIGHTLY_PREDICT}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
@@ -37,12 +38,11 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     unpredicted = {patient_of(str(c)) for c in staleness.partitions(SOFTMAX) if not staleness.made(SOFTMAX, c)}
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
-        (key,) = _keys(stage)
-        due = staleness.due(key)
         if stage == PREDICTION and not predict:
-            due = []
-        for partition in map(str, due):
-            of_patient.setdefault(key, {}).setdefault(patient_of(partition), []).append(partition)
+            continue
+        for key in keys_of(stage):
+            for partition in map(str, staleness.due(key)):
+                of_patient.setdefault(key, {}).setdefault(patient_of(partition), []).append(partition)
 
     def can_begin(patient: str) -> bool:
         """Whether a stage has something due that exists and is stale, or is missing and could be made."""
@@ -83,10 +83,9 @@ def work(
             break
         if stage != PREDICTION or predict:
             left += run(stage, Scope(patients=frozenset(going)))
-        (key,) = _keys(stage)
         staleness = fresh()
         if stage != PREDICTION or predict:
-            going -= {patient_of(str(p)) for p in staleness.due(key)}
+            going -= {patient_of(str(p)) for key in keys_of(stage) for p in staleness.due(key)}
         if stage == PREDICTION and (held := going & _of_another_image(staleness)):
             told = (
                 f"predictions of {', '.join(sorted(held))} are missing or of another image than the patient has now; "
@@ -108,10 +107,6 @@ def _of_another_image(staleness: Staleness) -> set[str]:
         if patient in found:
             continue
         reasons = staleness.status(SOFTMAX, cell).reasons
-        if not staleness.made(SOFTMAX, cell) or any(reason.startswith("test_scan ") for reason in reasons):
+        if not staleness.made(SOFTMAX, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
             found.add(patient)
     return found
-
-
-def _keys(stage: str) -> list[dg.AssetKey]:
-    return [dg.AssetKey(name) for name in STAGES[stage]]

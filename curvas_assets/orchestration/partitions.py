@@ -62,6 +62,17 @@ def current_keys(definition: dg.PartitionsDefinition, instance: dg.DagsterInstan
     return [key for key in keys if definition.belongs(key)] if isinstance(definition, StudyGrid) else keys
 
 
+def belongs(definition: dg.PartitionsDefinition, key: str) -> bool:
+    """Whether a key is a partition of the study as its file stands now, registered or not."""
+    if isinstance(definition, StudyPatients):
+        return definition.belongs(key)
+    if isinstance(definition, StudyGrid):
+        of_dimension = by_dimension(definition, key)
+        sides = all(belongs(side.partitions_def, of_dimension[side.name]) for side in definition.partitions_defs)
+        return sides and definition.belongs(key)
+    return key in definition.get_partition_keys()
+
+
 @dataclass(frozen=True)
 class Partitions:
     """Every partitions definition and mapping of one study."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import key_of, keys_of
 from curvas_assets.orchestration.environment import NIGHTLY_PREDICT, nightly_predict
 from curvas_assets.orchestration.nightly import concerned
 from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.stages.table import REPORT, STAGES
+from curvas_assets.stages.table import REPORT, STUDY_SCORES
 
 
 def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
@@ -28,7 +29,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
     @dg.schedule(
         name="weekly_report",
         cron_schedule="0 4 * * 1",
-        job=jobs["write_report"],
+        job=jobs[REPORT],
         description="Mondays: cohort, statistics, cost, figures and report, if anything behind them has changed since.",
     )
     def weekly_report(context: dg.ScheduleEvaluationContext):
@@ -58,9 +59,9 @@ def due_report(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
 
     All of it: what a page says of cohort and cost is then of one moment.
     """
-    keys = [dg.AssetKey(name) for name in STAGES[REPORT]]
+    keys = keys_of(REPORT)
     due = [key.to_user_string() for key in keys if staleness.due(key)]
-    if due and staleness.ready(dg.AssetKey("study_scores"), None):
+    if due and staleness.ready(key_of(STUDY_SCORES), None):
         yield dg.RunRequest(tags={"curvas/due": ", ".join(due)})
     else:
         yield dg.SkipReason("nothing behind the report has changed" if not due else "there are no scores yet")

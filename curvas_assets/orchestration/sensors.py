@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
+from curvas_assets.orchestration.asset_keys import keys_of
 from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.environment import environment
 from curvas_assets.orchestration.failures import told
@@ -18,12 +19,11 @@ from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.patients import patient_folders
-from curvas_assets.stages.table import FOLLOWED, REPORT, SCORES, STAGES
+from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES, STAGES
 from curvas_assets.study import Study
 
 WEBHOOK = "CURVAS_WEBHOOK_URL"
 DATA_VERSION = "dagster/data_version"
-PUBLISHED = "published_table"
 NO_TABLE = "none"
 AWAITED = {SCORES.name, *STAGES[REPORT]}
 LAUNCHERS = {"study", "refresh_scores"}
@@ -74,7 +74,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     @dg.sensor(
         name="report_after_scores",
         minimum_interval_seconds=300,
-        job=jobs["write_report"],
+        job=jobs[REPORT],
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="The report is made anew when scores, or anything else behind it, have changed and no scoring is under way.",
     )
@@ -119,7 +119,7 @@ def report_key(study: Study, staleness: Staleness) -> str:
     Inputs from outside the stage count, by their latest event and not by their content, and so does the last wipe of what the
     stage makes: a state that comes back, or a report that was emptied, is asked for again.
     """
-    keys = [dg.AssetKey(name) for name in STAGES[REPORT]]
+    keys = keys_of(REPORT)
     seen = {
         "study": study.fingerprint(),
         "code": {key.to_user_string(): staleness.graph.get(key).code_version for key in keys},
@@ -163,16 +163,16 @@ def registration(
     }
     removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
-    told = _told(strange, removed, sorted(set(known) - set(patients)))
+    told = _remarks(strange, removed, sorted(set(known) - set(patients)))
     told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
-        dg.AssetObservation("patient_files", partition=p, tags={DATA_VERSION: found[p]}) for p in changed
+        dg.AssetObservation(PATIENT_FILES, partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
-    if published is not None or PUBLISHED in seen:
-        found[PUBLISHED] = published or NO_TABLE  # one that people took away again is told as well
-        if seen.get(PUBLISHED) != found[PUBLISHED]:
+    if published is not None or PUBLISHED_TABLE in seen:
+        found[PUBLISHED_TABLE] = published or NO_TABLE  # one that people took away again is told as well
+        if seen.get(PUBLISHED_TABLE) != found[PUBLISHED_TABLE]:
             # Of an external asset without partitions, Dagster's staleness reads materialisations only.
-            observed.append(dg.AssetMaterialization(PUBLISHED, tags={DATA_VERSION: found[PUBLISHED]}))
+            observed.append(dg.AssetMaterialization(PUBLISHED_TABLE, tags={DATA_VERSION: found[PUBLISHED_TABLE]}))
     if not (any(added.values()) or any(removed.values()) or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{told}")
     return dg.SensorResult(
@@ -186,7 +186,7 @@ def registration(
     )
 
 
-def _told(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str]) -> str:
+def _remarks(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str]) -> str:
     """What people should know beside the counts: names of at most five each."""
     parts = [("not named like a patient of this study", strange)]
     parts += [
@@ -221,8 +221,8 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
     """From within a run: what the sensor would do at its next look. The patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
     published = published_digest(objects, layout, study.report.published_table)
-    before = context.instance.get_latest_data_version_record(dg.AssetKey(PUBLISHED))
-    cursor = None if before is None else json.dumps({PUBLISHED: _version(before.asset_materialization)})
+    before = context.instance.get_latest_data_version_record(dg.AssetKey(PUBLISHED_TABLE))
+    cursor = None if before is None else json.dumps({PUBLISHED_TABLE: _version(before.asset_materialization)})
     found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, published)
     if isinstance(found, dg.SkipReason):
         context.log.info(found.skip_message)

@@ -19,6 +19,7 @@ from itertools import product
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.dagster_internals import (
     DEFAULT_DATA_VERSION,
     NULL_DATA_VERSION,
@@ -30,6 +31,7 @@ from curvas_assets.orchestration.dagster_internals import (
     partition_loading_context,
 )
 from curvas_assets.orchestration.partitions import by_dimension, current_keys
+from curvas_assets.stages import table
 from curvas_assets.storage.layout import Cell
 
 DATA_VERSION = "dagster/data_version"
@@ -40,7 +42,7 @@ AT_ONCE = 500
 """Events of one query."""
 MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
-DATASET, MODEL, SOFTMAX = (dg.AssetKey(name) for name in ("preprocessed_dataset", "trained_model", "softmax"))
+DATASET, MODEL, SOFTMAX = map(key_of, (table.PREPROCESSED_DATASET, table.TRAINED_MODEL, table.SOFTMAX))
 UPLOADABLE = (DATASET, MODEL, SOFTMAX)
 
 
@@ -168,14 +170,16 @@ class Staleness:
         """Whether everything a partition is made from has been materialised."""
         return not self.missing_parents(key, partition)
 
-    def missing_parents(self, key: dg.AssetKey, partition: str | None) -> list[str]:
-        """What a partition is made from and does not exist yet.
+    def missing_parents(
+        self, key: dg.AssetKey, partition: str | None, beside: Collection[dg.AssetKey] = ()
+    ) -> list[str]:
+        """What a partition is made from and does not exist yet, other assets `beside` left out.
 
         A table over all patients is made of those there are: it misses its parent only if none of them exists.
         """
         missing: list[str] = []
         for parent in sorted(self.graph.get(key).parent_keys):
-            if self.graph.get(parent).is_external:
+            if parent in beside or self.graph.get(parent).is_external:
                 continue
             wanted = self._parent_partitions(key, partition, parent)
             absent = [one for one in wanted if not self._of(parent).has(one)]

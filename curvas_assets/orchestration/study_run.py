@@ -15,21 +15,20 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from curvas_assets.orchestration.batches import ranges, rectangles
+from curvas_assets.orchestration.asset_keys import keys_of
+from curvas_assets.orchestration.batches import Batch
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
     AUTO_RETRY_RUN_ID_TAG,
     MAX_RETRIES_TAG,
-    PARTITION_NAME_TAG,
     RETRY_STRATEGY_TAG,
     USER_TAG,
     RemoteJobOrigin,
     SubmitRunContext,
 )
+from curvas_assets.orchestration.launches import batch_tags, batches
 from curvas_assets.orchestration.lifeline import ends_with_its_run
-from curvas_assets.orchestration.partitions import Partitions, current_keys, dimension_tags
+from curvas_assets.orchestration.partitions import Partitions, current_keys
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
@@ -43,7 +42,6 @@ from curvas_assets.orchestration.under_way import (
     waits_for_retry,
 )
 from curvas_assets.stages.table import REPORT, STAGES
-from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
@@ -140,7 +138,7 @@ class StageRunner:
 
     def is_ready(self, stage: str) -> bool:
         """Whether what a stage of tables is made from exists."""
-        return Staleness(self.graph, self.instance).ready(dg.AssetKey(STAGES[stage][0]), None)
+        return not self._missing_from_outside(Staleness(self.graph, self.instance), keys_of(stage))
 
     def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
         """Make what is due of a stage, or of some of its assets; what could not be made, by name.
@@ -149,7 +147,7 @@ class StageRunner:
         if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
         with ends_with_its_run(self.instance, self.context.run.run_id):
-            return self._run_stage(stage, [dg.AssetKey(name) for name in assets or STAGES[stage]])
+            return self._run_stage(stage, [dg.AssetKey(name) for name in assets] or keys_of(stage))
 
     def _run_stage(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         tried: Counter[AssetPartition] = Counter()
@@ -187,24 +185,30 @@ class StageRunner:
             if theirs:  # tables follow one another: after those that are being made
                 return {}, theirs
             cells: list[AssetPartition] = [(key, None) for key in keys]
-            if missing := staleness.missing_parents(keys[0], None):
+            if missing := self._missing_from_outside(staleness, keys):
                 self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
                 tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
                 return {}, {}
             tried.update(cells)
             # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
             return {self._launch(stage, keys, None): cells}, {}
-        ((key, partitions),) = free.items()
-        ready = []
-        for partition in partitions:
-            if missing := staleness.missing_parents(key, partition):
-                self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
-                tried[key, partition] += MOST_LAUNCHES
-            else:
-                tried[key, partition] += 1
-                ready.append(str(partition))
-        runs = [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
+        runs: list[str] = []
+        for key, partitions in free.items():
+            ready: list[str] = []
+            for partition in partitions:
+                if missing := staleness.missing_parents(key, partition):
+                    self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
+                    tried[key, partition] += MOST_LAUNCHES
+                else:
+                    tried[key, partition] += 1
+                    ready.append(str(partition))
+            runs += [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
         return {one: asset_partitions_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
+
+    def _missing_from_outside(self, staleness: Staleness, keys: Sequence[dg.AssetKey]) -> list[str]:
+        """What tables of one run are made from, does not exist, and is none of them."""
+        missing = [one for key in keys for one in staleness.missing_parents(key, None, beside=keys)]
+        return list(dict.fromkeys(missing))
 
     def _run(self, run_id: str) -> dg.DagsterRun:
         run = self.instance.get_run_by_id(run_id)
@@ -224,32 +228,20 @@ class StageRunner:
             self.context.log.error(f"{stage}: {len(left)} could not be made: {', '.join(left)}")
         return left
 
-    def _batches(self, key: dg.AssetKey, partitions: Sequence[str]) -> list[tuple[str, str, int]]:
-        """Ranges of partitions that one run takes, as the asset's backfill policy allows."""
+    def _batches(self, key: dg.AssetKey, partitions: Sequence[str]) -> list[Batch]:
+        """What one run each takes, as the asset's backfill policy allows."""
         definition, policy = self.graph.get(key).partitions_def, self.graph.get(key).backfill_policy
-        limit = (policy.max_partitions_per_run if policy else 1) or len(partitions)
         assert definition is not None
-        if not isinstance(definition, dg.MultiPartitionsDefinition):
-            return ranges(partitions, definition.get_partition_keys(dynamic_partitions_store=self.instance), limit)
-        columns, rows = (
-            d.partitions_def.get_partition_keys(dynamic_partitions_store=self.instance)
-            for d in sorted(definition.partitions_defs, key=lambda d: d.name)
-        )
-        cells = [Cell.of(partition) for partition in partitions]
-        return [(str(Cell(*a)), str(Cell(*b)), count) for a, b, count in rectangles(cells, columns, rows, limit)]
+        return batches(definition, partitions, (policy.max_partitions_per_run or 0) if policy else 1, self.instance)
 
-    def _launch(self, stage: str, keys: Sequence[dg.AssetKey], batch: tuple[str, str, int] | None) -> str:
+    def _launch(self, stage: str, keys: Sequence[dg.AssetKey], batch: Batch | None) -> str:
         """Put a run of a stage's job into the queue; its id."""
         own = self.context.run
         job = self.repository.get_job(stage)
         # The UI reads "launched by" from the tag of the user; without it, a run counts as launched by hand.
         tags = {LAUNCHED_BY: own.run_id, USER_TAG: short_name(own)}
         if batch is not None:
-            first, last, count = batch
-            if count == 1:
-                tags |= {PARTITION_NAME_TAG: first, **dimension_tags(self.graph.get(keys[0]).partitions_def, first)}
-            else:
-                tags |= {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+            tags |= batch_tags(self.graph.get(keys[0]).partitions_def, batch)
         run = self.instance.create_run_for_job(
             job_def=job,
             asset_selection=set(keys),

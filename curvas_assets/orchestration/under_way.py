@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from curvas_assets.orchestration.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
-    PARTITION_NAME_TAG,
     RETRY_NUMBER_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
@@ -28,6 +25,7 @@ from curvas_assets.orchestration.dagster_internals import (
     partition_loading_context,
 )
 from curvas_assets.orchestration.following import UNFINISHED
+from curvas_assets.orchestration.launches import tagged_partitions
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import STAGES
 
@@ -145,16 +143,8 @@ def _partitions_of(
     definition = graph.get(key).partitions_def
     if definition is None:
         return [None]
-    if PARTITION_NAME_TAG in tags:
-        return [tags[PARTITION_NAME_TAG]]
-    if ASSET_PARTITION_RANGE_START_TAG not in tags:
-        return []
-    whole = dg.PartitionKeyRange(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
     try:
-        with partition_loading_context(dynamic_partitions_store=instance):
-            if isinstance(definition, dg.MultiPartitionsDefinition):
-                return [str(one) for one in definition.get_partition_keys_in_range(whole, instance)]
-            return [str(one) for one in definition.get_partition_keys_in_range(whole)]
+        return tagged_partitions(definition, tags, instance)
     except DagsterInvalidInvocationError:  # its first or last partition has left the study: it will make nothing
         return []
 

@@ -41,6 +41,8 @@ class Asset:
         per_run: partitions that one run takes.
         followed: whether a new patient is taken on to it.
         tools: with which it is made, for the UI's icons.
+        beside: the prefix below which its volume and what belongs to it stand; the artefact's own place if it is not told.
+        meanwhile: where unfinished work on a partition is kept, to go on from.
     """
 
     name: str
@@ -57,10 +59,21 @@ class Asset:
     per_run: int = 1
     followed: bool = False
     tools: frozenset[str] = field(default_factory=frozenset)
+    beside: Callable[[Layout, str], str] | None = None
+    meanwhile: Callable[[Layout, str], str] | None = None
 
     def place(self, layout: Layout, partition: str = "") -> str:
         """The key of a partition's artefact, or the prefix below which it stands."""
         return layout.table(self.name) if self.at is None else self.at(layout, partition)
+
+    def unfinished(self, layout: Layout, partition: str) -> tuple[str, ...]:
+        """Where unfinished work on a partition is kept, if any is."""
+        return () if self.meanwhile is None else (self.meanwhile(layout, partition),)
+
+    def owned(self, layout: Layout, partition: str) -> tuple[str, ...]:
+        """The prefixes below which everything of a partition stands, and nothing else; of a record, its key."""
+        whole = self.place(layout, partition) if self.beside is None else self.beside(layout, partition)
+        return (whole, *self.unfinished(layout, partition))
 
     def __str__(self) -> str:
         return self.name
@@ -79,6 +92,12 @@ def _of_training(study: Study) -> str:
 def _volume(layout: Layout, key: str) -> str:
     cell = Cell.of(key)
     return layout.softmax(cell.patient, cell.predictor)
+
+
+def _prediction(layout: Layout, key: str) -> str:
+    """The folder of a cell: its volume, and of an ensemble the maps."""
+    cell = Cell.of(key)
+    return layout.prediction(cell.patient, cell.predictor)
 
 
 PATIENT_FILES, PUBLISHED_TABLE = "patient_files", "published_table"
@@ -148,6 +167,7 @@ TRAINED_MODEL = Asset(
     cost="training",
     version=_of_training,
     at=Layout.model,
+    meanwhile=Layout.unfinished_training,
     axis="model",
     inputs=(PREPROCESSED_DATASET,),
     tools=frozenset({"nnunet", "pytorch"}),
@@ -161,6 +181,7 @@ SOFTMAX = Asset(
     cost="inference",
     version=_settings(3, "prediction"),
     at=_volume,
+    beside=_prediction,
     axis="patient_by_model",
     inputs=(TRAINED_MODEL, TEST_SCAN),
     per_run=90,
@@ -176,6 +197,7 @@ ENSEMBLE_SOFTMAX = Asset(
     cost="ensembling",
     version=_settings(3, "members", "held_out"),
     at=_volume,
+    beside=_prediction,
     axis="patient_by_ensemble",
     inputs=(SOFTMAX,),
     per_run=40,

@@ -76,11 +76,14 @@ class Layout:
     def unfinished_training(self, model: str) -> str:
         return f"{self.artifacts}/training/{model}"
 
+    def prediction(self, patient: str, predictor: str) -> str:
+        return f"{self.output}/{patient}/{predictor}"
+
     def softmax(self, patient: str, predictor: str) -> str:
-        return f"{self.output}/{patient}/{predictor}/softmax.zarr"
+        return f"{self.prediction(patient, predictor)}/softmax.zarr"
 
     def ensemble_map(self, patient: str, ensemble: str, name: str) -> str:
-        return f"{self.output}/{patient}/{ensemble}/{name}.nii.gz"
+        return f"{self.prediction(patient, ensemble)}/{name}.nii.gz"
 
     def scores(self, patient: str) -> str:
         return f"{self.metrics}/{patient}/scores"

@@ -1,5 +1,18 @@
 """What people do with the platform beside making assets: upload, download, look, empty; each a job with a launchpad."""
 
-from curvas_assets.orchestration.operations.jobs import build
+import dagster as dg
 
-__all__ = ["build"]
+from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.operations import describing, downloading, making, removing, uploading
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.study import Study
+
+OPERATIONS = tuple(
+    operation for module in (uploading, downloading, making, describing, removing) for operation in module.OPERATIONS
+)
+"""All of them, in the order of the README."""
+
+
+def build(study: Study, partitions: Partitions, bucket: Bucket) -> list[dg.JobDefinition]:
+    """The operations of one study, as jobs."""
+    return [operation.job(study, partitions, bucket) for operation in OPERATIONS]

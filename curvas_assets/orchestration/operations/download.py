@@ -25,7 +25,7 @@ VOLUME = "softmax.zarr"
 
 
 @dataclass
-class Download:
+class Fetched:
     """What a download came to.
 
     Args:
@@ -65,7 +65,7 @@ def download(
     tell: Tell,
     *,
     probabilities: bool = False,
-) -> Download:
+) -> Fetched:
     """Fetch artefacts into a folder, laid out as in the bucket. What is there already with the same bytes stays.
 
     Args:
@@ -88,7 +88,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
     items = list(_items(layout, study, what, patients, predictors, folders))
-    done, missing, unscored = Download(), [], dict[str, None]()
+    done, missing, unscored = Fetched(), [], dict[str, None]()
     scored = set(study.scored_patients())
     for count, item in enumerate(items, 1):
         try:

@@ -50,8 +50,11 @@ def contents(objects: ObjectStore, prefix: str) -> Contents:
 def assets_below(layout: Layout, prefix: str, assets: Iterable[str]) -> list[str]:
     """Those assets whose artefacts stand below a prefix."""
     anyone = str(Cell("predictor", "patient"))
-    keys = {name: table.asset(name).place(layout, anyone) for name in assets if name != table.PATIENT_FILES}
-    keys[table.PATIENT_FILES] = layout.patient_file("patient", "file")
+    uploaded = {
+        table.PATIENT_FILES: layout.patient_file("patient", "file"),
+        table.PUBLISHED_TABLE: layout.published_table("file"),
+    }
+    keys = {name: uploaded.get(name) or table.asset(name).place(layout, anyone) for name in assets}
     return sorted(asset for asset, key in keys.items() if key.startswith(f"{prefix}/"))
 
 

@@ -14,22 +14,20 @@ import pandas as pd
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
 from curvas_assets.orchestration.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
-    PARTITION_NAME_TAG,
     BaseAssetGraph,
-    partition_loading_context,
 )
+from curvas_assets.orchestration.launches import tagged_partitions
 from curvas_assets.orchestration.operations.transfer import human_bytes
-from curvas_assets.orchestration.partitions import Partitions, StudyGrid, StudyPatients, by_dimension
+from curvas_assets.orchestration.partitions import Partitions, belongs, by_dimension
 from curvas_assets.orchestration.staleness import REMOVED
 from curvas_assets.orchestration.under_way import short_name
+from curvas_assets.stages.places import partition_of, root_of
 from curvas_assets.storage import directories, softmax, versions
-from curvas_assets.storage.layout import SEPARATOR, Cell, Layout
+from curvas_assets.storage.layout import SEPARATOR, Layout
 from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpload
-from curvas_assets.study import EnsembleId, ModelId
+from curvas_assets.study import ModelId
 
 CLOCK_RESOLUTION = timedelta(seconds=1)
 """What a store's times leave out: an object of the second in which the clock was read may be younger than that."""
@@ -66,54 +64,13 @@ def find_orphans(objects: ObjectStore, layout: Layout, partitions: Partitions) -
     found: dict[tuple[str, str], list[ObjectInfo]] = {}
     for prefix in (layout.artifacts, layout.output, layout.metrics):
         for item in objects.list(f"{prefix}/"):
-            cell = cell_of(layout, item.key)
-            if cell is not None and not _belongs(partitions, *cell):
-                found.setdefault(cell, []).append(item)
-    return [Orphan(*cell, tuple(items)) for cell, items in sorted(found.items())]
-
-
-def cell_of(layout: Layout, key: str) -> tuple[str, str] | None:
-    """Asset and partition of an object, by where it stands; None if no artefact of a partition stands there."""
-    prefix = next((p for p in (layout.artifacts, layout.output, layout.metrics) if key.startswith(f"{p}/")), None)
-    if prefix is None:
-        return None
-    parts = key.removeprefix(f"{prefix}/").split("/")
-    if prefix == layout.artifacts and len(parts) > 2:
-        asset = {"preprocessing": "preprocessed_dataset", "models": "trained_model", "training": "trained_model"}
-        return (asset[parts[0]], parts[1]) if parts[0] in asset else None
-    if prefix == layout.metrics and len(parts) > 2 and parts[1] == "scores":
-        return "scores", parts[0]
-    if prefix == layout.output and len(parts) == 2:
-        asset = {"scan.json": "scan", "test_scan.json": "test_scan"}
-        return (asset[parts[1]], parts[0]) if parts[1] in asset else None
-    if prefix == layout.output and len(parts) > 2:
-        for parse, name in ((ModelId.parse, "softmax"), (EnsembleId.parse, "ensemble_softmax")):
-            try:
-                parse(parts[1])
-            except StudyError:
+            owner = partition_of(layout, item.key)
+            if owner is None:
                 continue
-            return name, str(Cell(predictor=parts[1], patient=parts[0]))
-    return None
-
-
-def _belongs(partitions: Partitions, asset: str, partition: str) -> bool:
-    definition = {
-        "preprocessed_dataset": partitions.annotator,
-        "trained_model": partitions.model,
-        "scan": partitions.patient,
-        "test_scan": partitions.test_patient,
-        "scores": partitions.test_patient,
-        "softmax": partitions.patient_by_model,
-        "ensemble_softmax": partitions.patient_by_ensemble,
-    }[asset]
-    if isinstance(definition, StudyPatients):
-        return definition.belongs(partition)
-    if isinstance(definition, StudyGrid):
-        column, patient = Cell.of(partition)
-        columns = partitions.model if asset == "softmax" else partitions.ensemble
-        known = column in columns.get_partition_keys() and partitions.test_patient.belongs(patient)
-        return known and definition.belongs(partition)
-    return partition in definition.get_partition_keys()
+            row, partition = owner
+            if row.axis is not None and not belongs(getattr(partitions, row.axis), partition):
+                found.setdefault((row.name, partition), []).append(item)
+    return [Orphan(asset, partition, tuple(items)) for (asset, partition), items in sorted(found.items())]
 
 
 def orphan_table(orphans: Sequence[Orphan], remembered: pd.DataFrame) -> pd.DataFrame:
@@ -185,19 +142,13 @@ def at_work(
 
 def _keys_of(run: dg.DagsterRun, graph: BaseAssetGraph, instance: dg.DagsterInstance) -> Collection[str] | None:
     """The partitions of a run; None if they cannot be told, as of a range that has left the study."""
-    if PARTITION_NAME_TAG in run.tags:
-        return {run.tags[PARTITION_NAME_TAG]}
-    if ASSET_PARTITION_RANGE_START_TAG not in run.tags:
-        return set()
-    whole = dg.PartitionKeyRange(run.tags[ASSET_PARTITION_RANGE_START_TAG], run.tags[ASSET_PARTITION_RANGE_END_TAG])
     found: set[str] = set()
     for key in run.asset_selection or ():
         definition = graph.get(key).partitions_def if graph.has(key) else None
         if definition is None:
             continue
         try:
-            with partition_loading_context(dynamic_partitions_store=instance):
-                found |= {str(k) for k in definition.get_partition_keys_in_range(whole)}
+            found |= set(tagged_partitions(definition, run.tags, instance))
         except Exception:  # Dagster has several ways to say that an end is no partition any more
             return None
     return found
@@ -297,23 +248,6 @@ def find_leftovers(
         except StorageError as error:
             tell(f"unfinished uploads below {prefix} could not be listed: {error}")
     return found
-
-
-def root_of(layout: Layout, key: str) -> str | None:
-    """The key of the artefact of several objects that an object belongs to; None if it belongs to none."""
-    shapes = (
-        (layout.artifacts, {"preprocessing": 2, "models": 2, "training": 2}),
-        (layout.reports, {"report": 1, "figures": 1}),
-    )
-    for prefix, depths in shapes:
-        parts = key.removeprefix(f"{prefix}/").split("/")
-        if key.startswith(f"{prefix}/") and len(parts) > depths.get(parts[0], len(parts)):
-            return f"{prefix}/{'/'.join(parts[: depths[parts[0]]])}"
-    for prefix, name, depth in ((layout.output, "softmax.zarr", 3), (layout.metrics, "scores", 2)):
-        parts = key.removeprefix(f"{prefix}/").split("/")
-        if key.startswith(f"{prefix}/") and len(parts) > depth and parts[depth - 1] == name:
-            return f"{prefix}/{'/'.join(parts[:depth])}"
-    return None
 
 
 def _of_artefact(

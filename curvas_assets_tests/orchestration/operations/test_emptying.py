@@ -9,7 +9,7 @@ import pytest
 
 from curvas_assets.errors import StorageError
 from curvas_assets.orchestration.operations.emptying import assets_below, contents, empty
-from curvas_assets.stages.table import PATIENT_FILES, STAGES
+from curvas_assets.stages.table import PATIENT_FILES, PUBLISHED_TABLE, STAGES
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 
@@ -62,7 +62,7 @@ def test_only_the_prefix_goes_and_what_went_is_told(objects, prefix, gone):
 
 
 def test_each_asset_stands_below_one_prefix():
-    assets = {PATIENT_FILES, *(asset for made in STAGES.values() for asset in made)}
+    assets = {PATIENT_FILES, PUBLISHED_TABLE, *(asset for made in STAGES.values() for asset in made)}
     prefixes = (LAYOUT.data, LAYOUT.artifacts, LAYOUT.output, LAYOUT.metrics, LAYOUT.reports)
     below = {prefix: assets_below(LAYOUT, prefix, assets) for prefix in prefixes}
     assert sorted(asset for found in below.values() for asset in found) == sorted(assets)

@@ -1,0 +1,208 @@
+"""Making partitions as operations: what is missing, what people name, and what changed of patients, as runs of the stage jobs."""
+
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration import metadata, nightly
+from curvas_assets.orchestration.dagster_internals import StaleStatus
+from curvas_assets.orchestration.operations import selection
+from curvas_assets.orchestration.operations.operation import Operation, Session
+from curvas_assets.orchestration.operations.removing import NEVER_AGAIN
+from curvas_assets.orchestration.scope import Scope, columns_of
+from curvas_assets.orchestration.sensors import register
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
+from curvas_assets.stages.table import FIGURES, REPORT_PAGE, STAGES
+from curvas_assets.study import ModelId, Study
+
+TOGETHER = {FIGURES.name, REPORT_PAGE.name}
+"""Assets of one step: whoever names one of them means both."""
+
+
+class MakeMissing(dg.Config):
+    stages: list[str] = Field(
+        default=["all"],
+        description=f"Which stages, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
+    )
+    patients: list[str] = Field(default=["all"], description=f"For which. {selection.PATIENTS}")
+    models: list[str] = Field(
+        default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
+    )
+    stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+    elsewhere: bool = Field(
+        default=False,
+        description="Also what people uploaded, or uploaded predictions of: a model is then trained here although its "
+        "predictions came from elsewhere. Without it, uploads are left alone, by `study` as well.",
+    )
+
+
+class Redo(dg.Config):
+    stages: list[str] = Field(
+        description="Which: assets such as softmax and scores, or jobs such as predict. `figures` and `report` go together.",
+    )
+    patients: list[str] = Field(description=f"For which; it has no effect on models and tables. {selection.PATIENTS}")
+    models: list[str] = Field(
+        description=f"For which; it has no effect on scans, scores and tables. {selection.PREDICTORS} Datasets are those of "
+        "the models' annotators.",
+    )
+    dry_run: bool = Field(default=True, description="Only list what would be made again.")
+
+
+class RefreshScores(dg.Config):
+    patients: list[str] = Field(
+        default=["all"],
+        description=f"Of which, if something changed of them. {selection.PATIENTS}",
+    )
+    predict: bool = Field(
+        default=False, description="Also predict what is out of date, which takes GPUs; else such patients are named."
+    )
+
+
+def _make_missing(session: Session, settings: MakeMissing) -> None:
+    study = session.study
+    everyone, everything = settings.patients == [selection.ALL], settings.models == [selection.ALL]
+    scope = Scope(
+        None if everyone else frozenset(session.patients(settings.patients)),
+        None if everything else columns_of(study, selection.choose_predictors(study, settings.models)),
+        stale=settings.stale,
+        elsewhere=settings.elsewhere,
+    )
+    runner = StageRunner(session.context, scope)
+    left = [name for stage in chosen_stages(study, settings.stages) for name in runner.run(stage)]
+    if left:
+        raise dg.Failure(
+            f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch this again "
+            "when it is mended: what is done stays done.",
+            allow_retries=False,
+        )
+
+
+def _redo(session: Session, settings: Redo) -> dg.Output[None]:
+    study = session.study
+    stages = chosen_assets(study, settings.stages)
+    scope = Scope(
+        frozenset(session.patients(settings.patients)),
+        named_columns(study, selection.choose_predictors(study, settings.models)),
+        since=session.instance.event_log_storage.get_maximum_record_id() or 0,
+    )
+    named = redo_table(session.staleness(), scope, [asset for assets in stages.values() for asset in assets])
+    facts = {"partitions": int(named["partitions"].sum()), "named": metadata.table(named)}
+    session.tell(named.to_string(index=False))
+    if not facts["partitions"]:
+        raise dg.Failure("the study has no such partition: nothing to make again", allow_retries=False)
+    if settings.dry_run:
+        session.tell("nothing was made: this was a list. To do it: dry_run: false")
+        return dg.Output(None, metadata={"made again": False, **facts})
+    runner = StageRunner(session.context, scope)
+    left = [name for stage, assets in stages.items() for name in runner.run(stage, assets)]
+    if left:
+        raise dg.Failure(
+            f"{len(left)} could not be made again: {'; '.join(left)}. What stood there stays. The runs launched here tell "
+            "why.",
+            allow_retries=False,
+        )
+    return dg.Output(None, metadata={"made again": True, **facts})
+
+
+def _refresh_scores(session: Session, settings: RefreshScores) -> dg.Output[None]:
+    register(session.context, session.study, session.partitions, session.bucket)
+    asked = set(session.patients(settings.patients))
+    patients = [p for p in nightly.concerned(session.staleness(), predict=settings.predict) if p in asked]
+    session.tell(f"something changed of {len(patients)} patients: {', '.join(patients) or 'none'}")
+    left = nightly.work(
+        session.staleness,
+        lambda stage, scope: StageRunner(session.context, scope).run(stage),
+        patients,
+        session.context.log.error,
+        predict=settings.predict,
+    )
+    if left:
+        raise dg.Failure(
+            f"{len(left)} could not be made: {'; '.join(left)}. The scores there are stay.", allow_retries=False
+        )
+    return dg.Output(None, metadata={"patients": ", ".join(patients) or "none"})
+
+
+def chosen_stages(study: Study, asked: list[str]) -> list[str]:
+    """Stage jobs in the order of the study, from a list of their names, of assets, or `all`."""
+    return list(chosen_assets(study, asked))
+
+
+def chosen_assets(study: Study, asked: list[str]) -> dict[str, list[str]]:
+    """Stage job → those of its assets that a list names: by their own names, by the job's, or by `all`.
+
+    An asset belongs to the first job that makes it; figures and report come from one step.
+    """
+    words = set(asked)
+    known = {selection.ALL, *STAGES, *(asset for assets in STAGES.values() for asset in assets)}
+    if not words or words - known:
+        raise CurvasError(
+            "choosing stages",
+            study.name,
+            f"{', '.join(sorted(words - known)) or 'nothing'} is no stage",
+            f"Use all, or some of {', '.join(sorted(known))}.",
+        )
+    if words & TOGETHER:
+        words |= TOGETHER
+    chosen: dict[str, list[str]] = {}
+    for stage, assets in STAGES.items():
+        before = {asset for earlier in chosen.values() for asset in earlier}
+        whole = bool(words & {stage, selection.ALL})
+        if made := [asset for asset in assets if whole or (asset in words and asset not in before)]:
+            chosen[stage] = made
+    return chosen
+
+
+def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
+    """Models and ensembles themselves, and the annotators of the models, whose datasets these are."""
+    models = [ModelId.parse(p) for p in predictors if study.family(p) == "individual"]
+    return frozenset({*predictors, *(model.annotator for model in models)})
+
+
+def redo_table(staleness: Staleness, scope: Scope, assets: list[str]) -> pd.DataFrame:
+    """Columns asset, partitions, of which fresh and of which uploaded, which: what `redo` would make again."""
+    rows: list[dict[str, Any]] = []
+    for asset in assets:
+        key = dg.AssetKey(asset)
+        named = scope.due(staleness, key)
+        found = [staleness.status(key, partition) for partition in named]
+        keys = ", ".join(str(p) for p in named if p is not None)
+        rows.append(
+            {
+                "asset": asset,
+                "partitions": len(named),
+                "fresh": sum(one.status is StaleStatus.FRESH and not one.elsewhere for one in found),
+                "uploaded": sum(one.elsewhere and one.status is not StaleStatus.MISSING for one in found),
+                "which": keys if len(keys) < 2000 else f"{keys[:2000]} …",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+OPERATIONS = (
+    Operation(
+        "make_missing",
+        "Launches runs for what is missing (or stale) and follows them.",
+        MakeMissing,
+        _make_missing,
+        launcher_tags("make_missing"),
+    ),
+    Operation(
+        "redo",
+        "Makes partitions again, fresh or not: those named and no others. Lists them unless dry_run is off.",
+        Redo,
+        _redo,
+        launcher_tags("redo") | NEVER_AGAIN,  # begun anew, it would make what it has made already
+    ),
+    Operation(
+        "refresh_scores",
+        "Patients of whom something changed: taken in, ensembled and scored again, and nobody else.",
+        RefreshScores,
+        _refresh_scores,
+        launcher_tags("refresh_scores"),
+    ),
+)

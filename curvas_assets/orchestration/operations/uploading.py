@@ -1,0 +1,161 @@
+"""Uploads as operations: patients, models, preprocessed datasets and predictions from a folder of the machine of the run."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from curvas_assets.errors import CurvasError
+from curvas_assets.orchestration.operations import selection, upload_artefacts
+from curvas_assets.orchestration.operations.operation import FOLDER, Operation, Session
+from curvas_assets.orchestration.operations.upload_patients import refusals_table, upload_patients
+from curvas_assets.orchestration.operations.upload_predictions import upload_predictions
+from curvas_assets.orchestration.sensors import register, roles_of
+from curvas_assets.stages import table
+
+ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
+MOST_NAMED = 50
+
+
+class UploadPatients(dg.Config):
+    folder: str = Field(description=f"{FOLDER} It holds one folder a patient, with or without the prefix in its name.")
+    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+
+
+class UploadModel(dg.Config):
+    folder: str = Field(
+        description=f"{FOLDER} nnU-Net's results of one trainer: plans.json, dataset.json, fold_…/checkpoint_best.pth."
+    )
+    model: str = Field(description="What it becomes: a model of the study, such as anno1_init112233_foldall.")
+    origin: str = Field(default="", description=ORIGIN)
+    voxel_order: str = Field(
+        default="",
+        description="Of the scans it was trained on, such as LPS or RAS. Empty: as its dataset.json or its reader says, "
+        "else that of the study's training scans.",
+    )
+
+
+class UploadPreprocessing(dg.Config):
+    folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
+    annotator: str = Field(description="Whose label maps it was made of, such as anno1.")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+class UploadPredictions(dg.Config):
+    folder: str = Field(
+        description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz, "
+        "with its dataset.json and plans.json."
+    )
+    model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
+    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    origin: str = Field(default="", description=ORIGIN)
+
+
+def _upload_patients(session: Session, settings: UploadPatients) -> dg.Output[None]:
+    study, bucket = session.study, session.bucket
+    done = upload_patients(
+        session.objects(), session.layout, study, Path(settings.folder), settings.patients, session.tell
+    )
+    added = register(session.context, study, session.partitions, bucket)
+    roles = roles_of(study, [*done.uploaded, *done.unchanged], most=MOST_NAMED)
+    for role in roles:
+        session.tell(role)
+    if done.refused:
+        raise dg.Failure(
+            f"{len(done.refused)} patients were refused, {len(done.uploaded)} uploaded, {len(done.unchanged)} "
+            f"unchanged:\n{_listed(done.refused)}",
+            metadata={
+                "refused": dg.MetadataValue.json(done.refused),
+                "table": dg.MetadataValue.md(refusals_table(done.refused)),
+            },
+            allow_retries=False,
+        )
+    return dg.Output(
+        None,
+        metadata={
+            "uploaded": ", ".join(done.uploaded) or "none",
+            "unchanged": ", ".join(done.unchanged) or "none",
+            "registered": ", ".join(added) or "none",
+            "what the study makes of them": dg.MetadataValue.md("\n".join(f"- {role}" for role in roles) or "none"),
+            "bytes": done.size,
+        },
+    )
+
+
+def _upload_model(session: Session, settings: UploadModel) -> dg.Output[None]:
+    stored = upload_artefacts.upload_model(
+        session.objects(),
+        session.layout,
+        session.study,
+        settings.model,
+        Path(settings.folder),
+        settings.origin,
+        settings.voxel_order.strip().upper() or None,
+    )
+    return session.report(table.TRAINED_MODEL, settings.model.strip(), stored)
+
+
+def _upload_preprocessing(session: Session, settings: UploadPreprocessing) -> dg.Output[None]:
+    stored = upload_artefacts.upload_preprocessing(
+        session.objects(), session.layout, session.study, settings.annotator, Path(settings.folder), settings.origin
+    )
+    return session.report(table.PREPROCESSED_DATASET, settings.annotator.strip(), stored)
+
+
+def _upload_predictions(session: Session, settings: UploadPredictions) -> dg.Output[None]:
+    stored: list[str] = []
+    refused: dict[str, str] = {}
+    for cell, outcome in upload_predictions(
+        session.objects(),
+        session.layout,
+        session.study,
+        settings.model,
+        Path(settings.folder),
+        settings.patients,
+        settings.origin,
+        session.tell,
+    ):
+        if isinstance(outcome, CurvasError):
+            refused[cell] = str(outcome)
+        else:
+            session.report(table.SOFTMAX, cell, outcome)
+            stored.append(cell)
+    if refused:
+        raise dg.Failure(
+            f"{len(refused)} predictions were refused, {len(stored)} stored:\n{_listed(refused)}",
+            metadata={"refused": dg.MetadataValue.json(refused)},
+            allow_retries=False,
+        )
+    return dg.Output(None, metadata={"stored": ", ".join(stored)})
+
+
+def _listed(refused: dict[str, str]) -> str:
+    return "\n".join(f"- {reason}" for reason in refused.values())
+
+
+OPERATIONS = (
+    Operation(
+        "upload_patients",
+        "Validates each patient, uploads what is not in the bucket yet, registers the new ones.",
+        UploadPatients,
+        _upload_patients,
+    ),
+    Operation(
+        "upload_model",
+        "Checks a trained model and makes it the partition of trained_model.",
+        UploadModel,
+        _upload_model,
+    ),
+    Operation(
+        "upload_preprocessing",
+        "Checks a preprocessed dataset and makes it the partition of preprocessed_dataset.",
+        UploadPreprocessing,
+        _upload_preprocessing,
+    ),
+    Operation(
+        "upload_predictions",
+        "Checks predictions of nnU-Net against their patients and makes them partitions of softmax.",
+        UploadPredictions,
+        _upload_predictions,
+    ),
+)
