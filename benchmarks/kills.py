@@ -37,7 +37,7 @@ from curvas_assets.local.demo import Progress, upload_cohort
 from curvas_assets.local.deployment import LocalDeployment, free_port
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.local.ui import serve
-from curvas_assets.orchestration.environment import EXECUTOR, GPU_SLOTS
+from curvas_assets.orchestration.environment import variable
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import processes
 from curvas_assets.orchestration.staleness import Staleness
@@ -71,7 +71,7 @@ class KilledDeployment(LocalDeployment):
         notes = {"KILL_NOTES": str(self.state / "notes")} | {
             name: value for name, value in os.environ.items() if name.startswith("KILL_UNIT")
         }
-        return super().environment() | notes | {EXECUTOR: "multiprocess"}
+        return super().environment() | notes | {variable("executor"): "multiprocess"}
 
     def dagster_command(self, port: int) -> list[str]:
         command = super().dagster_command(port)
@@ -145,7 +145,7 @@ class Round:
         with (self.state / "owner.log").open("a") as log:
             self.owner = subprocess.Popen(
                 [*command, "--location", self.location, "--study", self.study_file],
-                env={**os.environ, GPU_SLOTS: "2"},
+                env={**os.environ, variable("gpu_slots"): "2"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -7,7 +7,7 @@ import dagster as dg
 from curvas_assets.assets import cohort, comparisons, dataset, ensembles, models, predictions, report, scores
 from curvas_assets.orchestration import execution, operations, schedules, sensors
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.environment import executor_name, study_name
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.io_manager import ArtefactIOManager
 from curvas_assets.orchestration.jobs import stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
@@ -58,4 +58,4 @@ def _warned(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
     return asset.map_asset_specs(lambda spec: spec.replace_attributes(description=f"{spec.description}{WIPE}"))
 
 
-defs = build_definitions(load_study(study_name()), executor=executor_name())
+defs = build_definitions(load_study(deployment().study), executor=deployment().executor)

@@ -40,6 +40,10 @@ class StudyError(CurvasError):
     """The study's configuration is wrong."""
 
 
+class DeploymentError(CurvasError):
+    """A setting of the deployment, an environment variable, holds what it may not."""
+
+
 class PatientError(CurvasError):
     """A patient's scan or annotations cannot be used."""
 

@@ -12,7 +12,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.dagster_internals import (
     BaseAssetGraph,
 )
-from curvas_assets.orchestration.environment import report_folder
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.execution import RETRY
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import data_versions, git_commit, package_versions
@@ -85,7 +85,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
             scores,
             trained_model,
         )
-        written = stage.write_report(tools, behind, provenance, state, keep_in=report_folder())
+        written = stage.write_report(tools, behind, provenance, state, keep_in=deployment().report_folder)
         report = written.report
         places = {row: row.place(tools.layout) for row in (figures, page)}
         yield dg.Output(
@@ -96,7 +96,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
                 {
                     "figures": len(report.figures),
                     "bytes": written.figures.size,
-                    "uri": f"{tools.objects.name}/{places[figures]}",
+                    metadata.URI: f"{tools.objects.name}/{places[figures]}",
                     **{
                         name: Picture(report.attachments[f"figures/{name}.png"], name)
                         for name in report.figures[:4]

@@ -20,13 +20,15 @@ from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, own
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
 )
-from curvas_assets.orchestration.environment import EXECUTOR, gpu_slots
+from curvas_assets.orchestration.environment import deployment as settings_here
+from curvas_assets.orchestration.environment import variable
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records, waits_for_retry
 from curvas_assets.storage import tables
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
 
+EXECUTOR = variable("executor")
 PHANTOM_SEED = 20240501
 """Seed of the demo's cohort: the same voxels on every machine."""
 COHORT = {"shape": (48, 96, 96), "spacing_mm": (5.0, 3.5, 3.5), "seed": PHANTOM_SEED}
@@ -76,7 +78,7 @@ def run(state: Path, port: int, tell: Progress) -> bool:
             tell(f"S3 server ready: bucket {settings.bucket} at {settings.endpoint}")
             upload_cohort(study, settings, deployment.state / "cohort", tell)
             # One step a GPU; without any, as many side by side as there are cores, one thread each.
-            deployment.set_gpu_slots(gpu_slots(without=os.cpu_count() or 1))
+            deployment.set_gpu_slots(settings_here().gpu_steps(without=os.cpu_count() or 1))
             with (
                 dg.DagsterInstance.from_config(str(deployment.home)) as instance,
                 deployment.dagster(environment, port) as process,

@@ -14,8 +14,7 @@ from botocore.httpsession import where
 from curvas_assets.errors import StorageError
 from curvas_assets.local.processes import DagsterDev
 from curvas_assets.local.server import EmbeddedS3, private_folder
-from curvas_assets.orchestration import environment as variables
-from curvas_assets.orchestration.environment import postgres_url
+from curvas_assets.orchestration.environment import PREFIX, deployment, variable
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import is_of_this_machine
 
@@ -23,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_SCHEME = "postgresql+psycopg2://"
 RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
 """Where Dagster's daemon keeps up to which event it has retried failed runs."""
-OF_THE_MACHINE = (variables.DEVICES, variables.GPU_SLOTS, variables.SCRATCH_GIB, variables.GIT_COMMIT)
+OF_THE_MACHINE = tuple(map(variable, ("devices", "gpu_slots", "scratch_gib", "git_commit")))
 """Settings that are of this machine, whatever study it works on."""
 STORE = {
     "S3_DATA_DIR": "data",
@@ -62,19 +61,19 @@ class LocalDeployment:
     def environment(self) -> dict[str, str]:
         """What Dagster's processes need to know. Settings of the caller win, but never another store."""
         given = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        chosen = given.get(variables.STUDY, self.study)
+        chosen = given.get(variable("study"), self.study)
         if self.alone:
-            ours = {variables.BROKER: "", variables.POSTGRES: "", "CURVAS_WEBHOOK_URL": ""}
-            given = {n: v for n, v in given.items() if not n.startswith("CURVAS_") or n in OF_THE_MACHINE} | ours
+            ours = dict.fromkeys(map(variable, ("broker", "postgres_url", "webhook_url")), "")
+            given = {n: v for n, v in given.items() if not n.startswith(PREFIX) or n in OF_THE_MACHINE} | ours
             chosen = self.study
         return {
             **given,
             **STORE,
             **self.s3.environment(),
             "DAGSTER_HOME": str(self.home),
-            variables.STUDY: chosen,
-            variables.SCRATCH: str(self.scratch),
-            variables.REPORT_FOLDER: str(self.state / "report"),
+            variable("study"): chosen,
+            variable("scratch"): str(self.scratch),
+            variable("report_folder"): str(self.state / "report"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # steps share the cores
         }
@@ -129,13 +128,13 @@ def instance_file() -> Path:
     Raises:
         StorageError: the URL names no driver. SQLAlchemy 2.1 would take psycopg 3, and dagster-postgres has psycopg 2.
     """
-    url = postgres_url()
+    url = deployment().postgres_url
     if url is None:
         return ROOT / "dagster.yaml"
     if not url.startswith(POSTGRES_SCHEME):
         raise StorageError(
             "choosing Dagster's storage",
-            "CURVAS_POSTGRES_URL",
+            variable("postgres_url"),
             f"it begins with {url.partition('://')[0]}://",
             f"Begin it with {POSTGRES_SCHEME}.",
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 from curvas_assets.errors import CurvasError
 from curvas_assets.local.deployment import LocalDeployment, require_port
 from curvas_assets.local.processes import end_cleanly_when_told, owner
-from curvas_assets.orchestration.environment import GPU_SLOTS, STUDY, environment, gpu_slots
+from curvas_assets.orchestration.environment import deployment as settings_here
+from curvas_assets.orchestration.environment import variable
 
 
 def main() -> None:
@@ -36,11 +37,11 @@ def serve(deployment: LocalDeployment, port: int) -> None:
         require_port(port)
         with deployment.s3:
             variables = deployment.environment()
-            if environment().get(GPU_SLOTS):
-                deployment.set_gpu_slots(gpu_slots())
+            if (slots := settings_here().gpu_slots) is not None:
+                deployment.set_gpu_slots(slots)
             with deployment.dagster(variables, port) as process:
                 print(
-                    f"Dagster: {url}, study {variables[STUDY]}   (Ctrl-C ends it; the state stays in {deployment.state})",
+                    f"Dagster: {url}, study {variables[variable('study')]}   (Ctrl-C ends it; the state stays in {deployment.state})",
                     flush=True,
                 )
                 process.wait()

@@ -10,19 +10,19 @@ class Batch(NamedTuple):
     Args:
         first: key of the first, in the order of the definition.
         last: key of the last.
-        count: how many there are.
+        size: how many there are.
     """
 
     first: str
     last: str
-    count: int
+    size: int
 
 
 def ranges(wanted: Iterable[str], order: Sequence[str], limit: int) -> list[Batch]:
     """Contiguous runs of keys, each of at most `limit` keys.
 
     >>> ranges({"a", "b", "d"}, "abcd", 10)
-    [Batch(first='a', last='b', count=2), Batch(first='d', last='d', count=1)]
+    [Batch(first='a', last='b', size=2), Batch(first='d', last='d', size=1)]
     """
     chosen = set(wanted)
     found: list[Batch] = []
@@ -30,8 +30,8 @@ def ranges(wanted: Iterable[str], order: Sequence[str], limit: int) -> list[Batc
     for position, key in enumerate(order):
         if key not in chosen:
             continue
-        if found and position == before + 1 and found[-1].count < limit:
-            found[-1] = Batch(found[-1].first, key, found[-1].count + 1)
+        if found and position == before + 1 and found[-1].size < limit:
+            found[-1] = Batch(found[-1].first, key, found[-1].size + 1)
         else:
             found.append(Batch(key, key, 1))
         before = position

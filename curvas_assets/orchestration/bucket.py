@@ -10,7 +10,7 @@ from functools import cache
 import dagster as dg
 from pydantic import PrivateAttr
 
-from curvas_assets.orchestration.environment import environment, store_patience_seconds
+from curvas_assets.orchestration.environment import deployment, environment
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning, link_ends, signed_link
 from curvas_assets.storage.layout import Layout
@@ -41,7 +41,7 @@ class Bucket(dg.ConfigurableResource):
 
     def objects(self) -> MeteredObjects:
         """The store, counting the bytes that go down and up: one for all who use it in this process."""
-        return _store(self.settings(), store_patience_seconds() if self._in_run else 0.0)
+        return _store(self.settings(), deployment().store_patience_seconds if self._in_run else 0.0)
 
     def checked_objects(self, hours: float = 0) -> MeteredObjects:
         """The store, once endpoint, keys and bucket have been tried: one clear error before any work.

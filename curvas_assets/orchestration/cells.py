@@ -28,7 +28,7 @@ from curvas_assets.orchestration.dagster_internals import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.lifeline import ends_with_its_run
 from curvas_assets.orchestration.partitions import dimension_tags
 from curvas_assets.orchestration.under_way import leave_to_others
@@ -79,7 +79,7 @@ def materialise(
             usage.lap()
             continue
         metadata = {
-            "uri": f"{objects.name}/{outcome.key}",
+            ui.URI: f"{objects.name}/{outcome.key}",
             "device": "cpu",
             **ui.shown(outcome.metadata),
             **usage.lap(),
@@ -124,7 +124,7 @@ def told(key: str, error: Exception, reason: str) -> str:
 
 def _told_of_disk(asset: str, key: str, error: Exception) -> Exception:
     """What befell a partition; a full scratch disk as a DiskError, whichever library met it."""
-    folder = scratch_folder() or Path(tempfile.gettempdir())
+    folder = deployment().scratch_folder() or Path(tempfile.gettempdir())
     if isinstance(error, CurvasError) or not disk.is_full(error, folder):
         return error
     told = disk.full(f"materialising {asset}", key, folder, error)

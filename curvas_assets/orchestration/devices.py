@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from curvas_assets.orchestration.environment import device_names, scratch_folder
+from curvas_assets.orchestration.environment import deployment
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.2
@@ -38,11 +38,11 @@ def leased_device(
         The device's name; None on a machine without any, where nothing is locked.
     """
     global _seen_by_this_process
-    names = device_names() if devices is None else devices
+    names = deployment().device_names() if devices is None else devices
     if not names:
         yield None
         return
-    locks = (folder or scratch_folder() or Path(tempfile.gettempdir())) / "curvas-devices"
+    locks = (folder or deployment().scratch_folder() or Path(tempfile.gettempdir())) / "curvas-devices"
     locks.mkdir(parents=True, exist_ok=True)
     candidates = [_seen_by_this_process] if _seen_by_this_process in names else names
     with ExitStack() as held:

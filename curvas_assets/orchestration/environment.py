@@ -1,135 +1,138 @@
 """What the deployment says: the one place that reads environment variables.
 
-`.env` in the working directory is read too; variables that are set win over it. Values are read when they are needed,
-so that definitions load without credentials.
+`.env` in the working directory is read too; variables that are set win over it. Values are read when they are needed, so
+that definitions load without credentials.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from curvas_assets.errors import StorageError
+from curvas_assets.errors import DeploymentError
 
-STUDY = "CURVAS_STUDY"
-EXECUTOR = "CURVAS_EXECUTOR"
-SCRATCH = "CURVAS_SCRATCH"
-SCRATCH_GIB = "CURVAS_SCRATCH_GIB"
-GIT_COMMIT = "CURVAS_GIT_COMMIT"
-DEVICES = "CURVAS_DEVICES"
-GPU_SLOTS = "CURVAS_GPU_SLOTS"
-GPU_NODES = "CURVAS_GPU_NODES"
-BROKER = "CURVAS_BROKER"
-LOST_AFTER = "CURVAS_LOST_AFTER_SECONDS"
-POSTGRES = "CURVAS_POSTGRES_URL"
-NIGHTLY_PREDICT = "CURVAS_NIGHTLY_PREDICT"
-PATIENCE = "CURVAS_STORE_PATIENCE_SECONDS"
+PREFIX = "CURVAS_"
 MOST_PATIENCE = 6 * 3600
 """A writer that waits stays far below the age at which what it has sent counts as forgotten (`storage.versions`)."""
-REPORT_FOLDER = "CURVAS_REPORT_FOLDER"
+SAYS_SOMETHING_EMPTY = ("devices", "gpu_nodes")
+"""Settings whose empty variable means none, and not that it is not set."""
+
+
+class Deployment(BaseSettings):
+    """Settings of one deployment, each from the variable `CURVAS_<NAME>`; an empty variable counts as not set."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", str_strip_whitespace=True)
+
+    study: str = Field("curvas", description="The study to load: a built-in name or the path of a study file.")
+    executor: str = Field("local", description="Where steps run: local, celery or kubernetes.")
+    scratch: Path | None = Field(
+        None, description="Folder where steps keep files while they work; else the system's temporary folder."
+    )
+    scratch_gib: float = Field(
+        80, gt=0, description="What all steps of this machine may keep there at once, GiB. Onyxia's disks hold 100 GB."
+    )
+    devices: Annotated[list[str] | None, NoDecode] = Field(
+        None, description="The GPUs that steps may use, such as 0,1,2; else CUDA_VISIBLE_DEVICES, else all there are."
+    )
+    gpu_slots: int | None = Field(
+        None, ge=0, description="GPU steps at a time over the whole deployment; else the GPUs of this machine."
+    )
+    gpu_nodes: str = Field(
+        "nvidia.com/gpu.present=true",
+        description="Labels of the cluster's nodes with a GPU, such as key=value,key=value; empty for any node. The default is "
+        "the label that NVIDIA's GPU operator gives.",
+    )
+    broker: str = Field("redis://127.0.0.1:6379/0", description="Where Celery's tasks wait.")
+    lost_after_seconds: float = Field(60, gt=0, description="Silence after which a Celery worker counts as dead, s.")
+    postgres_url: str | None = Field(None, description="Where Dagster keeps its runs and events; else SQLite.")
+    store_patience_seconds: float = Field(
+        600,
+        ge=0,
+        le=MOST_PATIENCE,
+        allow_inf_nan=False,
+        description=f"How long steps wait for a store that is away, s: from 0, which does not wait, to {MOST_PATIENCE}.",
+    )
+    nightly_predict: bool = Field(False, description="Whether nightly_scores may predict, which takes GPUs: 1 or 0.")
+    report_folder: Path | None = Field(
+        None, description="Folder of this machine that keeps a copy of the newest report."
+    )
+    git_commit: str = Field("", description="The commit that an image was built from; else the checkout's.")
+    webhook_url: str = Field("", description="Where report_failures posts each failed run.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in given.items()
+            if name in SAYS_SOMETHING_EMPTY or not isinstance(value, str) or value.strip()
+        }
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+    def scratch_folder(self) -> Path | None:
+        """Where steps keep files while they work, made if it is not there; None for the system's temporary folder."""
+        if self.scratch is not None:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        return self.scratch
+
+    def device_names(self) -> list[str]:
+        """The GPUs that steps may use."""
+        if self.devices is not None:
+            return self.devices
+        visible = environment().get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return [name.strip() for name in visible.split(",") if name.strip()]
+        return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+    def gpu_steps(self, without: int = 1) -> int:
+        """GPU steps at a time over the whole deployment.
+
+        Args:
+            without: the answer where neither the variable nor this machine says anything.
+        """
+        return len(self.device_names()) or without if self.gpu_slots is None else self.gpu_slots
+
+    def gpu_node_labels(self) -> dict[str, str]:
+        """Labels of the cluster's nodes with a GPU."""
+        pairs = [pair.partition("=") for pair in self.gpu_nodes.split(",") if pair.strip()]
+        return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def deployment() -> Deployment:
+    """The settings as they are now.
+
+    Raises:
+        DeploymentError: a variable holds what it may not; names it.
+    """
+    try:
+        return Deployment()  # type: ignore[call-arg] - its fields come from the environment
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        remedy = Deployment.model_fields[name].description or ""
+        found = f"it is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise DeploymentError("reading the environment", variable(name), found, remedy) from error
+
+
+def variable(setting: str) -> str:
+    """The variable of a setting: `CURVAS_SCRATCH` of `scratch`.
+
+    Raises:
+        KeyError: there is no such setting.
+    """
+    if setting not in Deployment.model_fields:
+        raise KeyError(setting)
+    return f"{PREFIX}{setting.upper()}"
 
 
 def environment() -> Mapping[str, str]:
-    """Variables of `.env`, overridden by those of the process."""
+    """Variables of `.env`, overridden by those of the process: those of the store, which `curvas_assets.storage` reads."""
     return {**{k: v for k, v in dotenv_values(".env").items() if v is not None}, **os.environ}
-
-
-def study_name() -> str:
-    """The study to load: `CURVAS_STUDY`, a built-in name or a path; `curvas` if it is not set."""
-    return environment().get(STUDY, "").strip() or "curvas"
-
-
-def executor_name() -> str:
-    """The executor to run with: `CURVAS_EXECUTOR`; `local` if it is not set."""
-    return environment().get(EXECUTOR, "").strip() or "local"
-
-
-def scratch_folder() -> Path | None:
-    """Where steps keep files while they work: `CURVAS_SCRATCH`; the system's temporary folder if it is not set."""
-    named = environment().get(SCRATCH, "").strip()
-    if not named:
-        return None
-    Path(named).mkdir(parents=True, exist_ok=True)
-    return Path(named)
-
-
-def report_folder() -> Path | None:
-    """Where a copy of the newest report is kept on this machine: `CURVAS_REPORT_FOLDER`; nowhere if it is not set."""
-    named = environment().get(REPORT_FOLDER, "").strip()
-    return Path(named) if named else None
-
-
-def scratch_gib() -> float:
-    """What all steps of this machine may keep there at once: `CURVAS_SCRATCH_GIB`, GiB; 80 (of Onyxia's 100 GB) if not set."""
-    return float(environment().get(SCRATCH_GIB, "").strip() or 80)
-
-
-def device_names() -> list[str]:
-    """The GPUs that steps may use: `CURVAS_DEVICES` ("0,1,2"), else `CUDA_VISIBLE_DEVICES`, else all that are there."""
-    variables = environment()
-    for variable in (DEVICES, "CUDA_VISIBLE_DEVICES"):
-        if variable in variables:
-            return [name.strip() for name in variables[variable].split(",") if name.strip()]
-    return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
-
-
-def gpu_slots(without: int = 1) -> int:
-    """GPU steps at a time over the whole deployment: `CURVAS_GPU_SLOTS`, else this machine's GPUs.
-
-    Args:
-        without: the answer where neither says anything.
-    """
-    named = environment().get(GPU_SLOTS, "").strip()
-    return int(named) if named else len(device_names()) or without
-
-
-def gpu_node_labels() -> dict[str, str]:
-    """Labels of the cluster's nodes with a GPU: `CURVAS_GPU_NODES` ("key=value,key=value"; empty: any node).
-
-    The default is the label that NVIDIA's GPU operator gives.
-    """
-    named = environment().get(GPU_NODES, "nvidia.com/gpu.present=true")
-    pairs = [pair.partition("=") for pair in named.split(",") if pair.strip()]
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def broker_url() -> str:
-    """Where Celery's tasks wait: `CURVAS_BROKER`; Redis on this machine if it is not set."""
-    return environment().get(BROKER, "").strip() or "redis://127.0.0.1:6379/0"
-
-
-def lost_after_seconds() -> float:
-    """Silence after which a Celery worker counts as dead: `CURVAS_LOST_AFTER_SECONDS`, s; a minute if it is not set."""
-    return float(environment().get(LOST_AFTER, "").strip() or 60)
-
-
-def store_patience_seconds() -> float:
-    """How long steps wait for a store that is away: `CURVAS_STORE_PATIENCE_SECONDS`, s; ten minutes if it is not set.
-
-    Raises:
-        StorageError: it is set to something that is no length of time.
-    """
-    named = environment().get(PATIENCE, "").strip() or "600"
-    try:
-        seconds = float(named)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= MOST_PATIENCE:
-        remedy = f"Set it to a number of seconds from 0, which does not wait, to {MOST_PATIENCE}."
-        raise StorageError("connecting to S3", PATIENCE, f"it is {named!r}", remedy)
-    return seconds
-
-
-def postgres_url() -> str | None:
-    """Where Dagster keeps its runs and events: `CURVAS_POSTGRES_URL`; None (SQLite) if it is not set."""
-    return environment().get(POSTGRES, "").strip() or None
-
-
-def nightly_predict() -> bool:
-    """Whether `nightly_scores` may predict, which takes GPUs: `CURVAS_NIGHTLY_PREDICT`, 1 or 0; not if it is not set."""
-    named = environment().get(NIGHTLY_PREDICT, "").strip().lower()
-    if named not in ("", "0", "1", "false", "true"):
-        raise ValueError(f"{NIGHTLY_PREDICT}={named!r}: allowed are 1 and 0.")
-    return named in ("1", "true")

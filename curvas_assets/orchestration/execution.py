@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, gpu_node_labels
+from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.study import Study
 
 GPU_POOL = "gpu"
@@ -72,8 +72,8 @@ class Needs:
                 "limits": held | ({"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}),
             },
             "env": [
-                {"name": SCRATCH, "value": SCRATCH_MOUNT},
-                {"name": SCRATCH_GIB, "value": str(self.scratch_gib)},
+                {"name": variable("scratch"), "value": SCRATCH_MOUNT},
+                {"name": variable("scratch_gib"), "value": str(self.scratch_gib)},
             ],
             "volume_mounts": mounts,
         }
@@ -86,7 +86,7 @@ class Needs:
         pod: dict[str, Any] = {"volumes": volumes}
         if self.gpus:
             pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-            labels = gpu_node_labels()
+            labels = deployment().gpu_node_labels()
             if labels:
                 pod["node_selector"] = labels
             if labels and self.gpu_memory_gb is not None:

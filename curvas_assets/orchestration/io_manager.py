@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import PrivateAttr
 
 from curvas_assets.errors import StorageError
+from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.usage import Usage
 from curvas_assets.stages import table
@@ -25,18 +26,21 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
 
     bucket: dg.ResourceDependency[Bucket]
     _usage: Usage = PrivateAttr(default_factory=Usage)
-    """Of the step that runs; from the start of the process or the run for one without inputs."""
-    _reading: str = PrivateAttr(default="")
+    """Since the last output of this process, or since it began: of a step that reads nothing."""
+    _of_reader: dict[str, Usage] = PrivateAttr(default_factory=dict)
+    """Step → what it uses, from its first input on."""
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        self._usage = Usage()
+        self._usage, self._of_reader = Usage(), {}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if obj is None:
             return
         self._store(context, obj)
         if "seconds" not in context.output_metadata:  # `materialise` says it of what it makes
-            context.add_output_metadata({**self._usage.lap(), "device": "cpu"})
+            usage = self._of_reader.get(context.op_def.name, self._usage)
+            context.add_output_metadata({**usage.lap(), "device": "cpu"})
+            self._usage.restart()
 
     def _store(self, context: dg.OutputContext, obj: Any) -> None:
         objects, layout = self.bucket.objects(), self.bucket.layout
@@ -51,24 +55,18 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         key = table.asset(context.asset_key.path[-1]).place(layout, partition)
         if isinstance(obj, pd.DataFrame):
             tables.write_table(objects, key, obj)
-            context.add_output_metadata(
-                {
-                    "dagster/row_count": len(obj),
-                    "columns": ", ".join(map(str, obj.columns)),
-                    "uri": f"{objects.name}/{key}",
-                }
-            )
+            context.add_output_metadata({**metadata.catalogued(obj), metadata.URI: f"{objects.name}/{key}"})
         elif isinstance(obj, dict):
             tables.write_json(objects, key, obj)
-            context.add_output_metadata({"uri": f"{objects.name}/{key}"})
+            context.add_output_metadata({metadata.URI: f"{objects.name}/{key}"})
         else:
             raise TypeError(f"{context.asset_key.to_user_string()}: {type(obj).__name__} is no artefact")
 
     def load_input(self, context: dg.InputContext) -> Artefact | Artefacts:
         objects, layout = self.bucket.objects(), self.bucket.layout
         asset = table.asset(context.asset_key.path[-1])
-        if self._reading != context.op_def.name:  # the first input of a step: what it uses counts from here
-            self._reading, self._usage = context.op_def.name, Usage(objects)
+        if context.op_def.name not in self._of_reader:
+            self._of_reader[context.op_def.name] = Usage(objects)
         if not context.has_asset_partitions:
             return Artefact(objects, asset.place(layout), asset.kind, asset.name)
         return Artefacts(

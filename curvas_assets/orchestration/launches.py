@@ -42,7 +42,7 @@ def batches(
 
 def batch_tags(definition: dg.PartitionsDefinition | None, batch: Batch) -> dict[str, str]:
     """The tags of a run that makes a batch."""
-    if batch.count == 1:
+    if batch.size == 1:
         return {PARTITION_NAME_TAG: batch.first, **dimension_tags(definition, batch.first)}
     return {ASSET_PARTITION_RANGE_START_TAG: batch.first, ASSET_PARTITION_RANGE_END_TAG: batch.last}
 

@@ -9,6 +9,8 @@ import pandas as pd
 
 from curvas_assets.stages.stored import Markdown, Picture
 
+URI, COLUMNS, ROWS = "dagster/uri", "dagster/column_schema", "dagster/row_count"
+"""Names by which Dagster's catalogue knows where an artefact stands, and the columns and rows of a table."""
 TABLE_ROWS = 60
 """Rows of a table shown in the UI; the artefact holds all."""
 
@@ -45,6 +47,12 @@ def table(frame: pd.DataFrame) -> dg.TableMetadataValue:
         more = dict.fromkeys(names, "…") | {names[0]: f"… {len(frame) - TABLE_ROWS} more rows"}
         records.append(dg.TableRecord(more))
     return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name) for name in names]))
+
+
+def catalogued(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns and rows of a table that was stored, as Dagster's catalogue shows them."""
+    columns = [dg.TableColumn(str(name), str(kind)) for name, kind in frame.dtypes.items()]
+    return {ROWS: len(frame), COLUMNS: dg.TableSchema(columns)}
 
 
 def link(report: tuple[str, str] | None) -> dict[str, dg.MetadataValue]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import key_of, keys_of
-from curvas_assets.orchestration.environment import NIGHTLY_PREDICT
+from curvas_assets.orchestration.environment import variable
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
 from curvas_assets.stages import table
@@ -20,7 +20,7 @@ NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
 (PREDICTION,) = table.SOFTMAX.jobs
 SCAN, SCORES = key_of(table.SCAN), key_of(table.SCORES)
 UNPREDICTED = (
-    f"nothing is predicted at night ({NIGHTLY_PREDICT}=1 allows it): launch make_missing for them with stale: true, or "
+    f"nothing is predicted at night ({variable('nightly_predict')}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
 )
 Run = Callable[[str, Scope], list[str]]

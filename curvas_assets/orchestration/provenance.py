@@ -1,6 +1,5 @@
 """Where results come from: commit, package versions, data versions. The report's and the ledger's facts about itself."""
 
-import os
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from curvas_assets.orchestration.environment import GIT_COMMIT
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.stages.table import Asset
 
 PACKAGES = ("curvas-assets", "dagster", "nnunetv2", "torch", "numpy", "numba", "scipy", "pandas", "zarr", "nibabel")
@@ -16,8 +15,7 @@ PACKAGES = ("curvas-assets", "dagster", "nnunetv2", "torch", "numpy", "numba", "
 
 def git_commit() -> str:
     """The commit of the code: `CURVAS_GIT_COMMIT` where an image was built from one, else what the checkout says."""
-    named = os.environ.get(GIT_COMMIT, "").strip()
-    if named:
+    if named := deployment().git_commit:
         return named
     try:
         answer = subprocess.run(

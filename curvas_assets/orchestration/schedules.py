@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import key_of, keys_of
-from curvas_assets.orchestration.environment import NIGHTLY_PREDICT, nightly_predict
+from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.nightly import concerned
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import REPORT, STUDY_SCORES
@@ -20,11 +20,11 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         cron_schedule="0 2 * * *",
         job=jobs["refresh_scores"],
         description="Patients of whom something changed: taken in, ensembled and scored again, and nobody else. Predicted "
-        f"only if {NIGHTLY_PREDICT}=1: it takes GPUs.",
+        f"only if {variable('nightly_predict')}=1: it takes GPUs.",
     )
     def nightly_scores(context: dg.ScheduleEvaluationContext):
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
-        yield from due_scores(staleness, predict=nightly_predict())
+        yield from due_scores(staleness, predict=deployment().nightly_predict)
 
     @dg.schedule(
         name="weekly_report",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from curvas_assets.errors import DiskError
-from curvas_assets.orchestration.environment import SCRATCH, SCRATCH_GIB, scratch_folder, scratch_gib
+from curvas_assets.orchestration.environment import deployment, variable
 
 PREFIX = "curvas-step-"
 RESERVE_BYTES = 1 << 30
@@ -31,7 +31,7 @@ def scratch_space(subject: str, needed_bytes: int = 0) -> Iterator[Path]:
     Raises:
         DiskError: there is no room; nothing has been done yet.
     """
-    root = scratch_folder() or Path(tempfile.gettempdir())
+    root = deployment().scratch_folder() or Path(tempfile.gettempdir())
     with (root / f"{PREFIX}admission").open("a") as admission:
         fcntl.flock(admission, fcntl.LOCK_EX)
         promised = _sweep(root)
@@ -74,16 +74,17 @@ def _sweep(root: Path) -> int:
 def _make_sure_of_room(root: Path, subject: str, needed: int, promised: int) -> None:
     used = sum(_used(folder) for folder in root.glob(f"{PREFIX}*") if folder.is_dir())
     free = shutil.disk_usage(root).free - RESERVE_BYTES - promised
-    allowed = scratch_gib() * 2**30 - used - promised
+    most_gib = deployment().scratch_gib
+    allowed = most_gib * 2**30 - used - promised
     if needed <= min(free, allowed):
         return
-    what = "free" if free <= allowed else f"left of {SCRATCH_GIB}={scratch_gib():g}"
+    what = "free" if free <= allowed else f"left of {variable('scratch_gib')}={most_gib:g}"
     raise DiskError(
         f"making room in {root}",
         subject,
         f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what} "
         f"({RESERVE_BYTES / 2**30:g} GiB is kept in reserve)",
-        f"Free space, point {SCRATCH} to a larger disk, or raise {SCRATCH_GIB}.",
+        f"Free space, point {variable('scratch')} to a larger disk, or raise {variable('scratch_gib')}.",
         may_retry=bool(used or promised),  # of steps that end
     )
 

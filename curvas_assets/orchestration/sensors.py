@@ -11,7 +11,7 @@ import dagster as dg
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.asset_keys import keys_of
 from curvas_assets.orchestration.bucket import Bucket, published_digest
-from curvas_assets.orchestration.environment import environment
+from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.failures import told
 from curvas_assets.orchestration.following import due_for_patients, last_emptied, unfinished_runs
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
@@ -22,7 +22,6 @@ from curvas_assets.stages.patients import patient_folders
 from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES, STAGES
 from curvas_assets.study import Study
 
-WEBHOOK = "CURVAS_WEBHOOK_URL"
 DATA_VERSION = "dagster/data_version"
 NO_TABLE = "none"
 AWAITED = {SCORES.name, *STAGES[REPORT]}
@@ -96,14 +95,14 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
 
     @dg.run_failure_sensor(
         name="report_failures",
-        description=f"Logs each failed run, and posts it to {WEBHOOK} if that is set.",
+        description=f"Logs each failed run, and posts it to {variable('webhook_url')} if that is set.",
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
     def report_failures(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
         message = told(run, context.failure_event, context.get_step_failure_events())
         context.log.error(message)
-        if url := environment().get(WEBHOOK, "").strip():
+        if url := deployment().webhook_url:
             body = json.dumps({"text": message, "run_id": run.run_id, "tags": dict(run.tags)}).encode()
             request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=10):

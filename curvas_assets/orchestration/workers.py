@@ -32,7 +32,7 @@ from curvas_assets.orchestration.dagster_internals import (
     multiple_process_executor_requirements,
     serialize_value,
 )
-from curvas_assets.orchestration.environment import broker_url, lost_after_seconds
+from curvas_assets.orchestration.environment import deployment
 
 SETTINGS: dict[str, Any] = {
     "task_track_started": True,  # who has a step, and since when
@@ -124,10 +124,15 @@ class WatchedCeleryExecutor(CeleryExecutor):
 @dg.executor(name="celery", requirements=multiple_process_executor_requirements())
 def watched_celery_executor(_: dg.InitExecutorContext) -> WatchedCeleryExecutor:
     """Each step is a Celery task on the queue that its tags name; `CURVAS_BROKER` says where the queues are."""
-    return WatchedCeleryExecutor(broker_url(), lost_after_seconds())
+    return _configured()
 
 
-app = make_app(WatchedCeleryExecutor(broker_url(), lost_after_seconds()).app_args())
+def _configured() -> WatchedCeleryExecutor:
+    settings = deployment()
+    return WatchedCeleryExecutor(settings.broker, settings.lost_after_seconds)
+
+
+app = make_app(_configured().app_args())
 execute_plan = create_task(app)
 
 

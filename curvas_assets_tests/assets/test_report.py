@@ -18,7 +18,7 @@ import pytest
 from curvas_assets.local.deployment import LocalDeployment
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.environment import report_folder
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.report import Report
 from curvas_assets.stages.write_up import in_short, keep_copy
 from curvas_assets.storage import directories
@@ -86,7 +86,7 @@ def test_the_copy_of_the_report_is_the_newest_and_whole(tmp_path, monkeypatch):
     assert (kept / "report.html").read_text() == "two"
 
     monkeypatch.delenv("CURVAS_REPORT_FOLDER", raising=False)
-    assert report_folder() is None
+    assert deployment().report_folder is None
     local = LocalDeployment(tmp_path / "state", study="phantom")
     monkeypatch.setattr(local.s3, "environment", dict)
     assert local.environment()["CURVAS_REPORT_FOLDER"] == str(tmp_path / "state/report")

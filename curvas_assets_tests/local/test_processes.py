@@ -255,8 +255,8 @@ def test_the_demo_is_alone_with_its_study_and_store(tmp_path, monkeypatch):
             from curvas_assets.orchestration import environment
 
             seen = environment.environment()
-            assert environment.study_name() == "phantom"
-            assert environment.postgres_url() is None
+            assert environment.deployment().study == "phantom"
+            assert environment.deployment().postgres_url is None
             settings = S3Settings.from_environment(seen)
             told = {**seen, **vars(settings)}
         assert "AWS_PROFILE" not in seen

@@ -19,7 +19,7 @@ from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise
 from curvas_assets.orchestration.devices import leased_device
-from curvas_assets.orchestration.environment import STUDY, environment, executor_name
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.execution import RETRY, StageNeeds, executor
 from curvas_assets.orchestration.io_manager import ArtefactIOManager
 from curvas_assets.orchestration.jobs import stage_jobs
@@ -93,7 +93,7 @@ def build(study: Study) -> dg.Definitions:
         *(_table(name, "scores" if name == "study_scores" else TABLES[i - 1]) for i, name in enumerate(TABLES) if i),
         _table("cohort", "scan"),
     ]
-    chosen = executor(executor_name())
+    chosen = executor(deployment().executor)
     return dg.Definitions(
         assets=assets,
         jobs=[*stage_jobs(chosen), study_job(study, partitions, bucket), *operations.build(study, partitions, bucket)],
@@ -203,4 +203,4 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
     return read
 
 
-defs = build(load_study(environment().get(STUDY) or "phantom"))
+defs = build(load_study(deployment().study))

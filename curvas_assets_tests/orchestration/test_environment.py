@@ -4,6 +4,7 @@
 - The study and the executor have defaults; an empty variable counts as not set.
 - A bucket's settings never stand in the resource's configuration.
 - A session token that has ended is refused before the store is asked; one that ends during the work is told in its log.
+- A variable that holds what it may not is named, with what was found and what is allowed; every variable is described.
 - GPU slots, GPU nodes, the broker and the bound of scratch have defaults, and follow their variables.
 """
 
@@ -15,18 +16,9 @@ import time
 import dagster as dg
 import pytest
 
-from curvas_assets.errors import StorageError
+from curvas_assets.errors import DeploymentError, StorageError
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.environment import (
-    broker_url,
-    environment,
-    executor_name,
-    gpu_node_labels,
-    gpu_slots,
-    scratch_folder,
-    scratch_gib,
-    study_name,
-)
+from curvas_assets.orchestration.environment import Deployment, deployment, environment, variable
 
 
 def test_dotenv_is_read_and_variables_that_are_set_win(tmp_path, monkeypatch):
@@ -49,11 +41,11 @@ def test_study_and_executor_have_defaults(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("CURVAS_STUDY", "CURVAS_EXECUTOR", "CURVAS_SCRATCH"):
         monkeypatch.setenv(name, "")
-    assert study_name() == "curvas"
-    assert executor_name() == "local"
-    assert scratch_folder() is None
+    assert deployment().study == "curvas"
+    assert deployment().executor == "local"
+    assert deployment().scratch_folder() is None
     monkeypatch.setenv("CURVAS_SCRATCH", str(tmp_path / "scratch"))
-    assert scratch_folder() == tmp_path / "scratch"
+    assert deployment().scratch_folder() == tmp_path / "scratch"
     assert (tmp_path / "scratch").is_dir()
 
 
@@ -98,14 +90,41 @@ def test_settings_of_machines_have_defaults_and_follow_their_variables(monkeypat
     for name in ("GPU_SLOTS", "GPU_NODES", "BROKER", "SCRATCH_GIB"):
         monkeypatch.delenv(f"CURVAS_{name}", raising=False)
     monkeypatch.setenv("CURVAS_DEVICES", "0,1,2")
-    assert gpu_slots() == 3
+    assert deployment().gpu_steps() == 3
     monkeypatch.setenv("CURVAS_DEVICES", "")
-    assert (gpu_slots(), gpu_slots(without=2)) == (1, 2)
-    assert gpu_node_labels() == {"nvidia.com/gpu.present": "true"}
-    assert (broker_url(), scratch_gib()) == ("redis://127.0.0.1:6379/0", 80)
+    assert (deployment().gpu_steps(), deployment().gpu_steps(without=2)) == (1, 2)
+    assert deployment().gpu_node_labels() == {"nvidia.com/gpu.present": "true"}
+    assert (deployment().broker, deployment().scratch_gib) == ("redis://127.0.0.1:6379/0", 80)
     for name, value in (("GPU_SLOTS", "2"), ("GPU_NODES", "a=b, c=d"), ("BROKER", "redis://r/1"), ("SCRATCH_GIB", "9")):
         monkeypatch.setenv(f"CURVAS_{name}", value)
-    assert (gpu_slots(), gpu_node_labels()) == (2, {"a": "b", "c": "d"})
-    assert (broker_url(), scratch_gib()) == ("redis://r/1", 9)
+    assert (deployment().gpu_steps(), deployment().gpu_node_labels()) == (2, {"a": "b", "c": "d"})
+    assert (deployment().broker, deployment().scratch_gib) == ("redis://r/1", 9)
     monkeypatch.setenv("CURVAS_GPU_NODES", "")
-    assert gpu_node_labels() == {}
+    assert deployment().gpu_node_labels() == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("scratch_gib", "much"),
+        ("scratch_gib", "0"),
+        ("gpu_slots", "-1"),
+        ("lost_after_seconds", "0"),
+        ("nightly_predict", "perhaps"),
+    ],
+)
+def test_a_variable_that_holds_what_it_may_not_is_named(monkeypatch, setting, value):
+    monkeypatch.setenv(variable(setting), value)
+    with pytest.raises(DeploymentError) as caught:
+        deployment()
+    assert caught.value.subject == variable(setting)
+    assert repr(value) in str(caught.value)
+    assert str(caught.value).endswith(Deployment.model_fields[setting].description)
+
+
+def test_every_variable_is_described_and_named_after_its_setting(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert all(field.description for field in Deployment.model_fields.values())
+    assert variable("scratch_gib") == "CURVAS_SCRATCH_GIB"
+    with pytest.raises(KeyError):
+        variable("scratch_gb")

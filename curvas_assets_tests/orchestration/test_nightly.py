@@ -15,9 +15,9 @@ import dagster as dg
 import pytest
 
 from curvas_assets.definitions import build_definitions
-from curvas_assets.errors import PatientError
+from curvas_assets.errors import DeploymentError, PatientError
 from curvas_assets.orchestration import study_run
-from curvas_assets.orchestration.environment import nightly_predict
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.study import load_study
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, job
 
@@ -150,7 +150,7 @@ def test_the_schedule_launches_this_job_and_the_switch_is_one_or_zero(monkeypatc
     assert schedules.get_schedule_def("nightly_scores").job_name == "refresh_scores"
     for value, predicts in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("CURVAS_NIGHTLY_PREDICT", value)
-        assert nightly_predict() is predicts
+        assert deployment().nightly_predict is predicts
     monkeypatch.setenv("CURVAS_NIGHTLY_PREDICT", "perhaps")
-    with pytest.raises(ValueError, match="CURVAS_NIGHTLY_PREDICT='perhaps': allowed are 1 and 0"):
-        nightly_predict()
+    with pytest.raises(DeploymentError, match=r"CURVAS_NIGHTLY_PREDICT: .* it is 'perhaps': .*: 1 or 0"):
+        deployment()

@@ -19,7 +19,7 @@ import dagster as dg
 import pytest
 
 from curvas_assets.orchestration import devices
-from curvas_assets.orchestration.environment import device_names
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets_tests.orchestration import pool_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,9 +87,9 @@ def test_a_second_process_gets_the_second_device(tmp_path, monkeypatch):
 
 def test_devices_come_from_the_deployment(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert device_names() == ["4", "5"]
+    assert deployment().device_names() == ["4", "5"]
     monkeypatch.setenv("CURVAS_DEVICES", "0, 1")
-    assert device_names() == ["0", "1"]
+    assert deployment().device_names() == ["0", "1"]
     monkeypatch.setenv("CURVAS_DEVICES", "")
     with devices.leased_device(print, folder=tmp_path) as device:
         assert device is None

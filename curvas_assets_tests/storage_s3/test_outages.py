@@ -21,10 +21,10 @@ import psutil
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
-from curvas_assets.errors import MissingArtefactError, StorageError, StoreAwayError
+from curvas_assets.errors import DeploymentError, MissingArtefactError, StorageError, StoreAwayError
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.environment import store_patience_seconds
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.storage import directories, objects, patience, tables
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.patience import Patience
@@ -330,7 +330,7 @@ def test_runs_wait_and_sensors_skip(server, monkeypatch, quick):
 @pytest.mark.parametrize("wrong", ["soon", "-1", "nan", "inf", "100000"])
 def test_a_patience_that_is_no_length_of_time_is_refused(monkeypatch, wrong):
     monkeypatch.setenv("CURVAS_STORE_PATIENCE_SECONDS", wrong)
-    with pytest.raises(StorageError, match="CURVAS_STORE_PATIENCE_SECONDS"):
-        store_patience_seconds()
+    with pytest.raises(DeploymentError, match="CURVAS_STORE_PATIENCE_SECONDS"):
+        deployment()
     monkeypatch.setenv("CURVAS_STORE_PATIENCE_SECONDS", "")
-    assert store_patience_seconds() == 600
+    assert deployment().store_patience_seconds == 600

@@ -89,10 +89,11 @@ class Session:
     def report(self, asset: Asset, partition: str, stored: Stored) -> dg.Output[None]:
         """Tell Dagster of a partition that people brought: fresh until what it is made from changes."""
         definition = self.context.repository_def.assets_defs_by_key[dg.AssetKey(asset.name)]
-        facts = {**metadata.shown(stored.metadata), "uri": f"{self.bucket.objects().name}/{stored.key}"}
+        uri = f"{self.bucket.objects().name}/{stored.key}"
+        facts = {**metadata.shown(stored.metadata), metadata.URI: uri}
         tags = provenance_tags(self.instance, definition, self.context.run.run_id)
         self.context.log_event(cell_event(definition, partition, stored, facts, tags))
-        return dg.Output(None, metadata={"partition": f"{asset} {partition}", "uri": facts["uri"]})
+        return dg.Output(None, metadata={"partition": f"{asset} {partition}", metadata.URI: uri})
 
 
 class NoSettings(dg.Config):

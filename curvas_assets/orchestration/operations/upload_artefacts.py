@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.operations.selection import choose_annotator, choose_models
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.segmentation import adopt_dataset, adopt_model
@@ -42,7 +42,7 @@ def upload_model(
     """
     (name,) = choose_models(study, [name])
     model = ModelId.parse(name)
-    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+    with tempfile.TemporaryDirectory(dir=deployment().scratch_folder()) as scratch:
         adopted = adopt_model(study, model, folder, Path(scratch, "model"), voxel_order=voxel_order)
         stored = directories.write_directory(objects, layout.model(name), Path(scratch, "model"))
     curve = adopted.curve
@@ -77,7 +77,7 @@ def upload_preprocessing(
         SegmentationError: it is no dataset of this study; says why.
     """
     annotator = choose_annotator(study, annotator)
-    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+    with tempfile.TemporaryDirectory(dir=deployment().scratch_folder()) as scratch:
         facts = adopt_dataset(study, annotator, folder, Path(scratch, "dataset"))
         stored = directories.write_directory(objects, layout.dataset(annotator), Path(scratch, "dataset"))
     return Stored(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StorageError, StudyError
-from curvas_assets.orchestration.environment import scratch_folder
+from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.operations.selection import choose_models, choose_patients
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.stages.predict import preview_softmax
@@ -120,7 +120,7 @@ def _store(
         labels=dataset.get("labels"),
         reader=plans.get("image_reader_writer"),
         provenance={"patient": patient, "predictor": model, "origin": origin or "not told"},
-        scratch=scratch_folder(),
+        scratch=deployment().scratch_folder(),
     )
     return Stored(
         key,
