@@ -21,6 +21,11 @@ PURE = (
     "statistics",
     "storage.softmax",
     "report.document",
+    *(
+        f"stages.{name}"
+        for name in ("cohort", "prepare", "train", "predict", "ensemble", "score", "compare", "write_up")
+    ),
+    "stages.places",
 )
 MAY_IMPORT_DAGSTER = ("definitions.py", "assets/", "orchestration/", "local/")
 

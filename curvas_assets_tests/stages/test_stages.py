@@ -1,0 +1,203 @@
+"""Claims proved here, without Dagster: stages are plain functions of a study, a store and what was made before.
+
+- From files in a bucket to scores and comparisons, each stage called directly; what it stores is what the next one reads.
+- An error is its partition's alone, names the patient, and stores nothing of it; what a check found is told beside it.
+- An ensemble without one of its members is refused, and the ensembles beside it are stored.
+- Artefacts of the table and objects of the bucket belong together, both ways.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curvas_assets.cohort.phantom import write_cohort
+from curvas_assets.errors import MissingArtefactError, PatientError
+from curvas_assets.stages import cohort, compare, ensemble, score, table
+from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.places import partition_of, root_of
+from curvas_assets.stages.stored import Artefact, Artefacts, Stored
+from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.storage.layout import Cell, Layout
+from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.softmax import SoftmaxWriter
+from curvas_assets.study import Study, load_study
+
+SHAPE, SPACING = (12, 24, 28), (20, 14, 12)
+ROUNDING = 2 * 3 * 2**-16
+"""Half a step of the stored codes for each of three organs, which the background takes up: of the members, and of the mean."""
+PATIENT, BROKEN = "PHANTOM007", "PHANTOM008"
+STUDY = Study.model_validate(
+    load_study("phantom").model_dump(mode="json")
+    | {"seeds": [112233, 445566], "sets": {"train": [1], "test": [7, 8]}, "groups": {}, "in_distribution_group": None}
+)
+MODELS = [str(model) for model in STUDY.models]
+
+
+class Bench:
+    """A study's bucket in a folder, and stages called on it as its assets call them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.objects, self.layout = folder, MeteredObjects(FolderObjects(folder / "bucket")), Layout()
+        self.warnings: list[str] = []
+
+    @property
+    def tools(self) -> Toolkit:
+        return Toolkit(
+            study=STUDY,
+            objects=self.objects,
+            layout=self.layout,
+            tell=lambda _: None,
+            warn=self.warnings.append,
+            scratch=self.scratch,
+            device=lambda: contextlib.nullcontext(None),
+            code=lambda *packages: dict.fromkeys(packages, "0"),
+        )
+
+    @contextlib.contextmanager
+    def scratch(self, subject: str, needed_bytes: int = 0):
+        folder = self.folder / "scratch" / subject.replace("|", "-") / str(self.objects.bytes_up)
+        folder.mkdir(parents=True)
+        yield folder
+
+    def upload(self, patients: Sequence[str]) -> None:
+        write_cohort(self.folder / "cohort", patients=patients, shape=SHAPE, spacing_mm=SPACING, seed=3)
+        for patient in patients:
+            for path in (self.folder / "cohort" / patient).iterdir():
+                self.objects.upload(self.layout.patient_file(patient, path.name), path)
+
+    def of(self, row: table.Asset, partitions: Sequence[str]) -> Artefacts:
+        return Artefacts(
+            {p: Artefact(self.objects, row.place(self.layout, p), row.kind, f"{row} of {p}") for p in partitions}
+        )
+
+    def make(self, stage, described: Sequence[Check], partitions: Sequence[str], **inputs) -> tuple[dict, Checks]:
+        checks = Checks(*described)
+        return dict(stage(self.tools, partitions, checks, **inputs)), checks
+
+    def predict(self, model: str, patient: str) -> np.ndarray:
+        rng = np.random.default_rng(sum(map(ord, model)))
+        values = rng.dirichlet(np.ones(len(STUDY.class_names)), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+        with SoftmaxWriter(
+            self.objects,
+            self.layout.softmax(patient, model),
+            values.shape,
+            class_names=STUDY.class_names,
+            spacing_mm=SPACING,
+            affine=np.diag((*reversed(SPACING), 1.0)),
+            provenance={"patient": patient, "predictor": model},
+        ) as writer:
+            writer.write(0, values)
+        return values
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stored(bench):
+    bench.upload([PATIENT])
+    taken, checks = bench.make(cohort.take_in, cohort.SCAN_CHECKS, [PATIENT])
+    assert taken[PATIENT].key == bench.layout.scan(PATIENT)
+    assert checks["files_are_sound"].found == {PATIENT: []}
+    scans = bench.of(table.SCAN, [PATIENT])
+    bridged, _ = bench.make(cohort.select_test_scans, cohort.TEST_SCAN_CHECKS, [PATIENT], scan=scans)
+    assert isinstance(bridged[PATIENT], Stored)
+    frame, facts = cohort.describe_cohort(bench.tools, scans)
+    assert dict(zip(frame["patient"], frame["status"], strict=True)) == {
+        "PHANTOM001": "missing", PATIENT: "taken in", BROKEN: "missing"}  # fmt: skip
+    assert facts["taken in"] == 1
+    arrays = {model: bench.predict(model, PATIENT) for model in MODELS}
+    members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
+    cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
+    built, _ = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    means = bench.of(table.ENSEMBLE_SOFTMAX, cells)
+    for cell in cells:
+        assert isinstance(built[cell], Stored)
+        names = [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
+        expected = np.mean([arrays[name] for name in names], axis=0)
+        np.testing.assert_allclose(means[cell].volume().slab(0, SHAPE[0]), expected, atol=ROUNDING)
+    scored, checks = bench.make(
+        score.score_patients, score.CHECKS, [PATIENT], softmax=members, ensemble_softmax=means, scan=scans
+    )
+    assert checks["scores_are_sound"].found == {PATIENT: []}
+    assert scored[PATIENT].metadata["predictors"] == len(STUDY.predictors)
+    merged, _ = score.merge_scores(bench.tools, bench.of(table.SCORES, [PATIENT, BROKEN]))
+    assert set(merged["predictor"]) == set(STUDY.predictors)
+    assert bench.warnings == [f"no scores yet of {BROKEN}: they are not in the table"]
+    comparisons, _, _ = compare.compare_families(STUDY, merged)
+    assert {"dice", "predictive_entropy"} <= set(comparisons["metric"])
+
+
+def test_an_error_is_its_partitions_alone_and_stores_nothing_of_it(bench):
+    bench.upload([PATIENT, BROKEN])
+    bench.objects.put(bench.layout.patient_file(BROKEN, STUDY.image), b"no image")
+    taken, checks = bench.make(cohort.take_in, cohort.SCAN_CHECKS, [BROKEN, PATIENT])
+    assert isinstance(taken[PATIENT], Stored)
+    assert isinstance(taken[BROKEN], PatientError)
+    assert taken[BROKEN].subject.startswith(BROKEN)
+    assert checks["files_are_sound"].found[PATIENT] == []
+    assert len(checks["files_are_sound"].found[BROKEN]) == 1
+    assert bench.objects.head(bench.layout.scan(BROKEN)) is None
+
+
+def test_an_ensemble_without_a_member_is_refused_and_those_beside_it_are_stored(bench):
+    absent = MODELS[-1]
+    for model in MODELS[:-1]:
+        bench.predict(model, PATIENT)
+    members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
+    cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
+    built, checks = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    found = checks["members_are_complete"].found
+    for cell in cells:
+        lacks = absent in [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
+        assert isinstance(built[cell], MissingArtefactError if lacks else Stored), cell
+        assert any(absent in problem for problem in found[cell]) == lacks
+        assert (bench.objects.head(table.ENSEMBLE_SOFTMAX.place(bench.layout, cell) + "/zarr.json") is None) == lacks
+
+
+def _partition(row: table.Asset) -> str:
+    predictors = {"patient_by_model": MODELS[0], "patient_by_ensemble": "ensemble_all"}
+    return str(Cell(predictors[row.axis], PATIENT)) if row.axis in predictors else "a_name"
+
+
+@pytest.mark.parametrize("row", [row for row in table.ASSETS if row.axis is not None], ids=str)
+def test_what_stands_where_an_artefact_does_belongs_to_its_partition(row):
+    layout, partition = Layout(), _partition(row)
+    for place in row.owned(layout, partition):
+        key = place if row.kind == "record" else f"{place}/a/part"
+        assert partition_of(layout, key) == (row, partition)
+        assert partition_of(layout, f"elsewhere/{key}") is None
+
+
+def test_what_stands_where_no_artefact_does_is_somebodys_else():
+    strangers = [
+        "data/PHANTOM007/image.nii.gz", "output/notes.txt", "output/PHANTOM007/notes.json", "output/PHANTOM007/notes/a",
+        "output/PHANTOM007/anno1_init112233_foldall", "artifacts/models/a_name", "artifacts/other/a_name/part",
+        "metrics/PHANTOM007/notes/part", "metrics/study_scores.parquet", "reports/report/manifest.json", "elsewhere",
+    ]  # fmt: skip
+    assert [key for key in strangers if partition_of(Layout(), key) is not None] == []
+
+
+@pytest.mark.parametrize("row", [row for row in table.ASSETS if row.kind in ("folder", "softmax")], ids=str)
+def test_objects_below_an_artefact_of_several_have_it_as_their_root(row):
+    layout, partition = Layout(), _partition(row)
+    for place in (row.place(layout, partition), *row.unfinished(layout, partition)):
+        assert root_of(layout, f"{place}/a/part") == place
+        assert root_of(layout, place) is None
+        assert root_of(layout, f"{place}_of_somebody/part") != place
+
+
+@pytest.mark.parametrize("row", table.ASSETS, ids=str)
+def test_each_row_says_enough_for_whoever_reads_it(row):
+    assert table.asset(row.name) is row
+    assert row.jobs
+    assert row.version(STUDY) == row.version(load_study(STUDY))
+    before = table.ASSETS[: table.ASSETS.index(row)]
+    assert [
+        one for one in row.inputs if one not in before
+    ] == []  # inputs come first, so that jobs run in the rows' order
