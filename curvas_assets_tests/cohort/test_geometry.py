@@ -244,14 +244,20 @@ def test_what_itk_reads_is_no_tilt(tmp_path, degrees, codes):
 
 @pytest.mark.parametrize(
     ("degrees", "codes"),
-    [(0.01, (1, 0)), (0.05, (1, 0)), *((d, codes) for d in (0.3, 13.5, -20.0) for codes in ((1, 0), (2, 1)))],
+    [
+        *((d, (1, 0)) for d in (0.01, 0.05, 0.09, 0.11)),
+        *((d, codes) for d in (0.3, 13.5, -20.0) for codes in ((1, 0), (2, 1))),
+    ],
 )
 def test_what_itk_cannot_read_is_refused_and_a_tilt_is_told_in_degrees(tmp_path, degrees, codes):
     folder = _tilted(tmp_path, degrees, codes)
     if codes == (1, 0):
         with pytest.raises(RuntimeError, match="orthonormal"):
             itk_affine(folder / "image.nii.gz")
-    assert f"its axes are {abs(degrees):.3g}° from perpendicular (gantry tilt)" in refusal(folder)
+    said = refusal(folder)
+    assert f"its axes are {abs(degrees):.3g}° from perpendicular (gantry tilt)" in said
+    assert ("a header that was rounded: write it anew" in said) is (abs(degrees) < 0.1)
+    assert ("Resample the scan and its annotations" in said) is (abs(degrees) > 0.1)
 
 
 def test_a_sheared_scan_that_was_resampled_as_advised_passes(tmp_path):
