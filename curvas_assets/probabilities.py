@@ -78,13 +78,14 @@ def require_probabilities(
         _extremes(values, extremes)
     low, high = extremes[:, 0].min(), extremes[:, 1].max()
     least, most = extremes[:, 2].min(), extremes[:, 3].max()
-    if low >= -SLACK and high <= 1 + SLACK and least >= 1 - SLACK and most <= 1 + SLACK:  # NaN fails all
+    sums_are_one = least >= 1 - SLACK and most <= 1 + SLACK  # NaN fails every comparison
+    if low >= -SLACK and high <= 1 + SLACK and sums_are_one:
         return
     where = f"between the slices {z0} and {z0 + slab.shape[1] - 1}"
     if not np.isfinite(slab).all():
         bad = int(np.count_nonzero(~np.isfinite(slab).all(axis=0)))
         found, remedy = f"NaN or infinity in {bad} voxels {where}", "Look at the model and its training; predict again."
-    elif low < -SLACK or (high > 1 + SLACK and most - least > SLACK):
+    elif low < -SLACK or (high > 1 + SLACK and (sums_are_one or most - least > SLACK)):
         found = f"values from {low:.4g} to {high:.4g} {where}, sums of a voxel from {least:.4g} to {most:.4g}: logits?"
         remedy = "Give probabilities: apply the softmax over the classes first."
     elif most - least <= SLACK:

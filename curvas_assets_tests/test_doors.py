@@ -276,9 +276,8 @@ def test_text_is_a_path(patient, tmp_path):
         "scratch": [3, "no/such/place"],
     }.items():  # fmt: skip
         for value in odd:
-            if name == "labels" or value is not None or name != "scratch":
-                with pytest.raises(CurvasError):
-                    import_nnunet_prediction(files.probabilities, files.labels, store, "k2", **given | {name: value})
+            with pytest.raises(CurvasError):
+                import_nnunet_prediction(files.probabilities, files.labels, store, "k2", **given | {name: value})
     assert not list(store.list("k2"))
 
 

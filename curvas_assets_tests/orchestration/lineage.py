@@ -4,18 +4,20 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from curvas_assets.assets.declaring import Declarations
 from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, materialise, provenance_tags
-from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.partitions import Partitions, dimension_tags
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
 from curvas_assets.stages.stored import Stored, one_by_one
-from curvas_assets.stages.table import STAGES
+from curvas_assets.stages.table import ASSETS, PATIENT_FILES, SOFTMAX, STAGES, Asset
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
 
-ASSETS = ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax", "scores")
+CELLS = tuple(row for row in ASSETS if row.axis)
+"""What the study makes partition by partition; its tables and its report are no part of this lineage."""
 
 
 class NothingIO(dg.IOManager):
@@ -30,11 +32,10 @@ class NothingIO(dg.IOManager):
 
 @dataclass
 class DummyLineage:
-    """Assets with the partitions, mappings and policies of the real ones.
+    """Every partitioned asset of the table, with the partitions, mappings and policies of the real one.
 
-    `broken` holds partition keys that fail, `versions` what a partition's content is, by key or by
-    asset and key (its key, if it is not named), `made`
-    what was computed, in order.
+    `broken` holds partition keys that fail, `versions` what a partition's content is, by key or by asset and key (its key, if
+    it is not named), `made` what was computed, in order.
     """
 
     study: Study = field(default_factory=lambda: load_study("curvas"))
@@ -57,77 +58,43 @@ class DummyLineage:
         """Register every test patient, and make all that predictions are made from; the test patients."""
         tests = sorted(self.study.sets["test"])
         self.register(*tests)
-        for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
-            keys = self.staleness.partitions(dg.AssetKey(asset))
-            assert self.run(asset, str(keys[0]), str(keys[-1])).success
+        for row in CELLS[: CELLS.index(SOFTMAX)]:
+            self._run_all_of(row)
         return tests
 
     @property
     def definitions(self) -> dg.Definitions:
-        p, i = self.partitions, dg.AssetIn
-        same = dg.IdentityPartitionMapping()
-        assets = [
-            self._asset("scan", p.patient, {}, 50, deps=["patient_files"]),
-            self._asset("test_scan", p.test_patient, {"scan": i(partition_mapping=same)}, 100),
-            self._asset("preprocessed_dataset", p.annotator, {"scan": i(partition_mapping=p.training_patients)}, 5),
-            self._asset(
-                "trained_model", p.model, {"preprocessed_dataset": i(partition_mapping=p.annotator_of_model)}, 1
-            ),
-            self._asset(
-                "softmax",
-                p.patient_by_model,
-                {
-                    "trained_model": i(partition_mapping=p.same("model")),
-                    "test_scan": i(partition_mapping=p.same("patient")),
-                },
-                90,
-            ),
-            self._asset(
-                "ensemble_softmax",
-                p.patient_by_ensemble,
-                {"softmax": i(partition_mapping=p.members_of_ensemble)},
-                40,
-            ),
-            self._asset(
-                "scores",
-                p.test_patient,
-                {
-                    "softmax": i(partition_mapping=p.same("patient")),
-                    "ensemble_softmax": i(partition_mapping=p.same("patient")),
-                    "scan": i(partition_mapping=same),
-                },
-                10,
-            ),
-        ]
-        names = {asset.key.to_user_string() for asset in assets}
+        names = {row.name for row in CELLS}
         stages = [
             dg.define_asset_job(stage, selection=dg.AssetSelection.assets(*made), executor_def=dg.in_process_executor)
             for stage, made in STAGES.items()
             if names.issuperset(made)
         ]
         return dg.Definitions(
-            assets=[*assets, dg.AssetSpec("patient_files", partitions_def=p.patient)],
-            jobs=[*stages, *operations.build(self.study, p, Bucket())],
+            assets=[*map(self._asset, CELLS), dg.AssetSpec(PATIENT_FILES, partitions_def=self.partitions.patient)],
+            jobs=[*stages, *operations.build(self.study, self.partitions, Bucket())],
             resources={"io_manager": NothingIO()},
         )
 
-    def _asset(self, name, partitions_def, ins, limit, deps=()):
+    def _asset(self, row: Asset) -> dg.AssetsDefinition:
+        declared = Declarations(self.study, self.partitions)
+
         @dg.asset(
-            name=name,
-            ins=ins,
-            deps=deps,
-            partitions_def=partitions_def,
-            backfill_policy=dg.BackfillPolicy.multi_run(limit),
+            name=row.name,
+            ins=declared.inputs(row),
+            deps=[str(above) for above in row.after],
+            partitions_def=declared.divided(row),
+            backfill_policy=dg.BackfillPolicy.multi_run(row.per_run),
             output_required=False,
             retry_policy=dg.RetryPolicy(max_retries=1),
-            code_version=self.code.get(name, "1"),
+            code_version=self.code.get(row.name, "1"),
         )
         def made(context: dg.AssetExecutionContext, **inputs):
             def produce(key: str) -> Stored:
                 if key in self.broken:
                     raise self.broken[key]
-                self.made.append((name, key))
-                return Stored(f"{name}/{key}", self._version(name, key), {"key": key})
+                self.made.append((row.name, key))
+                return Stored(f"{row.name}/{key}", self._version(row.name, key), {"key": key})
 
             yield from materialise(context, MeteredObjects(FolderObjects("unused")), one_by_one(produce))
 
@@ -135,25 +102,30 @@ class DummyLineage:
 
     def run(self, asset: str, first: str, last: str | None = None) -> dg.ExecuteInProcessResult:
         """Materialise one partition, or a range (of a grid: a rectangle)."""
+        definitions = self.definitions
         if last is None:
-            tags = {"dagster/partition": first, **self._dimensions(asset, first)}
+            divided = definitions.resolve_asset_graph().get(dg.AssetKey(asset)).partitions_def
+            tags = {"dagster/partition": first, **dimension_tags(divided, first)}
         else:
             tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-        job = self.definitions.resolve_implicit_global_asset_job_def()
+        job = definitions.resolve_implicit_global_asset_job_def()
         return job.get_subset(asset_selection={dg.AssetKey(asset)}).execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
         )
 
     def run_all(self) -> None:
         """Every partition of every asset, each asset in one run."""
-        for asset in ASSETS:
-            keys = self.staleness.partitions(dg.AssetKey(asset))
-            assert self.run(asset, str(keys[0]), str(keys[-1])).success
+        for row in CELLS:
+            self._run_all_of(row)
+
+    def _run_all_of(self, row: Asset) -> None:
+        keys = self.staleness.partitions(dg.AssetKey(row.name))
+        assert self.run(row.name, str(keys[0]), str(keys[-1])).success
 
     def record_all(self) -> None:
         """Every partition of every asset, as if each asset had been made in one run: its events, without the runs."""
         graph = self.definitions.resolve_asset_graph()
-        for key in map(dg.AssetKey, ASSETS):
+        for key in (dg.AssetKey(row.name) for row in CELLS):
             definition = graph.assets_def_for_key(key)
             tags = provenance_tags(self.instance, definition, "all")
             for one in map(str, self.staleness.partitions(key)):
@@ -162,13 +134,6 @@ class DummyLineage:
 
     def _version(self, asset: str, key: str) -> str:
         return self.versions.get(f"{asset} {key}", self.versions.get(key, key))
-
-    def _dimensions(self, asset: str, key: str) -> dict[str, str]:
-        if "|" not in key:
-            return {}
-        column, patient = key.split("|")
-        dimension = "model" if asset == "softmax" else "ensemble"
-        return {f"dagster/partition/{dimension}": column, "dagster/partition/patient": patient}
 
     def upload(self, asset: str, *partitions: str) -> None:
         """Report partitions as an upload does."""

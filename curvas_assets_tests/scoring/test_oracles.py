@@ -1,20 +1,27 @@
-"""Claims proved here: on reference cases of independent implementations every value of an array agrees; those of the volume that
-is stored of it agree within the format's bounds.
+"""Claims proved here.
 
-The cases are not part of this project: `CURVAS_ORACLES` names their folder, and without it the test is skipped.
+- Every registered metric has an oracle, an independent implementation, and agrees with it on three ensembles: of a typical
+  patient, of one without some organs, and of an overconfident network with ties. Each has a finite value in one of them.
+- On reference cases of other people's making every value of an array agrees, and those of the volume that is stored of it
+  agree within the format's bounds. These cases are not part of this project: `CURVAS_ORACLES` names their folder, and without
+  it their tests are skipped.
 """
 
 import io
 import json
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from curvas_assets.scoring import score
+from curvas_assets.scoring import METRICS, score
 from curvas_assets.storage import read_softmax, write_softmax
+from curvas_assets_tests.scoring import oracles
+from curvas_assets_tests.scoring.oracles import CASES, ORACLES, TOLERANCES
 from curvas_assets_tests.scoring.tables import value_of
 
 FOLDER = os.environ.get("CURVAS_ORACLES")
@@ -24,6 +31,32 @@ EXACT = 1e-9
 RANKED = 1e-6
 BOUNDS = {"aurc": 5e-3, "eaurc": 5e-3, "augrc": 5e-3, "nll": 5e-3, "predictive_entropy": 2e-3}
 """Of a stored volume, relative; areas under the ROC curve 5e-4 absolute."""
+
+
+@cache
+def _case(name: str) -> oracles.Case:
+    return CASES[name]()
+
+
+@cache
+def _scores(name: str) -> pd.DataFrame:
+    case = _case(name)
+    table = score(case.mean, case.annotations, oracles.SPACING_MM, organs=oracles.ORGANS, members=case.members)
+    return table[table["annotator"] != "mean"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_metric_agrees_with_its_oracle(case, metric):
+    rows = _scores(case).query("metric == @metric")
+    found = {(row.organ, row.annotator): row.value for row in rows.itertuples()}
+    assert found == pytest.approx(ORACLES[metric](_case(case)), abs=TOLERANCES.get(metric, 1e-6), rel=1e-6, nan_ok=True)
+
+
+def test_every_metric_has_an_oracle_and_a_finite_value():
+    assert set(ORACLES) == set(METRICS)
+    table = pd.concat(_scores(name) for name in CASES)
+    assert set(table[np.isfinite(table["value"])]["metric"]) == set(METRICS)
 
 
 @pytest.mark.skipif(not FOLDER, reason="CURVAS_ORACLES names no folder with reference cases")

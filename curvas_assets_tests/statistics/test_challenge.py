@@ -128,7 +128,9 @@ def test_an_undefined_family_has_no_rank_and_says_how_many_values_are_missing():
     assert row["n_nan"] == 2
     wide = leaderboard_wide(board)
     assert wide.iloc[-1]["entry"] == "annotator"
-    assert len(wide) == 7 + 2
+    assert list(wide.index) == list(range(7 + 2))
+    metrics = board["metric"].unique()
+    assert list(wide.columns) == ["kind", "entry", *(name for m in metrics for name in (m, f"{m}_rank"))]
 
 
 def test_nothing_to_rank_is_an_empty_table():

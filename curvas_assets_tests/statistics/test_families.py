@@ -210,8 +210,21 @@ def test_a_metric_that_is_all_undefined_has_no_figures_but_a_note():
     assert (table["n_first"] == 0).all()
     figures = table.columns[table.columns.get_loc("win_probability") : table.columns.get_loc("note")]
     assert table[["U", "p", "p_bonferroni", *figures]].isna().all(axis=None)
+    assert (table["n_pairs"] == 0).all()
     assert (table["unpaired_patients"] == 4).all()
     assert table["note"].str.contains("no defined value").all()
+
+
+def test_families_of_different_patients_have_no_difference():
+    scores = random_scores(14, ("dice",))
+    early = scores["patient"] < "UKCHLL008"
+    table = compare_families(scores[early == (scores["family"] == "general")], "dice", "greater", draws=100)
+    apart = table[table["first"] == "general"]
+    assert (apart["n_pairs"] == 0).all()
+    assert (apart["unpaired_patients"] == 14).all()
+    assert apart["U"].notna().all()
+    assert apart[["win_probability", "p_randomisation", "mean_difference", "interval_low"]].isna().all(axis=None)
+    assert (apart["note"] == "no patient with both families").all()
 
 
 def test_a_patient_without_ensembles_counts_for_the_models_and_is_named_as_unpaired():
@@ -291,6 +304,18 @@ def test_not_inferior_is_the_bound_against_the_margin():
     mirrored = non_inferiority(turned, Statistics(draws=2000), metric="ece")
     np.testing.assert_allclose(mirrored["bound"], -table["bound"], atol=1e-3)
     assert list(mirrored["not_inferior"]) == list(table["not_inferior"])
+
+
+@pytest.mark.parametrize(("metric", "loss"), [("dice", -0.25), ("hd95", 0.25)])
+def test_a_loss_of_just_the_margin_is_too_much(metric, loss):
+    """Every patient loses the same, so that the bound is the loss."""
+    scores = random_scores(8, (metric,)).assign(value=0.5)
+    for margin, holds in ((0.25, False), (0.3, True)):
+        settings = Statistics(draws=100, non_inferiority_margin=margin)
+        lower = scores.assign(value=scores["value"].mask(scores["family"] == "general", 0.5 + loss))
+        table = non_inferiority(lower, settings, metric=metric)
+        assert list(table["bound"]) == [loss, loss, 0]
+        assert list(table["not_inferior"]) == [holds, holds, True]
 
 
 def test_non_inferiority_is_not_told_without_enough_patients_or_the_metric():

@@ -5,7 +5,7 @@
   for three against nine.
 - The signed-rank test that it replaced does not keep its level on such shapes, so the simulation can tell.
 - Its power against a known shift is the one that the shift implies, and its win probability is the shift's.
-- Listing all choices and shuffling predictors are the same test.
+- Listing all choices and shuffling predictors are the same test; how many numbers are held at once changes nothing.
 - The BCa interval of the mean covers what it says, for the differences of families on skewed values.
 """
 
@@ -112,6 +112,17 @@ def test_listing_and_shuffling_are_the_same_test(first, monkeypatch):
     assert 0.02 < listed.p < 0.9
     assert shuffled.p == pytest.approx(listed.p, abs=0.02)
     assert shuffled.p_two_sided == pytest.approx(listed.p_two_sided, abs=0.02)
+
+
+@pytest.mark.parametrize("enumerated", [0, randomisation.ENUMERATED])
+def test_how_many_numbers_are_held_at_once_changes_nothing(monkeypatch, enumerated):
+    values = np.random.default_rng(0).normal(size=(7, 6))
+    monkeypatch.setattr(randomisation, "ENUMERATED", enumerated)
+    found = []
+    for block in (1, 250, randomisation.BLOCK):
+        monkeypatch.setattr(randomisation, "BLOCK", block)
+        found.append(randomise(values[:, :2], values[:, 2:], "greater", draws=99)[1:])
+    assert found == [found[0]] * 3
 
 
 def test_the_interval_covers_what_it_says():

@@ -163,11 +163,11 @@ def test_unknown_columns_are_named():
 
 
 def test_another_study_brings_its_own_ids_groups_and_ensembles():
-    study = load_study("curvas")
+    study = load_study("curvas").model_copy(update={"groups": {"north": ("DEMO001",)}})
     wide = wide_table(2)
     wide["Patient_ID"] = wide["Patient_ID"].str.replace("UKCHLL", "DEMO")
     scores = read_published_scores(as_csv(wide), ids=PatientIds(prefix="DEMO", digits=3), study=study).scores
-    assert set(scores["patient"]) == {"DEMO001", "DEMO002"}
+    assert scores.groupby("patient")["group"].unique().map(list).to_dict() == {"DEMO001": ["north"], "DEMO002": [""]}
     assert set(scores.loc[scores["predictor"] == "ensemble_all", "family"]) == {"general"}
 
 
