@@ -1,5 +1,6 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
-# make test   lint, types, definitions and tests                        make bench   ratios against other implementations
+# make test   lint, types, documentation and tests                      make bench   ratios against other implementations
+# make docs   the documentation, in .site/index.html; a warning fails it
 # make env    what the console needs: eval "$(make -s env)"
 # make clean  remove the demo's state (make distclean: and the environment)
 # PORT=3001 make ui   another port than 3000, for the demo's UI too
@@ -14,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 export DAGSTER_HOME := $(abspath $(STATE))/dagster
 export CURVAS_SCRATCH := $(abspath $(STATE))/scratch
 
-.PHONY: demo ui env test lint bench clean distclean install lock
+.PHONY: demo ui env test lint docs bench clean distclean install lock
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.demo --state $(STATE) --port $(PORT)
@@ -29,13 +30,16 @@ env:
 	@echo 'export PATH="$(abspath $(BIN)):$$PATH" DAGSTER_HOME="$(DAGSTER_HOME)" CURVAS_SCRATCH="$(CURVAS_SCRATCH)"'
 	@echo "export CURVAS_STUDY=phantom"
 
-test: $(INSTALLED) lint
+test: $(INSTALLED) lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
@@ -59,4 +63,4 @@ clean:
 	rm -rf $(STATE)
 
 distclean: clean
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .site .pytest_cache .ruff_cache .hypothesis

@@ -146,14 +146,16 @@ Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Annotator(_Part):
     """One expert, and the file with that expert's label map in a patient's folder."""
 
     name: Annotated[str, Field(max_length=60)]
+    """Letters, digits and dashes; not `all`, `mean` or `background`."""
     file: NiftiFile
+    """NIfTI file with this expert's label map, relative to the patient's folder."""
 
     @field_validator("name")
     @classmethod
@@ -167,7 +169,9 @@ class PatientIds(_Part):
     """How patients are called: a prefix and a number of fixed width, e.g. UKCHLL077."""
 
     prefix: str = Field(pattern=r"^[A-Za-z]*$", max_length=40)
+    """Letters before the number; empty if ids are numbers alone."""
     digits: Annotated[Whole, Field(ge=1, le=12)] = 3
+    """Width of the number, filled up with zeros."""
 
     def has(self, name: str) -> bool:
         """Whether this is the whole name of a patient, as partitions have it."""
@@ -208,18 +212,27 @@ class Plans(_Part):
     planner: Literal["ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"] = (
         "ExperimentPlanner"
     )
+    """nnU-Net's experiment planner: the plain U-Net, or a residual encoder of size M, L or XL."""
     configuration: Literal["3d_fullres", "2d", "3d_lowres"] = "3d_fullres"
+    """nnU-Net's configuration: full resolution, slice by slice, or reduced resolution."""
     gpu_memory_gb: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    """GPU memory that the planner sizes patch and batch for, GB."""
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
+    """Voxel size (Z, Y, X) that scans are resampled to, mm."""
     patch_size: tuple[_Side, _Side, _Side] | None = None
+    """Voxels of a training patch (Z, Y, X)."""
     batch_size: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    """Patches in a training batch."""
     features_per_stage: Annotated[tuple[_Features, ...], Field(min_length=3, max_length=10)] | None = None
-    """At least three stages: nnU-Net's deep supervision gives the coarsest output the weight 0, so two leave no loss."""
+    """Feature maps of each stage of the U-Net. At least three stages: nnU-Net's deep supervision gives the coarsest output the weight 0,
+    so that two stages would leave no loss."""
     convolutions_per_stage: Annotated[Whole, Field(ge=1, le=20)] | None = None
+    """Convolutions in each stage of the encoder and of the decoder."""
     intensity_samples: Annotated[Number, Field(ge=1000, le=1e10)] = 1e7
-    """Foreground voxels sampled per study for the intensity statistics (nnU-Net's own default is 1e7)."""
+    """Foreground voxels sampled over all training patients for the intensity statistics; 1e7 is nnU-Net's own number."""
     shared_intensity_statistics: bool = False
-    """One set of foreground intensity statistics (union of the annotators), so that all images are bit-identical."""
+    """Whether all annotators share one set of intensity statistics, taken from the union of their foregrounds. The preprocessed
+    images of all annotators are then identical to the bit."""
 
     @model_validator(mode="after")
     def _of_one_dimension(self) -> "Plans":
@@ -235,50 +248,67 @@ class Training(_Part):
     """How each model is trained."""
 
     sets: tuple[Literal["train", "validation"], ...] = ("train",)
+    """Sets whose patients the models learn from."""
     epochs: Annotated[Whole, Field(ge=1, le=1_000_000)] = 300
+    """Largest number of epochs."""
     iterations_per_epoch: Annotated[Whole, Field(ge=1, le=1_000_000)] = 250
+    """Training batches in an epoch."""
     validation_iterations_per_epoch: Annotated[Whole, Field(ge=1, le=1_000_000)] = 50
+    """Validation batches after each epoch."""
     patience: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
-    """Epochs without a better EMA pseudo-Dice before training stops."""
+    """Training stops after this many epochs without a better moving average of the pseudo-Dice."""
     held_out_fraction: Annotated[Number, Field(ge=0, lt=0.5)] = 0.2
-    """With fold `all`, and under cross-validation: share of the training patients held out for early stopping; 0 stops on the training data and says so."""
+    """Share of the training patients that decide when to stop and are not trained on, with fold `all` and under cross-validation.
+    With 0, the training data themselves decide, and the report says so."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` (nnU-Net's own) or `adamw`."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] = 1e-2
+    """Learning rate of the first epoch; it falls towards 0 by nnU-Net's schedule."""
     mirroring: bool = True
+    """Whether augmentation mirrors patches."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """`auto` takes CUDA, else MPS, else the CPU."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
-    """Threads of torch on the CPU; pinned because the sums depend on it. None: 1 on the CPU, torch's choice elsewhere."""
+    """Threads of torch. They are fixed because sums on the CPU depend on their number. Left out: 1 on the CPU, torch's choice elsewhere."""
     loader_workers: Annotated[Whole, Field(ge=0, le=256)] = 0
-    """Processes that load and augment; 0 (in the training process) is bit-reproducible everywhere."""
+    """Processes that load and augment patches. With 0 the training process does it, which gives the same bits everywhere."""
     checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
-    """Epochs between two checkpoints kept on S3 for resuming."""
+    """Epochs between two checkpoints in the bucket, from which a killed training resumes."""
 
 
 class Prediction(_Part):
     """How a model is applied to a patient."""
 
     tile_step: Annotated[Number, Field(ge=0.05, le=1)] = 0.5
+    """Step of the sliding window as a share of the patch; smaller is slower and smoother."""
     mirroring: bool = True
+    """Whether predictions are averaged over mirrored patches."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """`auto` takes CUDA, else MPS, else the CPU."""
 
 
 class Evaluation(_Part):
     """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
+    """Voxels that count: `body` is the in-plane bounding box of CT > 0 HU, as in the challenge; `image` is the whole scan."""
     ece_bins: Annotated[Whole, Field(ge=2, le=1000)] = 50
+    """Bins of the expected calibration error and of the reliability diagrams."""
     ace_bins: Annotated[Whole, Field(ge=2, le=1000)] = 20
+    """Bins of the average calibration error and of the adaptive one."""
     tolerance_mm: Millimetres = 1.0
+    """Tolerance of the normalised surface Dice, mm."""
 
 
 class Statistics(_Part):
     """Tests between families of predictors."""
 
     alpha: Annotated[Number, Field(gt=0, lt=0.5)] = 0.05
+    """Level of the tests; the bound of non-inferiority is one-sided, at 1 − alpha."""
     draws: Annotated[Whole, Field(ge=100, le=10_000_000)] = 9999
-    """Of the randomisation within patients, and resamples of the patients for intervals."""
+    """Draws of the randomisation within patients, and resamples of the patients for the intervals."""
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 20250515
-    """Of both."""
+    """Seed of the draws and of the resamples."""
     primary: dict[str, str] = Field(
         default_factory=lambda: {
             "accuracy": "dice",
@@ -289,8 +319,8 @@ class Statistics(_Part):
     )
     """Question → the one metric that answers it; every other metric is exploratory."""
     non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
-    """How much of the accuracy metric may be lost before accuracy counts as hurt. One point of Dice is what lies between
-    neighbours in the challenge's table (median gap 0.0105); fixed here, not by the scores."""
+    """Largest loss in the accuracy metric that does not count as hurt. The default, one point of Dice, is about what lies between
+    neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
 
     @field_validator("primary")
     @classmethod
@@ -305,33 +335,37 @@ class Intake(_Part):
     """Tolerances of the intake's checks."""
 
     spacing_tolerance_mm: Annotated[Number, Field(gt=0, le=1)] = 1e-3
+    """Difference by which the voxel sizes of scan and annotation may differ, mm."""
     origin_tolerance_mm: Annotated[Number, Field(gt=0, le=10)] = 1e-1
+    """Distance by which the same voxel of scan and annotation may differ, mm."""
     label_tolerance: Annotated[Number, Field(gt=0, lt=0.5)] = 1e-2
     """Labels this close to an integer are rounded (label files with a scale slope)."""
     blank_annotation: Literal["not_annotated", "absent"] = "not_annotated"
-    """What a label map without any organ means: the annotator has not annotated this patient, which then trains nothing of
-    theirs and is not scored against them; or every organ is absent, which counts. One organ missing among others is absent."""
+    """What a label map without any organ means. `not_annotated`: the annotator has not annotated this patient, who then trains none of
+    the annotator's models and is not scored against the annotator. `absent`: the patient has none of the organs, which counts. A
+    label map that lacks only some of the organs always means that these are absent."""
     largest_volume_gib: Annotated[float, Field(gt=0, le=1024)] = 4.0
-    """The most that one NIfTI file may unpack to. A CT of 866 × 512 × 512 voxels takes 0.5 GiB as int16, 1.7 as float64."""
+    """Largest size that one NIfTI file may unpack to, GiB. A CT of 866 × 512 × 512 voxels takes 0.5 GiB as int16, 1.7 as float64."""
 
 
 class Checks(_Part):
     """What the asset checks warn of. Changing these makes nothing stale but the report."""
 
     dice_floor: Annotated[Number, Field(ge=0, lt=1)] = 0.5
-    """Best EMA pseudo-Dice below which a trained model is suspicious."""
+    """A trained model whose best moving average of the pseudo-Dice is lower is suspicious."""
     volume_ml: dict[str, tuple[Annotated[Number, Field(ge=0, le=1e6)], Annotated[Number, Field(gt=0, le=1e6)]]] = Field(
         default_factory=dict
     )
-    """Organ → least and most plausible volume of a prediction, ml; left out: nothing above half of the scan."""
+    """Organ → smallest and largest plausible volume of a prediction, ml. Without it, an organ may fill up to half of the scan."""
 
 
 class Report(_Part):
     """How the report is written."""
 
     language: Literal["en", "fr"] = "en"
+    """English or French."""
     published_table: Annotated[str, Field(max_length=200), AfterValidator(_plain_path)] = "published.csv"
-    """Key below the metrics prefix of the study's wide table; once it is uploaded, this run is compared with it."""
+    """Key, below the metrics prefix, of a table with the study's wide columns. Once it is uploaded, the report compares this run with it."""
 
     @field_validator("published_table")
     @classmethod
@@ -348,46 +382,69 @@ class Prices(_Part):
     """Unit prices of the cost table, in euros (the study's own, as of 2025-05-15)."""
 
     gpu_hour_eur: _Price = 0.50
+    """One hour of a GPU, €."""
     cpu_hour_eur: _Price = 0.05
+    """One hour of a CPU step, €."""
     storage_gb_month_eur: _Price = 0.024
+    """One GB stored for a month, €."""
     egress_gb_eur: _Price = 0.09
+    """One GB downloaded, €."""
     storage_days: Annotated[Number, Field(ge=0, le=36525)] = 7
+    """Days that the artefacts are stored."""
 
 
 class Study(_Part):
     """A whole study, validated. Made by `load_study`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)
+    """Lower-case letters, digits and dashes."""
     title: Text
+    """Title of the report."""
     synthetic: bool = False
-    """The patients are made up: nothing of theirs is set beside the challenge as comparable."""
+    """Whether the patients are made up. Their scores are then never shown as comparable with the challenge's."""
     image: NiftiFile = "image.nii.gz"
+    """NIfTI file with the CT in HU, relative to the patient's folder."""
     annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
+    """The experts, each with the file of their label map."""
     organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
+    """Organ → label value. The labels are 1, 2, 3 … without gaps."""
     patients: PatientIds
+    """How patients are called."""
     sets: dict[SetName, tuple[str, ...]]
+    """Set → its patients. Ids may be written without prefix and zeros; quote those that begin with 0."""
     rest: Literal["test"] | None = None
-    """Of whom no set names. `test`: everybody else in the bucket is predicted and scored. Left out: they are nobody's. A rule
-    for training does not exist: every upload would train every model again."""
+    """What happens to patients whom no set names. `test`: they are predicted and scored. Left out: nothing is made of them. There is
+    no such rule for training, because each upload would train every model again."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Group → its patients, such as those of one scanner or one hospital."""
     in_distribution_group: str | None = None
-    """The group the models were trained on; the others are out of distribution."""
+    """The group that the models were trained on; the other groups are out of distribution."""
     exclusions: dict[str, Text] = Field(default_factory=dict)
-    """Patient → reason. An excluded patient is in the cohort table, and nowhere else."""
+    """Patient → reason. An excluded patient appears in the cohort table and nowhere else."""
     seeds: tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...] = Field(min_length=1, max_length=1000)
+    """Seeds of the initial weights; each annotator has one model per seed and fold."""
     folds: Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], Field(min_length=1)] = ("all",)
-    """nnU-Net's: `all`, or numbers of its cross-validation. Without a test set, the patients that a fold holds out are scored."""
+    """nnU-Net's folds: `all`, or numbers of its cross-validation. Without a test set, the patients that a fold holds out are scored."""
     ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Ensemble → annotators whose models are its members. Left out: one per annotator with several models, and `all`."""
+    """Ensemble → annotators whose models are its members. Left out: one ensemble per annotator with several models, and `all`."""
     plans: Plans = Plans()
+    """nnU-Net's plans; what is left out is nnU-Net's own choice."""
     training: Training = Training()
+    """How each model is trained."""
     prediction: Prediction = Prediction()
+    """How a model predicts a patient."""
     intake: Intake = Intake()
+    """What is accepted at intake."""
     checks: Checks = Checks()
+    """What the asset checks warn of."""
     evaluation: Evaluation = Evaluation()
+    """How predictors are scored."""
     statistics: Statistics = Statistics()
+    """How predictors are compared."""
     report: Report = Report()
+    """How the report is written."""
     prices: Prices = Prices()
+    """Unit prices of the cost table."""
 
     @field_validator("sets", "groups", mode="before")
     @classmethod

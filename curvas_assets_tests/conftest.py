@@ -34,7 +34,7 @@ LONG = (
     ),
     *("orchestration/test_scale.py", "orchestration/test_pool.py", "orchestration/test_workers.py"),
     *("orchestration/operations/test_make_missing.py", "local/test_server.py", "orchestration/test_postgres.py"),
-    *("orchestration/test_staleness.py", "test_readme.py", "orchestration/test_kills.py"),
+    *("orchestration/test_staleness.py", "test_readme.py", "test_wheel.py", "orchestration/test_kills.py"),
 )
 """What takes longest comes first, so that no process is left with it alone in the end."""
 

@@ -1,4 +1,4 @@
-"""Claims proved here, of the lines that README and OPERATING.md print.
+"""Claims proved here, of the lines that README, CONTRIBUTING, OPERATING and the pages of `docs/` print.
 
 - Every console block is a shell's; every program in it, or in a line of text, is one that a fresh checkout has: a target of the
   Makefile, a program of `.venv/bin` or of its environment, a module that is there, a file of the repository.
@@ -10,6 +10,7 @@
 import importlib.util
 import itertools
 import json
+import posixpath
 import re
 import shlex
 import subprocess
@@ -25,7 +26,10 @@ from curvas_assets.local.deployment import ROOT
 from curvas_assets.orchestration.operations import OPERATIONS
 from curvas_assets.study import load_study
 
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "deploy/OPERATING.md")}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("deploy/*.md"), *ROOT.glob("docs/*.md"))
+}
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"(?sm)^ *```console\n(.*?)^ *```", TEXT)
 BUILT_IN = {"export", "mkdir", "cp", "eval", "cd", "ssh"}
@@ -127,9 +131,11 @@ def test_jobs_that_are_printed_take_the_settings_that_are_printed(jobs):
 
 
 def test_linked_files_are_there():
+    made = {"docs/reference/study-file.md"}  # by docs/site.py
     links = [(page, to) for page, text in PAGES.items() for to in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text)]
-    assert {page for page, _ in links} >= {"README.md"}
-    assert [link for link in links if not (ROOT / link[0]).parent.joinpath(link[1]).exists()] == []
+    assert {page for page, _ in links} >= {"README.md", "docs/data.md"}
+    targets = {link: posixpath.normpath(posixpath.join(posixpath.dirname(link[0]), link[1])) for link in links}
+    assert [link for link, target in targets.items() if target not in made and not (ROOT / target).exists()] == []
 
 
 def test_the_console_works_on_the_demos_state_as_printed(tmp_path):

@@ -8,14 +8,17 @@
 - No ensemble is another one, or a single model, under another name: no patient counts twice.
 - With `rest: test` everybody else is a test patient, by one rule, written strictly; without it the file is as it was.
 - Without a test set, the patients that nnU-Net's folds hold out are scored, each by the models that did not see it.
+- Every field says what it means: the reference of the study file is made from these sentences.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from curvas_assets.errors import StudyError
 from curvas_assets.study import EnsembleId, ModelId, Study, built_in_studies, load_study
@@ -366,3 +369,21 @@ def test_the_rule_is_read_strictly(tmp_path, changes, says):
     with pytest.raises(StudyError) as failed:
         _load(tmp_path, _raw(**changes))
     assert says in str(failed.value)
+
+
+def test_every_field_says_what_it_means():
+    models, asked = [Study], set()
+    while models:
+        model = models.pop()
+        asked.add(model)
+        models += [
+            part for field in model.model_fields.values() if (part := _part(field.annotation)) not in {None, *asked}
+        ]
+    assert len(asked) > 10
+    assert [f"{m.__name__}.{n}" for m in asked for n, field in m.model_fields.items() if not field.description] == []
+
+
+def _part(annotation):
+    """The model that a field holds, alone or in a tuple."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -19,6 +19,10 @@ from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import is_of_this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, or the folder that the package was installed to."""
+FILES = Path(__file__).resolve().parent
+"""Where the instance files and the workspace are, which are part of the package; a checkout has links to them."""
+SQLITE, POSTGRES, WORKSPACE = FILES / "dagster.yaml", FILES / "postgres.yaml", FILES / "workspace.yaml"
 POSTGRES_SCHEME = "postgresql+psycopg2://"
 RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
 """Where Dagster's daemon keeps up to which event it has retried failed runs."""
@@ -55,7 +59,7 @@ class LocalDeployment:
         self.logs = self.state / "logs"
         for folder in (self.home, self.scratch, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "dagster.yaml" if alone else instance_file(), self.home / "dagster.yaml")
+        shutil.copyfile(SQLITE if alone else instance_file(), self.home / "dagster.yaml")
         self.s3 = EmbeddedS3(self.state, lasting=True)
 
     def environment(self) -> dict[str, str]:
@@ -83,12 +87,12 @@ class LocalDeployment:
         """`dagster dev` with this state, until the block ends; its output goes to the state's log folder.
 
         Parts that die are started again. What an owner that was killed has left is ended first, and its runs are failed, so
-        that they go on as new ones.
+        that they go on as new ones. Its working directory is the caller's, so that both read the same `.env`.
         """
         command = [*self.dagster_command(port), "--log-level", "warning"]
         record = self.state / "sessions.json"
         with DagsterDev(
-            command, environment, ROOT, self.logs / "dagster.log", record, before_start=self.fail_dead_runs
+            command, environment, Path.cwd(), self.logs / "dagster.log", record, before_start=self.fail_dead_runs
         ) as process:
             yield process
 
@@ -119,7 +123,7 @@ class LocalDeployment:
 
     def dagster_command(self, port: int) -> list[str]:
         binary = Path(sys.executable).with_name("dagster")
-        return [str(binary), "dev", "-w", str(ROOT / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
+        return [str(binary), "dev", "-w", str(WORKSPACE), "-h", "127.0.0.1", "-p", str(port)]
 
 
 def instance_file() -> Path:
@@ -130,7 +134,7 @@ def instance_file() -> Path:
     """
     url = deployment().postgres_url
     if url is None:
-        return ROOT / "dagster.yaml"
+        return SQLITE
     if not url.startswith(POSTGRES_SCHEME):
         raise StorageError(
             "choosing Dagster's storage",
@@ -138,7 +142,7 @@ def instance_file() -> Path:
             f"it begins with {url.partition('://')[0]}://",
             f"Begin it with {POSTGRES_SCHEME}.",
         )
-    return ROOT / "deploy" / "postgres" / "dagster.yaml"
+    return POSTGRES
 
 
 def require_port(port: int) -> None:

@@ -26,7 +26,7 @@ SENSOR_ATTEMPTS = 2
 class Bucket(dg.ConfigurableResource):
     """The study's bucket on any S3-compatible store.
 
-    Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see the README). They
+    Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see `docs/store.md`). They
     are read when a client is made and never become resource configuration, so that no key reaches a run's record.
     Within a run, requests wait for a store that is away (`CURVAS_STORE_PATIENCE_SECONDS`).
     """

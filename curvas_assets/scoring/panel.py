@@ -60,7 +60,8 @@ class PatientReference:
         spacing_mm: voxel size along (Z, Y, X).
         organs: name → label; labels are 1 … without gaps.
         region: slices along (Z, Y, X), or (start, stop) of each, in which voxels count; None for the whole image.
-        ece_bins, ace_bins: numbers of bins, 1 … 10,000.
+        ece_bins: number of bins of `ece`, 1 … 10,000.
+        ace_bins: number of bins of `ace` and `adaptive_ece`, 1 … 10,000.
         tolerance_mm: of the normalised surface Dice, 0 or above.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
         not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps count nowhere, the others

@@ -25,7 +25,8 @@ class Metric:
         name: as in the scores table.
         family: what it judges.
         unit: of its values; empty for a share.
-        low, high: its range, limits included.
+        low: its least value, included in the range.
+        high: its largest value, included too.
         direction: which way is better; empty if neither, or if the annotators alone decide it.
         per: what one value is about. `annotator` metrics also have a `mean` over annotators.
         when_empty: the value where an organ (or its absence) is not there.

@@ -89,7 +89,7 @@ def redis(folder: Path) -> Iterator[str]:
 def celery_workers(
     queues: Mapping[str, str], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[dict[str, subprocess.Popen]]:
-    """Workers, started as the README says: name → queue. They are `name@here` in Dagster's events."""
+    """Workers, started as `docs/machines.md` says: name → queue. They are `name@here` in Dagster's events."""
     command = [
         sys.executable,
         "-m",

@@ -83,9 +83,9 @@ def test_instance_files_differ_from_the_roots_in_storage_and_logs_only(profile, 
     other.pop("compute_logs", None)
     assert other == root
     monkeypatch.delenv("CURVAS_POSTGRES_URL", raising=False)
-    assert instance_file() == services.ROOT / "dagster.yaml"
+    assert instance_file() == (services.ROOT / "dagster.yaml").resolve()
     monkeypatch.setenv("CURVAS_POSTGRES_URL", "postgresql+psycopg2://db.example.org/dagster")
-    assert instance_file() == services.ROOT / "deploy" / "postgres" / "dagster.yaml"
+    assert instance_file() == (services.ROOT / "deploy" / "postgres" / "dagster.yaml").resolve()
     monkeypatch.setenv("CURVAS_POSTGRES_URL", "postgresql://somebody:something@db.example.org/dagster")
     with pytest.raises(StorageError, match=r"Begin it with postgresql\+psycopg2://") as refused:
         instance_file()

@@ -8,7 +8,7 @@
 - Backgrounds of exactly 1 are the same voxels before and after; what is read is a softmax of float32 again.
 - The version is of the content, whoever made it.
 - Slabs of any depth are what the whole volume holds; a slab fetches its own bytes only.
-- zarr-python reads the volume without our code, by the README's three lines.
+- zarr-python reads the volume without our code, by the lines of `docs/store.md`.
 - A volume of the first format is read, and one of before each writing had a place of its own.
 - Writing again replaces; what nobody touched for a day goes then. A reader of a version that went is told to read again.
 - Corruption, truncation and other classes are errors that say so; a writer that fails leaves what stood there.
