@@ -5,6 +5,7 @@
 - Partitions are the study's: 9 models, 13 predictors, dynamic patients; a study of another shape changes them.
 - An edit of the study makes stale what it concerns and the report, and nothing else.
 - Jobs, schedules and sensors are there; only the registration of patients and `keep_going` run by default.
+- Two studies on one instance, each with its prefix, share neither assets nor patients.
 - Tags for clusters stand on the ops that need a GPU, and on no other.
 """
 
@@ -18,7 +19,12 @@ import dagster as dg
 import pytest
 
 from curvas_assets.definitions import build_definitions
+from curvas_assets.orchestration.asset_keys import name_of
+from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.execution import EXECUTORS, GPU_POOL, executor
+from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.orchestration.sensors import register
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 
@@ -156,3 +162,54 @@ def test_executors_are_chosen_by_name_and_others_refused():
     assert executor("in_process").name == "in_process"
     with pytest.raises(ValueError, match="allowed is one of " + ", ".join(EXECUTORS)):
         executor("slurm")
+
+
+def registered(study: Study, instance: dg.DagsterInstance) -> list[str]:
+    """The patients whom a run of a study has registered."""
+    added: list[str] = []
+
+    @dg.op
+    def look(context: dg.OpExecutionContext) -> None:
+        added.extend(register(context, study, Partitions.of(study), Bucket()))
+
+    @dg.job
+    def registration() -> None:
+        look()
+
+    assert registration.execute_in_process(instance=instance).success
+    return added
+
+
+def test_two_studies_on_one_instance_are_kept_apart_by_their_prefixes(monkeypatch, bucket_environment, tmp_path):
+    """Each is a code location of its own: one bucket each, the same patients, the same jobs."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        states, added = {}, {}
+        for prefix, patients in (("", [1, 2]), ("abdomen", [2, 3])):
+            for name, value in (
+                bucket_environment | {"S3_DATA_DIR": f"data{prefix}", "CURVAS_KEY_PREFIX": prefix}
+            ).items():
+                monkeypatch.setenv(name, value)
+            study = load_study("phantom")
+            repository = build_definitions(study, executor="in_process").get_repository_def()
+            objects, layout = Bucket().objects(), Bucket().layout
+            for patient in patients:
+                objects.put(layout.patient_file(f"PHANTOM{patient:03d}", study.image), b"no image")
+            added[prefix] = registered(study, instance)
+            graph = repository.asset_graph
+            states[prefix] = Staleness(graph, instance)
+            key = dg.AssetKey([*filter(None, [prefix]), "scan"])
+            assert graph.has(key)
+            assert {tuple(one.path[:-1]) for one in graph.get_all_asset_keys()} == {(prefix,) if prefix else ()}
+            assert {asset for made in STAGES.values() for asset in made} <= set(
+                map(name_of, graph.get_all_asset_keys())
+            )
+            result = repository.get_job("take_in_scans").execute_in_process(
+                instance=instance, partition_key="PHANTOM002", raise_on_error=False
+            )
+            assert not result.success  # its file is none
+            instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=f"PHANTOM{patients[0]:03d}"))
+        assert added == {"": ["PHANTOM001", "PHANTOM002"], "abdomen": ["PHANTOM002", "PHANTOM003"]}
+        assert sorted(instance.get_dynamic_partitions("patient")) == added[""]
+        assert sorted(instance.get_dynamic_partitions("abdomen_patient")) == added["abdomen"]
+        assert states[""].due(dg.AssetKey("scan")) == ["PHANTOM002"]
+        assert states["abdomen"].due(dg.AssetKey(["abdomen", "scan"])) == ["PHANTOM003"]

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from curvas_assets.assets.declaring import OWNERS, Declarations, table_output
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.stages import cohort as stage
@@ -15,7 +16,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     """The cohort's assets for one study."""
     declare = Declarations(study, partitions)
     patient_files = dg.AssetSpec(
-        table.PATIENT_FILES,
+        asset_key(table.PATIENT_FILES),
         group_name=table.SCAN.group,
         partitions_def=partitions.patient,
         owners=OWNERS,

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from curvas_assets.assets.declaring import OWNERS, Declarations, table_output
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger, not_recorded
 from curvas_assets.orchestration.partitions import Partitions
@@ -40,7 +41,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         return table_output(table.COST, cost_table(ledger, study.prices), stage.COST_CHECK, unrecorded)
 
     published_table = dg.AssetSpec(
-        table.PUBLISHED_TABLE,
+        asset_key(table.PUBLISHED_TABLE),
         group_name=table.PUBLISHED_COMPARISON.group,
         owners=OWNERS,
         kinds={"s3", "csv"},

@@ -10,6 +10,7 @@ import pandas as pd
 
 from curvas_assets.orchestration import checks as verdicts
 from curvas_assets.orchestration import metadata as ui
+from curvas_assets.orchestration.asset_keys import asset_key, key_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import materialise
 from curvas_assets.orchestration.devices import leased_device
@@ -50,7 +51,7 @@ class Declarations:
 
     def inputs(self, row: Asset) -> dict[str, dg.AssetIn]:
         return {
-            above.name: dg.AssetIn(partition_mapping=self.partitions.between(above.axis, row.axis))
+            above.name: dg.AssetIn(key_of(above), partition_mapping=self.partitions.between(above.axis, row.axis))
             for above in row.inputs
         }
 
@@ -66,9 +67,9 @@ class Declarations:
     def table(self, row: Asset, *checks: Check) -> Callable[[Callable], dg.AssetsDefinition]:
         """Decorates what makes an asset without partitions."""
         return dg.asset(
-            name=row.name,
+            key=key_of(row),
             ins=self.inputs(row),
-            deps=[str(one) for one in row.after],
+            deps=[asset_key(str(one)) for one in row.after],
             check_specs=verdicts.specs(row.name, checks),
             op_tags=self.needs(row).op_tags,
             retry_policy=RETRY,
@@ -79,9 +80,9 @@ class Declarations:
         """Decorates what makes a partitioned asset, any number of partitions a step; `make` is what it calls."""
         needs = self.needs(row)
         return dg.asset(
-            name=row.name,
+            key=key_of(row),
             ins=self.inputs(row),
-            deps=[str(one) for one in row.after],
+            deps=[asset_key(str(one)) for one in row.after],
             partitions_def=self.divided(row),
             backfill_policy=dg.BackfillPolicy.multi_run(row.per_run),
             output_required=False,

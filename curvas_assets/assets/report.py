@@ -8,6 +8,7 @@ import dagster as dg
 from curvas_assets.assets.declaring import Declarations
 from curvas_assets.orchestration import checks as verdicts
 from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.dagster_internals import (
     BaseAssetGraph,
@@ -35,9 +36,12 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGra
         ins=declare.inputs(page),
         outs={
             figures.name: dg.AssetOut(
-                description="Every figure of the report as PNG, SVG and PDF.", **declare.described(figures)
+                key=key_of(figures),
+                description="Every figure of the report as PNG, SVG and PDF.",
+                **declare.described(figures),
             ),
             page.name: dg.AssetOut(
+                key=key_of(page),
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
                 **declare.described(page),
             ),

@@ -21,6 +21,7 @@ from curvas_assets import disk
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import checks as verdicts
 from curvas_assets.orchestration import metadata as ui
+from curvas_assets.orchestration.asset_keys import name_of
 from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
@@ -58,7 +59,7 @@ def materialise(
         dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
     """
     keys = patient_by_patient(str(key) for key in context.partition_keys)
-    asset = context.asset_key.to_user_string()
+    asset = name_of(context.asset_key)
     left = leave_to_others(
         lambda: context.repository_def.asset_graph, context.instance, context.run, context.asset_key, keys
     )

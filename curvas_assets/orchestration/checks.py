@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.dagster_internals import (
     AssetCheckEvaluationTargetMaterializationData,
 )
@@ -30,7 +31,9 @@ def specs(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=dg.PreviewWarning)  # partitioned checks; pinned, and tested
         return [
-            dg.AssetCheckSpec(check.name, asset=asset, description=check.description, partitions_def=partitions_def)
+            dg.AssetCheckSpec(
+                check.name, asset=asset_key(asset), description=check.description, partitions_def=partitions_def
+            )
             for check in checks
         ]
 
@@ -65,7 +68,7 @@ def evaluation(
 def result(check: Check, asset: str, problems: Iterable[str]) -> dg.AssetCheckResult:
     """The verdict on an asset without partitions."""
     return dg.AssetCheckResult(
-        asset_key=dg.AssetKey(asset), check_name=check.name, severity=_severity(check), **_verdict(list(problems))
+        asset_key=asset_key(asset), check_name=check.name, severity=_severity(check), **_verdict(list(problems))
     )
 
 

@@ -28,6 +28,12 @@ class Deployment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", str_strip_whitespace=True)
 
     study: str = Field("curvas", description="The study to load: a built-in name or the path of a study file.")
+    key_prefix: str = Field(
+        "",
+        pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
+        description="Prefix of all asset keys and of the patients' partitions: letters, digits and underscores. Only needed where "
+        "several studies share one Dagster instance.",
+    )
     executor: str = Field("local", description="Where steps run: local, celery or kubernetes.")
     scratch: Path | None = Field(
         None, description="Folder where steps keep files while they work; else the system's temporary folder."

@@ -14,6 +14,7 @@ from pydantic import PrivateAttr
 
 from curvas_assets.errors import StorageError
 from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.asset_keys import name_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.usage import Usage
 from curvas_assets.stages import table
@@ -52,7 +53,7 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
                 )
             return
         partition = context.partition_key if context.has_partition_key else ""
-        key = table.asset(context.asset_key.path[-1]).place(layout, partition)
+        key = table.asset(name_of(context.asset_key)).place(layout, partition)
         if isinstance(obj, pd.DataFrame):
             tables.write_table(objects, key, obj)
             context.add_output_metadata({**metadata.catalogued(obj), metadata.URI: f"{objects.name}/{key}"})
@@ -60,11 +61,11 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
             tables.write_json(objects, key, obj)
             context.add_output_metadata({metadata.URI: f"{objects.name}/{key}"})
         else:
-            raise TypeError(f"{context.asset_key.to_user_string()}: {type(obj).__name__} is no artefact")
+            raise TypeError(f"{name_of(context.asset_key)}: {type(obj).__name__} is no artefact")
 
     def load_input(self, context: dg.InputContext) -> Artefact | Artefacts:
         objects, layout = self.bucket.objects(), self.bucket.layout
-        asset = table.asset(context.asset_key.path[-1])
+        asset = table.asset(name_of(context.asset_key))
         if context.op_def.name not in self._of_reader:
             self._of_reader[context.op_def.name] = Usage(objects)
         if not context.has_asset_partitions:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import keys_of
 from curvas_assets.stages.table import STAGES
 
 
@@ -10,7 +11,7 @@ def stage_jobs(executor: dg.ExecutorDefinition) -> list:
     return [
         dg.define_asset_job(
             name,
-            selection=dg.AssetSelection.assets(*assets),
+            selection=dg.AssetSelection.assets(*keys_of(name)),
             description=f"Materialise {', '.join(assets)}: choose partitions, or launch from `study`.",
             executor_def=executor,
         )

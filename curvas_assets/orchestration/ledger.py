@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from curvas_assets.orchestration.asset_keys import asset_key, key_of, name_of
 from curvas_assets.stages.table import ASSETS, COST_ROWS
 from curvas_assets.study import Prices
 
@@ -25,7 +26,7 @@ STUDY_COSTS = pd.DataFrame(
 def materialisation_ledger(instance: dg.DagsterInstance) -> pd.DataFrame:
     """One row per materialisation: asset, partition, run, seconds, bytes down and up, peak memory, device, bytes stored."""
     columns = ["asset", "partition", "run", "seconds", "bytes_down", "bytes_up", "peak_memory_mib", "device", "bytes"]
-    rows = [row for asset in ASSETS for row in _rows(instance, dg.AssetKey(asset.name))]
+    rows = [row for asset in ASSETS for row in _rows(instance, key_of(asset))]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -38,7 +39,7 @@ def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, 
             value = {name: entry.value for name, entry in event.metadata.items()} if event else {}
             if "seconds" in value:
                 yield {
-                    "asset": key.to_user_string(),
+                    "asset": name_of(key),
                     "partition": record.partition_key or "",
                     "run": record.run_id,
                     **{
@@ -98,7 +99,7 @@ def not_recorded(instance: dg.DagsterInstance, ledger: pd.DataFrame) -> list[str
     recorded = ledger.groupby("asset")["partition"].agg(set).to_dict()
     lacking = []
     for asset in (row.name for row in ASSETS):
-        absent = sorted(instance.get_materialized_partitions(dg.AssetKey(asset)) - recorded.get(asset, set()))
+        absent = sorted(instance.get_materialized_partitions(asset_key(asset)) - recorded.get(asset, set()))
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             lacking.append(f"{asset}: {absent[0]}{more} used nothing here (made elsewhere?): the cost leaves them out")

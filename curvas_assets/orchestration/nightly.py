@@ -11,14 +11,13 @@ import dagster as dg
 from curvas_assets.orchestration.asset_keys import key_of, keys_of
 from curvas_assets.orchestration.environment import variable
 from curvas_assets.orchestration.scope import Scope
-from curvas_assets.orchestration.staleness import SOFTMAX, Staleness
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
 from curvas_assets.storage.layout import patient_of
 
 NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
 """Stages of a night, in order."""
 (PREDICTION,) = table.SOFTMAX.jobs
-SCAN, SCORES = key_of(table.SCAN), key_of(table.SCORES)
 UNPREDICTED = (
     f"nothing is predicted at night ({variable('nightly_predict')}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
@@ -34,8 +33,9 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         staleness: what there is.
         predict: whether predictions may be made; if not, one that is out of date makes nobody concerned by itself.
     """
-    patients = [str(patient) for patient in staleness.partitions(SCORES)]
-    unpredicted = {patient_of(str(c)) for c in staleness.partitions(SOFTMAX) if not staleness.made(SOFTMAX, c)}
+    scan, softmax, scores = map(key_of, (table.SCAN, table.SOFTMAX, table.SCORES))
+    patients = [str(patient) for patient in staleness.partitions(scores)]
+    unpredicted = {patient_of(str(c)) for c in staleness.partitions(softmax) if not staleness.made(softmax, c)}
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
         if stage == PREDICTION and not predict:
@@ -54,9 +54,9 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
 
     def may_begin(patient: str) -> bool:
         """A patient who was never scored and has no predictions yet is new: `follow_new_patients` takes it on."""
-        return predict or patient not in unpredicted or staleness.made(SCORES, patient)
+        return predict or patient not in unpredicted or staleness.made(scores, patient)
 
-    return [p for p in patients if staleness.made(SCAN, p) and may_begin(p) and can_begin(p)]
+    return [p for p in patients if staleness.made(scan, p) and may_begin(p) and can_begin(p)]
 
 
 def work(
@@ -102,11 +102,12 @@ def _of_another_image(staleness: Staleness) -> set[str]:
     nothing of the predictions there are.
     """
     found: set[str] = set()
-    for cell in staleness.partitions(SOFTMAX):
+    softmax = key_of(table.SOFTMAX)
+    for cell in staleness.partitions(softmax):
         patient = patient_of(str(cell))
         if patient in found:
             continue
-        reasons = staleness.status(SOFTMAX, cell).reasons
-        if not staleness.made(SOFTMAX, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
+        reasons = staleness.status(softmax, cell).reasons
+        if not staleness.made(softmax, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
             found.add(patient)
     return found

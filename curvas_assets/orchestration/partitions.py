@@ -12,6 +12,7 @@ from datetime import datetime
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import patients_name
 from curvas_assets.orchestration.dagster_internals import (
     DynamicPartitionsStore,
     get_tags_from_multi_partition_key,
@@ -90,12 +91,12 @@ class Partitions:
 
     @classmethod
     def of(cls, study: Study) -> "Partitions":
-        test_patient = StudyPatients("test_patient", study.is_scored)
+        test_patient = StudyPatients(patients_name("test_patient"), study.is_scored)
         model = dg.StaticPartitionsDefinition([str(m) for m in study.models])
         ensemble = dg.StaticPartitionsDefinition([str(e) for e in study.ensemble_ids])
         return cls(
             study=study,
-            patient=StudyPatients("patient", lambda key: is_patient(study, key)),
+            patient=StudyPatients(patients_name("patient"), lambda key: is_patient(study, key)),
             test_patient=test_patient,
             annotator=dg.StaticPartitionsDefinition(study.annotator_names),
             model=model,

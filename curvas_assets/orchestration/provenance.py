@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.environment import deployment
 from curvas_assets.stages.table import Asset
 
@@ -53,7 +54,7 @@ def data_versions(instance: dg.DagsterInstance, assets: Iterable[Asset], partiti
     found: dict[str, str] = {}
     for asset in assets:
         for partition in partitions:
-            record = instance.get_latest_data_version_record(dg.AssetKey(asset.name), partition_key=partition or None)
+            record = instance.get_latest_data_version_record(key_of(asset), partition_key=partition or None)
             materialization = record.asset_materialization if record else None
             if materialization is not None and materialization.tags:
                 name = f"{asset} {partition}".strip()

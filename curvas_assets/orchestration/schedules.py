@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from curvas_assets.orchestration.asset_keys import key_of, keys_of
+from curvas_assets.orchestration.asset_keys import key_of, keys_of, name_of
 from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.nightly import concerned
 from curvas_assets.orchestration.staleness import Staleness
@@ -60,7 +60,7 @@ def due_report(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
     All of it: what a page says of cohort and cost is then of one moment.
     """
     keys = keys_of(REPORT)
-    due = [key.to_user_string() for key in keys if staleness.due(key)]
+    due = [name_of(key) for key in keys if staleness.due(key)]
     if due and staleness.ready(key_of(STUDY_SCORES), None):
         yield dg.RunRequest(tags={"curvas/due": ", ".join(due)})
     else:

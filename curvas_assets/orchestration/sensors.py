@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
-from curvas_assets.orchestration.asset_keys import keys_of
+from curvas_assets.orchestration.asset_keys import asset_key, key_of, keys_of, name_of
 from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.failures import told
@@ -19,12 +19,11 @@ from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.patients import patient_folders
-from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES, STAGES
+from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES
 from curvas_assets.study import Study
 
 DATA_VERSION = "dagster/data_version"
 NO_TABLE = "none"
-AWAITED = {SCORES.name, *STAGES[REPORT]}
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
 
@@ -79,11 +78,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     )
     def report_after_scores(context: dg.SensorEvaluationContext):
         assert context.repository_def is not None
-        busy = unfinished_runs(context.instance)
-        if any(
-            run.job_name in LAUNCHERS or {str(key.path[-1]) for key in run.asset_selection or ()} & AWAITED
-            for run in busy
-        ):
+        busy, awaited = unfinished_runs(context.instance), {key_of(SCORES), *keys_of(REPORT)}
+        if any(run.job_name in LAUNCHERS or awaited & set(run.asset_selection or ()) for run in busy):
             yield dg.SkipReason("scores or report are being made")
             return
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
@@ -121,8 +117,8 @@ def report_key(study: Study, staleness: Staleness) -> str:
     keys = keys_of(REPORT)
     seen = {
         "study": study.fingerprint(),
-        "code": {key.to_user_string(): staleness.graph.get(key).code_version for key in keys},
-        "inputs": {key.to_user_string(): staleness.newest_input(key, [None], beside=keys) for key in keys},
+        "code": {name_of(key): staleness.graph.get(key).code_version for key in keys},
+        "inputs": {name_of(key): staleness.newest_input(key, [None], beside=keys) for key in keys},
         "emptied": max(last_emptied(staleness.instance, key) for key in keys),
     }
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
@@ -165,13 +161,15 @@ def registration(
     told = _remarks(strange, removed, sorted(set(known) - set(patients)))
     told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
-        dg.AssetObservation(PATIENT_FILES, partition=p, tags={DATA_VERSION: found[p]}) for p in changed
+        dg.AssetObservation(asset_key(PATIENT_FILES), partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
     if published is not None or PUBLISHED_TABLE in seen:
         found[PUBLISHED_TABLE] = published or NO_TABLE  # one that people took away again is told as well
         if seen.get(PUBLISHED_TABLE) != found[PUBLISHED_TABLE]:
             # Of an external asset without partitions, Dagster's staleness reads materialisations only.
-            observed.append(dg.AssetMaterialization(PUBLISHED_TABLE, tags={DATA_VERSION: found[PUBLISHED_TABLE]}))
+            observed.append(
+                dg.AssetMaterialization(asset_key(PUBLISHED_TABLE), tags={DATA_VERSION: found[PUBLISHED_TABLE]})
+            )
     if not (any(added.values()) or any(removed.values()) or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{told}")
     return dg.SensorResult(
@@ -220,7 +218,7 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
     """From within a run: what the sensor would do at its next look. The patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
     published = published_digest(objects, layout, study.report.published_table)
-    before = context.instance.get_latest_data_version_record(dg.AssetKey(PUBLISHED_TABLE))
+    before = context.instance.get_latest_data_version_record(asset_key(PUBLISHED_TABLE))
     cursor = None if before is None else json.dumps({PUBLISHED_TABLE: _version(before.asset_materialization)})
     found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, published)
     if isinstance(found, dg.SkipReason):

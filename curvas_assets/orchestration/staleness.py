@@ -19,7 +19,7 @@ from itertools import product
 
 import dagster as dg
 
-from curvas_assets.orchestration.asset_keys import key_of
+from curvas_assets.orchestration.asset_keys import key_of, name_of
 from curvas_assets.orchestration.dagster_internals import (
     DEFAULT_DATA_VERSION,
     NULL_DATA_VERSION,
@@ -31,7 +31,7 @@ from curvas_assets.orchestration.dagster_internals import (
     partition_loading_context,
 )
 from curvas_assets.orchestration.partitions import by_dimension, current_keys
-from curvas_assets.stages import table
+from curvas_assets.stages.table import PREPROCESSED_DATASET, SOFTMAX, TRAINED_MODEL
 from curvas_assets.storage.layout import Cell
 
 DATA_VERSION = "dagster/data_version"
@@ -42,8 +42,7 @@ AT_ONCE = 500
 """Events of one query."""
 MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
-DATASET, MODEL, SOFTMAX = map(key_of, (table.PREPROCESSED_DATASET, table.TRAINED_MODEL, table.SOFTMAX))
-UPLOADABLE = (DATASET, MODEL, SOFTMAX)
+UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Staleness:
 
     def elsewhere(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether it was made elsewhere: uploaded, or not needed here because what would be made of it was uploaded."""
-        if partition is None or key not in UPLOADABLE:
+        if partition is None or key not in map(key_of, UPLOADABLE):
             return False
         if self._of(key).has(partition):
             return self._of(key).uploaded(partition)
@@ -101,22 +100,23 @@ class Staleness:
     @cached_property
     def _not_needed(self) -> dict[dg.AssetKey, set[str]]:
         """Models that are not here and of which predictions were uploaded; datasets of which every model is elsewhere."""
-        if not all(self.graph.has(key) for key in UPLOADABLE):
+        dataset_key, model_key, softmax_key = map(key_of, UPLOADABLE)
+        if not all(self.graph.has(key) for key in (dataset_key, model_key, softmax_key)):
             return {}
         models = {
             model
-            for cell in self.partitions(SOFTMAX)
-            if self._of(SOFTMAX).has(cell) and self._of(SOFTMAX).uploaded(str(cell))
-            for model in self._parent_partitions(SOFTMAX, cell, MODEL)
+            for cell in self.partitions(softmax_key)
+            if self._of(softmax_key).has(cell) and self._of(softmax_key).uploaded(str(cell))
+            for model in self._parent_partitions(softmax_key, cell, model_key)
         }
-        found: dict[dg.AssetKey, set[str]] = {MODEL: {str(model) for model in models}}
+        found: dict[dg.AssetKey, set[str]] = {model_key: {str(model) for model in models}}
         made_of: dict[str, list[bool]] = {}
-        for model in self.partitions(MODEL):
-            there = self._of(MODEL).has(model)
-            elsewhere = self._of(MODEL).uploaded(str(model)) if there else model in models
-            for dataset in self._parent_partitions(MODEL, model, DATASET):
+        for model in self.partitions(model_key):
+            there = self._of(model_key).has(model)
+            elsewhere = self._of(model_key).uploaded(str(model)) if there else model in models
+            for dataset in self._parent_partitions(model_key, model, dataset_key):
                 made_of.setdefault(str(dataset), []).append(elsewhere)
-        return {**found, DATASET: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)}}
+        return {**found, dataset_key: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)}}
 
     def due(
         self,
@@ -186,10 +186,9 @@ class Staleness:
             if partition is None and len(absent) < len(wanted):
                 continue
             if partition is None and not wanted:
-                missing.append(parent.to_user_string())
+                missing.append(name_of(parent))
             missing += [
-                parent.to_user_string() + (f" of {one}" if one else "") + self._how_to_get(parent, one)
-                for one in absent
+                name_of(parent) + (f" of {one}" if one else "") + self._how_to_get(parent, one) for one in absent
             ]
         return missing
 
@@ -222,9 +221,9 @@ class Staleness:
         parents = sorted(node.parent_keys)
         if provenance:
             for removed in sorted(set(provenance.input_data_versions) - set(parents)):
-                yield f"removed dependency on {removed.to_user_string()}"
+                yield f"removed dependency on {name_of(removed)}"
         for parent in parents:
-            name, of_parent = parent.to_user_string(), self._of(parent)
+            name, of_parent = name_of(parent), self._of(parent)
             if provenance and not provenance.has_input_asset(parent):
                 yield f"has a new dependency on {name}"
                 continue

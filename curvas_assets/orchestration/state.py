@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
+from curvas_assets.orchestration.asset_keys import name_of
 from curvas_assets.orchestration.dagster_internals import (
     StaleStatus,
 )
@@ -31,7 +32,7 @@ def state_table(staleness: Staleness, without: Collection[str] = ()) -> pd.DataF
     """
     rows: list[list[object]] = []
     for key in staleness.graph.toposorted_asset_keys:
-        name = key.to_user_string()
+        name = name_of(key)
         if staleness.graph.get(key).is_external or name in without:
             continue
         found = [staleness.status(key, partition) for partition in staleness.partitions(key)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from curvas_assets.orchestration.asset_keys import keys_of
+from curvas_assets.orchestration.asset_keys import asset_key, keys_of, name_of
 from curvas_assets.orchestration.batches import Batch
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.dagster_internals import (
@@ -147,7 +147,7 @@ class StageRunner:
         if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
         """
         with ends_with_its_run(self.instance, self.context.run.run_id):
-            return self._run_stage(stage, [dg.AssetKey(name) for name in assets] or keys_of(stage))
+            return self._run_stage(stage, [asset_key(name) for name in assets] or keys_of(stage))
 
     def _run_stage(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
         tried: Counter[AssetPartition] = Counter()
@@ -223,7 +223,7 @@ class StageRunner:
         return self.scope.due(staleness, key)
 
     def _left(self, stage: str, keys: Sequence[dg.AssetKey]) -> list[str]:
-        left = [f"{key.to_user_string()} {one or ''}".strip() for key, one in self._all_due(keys)]
+        left = [f"{name_of(key)} {one or ''}".strip() for key, one in self._all_due(keys)]
         if left:
             self.context.log.error(f"{stage}: {len(left)} could not be made: {', '.join(left)}")
         return left
@@ -323,7 +323,7 @@ class _Followed:
         self._cursor = page.cursor
         for record in page.records:
             self.told += 1
-            yield record.partition_key or (record.asset_key.to_user_string() if record.asset_key else "")
+            yield record.partition_key or (name_of(record.asset_key) if record.asset_key else "")
 
 
 def _runs(count: int) -> str:

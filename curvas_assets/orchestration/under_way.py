@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
@@ -133,7 +134,7 @@ def asset_partitions_of(
     graph: BaseAssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun
 ) -> list[AssetPartition]:
     """The partitions that a run makes, of every asset of it."""
-    keys = run.asset_selection or {dg.AssetKey(asset) for asset in STAGES.get(run.job_name, ())}
+    keys = run.asset_selection or {asset_key(asset) for asset in STAGES.get(run.job_name, ())}
     return [(key, one) for key in keys if graph.has(key) for one in _partitions_of(graph, instance, key, run.tags)]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from curvas_assets.orchestration.asset_keys import name_of
 from curvas_assets.orchestration.dagster_internals import (
     BaseAssetGraph,
 )
@@ -61,7 +62,7 @@ def about_orphans(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.Dat
             continue
         left = set(instance.get_materialized_partitions(key)) - set(current_keys(node.partitions_def, instance))
         left -= removed_partitions(instance, key) if left else set()
-        rows += [{"asset": key.to_user_string(), "partition": partition} for partition in sorted(left)]
+        rows += [{"asset": name_of(key), "partition": partition} for partition in sorted(left)]
     return pd.DataFrame(rows, columns=["asset", "partition"])
 
 

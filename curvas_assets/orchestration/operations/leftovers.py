@@ -13,6 +13,7 @@ import dagster as dg
 import pandas as pd
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
@@ -130,7 +131,7 @@ def at_work(
         upstream = {a for key in selected if graph.has(key) for a in graph.get_ancestor_asset_keys(key)} - selected
         keys = _keys_of(run, graph, instance)
         for orphan in orphans:
-            asset = dg.AssetKey(orphan.asset)
+            asset = asset_key(orphan.asset)
             if (asset in selected and (keys is None or orphan.partition in keys)) or (
                 asset in upstream
                 and (keys is None or set(orphan.partition.split(SEPARATOR)) & {n for k in keys for n in _names(k)})
@@ -162,12 +163,12 @@ def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
 
 def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
     """What Dagster is told, which cannot wipe single partitions: a version by which the partition counts as missing if it comes back."""
-    definition = graph.get(dg.AssetKey(orphan.asset)).partitions_def
+    definition = graph.get(asset_key(orphan.asset)).partitions_def
     dimensions: dict[str, str] = {}
     if isinstance(definition, dg.MultiPartitionsDefinition):
         dimensions = {f"dagster/partition/{name}": v for name, v in by_dimension(definition, orphan.partition).items()}
     return dg.AssetMaterialization(
-        orphan.asset,
+        asset_key(orphan.asset),
         partition=orphan.partition,
         description="removed by remove_orphans: the study has it no more",
         metadata={"removed objects": len(orphan.objects), "removed bytes": orphan.size},

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata, nightly
+from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.dagster_internals import StaleStatus
 from curvas_assets.orchestration.operations import selection
 from curvas_assets.orchestration.operations.operation import Operation, Session
@@ -167,7 +168,7 @@ def redo_table(staleness: Staleness, scope: Scope, assets: list[str]) -> pd.Data
     """Columns asset, partitions, of which fresh and of which uploaded, which: what `redo` would make again."""
     rows: list[dict[str, Any]] = []
     for asset in assets:
-        key = dg.AssetKey(asset)
+        key = asset_key(asset)
         named = scope.due(staleness, key)
         found = [staleness.status(key, partition) for partition in named]
         keys = ", ".join(str(p) for p in named if p is not None)

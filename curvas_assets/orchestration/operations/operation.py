@@ -11,6 +11,7 @@ import dagster as dg
 
 from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.dagster_internals import BaseAssetGraph
@@ -88,7 +89,7 @@ class Session:
 
     def report(self, asset: Asset, partition: str, stored: Stored) -> dg.Output[None]:
         """Tell Dagster of a partition that people brought: fresh until what it is made from changes."""
-        definition = self.context.repository_def.assets_defs_by_key[dg.AssetKey(asset.name)]
+        definition = self.context.repository_def.assets_defs_by_key[key_of(asset)]
         uri = f"{self.bucket.objects().name}/{stored.key}"
         facts = {**metadata.shown(stored.metadata), metadata.URI: uri}
         tags = provenance_tags(self.instance, definition, self.context.run.run_id)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from curvas_assets.errors import StorageError
 from curvas_assets.orchestration import metadata
+from curvas_assets.orchestration.asset_keys import asset_key, name_of
 from curvas_assets.orchestration.dagster_internals import MAX_RETRIES_TAG
 from curvas_assets.orchestration.operations import emptying, forgetting, leftovers
 from curvas_assets.orchestration.operations.operation import Operation, Session
@@ -66,7 +67,7 @@ def _empty_artifacts(session: Session, settings: EmptyArtifacts) -> dg.Output[No
 
 def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None]:
     objects = session.objects()
-    names = [key.to_user_string() for key in session.graph.get_all_asset_keys()]
+    names = [name_of(key) for key in session.graph.get_all_asset_keys()]
     assets = emptying.assets_below(session.layout, prefix, names)
     found = emptying.contents(objects, prefix)
     facts = {
@@ -90,7 +91,7 @@ def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None
             allow_retries=False,
         )
     removed = emptying.empty(objects, prefix, settings.confirm.strip(), session.tell)
-    session.instance.wipe_assets([dg.AssetKey(asset) for asset in assets])
+    session.instance.wipe_assets([asset_key(asset) for asset in assets])
     session.tell(f"removed {removed}; forgotten: {', '.join(assets)}")
     return dg.Output(
         None,
