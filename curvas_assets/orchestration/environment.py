@@ -1,4 +1,4 @@
-"""What the deployment says: the one place that reads environment variables.
+"""The settings of the deployment: the only place that reads environment variables.
 
 `.env` in the working directory is read too; variables that are set win over it. Values are read when they are needed,
 so that definitions load without credentials.
@@ -27,7 +27,7 @@ POSTGRES = "CURVAS_POSTGRES_URL"
 NIGHTLY_PREDICT = "CURVAS_NIGHTLY_PREDICT"
 PATIENCE = "CURVAS_STORE_PATIENCE_SECONDS"
 MOST_PATIENCE = 6 * 3600
-"""A writer that waits stays far below the age at which what it has sent counts as forgotten (`storage.versions`)."""
+"""The longest wait, s: far shorter than the age at which unfinished writing is swept (`storage.versions`)."""
 REPORT_FOLDER = "CURVAS_REPORT_FOLDER"
 
 
@@ -117,7 +117,7 @@ def store_patience_seconds() -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= MOST_PATIENCE:
-        remedy = f"Set it to a number of seconds from 0, which does not wait, to {MOST_PATIENCE}."
+        remedy = f"Set it to a number of seconds between 0 (do not wait) and {MOST_PATIENCE}."
         raise StorageError("connecting to S3", PATIENCE, f"it is {named!r}", remedy)
     return seconds
 

@@ -20,17 +20,17 @@ TAGS = {"curvas/needs": "cpu"}
 class RemoveOrphans(dg.Config):
     only: list[str] = Field(
         default=["all"],
-        description="Which: all, or names as the dry run lists them: assets, patients, models, ensembles, annotators.",
+        description="Which orphans: all, or names as the dry run lists them (assets, patients, models, ensembles, annotators).",
     )
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
-    confirm: str = Field(default="", description="To remove: the line that the dry run tells, exactly.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
+    confirm: str = Field(default="", description="To remove: type exactly the line that the dry run prints.")
 
 
 class Sweep(dg.Config):
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
     young_too: bool = Field(
         default=False,
-        description="Also what somebody touched within the last day, uploads that were not completed left out. Refused while other runs go on, whose it may be.",
+        description="Also remove what was written within the last day, except unfinished uploads. Refused while other runs are active, because they may have written it.",
     )
 
 
@@ -95,7 +95,7 @@ def build(study: Study, partitions: Partitions, op_suffix: str) -> list[tuple[dg
         if config.young_too and others:
             names = ", ".join(map(short_name, others[:5]))
             raise dg.Failure(
-                f"{len(others)} other runs have not ended ({names}), whose it may be: nothing was removed. Wait, or leave "
+                f"{len(others)} other runs have not ended ({names}), which may have written it: nothing was removed. Wait, or leave "
                 "young_too off.",
                 allow_retries=False,
             )

@@ -54,30 +54,30 @@ TAGS_OF = {
 }
 """Operation → what the queue and the daemon read of its runs."""
 FOLDER = "A folder on the machine where this run executes."
-ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
+ORIGIN = "Where it comes from, in your own words: who made it, when, with what. Shown with the partition."
 
 
 class UploadPatients(dg.Config):
-    folder: str = Field(description=f"{FOLDER} It holds one folder a patient, with or without the prefix in its name.")
-    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    folder: str = Field(description=f"{FOLDER} It contains one folder per patient, named with or without the prefix.")
+    patients: list[str] = Field(default=["all"], description=f"Patients to upload. {selection.PATIENTS}")
 
 
 class UploadModel(dg.Config):
     folder: str = Field(
         description=f"{FOLDER} nnU-Net's results of one trainer: plans.json, dataset.json, fold_…/checkpoint_best.pth."
     )
-    model: str = Field(description="What it becomes: a model of the study, such as anno1_init112233_foldall.")
+    model: str = Field(description="The model of the study that it becomes, such as anno1_init112233_foldall.")
     origin: str = Field(default="", description=ORIGIN)
     voxel_order: str = Field(
         default="",
-        description="Of the scans it was trained on, such as LPS or RAS. Empty: as its dataset.json or its reader says, "
-        "else that of the study's training scans.",
+        description="Voxel order of the scans it was trained on, such as LPS or RAS. Empty: the order that its dataset.json or its "
+        "reader says, else that of the study's training scans.",
     )
 
 
 class UploadPreprocessing(dg.Config):
     folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
-    annotator: str = Field(description="Whose label maps it was made of, such as anno1.")
+    annotator: str = Field(description="The annotator from whose label maps it was made, such as anno1.")
     origin: str = Field(default="", description=ORIGIN)
 
 
@@ -86,8 +86,8 @@ class UploadPredictions(dg.Config):
         description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz, "
         "with its dataset.json and plans.json."
     )
-    model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
-    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    model: str = Field(description="The model of the study that made them, such as anno1_init112233_foldall.")
+    patients: list[str] = Field(default=["all"], description=f"Patients to upload. {selection.PATIENTS}")
     origin: str = Field(default="", description=ORIGIN)
 
 
@@ -100,11 +100,11 @@ class Download(dg.Config):
     folder: str = Field(
         description=f"{FOLDER} Made if it is not there; files that are there already are not fetched again."
     )
-    patients: list[str] = Field(default=["all"], description=f"Whose. {selection.PATIENTS}")
-    models: list[str] = Field(default=["all"], description=f"Of which. {selection.PREDICTORS}")
+    patients: list[str] = Field(default=["all"], description=f"Patients to download. {selection.PATIENTS}")
+    models: list[str] = Field(default=["all"], description=f"Models and ensembles to download. {selection.PREDICTORS}")
     probabilities: bool = Field(
         default=False,
-        description="Of predictions and ensembles, also one NIfTI of probabilities per organ (at clinical size about 1 GB each "
+        description="For predictions and ensembles: also write one NIfTI of probabilities per organ (at clinical size about 1 GB each "
         "before compression).",
     )
 
@@ -112,28 +112,31 @@ class Download(dg.Config):
 class MakeMissing(dg.Config):
     stages: list[str] = Field(
         default=["all"],
-        description=f"Which stages, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
+        description=f"Stages to make, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
     )
-    patients: list[str] = Field(default=["all"], description=f"For which. {selection.PATIENTS}")
+    patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
     models: list[str] = Field(
-        default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
+        default=["all"],
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
     )
-    stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+    stale: bool = Field(
+        default=False, description="Also make what exists but is out of date; otherwise only what is missing."
+    )
     elsewhere: bool = Field(
         default=False,
-        description="Also what people uploaded, or uploaded predictions of: a model is then trained here although its "
-        "predictions came from elsewhere. Without it, uploads are left alone, by `study` as well.",
+        description="Also make what people uploaded, and train models of which only predictions were uploaded. Otherwise "
+        "uploads are left alone, as `study` leaves them.",
     )
 
 
 class Redo(dg.Config):
     stages: list[str] = Field(
-        description="Which: assets such as softmax and scores, or jobs such as predict. `figures` and `report` go together.",
+        description="Stages to make again: assets such as softmax and scores, or jobs such as predict. `figures` and `report` are made together.",
     )
-    patients: list[str] = Field(description=f"For which; it has no effect on models and tables. {selection.PATIENTS}")
+    patients: list[str] = Field(description=f"Patients; without effect on models and tables. {selection.PATIENTS}")
     models: list[str] = Field(
-        description=f"For which; it has no effect on scans, scores and tables. {selection.PREDICTORS} Datasets are those of "
-        "the models' annotators.",
+        description=f"Models and ensembles; without effect on scans, scores and tables. {selection.PREDICTORS} Datasets are "
+        "those of the models' annotators.",
     )
     dry_run: bool = Field(default=True, description="Only list what would be made again.")
 
@@ -141,22 +144,23 @@ class Redo(dg.Config):
 class RefreshScores(dg.Config):
     patients: list[str] = Field(
         default=["all"],
-        description=f"Of which, if something changed of them. {selection.PATIENTS}",
+        description=f"Patients to look at; only those of whom something changed are scored again. {selection.PATIENTS}",
     )
     predict: bool = Field(
-        default=False, description="Also predict what is out of date, which takes GPUs; else such patients are named."
+        default=False,
+        description="Also predict what is out of date, which uses GPUs; otherwise the run names these patients.",
     )
 
 
 class ForgetOldRuns(dg.Config):
-    days: int = Field(default=90, description="Runs that were launched longer ago.", ge=1)
+    days: int = Field(default=90, description="Only runs that were launched more than this many days ago.", ge=1)
     dry_run: bool = Field(default=True, description="Only list them.")
 
 
 class EmptyData(dg.Config):
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
     confirm: str = Field(
-        default="", description="To remove: the full name of the prefix, exactly as the dry run tells it."
+        default="", description="To remove: type the full name of the prefix, exactly as the dry run prints it."
     )
 
 
@@ -172,7 +176,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
 
     @dg.op(
         name=f"upload_patients{OP}",
-        description="Validates each patient, uploads what is not in the bucket yet, registers the new ones.",
+        description="Validates each patient, uploads the files that are not in the bucket yet, and registers new patients.",
         tags=TAGS,
     )
     def upload_patients(context: dg.OpExecutionContext, config: UploadPatients, bucket: Bucket) -> dg.Output[None]:
@@ -335,14 +339,14 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         left = [name for stage in stages for name in StageRunner(context, scope).run(stage)]
         if left:
             raise dg.Failure(
-                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch this again "
-                "when it is mended: what is done stays done.",
+                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here say why. Remove the causes, and launch "
+                "this again: finished work is kept.",
                 allow_retries=False,
             )
 
     @dg.op(
         name=f"redo{OP}",
-        description="Makes partitions again, fresh or not: those named and no others. Lists them unless dry_run is off.",
+        description="Makes exactly the named partitions again, whether they are stale or not. Lists them unless dry_run is off.",
         tags=TAGS,
     )
     def redo(context: dg.OpExecutionContext, config: Redo) -> dg.Output[None]:
@@ -361,21 +365,21 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         if not facts["partitions"]:
             raise dg.Failure("the study has no such partition: nothing to make again", allow_retries=False)
         if config.dry_run:
-            context.log.info("nothing was made: this was a list. To do it: dry_run: false")
+            context.log.info("nothing was made: this is only a list. To make these again: dry_run: false")
             return dg.Output(None, metadata={"made again": False, **facts})
         runner = StageRunner(context, scope)
         left = [name for stage, assets in stages.items() for name in runner.run(stage, assets)]
         if left:
             raise dg.Failure(
-                f"{len(left)} could not be made again: {'; '.join(left)}. What stood there stays. The runs launched here tell "
-                "why.",
+                f"{len(left)} could not be made again: {'; '.join(left)}. The old artefacts are kept. The runs launched here "
+                "say why.",
                 allow_retries=False,
             )
         return dg.Output(None, metadata={"made again": True, **facts})
 
     @dg.op(
         name=f"refresh_scores{OP}",
-        description="Patients of whom something changed: taken in, ensembled and scored again, and nobody else.",
+        description="Takes in, ensembles and scores again the patients of whom something changed, and nobody else.",
         tags=TAGS,
     )
     def refresh_scores(context: dg.OpExecutionContext, config: RefreshScores, bucket: Bucket) -> dg.Output[None]:
@@ -394,11 +398,15 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
         )
         if left:
             raise dg.Failure(
-                f"{len(left)} could not be made: {'; '.join(left)}. The scores there are stay.", allow_retries=False
+                f"{len(left)} could not be made: {'; '.join(left)}. The old scores are kept.", allow_retries=False
             )
         return dg.Output(None, metadata={"patients": ", ".join(patients) or "none"})
 
-    @dg.op(name=f"about{OP}", description="Study, versions, store, counts: in this step's log and metadata.", tags=TAGS)
+    @dg.op(
+        name=f"about{OP}",
+        description="Reports study, versions, store and counts in this step's log and metadata.",
+        tags=TAGS,
+    )
     def tell_about(context: dg.OpExecutionContext, bucket: Bucket) -> dg.Output[None]:
         objects = bucket.checked_objects()
         known, folders = _known(context, partitions), digests(study, patient_folders(objects, bucket.layout))[0]
@@ -416,7 +424,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             ("store", stored.to_string(index=False)),
             ("assets", state.to_string(index=False)),
             (
-                "orphans: made, kept, and no longer the study's (job remove_orphans)",
+                "orphans: artefacts that no longer belong to the study (job remove_orphans)",
                 orphans.to_string(index=False) if len(orphans) else "none",
             ),
         ):
@@ -451,12 +459,12 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
             context.log.info(
                 f"would remove {total(o.size for o in found.objects)} below {found.name}/, and forget {', '.join(assets)}.\n"
                 f"{found.by_folder(prefix).to_string(index=False)}\n"
-                f"To do it: dry_run: false, confirm: {found.name}"
+                f"To remove it: dry_run: false, confirm: {found.name}"
             )
             return dg.Output(None, metadata={"removed": False, **facts})
         if busy := _other_runs(context):
             raise dg.Failure(
-                f"{len(busy)} other runs have not ended ({', '.join(busy[:5])}): nothing was removed. Wait or end them.",
+                f"{len(busy)} other runs have not ended ({', '.join(busy[:5])}): nothing was removed. Wait for them, or end them.",
                 allow_retries=False,
             )
         removed = _told(lambda: emptying.empty(objects, prefix, config.confirm.strip(), context.log.info))
@@ -481,7 +489,7 @@ def build(study: Study, partitions: Partitions, bucket_resource: Bucket) -> list
 
     @dg.op(
         name=f"forget_old_runs{OP}",
-        description="Lists, or forgets, old runs that made nothing, with their logs: launches, looks, failures.",
+        description="Lists, or forgets, old runs that made nothing, with their logs: launches, evaluations, failures.",
         tags=TAGS,
     )
     def forget_runs(context: dg.OpExecutionContext, config: ForgetOldRuns) -> dg.Output[None]:
