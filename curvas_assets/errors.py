@@ -6,7 +6,7 @@ whether trying again can help. Nothing here knows Dagster: `orchestration` turns
 
 
 class CurvasError(Exception):
-    """An expected failure, told to the person who can mend it.
+    """An expected failure, reported to the person who can remove its cause.
 
     Args:
         attempted: what was being done, e.g. "reading annotation_2.nii.gz".
@@ -25,7 +25,7 @@ class CurvasError(Exception):
         super().__init__(f"{subject}: {attempted} failed: {found}. {remedy}")
 
     def after(self, name: str) -> str:
-        """The error where this name stands before it already: a subject of that name is not said twice."""
+        """The message without its subject, if that is the name which is already printed before it."""
         return str(self).removeprefix(f"{name}: ")
 
     def __reduce__(self):
@@ -65,7 +65,7 @@ class CorruptArtefactError(StorageError):
 
 
 class UnsafeNameError(StorageError):
-    """A name from a store leads out of the folder that it was to be written to."""
+    """A name from a store points outside the folder to which it was to be written."""
 
 
 class DiskError(CurvasError):

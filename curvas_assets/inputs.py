@@ -1,7 +1,7 @@
-"""What people pass, put into one form: paths as text or path objects, arrays of any kind, sizes as lists or tuples.
+"""Converts what people pass to one form: paths as text or path objects, arrays of any kind, sizes as lists or tuples.
 
 Each of these functions takes what was `attempted`, the `subject` it was attempted for and the kind of `error` to raise, so
-that every door speaks for itself. Probabilities have a module of their own.
+that the message is about the function that was called. Probabilities have a module of their own.
 """
 
 import os
@@ -15,7 +15,7 @@ from curvas_assets.errors import CurvasError
 
 
 def as_path(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
-    """A path of text or of a path object; `~` is the home folder.
+    """A path, from text or a path object; `~` is the home folder.
 
     Args:
         value: what was given.
@@ -31,24 +31,26 @@ def as_path(value: Any, *, attempted: str, subject: str, error: type[CurvasError
         raise error(attempted, subject, f"{value!r:.80} instead of a path", "Give a path, as text or pathlib.Path.")
     text = os.path.expanduser(text)  # nibabel does so too
     if text.startswith("~"):
-        raise error(attempted, subject, f"{text!r:.80}, the home folder of nobody", "Give a path that is there.")
+        raise error(
+            attempted, subject, f"{text!r:.80}, which names a user who does not exist", "Give an existing path."
+        )
     return Path(text)
 
 
 def existing_file(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
-    """The path of a file that is there; errors as `as_path`, and where no file is."""
+    """The path of an existing file; errors as in `as_path`, and if there is no file."""
     path = as_path(value, attempted=attempted, subject=subject, error=error)
     return _existing(path, "file", attempted, subject, error)
 
 
 def existing_folder(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
-    """The path of a folder that is there; errors as `as_path`, and where no folder is."""
+    """The path of an existing folder; errors as in `as_path`, and if there is no folder."""
     path = as_path(value, attempted=attempted, subject=subject, error=error)
     return _existing(path, "folder", attempted, subject, error)
 
 
 def made_folder(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
-    """The path of a folder, made with its parents where it was not there; errors as `as_path`, and where it cannot be."""
+    """The path of a folder, which is made with its parents if necessary; errors as in `as_path`, and if it cannot be made."""
     path = as_path(value, attempted=attempted, subject=subject, error=error)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def as_affine(value: Any, *, attempted: str, subject: str, error: type[CurvasErr
 
 
 def to_array(values: Any) -> npt.NDArray[Any] | None:
-    """An array of what people pass: NumPy's, torch's on any device, nested lists, numbers. None of what is none."""
+    """An array from what people pass: NumPy's, torch's on any device, nested lists, numbers; None from anything else."""
     try:
         if isinstance(values, list | tuple):
             values = [_from_torch(value) if hasattr(value, "detach") else value for value in values]
@@ -103,7 +105,7 @@ def to_array(values: Any) -> npt.NDArray[Any] | None:
 
 
 def _from_torch(tensor: Any) -> npt.NDArray[Any]:
-    """A tensor's array: bfloat16 is unknown to NumPy, and other devices to its conversion."""
+    """A tensor as an array, on the CPU and as float32 if it is bfloat16, which NumPy does not know."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
 

@@ -41,7 +41,7 @@ SetName = Literal["train", "validation", "test"]
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator and organ names: no comma, `|` or underscore, which partition keys use as separators."""
 RESERVED = ("all", "mean", "background")
-"""What tables of scores and label maps call something else than an organ or an annotator."""
+"""Words with another meaning in tables of scores and label maps, so that no organ or annotator may have them as its name."""
 
 
 @dataclass(frozen=True, order=True)
@@ -117,7 +117,7 @@ def _number(value: Any) -> Any:
 
 
 def _plain_path(path: str) -> str:
-    """A path below the folder it is given for: nothing absolute, no `..`, nothing a store or a disk reads otherwise."""
+    """A path inside the folder it is given for: not absolute, no `..`, no character that a store or a disk treats specially."""
     parts = path.split("/")
     if not path or any(part in ("", ".", "..") or part != part.strip() for part in parts):
         raise ValueError("allowed is the name of a file inside the folder, neither absolute nor with . or ..")
@@ -484,7 +484,7 @@ class Study(_Part):
         return self
 
     def _problems(self) -> Iterator["Problem"]:
-        """What contradicts itself, each with the field."""
+        """Contradictions within the study, each with its field."""
         names = self.annotator_names
         files = [*(a.file for a in self.annotators), self.image]
         yield from _twice("annotators", [name.casefold() for name in names])
@@ -496,7 +496,7 @@ class Study(_Part):
         for organ in self.organs:
             if not KEY.fullmatch(organ) or organ.lower() in RESERVED or organ.isdigit() or len(organ) > 60:
                 allowed = f"letters, digits and dashes, no mere number, and not one of {', '.join(RESERVED)}"
-                yield ("organs", organ), f"{organ!r} is no name of an organ: allowed are {allowed}"
+                yield ("organs", organ), f"{organ!r} is not a valid organ name: allowed are {allowed}"
         if sorted(self.organs.values()) != list(range(1, len(self.organs) + 1)):
             found = (
                 f"labels are {sorted(self.organs.values())}, allowed is 1 … {len(self.organs)} without gaps (nnU-Net)"
@@ -519,7 +519,7 @@ class Study(_Part):
             if low >= high:
                 yield (
                     ("checks", "volume_ml", organ),
-                    f"[{low:g}, {high:g}]: allowed is the least volume, then a greater one",
+                    f"[{low:g}, {high:g}]: give the smallest volume first, then a larger one",
                 )
         yield from self._problems_of_ensembles()
         yield from self._problems_of_sets()
@@ -540,7 +540,10 @@ class Study(_Part):
                     f"{list(members)}: the ensemble called all has every annotator ({names}); give it another name",
                 )
             if other := seen.setdefault(frozenset(members), ensemble) != ensemble and seen[frozenset(members)]:
-                yield where, f"its members are those of {other}, and every patient would count twice; keep one of them"
+                yield (
+                    where,
+                    f"its members are those of {other}, so that every patient would count twice; keep one of the two",
+                )
         yield from _twice("ensembles", [name.casefold() for name in self.ensembles])
 
     def _problems_of_sets(self) -> Iterator["Problem"]:
@@ -554,7 +557,7 @@ class Study(_Part):
         beyond = [fold for fold in self.folds if fold != "all" and fold >= self.splits]
         if beyond:
             allowed = "all" if not self.splits else f"all and 0 … {self.splits - 1}"
-            made = f"{count} training patients make {self.splits} splits, and nnU-Net would make a random one of any other number"
+            made = f"{count} training patients allow {self.splits} folds; for a larger number nnU-Net would make a random split"
             yield ("folds",), f"{beyond}, allowed are {allowed}: {made}"
         if self.has_test_set:
             return
@@ -573,7 +576,7 @@ class Study(_Part):
             yield ("sets",), f"{found}, and cross-validation takes 3 training patients or more, not {count}"
 
     def _strays(self) -> Iterator["Problem"]:
-        """Patients that the file speaks of though no set has them: mostly a slip of the pen."""
+        """Patients whom the file names although no set contains them: usually a mistake in writing."""
         named = {one for members in self.sets.values() for one in members}
         for field, members in (
             *((("groups", name), m) for name, m in self.groups.items()),
@@ -587,7 +590,7 @@ class Study(_Part):
             better = {metric for metric, side in directions().items() if side}
             for question, metric in self.statistics.primary.items():
                 if metric not in better:
-                    found = f"{metric!r} is no metric with a better side, allowed are {sorted(better)}"
+                    found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
                     yield ("statistics", "primary", question), found
 
     # Names -----------------------------------------------------------------------------------------------------------
@@ -611,7 +614,7 @@ class Study(_Part):
 
     @property
     def _ensembles(self) -> dict[str, tuple[str, ...]]:
-        """As the study names them. Else one per annotator that is neither its only model nor everybody's, and `all`."""
+        """Those that the study names. Otherwise `all`, and one per annotator that differs from `all` and from a single model."""
         if self.ensembles:
             return self.ensembles
         names = self.annotator_names
@@ -625,7 +628,7 @@ class Study(_Part):
         return [str(m) for m in self.models] + [str(e) for e in self.ensemble_ids]
 
     def members(self, ensemble: EnsembleId | str, patient: str | None = None) -> list[ModelId]:
-        """The models whose mean an ensemble is; of one patient, those that predict that patient.
+        """The models whose mean an ensemble is. With a patient: only those that predict this patient.
 
         Raises:
             StudyError: the study has no such ensemble.
@@ -652,7 +655,7 @@ class Study(_Part):
     # Patients --------------------------------------------------------------------------------------------------------
 
     def patient_set(self, patient: str) -> SetName | None:
-        """The set of a patient; of one whom no set names, that of the rule `rest`, else None."""
+        """The set of a patient. If no set names the patient: the set that the rule `rest` gives, or None."""
         return self._named.get(patient) or (self.rest if self.patients.has(patient) else None)
 
     @cached_property
@@ -667,7 +670,7 @@ class Study(_Part):
 
     @property
     def has_test_set(self) -> bool:
-        """Whether a set of patients that nobody trains on is there to be scored, or a rule for it."""
+        """Whether some patients are scored that no model trains on, by name or by the rule `rest`."""
         return self.rest == "test" or any(one not in self.exclusions for one in self.sets.get("test", ()))
 
     @property
@@ -689,7 +692,7 @@ class Study(_Part):
         return sorted({one for one in (*named, *known) if self.is_scored(one)})
 
     def role(self, patient: str) -> str:
-        """What the study makes of a patient, and of one it makes nothing of, what to do."""
+        """What the study does with a patient; if it does nothing, also what to do about that."""
         if patient in self.exclusions:
             return f"excluded ({self.exclusions[patient]})"
         of = self.patient_set(patient)
@@ -700,8 +703,16 @@ class Study(_Part):
             )
         trains = f"in the set {of}: models learn from it"
         if self.is_scored(patient):
-            return f"{trains}, and those that do not score it" if self.cross_validated else "test: predicted and scored"
-        return trains if of in self.training.sets else f"in the set {of}, which training.sets leaves out: taken in only"
+            return (
+                f"{trains}, except those of the fold that holds it out, which score it"
+                if self.cross_validated
+                else "test: predicted and scored"
+            )
+        return (
+            trains
+            if of in self.training.sets
+            else f"in the set {of}, which training.sets leaves out: checked at intake and not used"
+        )
 
     def models_of(self, patient: str) -> list[ModelId]:
         """The models that predict a patient: all, or under cross-validation those of the fold that held it out."""
@@ -824,7 +835,7 @@ def _sentence(where: tuple[str, ...], what: str) -> str:
 
 
 def _causes(items: Sequence[Any]) -> list[Any]:
-    """Without the lists that are too short only because their wrong entries were left out."""
+    """The errors, except those of lists that are too short only because their wrong entries were left out."""
     places = [tuple(item["loc"]) for item in items]
     return [
         item
@@ -867,7 +878,7 @@ def _twice(field: str, values: Iterable[Any]) -> Iterator[Problem]:
     seen: set[Any] = set()
     twice = [value for value in values if value in seen or seen.add(value)]
     if twice:
-        yield tuple(field.split(".")), f"{twice} stand there more than once, allowed is once"
+        yield tuple(field.split(".")), f"{twice} may appear only once"
 
 
 def _unique(field: str, values: Iterable[Any], why: str = "") -> None:
@@ -880,7 +891,7 @@ def _normalised(ids: PatientIds, where: tuple[Any, ...], names: Iterable[Any], p
     for name in names:
         try:
             if isinstance(name, bool | float) or not isinstance(name, str | int):
-                raise StudyError("reading a patient's id", repr(name), "it is no id", "Quote it.")
+                raise StudyError("reading a patient's id", repr(name), "it is not an id", "Quote it.")
             whole.append(ids.normalise(name))
         except StudyError as error:
             problems.append((tuple(map(str, where)), f"{error.subject} {error.found}"))

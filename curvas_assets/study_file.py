@@ -1,7 +1,7 @@
-"""A study file as YAML that cannot be misread: what it says, and on which line each field stands.
+"""Reads a study file as YAML, strictly: its fields, and the line of each.
 
-Belongs here: encoding, syntax, and what YAML 1.1 would silently read otherwise than people write it. Does not belong here:
-what the fields mean (`curvas_assets.study`).
+Belongs here: encoding, syntax, and values that YAML 1.1 silently reads in another way than people mean them. Does not belong
+here: what the fields mean (`curvas_assets.study`).
 """
 
 import re
@@ -23,18 +23,18 @@ INTEGER = "tag:yaml.org,2002:int"
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What stands in a study file.
+    """The content of a study file.
 
     Args:
         fields: its content.
-        lines: path of a field, e.g. ("training", "epochs") → its line, the first being 1.
+        lines: path of a field, e.g. ("training", "epochs") → its line, counted from 1.
     """
 
     fields: dict[Any, Any]
     lines: dict[tuple[str, ...], int]
 
     def line(self, where: Iterable[Any]) -> str:
-        """`line 12: ` of a field, or of what holds it; empty where neither is in the file."""
+        """`line 12: ` for a field, or for the part that contains it; empty if neither is in the file."""
         path = tuple(map(str, where))
         while path and path not in self.lines:
             path = path[:-1]
@@ -42,13 +42,13 @@ class StudyFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what is silently lost or changed: duplicate keys, numbers in disguise, aliases."""
+    """A loader that refuses what YAML silently loses or changes: duplicate keys, disguised numbers, aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not used in studies", event.start_mark
+                None, None, "aliases (*name) are not allowed in a study file", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a field's name is plain text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands there already, on line {seen[key.value]}", key.start_mark
+                    None, None, f"{key.value!r} is already defined on line {seen[key.value]}", key.start_mark
                 )
             seen[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
@@ -85,7 +85,7 @@ def read_study_file(path: Path, source: str, remedy: str) -> StudyFile:
         remedy: what to do where there is no such file.
 
     Raises:
-        StudyError: there is no such file, it is no UTF-8, or no YAML that says one thing only.
+        StudyError: there is no such file, or it is not UTF-8, or not unambiguous YAML.
     """
 
     def refused(found: str, what_to_do: str) -> StudyError:
@@ -94,11 +94,11 @@ def read_study_file(path: Path, source: str, remedy: str) -> StudyFile:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise refused("there is no such file, nor a built-in study of that name", remedy) from error
+        raise refused("there is neither a file nor a built-in study of that name", remedy) from error
     except (OSError, ValueError) as error:
         raise refused(f"it cannot be read ({type(error).__name__})", remedy) from error
     if len(content) > LARGEST:
-        raise refused(f"it has {len(content)} bytes, a study has at most {LARGEST}", remedy)
+        raise refused(f"it has {len(content)} bytes; a study file has at most {LARGEST}", remedy)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,13 +119,16 @@ def read_study_file(path: Path, source: str, remedy: str) -> StudyFile:
     except (ValueError, OverflowError, RecursionError, TypeError, AttributeError, LookupError) as error:
         raise refused(
             f"it is not YAML that can be read: {type(error).__name__}: {error}",
-            "Start from curvas_assets/studies/phantom.yaml; quote what looks like a date or a number and is none.",
+            "Start from curvas_assets/studies/phantom.yaml; quote text that looks like a date or a number.",
         ) from error
     finally:
         if loader is not None:
             loader.dispose()
     if not isinstance(fields, dict):
-        raise refused(f"it holds {type(fields).__name__}, not fields", "Start from curvas_assets/studies/phantom.yaml.")
+        raise refused(
+            f"it holds {type(fields).__name__}, not fields with values",
+            "Start from curvas_assets/studies/phantom.yaml.",
+        )
     return StudyFile(fields, lines)
 
 

@@ -119,7 +119,7 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"seeds": [1, 1]}, r"seeds: \[1\] stand there more than once"),
+        ({"seeds": [1, 1]}, r"seeds: \[1\] may appear only once"),
         ({"seeds": [-1]}, r"seeds.0 = -1: .*greater than or equal to 0"),
         ({"training__epochs": 0}, r"training.epochs = 0: .*greater than or equal to 1"),
         ({"training__device": "tpu"}, r"training.device = 'tpu': .*'auto', 'cuda', 'mps' or 'cpu'"),
@@ -127,7 +127,7 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
         ({"plans__planner": "Big"}, r"plans.planner = 'Big': .*nnUNetPlannerResEncM"),
         ({"plans__features_per_stage": [8, 16]}, r"plans.features_per_stage"),
         ({"organs": {"liver": 2}}, r"organs: labels are \[2\], allowed is 1"),
-        ({"sets__test": ["PHANTOM001"]}, r"sets: \['PHANTOM001'\] stand there more than once"),
+        ({"sets__test": ["PHANTOM001"]}, r"sets: \['PHANTOM001'\] may appear only once"),
         ({"sets__test": ["X1"]}, r"sets.test: 'X1' it is not PHANTOM with up to 3 digits"),
         ({"sets__test": "all"}, r"sets.test = 'all': allowed is a list"),
         ({"in_distribution_group": "Z"}, r"in_distribution_group: 'Z', allowed is one of"),
@@ -140,7 +140,7 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
                 "groups": {},
                 "in_distribution_group": None,
             },
-            r"folds: \[3, 4\], allowed are all and 0 … 2: 3 training patients make 3 splits",
+            r"folds: \[3, 4\], allowed are all and 0 … 2: 3 training patients allow 3 folds",
         ),
         (
             {"folds": [0], "sets": {"train": ["001"], "test": ["007"]}, "groups": {}, "in_distribution_group": None},
@@ -200,17 +200,20 @@ def test_every_number_has_bounds_and_its_line_is_told(tmp_path, line, told):
         ({"folds": [True]}, "folds.0 = True"),
         ({"groups__A": [1, 77]}, r"groups.A: \['PHANTOM077'\] are in none of the sets"),
         ({"exclusions": {77: "x"}}, r"exclusions: \['PHANTOM077'\] are in none of the sets"),
-        ({"exclusions": {"7": "x", "007": "y"}}, r"exclusions: \['PHANTOM007'\] stand there more than once"),
+        ({"exclusions": {"7": "x", "007": "y"}}, r"exclusions: \['PHANTOM007'\] may appear only once"),
         ({"exclusions": {7: " "}}, "exclusions.PHANTOM007 = ' '"),
-        ({"organs": {"background": 1}}, "'background' is no name of an organ"),
-        ({"organs": {"mean": 1}}, "'mean' is no name of an organ"),
-        ({"organs": {"Liver": 1, "liver": 2}}, "organs: \\['liver'\\] stand there more than once"),
-        ({"checks__volume_ml": {"liver": [100, 10]}}, r"checks.volume_ml.liver: \[100, 10\]: allowed is the least"),
-        ({"ensembles": {"x": ["anno1", "anno1"]}}, r"ensembles.x: \['anno1'\] stand there more than once"),
+        ({"organs": {"background": 1}}, "'background' is not a valid organ name"),
+        ({"organs": {"mean": 1}}, "'mean' is not a valid organ name"),
+        ({"organs": {"Liver": 1, "liver": 2}}, "organs: \\['liver'\\] may appear only once"),
+        (
+            {"checks__volume_ml": {"liver": [100, 10]}},
+            r"checks.volume_ml.liver: \[100, 10\]: give the smallest volume first",
+        ),
+        ({"ensembles": {"x": ["anno1", "anno1"]}}, r"ensembles.x: \['anno1'\] may appear only once"),
         ({"ensembles": {"x": ["anno1", "anno2"], "y": ["anno2", "anno1"]}}, "ensembles.y: its members are those of x"),
         ({"ensembles": {"all": ["anno1", "anno2"]}}, "the ensemble called all has every annotator"),
         ({"training__sets": ["train", "validation"], "sets__validation": []}, "sets.validation names no patient"),
-        ({"statistics__primary": {"accuracy": "dicee"}}, "statistics.primary.accuracy: 'dicee' is no metric"),
+        ({"statistics__primary": {"accuracy": "dicee"}}, "statistics.primary.accuracy: 'dicee' is not a metric"),
         ({"sets__train": [1.5]}, "sets.train: 1.5"),
     ],
 )
@@ -228,7 +231,7 @@ def test_all_problems_are_told_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seeds: [1]\nseeds: [2]\n", r"line 2, column 1: 'seeds' stands there already, on line 1"),
+        ("seeds: [1]\nseeds: [2]\n", r"line 2, column 1: 'seeds' is already defined on line 1"),
         ("sets:\n  test: [010]\n", r"line 2, column 10: YAML reads the bare 010 as 8: quote it"),
         ("seeds: [1:30]\n", r"YAML reads the bare 1:30 as 90"),
         ("title: 2025-02-30\n", "day is out of range"),

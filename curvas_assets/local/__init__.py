@@ -1,4 +1,4 @@
-"""One machine without a cluster or a cloud: an embedded S3 server, the Dagster processes, and the demo on them.
+"""The platform on one machine, without a cluster or a cloud: an embedded S3 server, the Dagster processes, and the demo on them.
 
-Nothing here is known to the assets; any S3-compatible store and any Dagster deployment serve them as well.
+The assets know nothing of this package; they work with any S3-compatible store and any Dagster deployment.
 """

@@ -1,7 +1,7 @@
-"""One certificate for the parts of the embedded S3 server, by which they know one another and let nobody else in.
+"""One certificate for all parts of the embedded S3 server, by which they recognise each other and refuse everybody else.
 
-Each part shows it and asks for it (mutual TLS), so that whoever cannot read its key, in a folder of this user's alone, has
-no way past S3 and its keys. It leaves the machine never.
+Each part presents it and asks for it (mutual TLS). Its key lies in a folder that only this user can open, so other users can
+reach S3 alone, which asks for its own keys. The certificate never leaves the machine.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 CERTIFICATE, KEY = "server.crt", "server.key"
 FIRST_DAY, LAST_DAY = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=36500)
-"""No clock ends it: it is as old and as secret as the folder."""
+"""It does not expire: it lives as long as the folder, and is as secret."""
 PARTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MQ", "MSG_BROKER", "MSG_AGENT")
-"""What SeaweedFS names its parts where they speak gRPC."""
+"""SeaweedFS' names of its parts that use gRPC."""
 WEB_PARTS = ("MASTER", "VOLUME", "FILER", "ADMIN")
-"""Those that answer HTTP as well. S3 does too, and asks for its own keys."""
+"""Those that also answer HTTP. S3 does too, and asks for its own keys."""
 
 
 def make_certificate(folder: Path) -> None:

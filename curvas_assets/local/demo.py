@@ -1,4 +1,4 @@
-"""`make demo`: a phantom cohort through the whole lineage, on this machine's own S3 server and Dagster instance.
+"""`make demo`: takes a phantom cohort through the whole lineage, on an S3 server and a Dagster instance of its own.
 
 Makes the cohort, puts it into the bucket as a user would, launches the job `study` and follows it. A second demo finds
 everything up to date and takes seconds.
@@ -61,11 +61,11 @@ def main() -> None:
 
 
 def run(state: Path, port: int, tell: Progress) -> bool:
-    """The demo; whether the study succeeded. It is the phantom study on a store of its own, whatever the caller has set.
+    """Run the demo: the phantom study on a store of its own, whatever the caller's environment says. True if the study succeeded.
 
     Raises:
         InUseError: the state is in use.
-        StorageError: the port is, or the store does not start.
+        StorageError: the port is in use, or the store does not start.
     """
     deployment = LocalDeployment(state, study="phantom", alone=True)
     end_cleanly_when_told(deployment.state)
@@ -83,17 +83,17 @@ def run(state: Path, port: int, tell: Progress) -> bool:
                 dg.DagsterInstance.from_config(str(deployment.home)) as instance,
                 deployment.dagster(environment, port) as process,
             ):
-                tell(f"Dagster starts, to watch: http://127.0.0.1:{port}")
+                tell(f"Dagster starts; watch the study at http://127.0.0.1:{port}")
                 succeeded = follow(instance, study_under_way(instance, tell) or launch(process, port), tell)
             summarise(study, settings, deployment, state, tell, succeeded)
     return succeeded
 
 
 def chosen_executor(asked: str, tell: Progress) -> str:
-    """The caller's, if it needs nothing but this machine."""
+    """The executor that was asked for, if it needs only this machine; else `in_process`."""
     if asked.strip() in ("", "in_process", "multiprocess", "local"):
         return asked.strip() or "in_process"
-    tell(f"{EXECUTOR}={asked} is not the demo's: it runs on this machine alone")
+    tell(f"{EXECUTOR}={asked} is ignored: the demo runs on this machine alone")
     return "in_process"
 
 
@@ -117,16 +117,16 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
 
 
 def study_under_way(instance: dg.DagsterInstance, tell: Progress) -> str | None:
-    """The run of an earlier demo that was stopped or killed and goes on by itself, if there is one."""
+    """The id of an earlier demo's run that Dagster continues after a stop or a kill; None if there is none."""
     for record in unfinished_records(instance):
         if record.dagster_run.job_name == STUDY_JOB:
-            tell("a study of an earlier demo is under way: it goes on")
+            tell("the study of an earlier demo is still running; it is followed")
             return record.dagster_run.run_id
     return None
 
 
 def launch(process: DagsterDev, port: int) -> str:
-    """Launch the job `study` as soon as Dagster answers; the run's id."""
+    """Launch the job `study` as soon as Dagster answers, and return the run's id."""
     client = DagsterGraphQLClient("127.0.0.1", port_number=port)
     deadline = time.monotonic() + 120
     while True:
@@ -141,7 +141,7 @@ def launch(process: DagsterDev, port: int) -> str:
 
 
 def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
-    """Print what the study's run logs until it ends, or the one that goes on in its place; whether it succeeded."""
+    """Print the log of the study's run, or of the run that continues it, until it ends. True if it succeeded."""
     cursor = None
     while True:
         record = instance.get_run_record_by_id(run_id)
@@ -160,7 +160,7 @@ def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
         if run.is_finished and not waits_for_retry(record):
             if AUTO_RETRY_RUN_ID_TAG not in run.tags:
                 return run.is_success
-            tell("the study's run was killed: it goes on as a new one")
+            tell("the study's run was killed; a new run continues it")
             run_id, cursor = run.tags[AUTO_RETRY_RUN_ID_TAG], None
         time.sleep(0.3)
 

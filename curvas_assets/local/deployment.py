@@ -25,9 +25,9 @@ FILES = Path(__file__).resolve().parent
 SQLITE, POSTGRES, WORKSPACE = FILES / "dagster.yaml", FILES / "postgres.yaml", FILES / "workspace.yaml"
 POSTGRES_SCHEME = "postgresql+psycopg2://"
 RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
-"""Where Dagster's daemon keeps up to which event it has retried failed runs."""
+"""Key under which Dagster's daemon stores the last event up to which it has retried failed runs."""
 OF_THE_MACHINE = tuple(map(variable, ("devices", "gpu_slots", "scratch_gib", "git_commit")))
-"""Settings that are of this machine, whatever study it works on."""
+"""Settings that belong to this machine, whatever the study."""
 STORE = {
     "S3_DATA_DIR": "data",
     "S3_ARTIFACTS_DIR": "artifacts",
@@ -37,7 +37,7 @@ STORE = {
     "AWS_CA_BUNDLE": where(),
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }
-"""What else leads to a store: the embedded one's. Said, because a `.env` would say it otherwise."""
+"""The other variables that describe a store, with the values of the embedded one. They are set so that no `.env` overrides them."""
 
 
 class LocalDeployment:
@@ -46,8 +46,8 @@ class LocalDeployment:
     Args:
         state: the folder; made if it is not there, and closed to other users of the machine.
         study: the study to load, a built-in name or a path.
-        alone: whether settings of a study or store that the caller has in the environment or in `.env` count for nothing,
-            as for the demo, which must not write into anything real.
+        alone: whether to ignore all settings of a study or store in the caller's environment or `.env`. The demo does, because
+            it must not write to a real store.
     """
 
     def __init__(self, state: Path, study: str, *, alone: bool = False):
@@ -63,7 +63,7 @@ class LocalDeployment:
         self.s3 = EmbeddedS3(self.state, lasting=True)
 
     def environment(self) -> dict[str, str]:
-        """What Dagster's processes need to know. Settings of the caller win, but never another store."""
+        """The environment of Dagster's processes. The caller's settings win, except those that name another store."""
         given = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         chosen = given.get(variable("study"), self.study)
         if self.alone:
@@ -86,8 +86,8 @@ class LocalDeployment:
     def dagster(self, environment: Mapping[str, str], port: int) -> Iterator[DagsterDev]:
         """`dagster dev` with this state, until the block ends; its output goes to the state's log folder.
 
-        Parts that die are started again. What an owner that was killed has left is ended first, and its runs are failed, so
-        that they go on as new ones. Its working directory is the caller's, so that both read the same `.env`.
+        Parts that die are started again. Processes that a killed owner left are ended first, and its runs are marked as failed,
+        so that new runs continue them. The working directory is the caller's, so that both read the same `.env`.
         """
         command = [*self.dagster_command(port), "--log-level", "warning"]
         record = self.state / "sessions.json"
@@ -97,9 +97,9 @@ class LocalDeployment:
             yield process
 
     def fail_dead_runs(self) -> None:
-        """When nothing runs on this state: end in Dagster's records what an end of the machine has left there.
+        """Mark runs as failed that a crash of the machine left active in Dagster's records. Call it while nothing runs on this state.
 
-        With Postgres other machines may run something; then it is the launcher's health check that finds dead runs.
+        With Postgres, other machines may have active runs; there the launcher's health check finds the dead ones.
         """
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
             if not is_of_this_machine(instance):
@@ -127,7 +127,7 @@ class LocalDeployment:
 
 
 def instance_file() -> Path:
-    """The instance file of this machine: SQLite, or Postgres where `CURVAS_POSTGRES_URL` names one.
+    """The instance file of this machine: Postgres if `CURVAS_POSTGRES_URL` is set, else SQLite.
 
     Raises:
         StorageError: the URL names no driver. SQLAlchemy 2.1 would take psycopg 3, and dagster-postgres has psycopg 2.
@@ -146,7 +146,7 @@ def instance_file() -> Path:
 
 
 def require_port(port: int) -> None:
-    """A StorageError if somebody listens on a loopback port. What a closed connection left does not count."""
+    """Raise a StorageError if a program listens on a loopback port. Remains of closed connections do not count."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -161,7 +161,7 @@ def require_port(port: int) -> None:
 
 
 def free_port(preferred: int = 3000) -> int:
-    """A loopback port nobody listens on; the preferred one if it is free."""
+    """A loopback port on which no program listens; the preferred one if it is free."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             try:

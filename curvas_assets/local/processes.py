@@ -1,4 +1,4 @@
-"""Dagster's processes on this machine: one owner of a state folder, parts that die are started again, nothing is left behind.
+"""Dagster's processes on this machine: a state folder has one owner, which restarts parts that die and leaves nothing behind.
 
 Whoever runs `make demo` or `make ui` owns the folder, by a lock that goes with the process. What an owner that was killed has
 left running is found by the next one, by session and `DAGSTER_HOME`, and ended before anything is started.
@@ -22,14 +22,14 @@ import psutil
 from curvas_assets.errors import CurvasError
 
 WAIT_SECONDS = 12
-"""How long a new owner waits for one that is just ending."""
+"""How long a new owner waits for an owner that is just ending, s."""
 STOP_SECONDS = 3
-"""How long Dagster may take to end by itself. What it has not done by then it finds at its next start."""
+"""How long Dagster may take to end by itself, s. Its next start handles what it has not finished by then."""
 LOOK_SECONDS = 0.5
 VAIN_STARTS = 3
-"""After so many starts in a row that end before their parts are there, Dagster is given up: no start will mend it."""
+"""Dagster is given up after this many starts in a row that ended before all parts were running."""
 SERVICES = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc", "dagster dev")
-"""What stands in the command lines of Dagster's own processes. Others of its sessions are runs and their steps."""
+"""Words in the command lines of Dagster's own processes. All other processes of its sessions are runs and their steps."""
 VITAL = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc")
 """Those that `dagster dev` does not start again: with the first two it ends, but slowly; without the last, which is the code
 server itself, it goes on and launches nothing any more."""
@@ -51,7 +51,7 @@ def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Ite
         wait_s: for an owner that is just ending.
 
     Raises:
-        InUseError: somebody owns it; says who, and where the UI is.
+        InUseError: another process owns it; the message names it and its UI.
     """
     told = state / "owner.json"
     with (state / "owner.lock").open("a") as lock:
@@ -66,9 +66,9 @@ def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Ite
                     raise InUseError(
                         f"starting {what}",
                         str(state),
-                        f"`{current.get('what', 'another command')}` runs on it, as process {current.get('pid', '?')}, "
+                        f"`{current.get('what', 'another command')}` is using it, as process {current.get('pid', '?')}, "
                         f"with its UI at {current.get('url', '?')}",
-                        "Go on there, or end it (Ctrl-C where it runs) and start again.",
+                        "Use that UI, or end the command (Ctrl-C in its terminal) and start again.",
                     ) from None
                 time.sleep(0.2)
         mine = {"what": what, "pid": os.getpid(), "url": url}
@@ -80,7 +80,7 @@ def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Ite
 
 
 def is_ending(state: Path) -> None:
-    """Tell whoever wants the folder that it is worth waiting for."""
+    """Record that this owner is ending, so that a new one waits for it."""
     told = state / "owner.json"
     if (current := _read(told)).get("pid") == os.getpid():
         told.write_text(json.dumps({**current, "ending": True}))
@@ -136,7 +136,7 @@ class DagsterDev:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was given up: start after start ended at once."""
+        """Whether Dagster was given up, because start after start ended at once."""
         return self._ended.is_set()
 
     def wait(self) -> None:
@@ -147,7 +147,7 @@ class DagsterDev:
             raise self._failure
 
     def _watch(self) -> None:
-        """In one thread, whose end would be the end of its children (`PR_SET_PDEATHSIG`)."""
+        """Start and watch Dagster in one thread: its children end when the thread ends (`PR_SET_PDEATHSIG`)."""
         try:
             self._keep_whole()
         except Exception as error:  # no such program, a full disk
@@ -211,7 +211,7 @@ class DagsterDev:
             self._process.wait()
 
     def _stop(self) -> None:
-        """Politely first, then all that is left, runs and steps too: they go on at the next start."""
+        """End Dagster politely, then kill what is left, including runs and steps, which the next start continues."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -232,7 +232,7 @@ def end_leftovers(record: Path, home: str) -> None:
 
 
 def ends_with_parent() -> None:
-    """In a child that is about to become another program: on Linux, end politely when the parent is gone."""
+    """Called in a new child: on Linux, makes it end politely when its parent is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -255,7 +255,7 @@ def end_cleanly_when_told(state: Path) -> None:
 
 
 def _of_sessions(sessions: Iterable[int], home: str) -> list[psutil.Process]:
-    """Living processes of these sessions that have this `DAGSTER_HOME`: after a reboot the numbers are anybody's."""
+    """Living processes of these sessions with this `DAGSTER_HOME`. Checked because a reboot gives the numbers to other processes."""
     wanted, found = set(sessions), []
     for process in psutil.process_iter() if wanted else ():
         try:
@@ -267,7 +267,7 @@ def _of_sessions(sessions: Iterable[int], home: str) -> list[psutil.Process]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill them, and wait until none lives. Who has started them may be gone and leave them unburied."""
+    """Kill processes, and wait until none is alive. Their parent may be gone, so that they stay zombies, which count as ended."""
     killed = list(processes)
     for process in killed:
         with suppress(psutil.NoSuchProcess):

@@ -200,8 +200,8 @@ class EmbeddedS3:
                 "starting the embedded S3 server",
                 str(self.folder),
                 f"another program listens on its port {', '.join(taken)}",
-                f"End that program, or remove {self.folder / 'config.json'}: ports and keys are then chosen anew, and "
-                "what is stored stays.",
+                f"End that program, or remove {self.folder / 'config.json'}: the server then chooses new ports and keys, and "
+                "keeps what is stored.",
             )
         self._write_identities(config)
         make_certificate(self.folder)

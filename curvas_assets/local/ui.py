@@ -25,11 +25,11 @@ def main() -> None:
 
 
 def serve(deployment: LocalDeployment, port: int) -> None:
-    """Until it is told to end.
+    """Serve the UI until the process is told to end.
 
     Raises:
         InUseError: the state is in use.
-        StorageError: the port is, or the store does not start.
+        StorageError: the port is in use, or the store does not start.
     """
     url = f"http://127.0.0.1:{port}"
     end_cleanly_when_told(deployment.state)

@@ -19,7 +19,7 @@ from curvas_assets.storage.objects import ObjectStore, S3Objects
 from curvas_assets.storage.patience import Patience
 
 SENSOR_READ_SECONDS = 10
-"""Outside of runs nothing waits for a store that is away: sensors and schedules skip, and look again."""
+"""Outside of runs nothing waits for a store that is away: sensors and schedules skip, and try again next time."""
 SENSOR_ATTEMPTS = 2
 
 
@@ -44,10 +44,10 @@ class Bucket(dg.ConfigurableResource):
         return _store(self.settings(), deployment().store_patience_seconds if self._in_run else 0.0)
 
     def checked_objects(self, hours: float = 0) -> MeteredObjects:
-        """The store, once endpoint, keys and bucket have been tried: one clear error before any work.
+        """The store, after a check of endpoint, keys and bucket, so that a wrong setting fails before any work.
 
         Args:
-            hours: how long the work may take, h; a session token that ends sooner is told in the run's log.
+            hours: how long the work may take, h; if the session token expires sooner, the run's log says so.
         """
         warning = expiry_warning(self.settings(), datetime.now(UTC), timedelta(hours=hours))
         if warning:
@@ -60,7 +60,7 @@ class Bucket(dg.ConfigurableResource):
         return objects
 
     def report_link(self) -> tuple[str, str] | None:
-        """Where a browser opens the report as it stands, and until when that goes; None if there is no report."""
+        """The link that opens the current report in a browser, and when it expires; None if there is no report."""
         objects, key = self.objects(), self.layout.report()
         if not directories.exists(objects, key):
             return None
@@ -92,6 +92,6 @@ def _store(settings: S3Settings, patience_s: float) -> MeteredObjects:
 
 
 def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:
-    """A digest of the published table that people uploaded; None if they have not."""
+    """A digest of the published table; None if nobody has uploaded one."""
     found = objects.head(layout.published_table(name))
     return None if found is None else hashlib.sha256(f"{found.size} {found.tag}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One step, many partitions: each stored and reported as soon as it is done, none taken along by another's failure.
+"""One step, many partitions: each is stored and reported as soon as it is done, and no failure affects another partition.
 
 A batch that dies at its fifth partition leaves four materialised. An error of one partition is logged and the batch goes
 on; in the end the step fails and names what is missing. A retry of the step, a run that goes on for one that was killed, and a
@@ -118,13 +118,13 @@ def _tell_verdicts(
 
 
 def told(key: str, error: Exception, reason: str) -> str:
-    """A partition's reason, the partition's name before it unless the error names it itself."""
+    """The reason of a partition's failure, after the partition's name unless the error names it already."""
     named = isinstance(error, CurvasError) and all(part in error.subject for part in key.split(SEPARATOR))
     return reason if named else f"{key}: {reason}"
 
 
 def _told_of_disk(asset: str, key: str, error: Exception) -> Exception:
-    """What befell a partition; a full scratch disk as a DiskError, whichever library met it."""
+    """The error of a partition; a full scratch disk becomes a DiskError, whichever library reported it."""
     folder = deployment().scratch_folder() or Path(tempfile.gettempdir())
     if isinstance(error, CurvasError) or not disk.is_full(error, folder):
         return error

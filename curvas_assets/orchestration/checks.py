@@ -1,4 +1,4 @@
-"""Verdicts of stages as asset checks: one a check and partition, also where one step takes many partitions.
+"""Verdicts of stages as asset checks: one per check and partition, also if one step makes many partitions.
 
 A *warning* informs: the partition is stored and used. A *defect* is an error of its partition alone: the work raises it,
 the partition is not stored, so nothing downstream of it can be made, and the others of the batch go on. Dagster's own
@@ -77,7 +77,7 @@ def _severity(check: Check) -> dg.AssetCheckSeverity:
 
 
 def _verdict(problems: list[str]) -> dict[str, Any]:
-    """Whether a check passes, in a sentence and in full. No number is in it: Dagster would plot it."""
+    """A check's result, with a sentence and all details. It contains no number, because Dagster would plot it."""
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     return {
         "passed": not problems,

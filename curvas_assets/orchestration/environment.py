@@ -1,4 +1,4 @@
-"""What the deployment says: the one place that reads environment variables.
+"""The settings of the deployment: the only place that reads environment variables.
 
 `.env` in the working directory is read too; variables that are set win over it. Values are read when they are needed, so
 that definitions load without credentials.
@@ -17,7 +17,7 @@ from curvas_assets.errors import DeploymentError
 
 PREFIX = "CURVAS_"
 MOST_PATIENCE = 6 * 3600
-"""A writer that waits stays far below the age at which what it has sent counts as forgotten (`storage.versions`)."""
+"""The longest wait, s: far shorter than the age at which unfinished writing is swept (`storage.versions`)."""
 SAYS_SOMETHING_EMPTY = ("devices", "gpu_nodes")
 """Settings whose empty variable means none, and not that it is not set."""
 

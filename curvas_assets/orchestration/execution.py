@@ -1,4 +1,4 @@
-"""What each stage needs to run, and what "gpu" and "large memory" mean: said here, and only here.
+"""What each stage needs to run, and what "gpu" and "large memory" mean. It is said only here.
 
 A step says what it needs; the deployment says where that is. Pools limit across runs on one instance; the queue and
 Kubernetes tags act when the executor is Celery or Kubernetes and are inert otherwise. `CURVAS_EXECUTOR` picks the
@@ -18,7 +18,7 @@ EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
 """`local` and `multiprocess` are the same: a process a step, on this machine."""
 SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
-"""What a step asks for that holds whole volumes in nnU-Net's hands. A choice with room, not a measurement."""
+"""Memory of a step in which nnU-Net holds whole volumes, GiB. Chosen with a margin, not measured."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Needs:
     Args:
         cpus: cores it keeps busy.
         memory_gib: memory it may use, GiB; more ends it.
-        hours: how long one partition may take, h, to tell in time that keys expire.
+        hours: how long one partition may take, h; used to warn in time that keys expire.
         scratch_gib: disk it may use while it works, GiB.
         gpus: whole GPUs. A step with one stands in the pool and the queue `gpu`.
         gpu_memory_gb: memory each of those must have, GB; None if any will do.

@@ -1,4 +1,4 @@
-"""What a failed run says to people: patient or model, reason and remedy, as its steps told them."""
+"""The message of a failed run: patient or model, reason and remedy, as its steps reported them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ def told(run: dg.DagsterRun, ended: dg.DagsterEvent, steps: Sequence[dg.DagsterE
 
     Args:
         run: that failed.
-        ended: its failure event, which says how it ended; all there is to say of a run that died.
+        ended: its failure event, which says how it ended; the only source for a run that died.
         steps: the failure events of its steps.
     """
     partition = run.tags.get("dagster/partition")

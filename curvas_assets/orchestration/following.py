@@ -1,4 +1,4 @@
-"""Automation from new patient to scores: which runs are due for patients that have just come, and nothing else.
+"""Automation from a new patient to its scores: which runs are due for new patients, and nothing else.
 
 A patient is taken on stage by stage: what is missing and ready is asked for, once its runs before have ended. The same
 cells are not asked for again until something they are made from is made again, the patient's files change, or the asset is
@@ -35,7 +35,7 @@ def due_for_patients(
     patients: list[str],
     files: dict[str, str],
 ) -> Iterator[dg.RunRequest]:
-    """For each patient none of whose runs goes on, a run for what is missing and ready of each stage.
+    """For each patient without an active run: one run per stage for what is missing and ready.
 
     Args:
         study: its models and ensembles.
@@ -80,5 +80,5 @@ def _patients_with_runs(instance: dg.DagsterInstance) -> set[str]:
 
 
 def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Runs that wait or go on."""
+    """Runs that are queued or active."""
     return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)))

@@ -59,8 +59,8 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         if _failures_before(self._instance, run) > RETRIES_OF_FAILURES:
             self._instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: "0"})
             raise DagsterLaunchFailedError(
-                f"Not launched again: it was not killed, but failed {RETRIES_OF_FAILURES + 1} times before its steps began. "
-                "The error is in the log of the run before; mend it, then launch again."
+                f"Not launched again: the run was not killed; it failed {RETRIES_OF_FAILURES + 1} times before its steps began. "
+                "The error is in the log of the previous run. Remove its cause, then launch again."
             )
         super().launch_run(context)
 
@@ -144,7 +144,9 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
     def _asked(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "it was started elsewhere: nobody can be asked")
+            return CheckRunHealthResult(
+                WorkerStatus.RUNNING, "it was started on another machine, which cannot be asked"
+            )
         return asked_of_server(run.run_id, partial(has_run_under_way, client))
 
 
@@ -152,10 +154,10 @@ def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRu
     """What follows from a code server's answer about a run."""
     known = knows(run_id)
     if known is None:
-        return CheckRunHealthResult(WorkerStatus.RUNNING, "its code server does not answer: it may go on")
+        return CheckRunHealthResult(WorkerStatus.RUNNING, "its code server does not answer: the run may still be alive")
     if known:
         return CheckRunHealthResult(WorkerStatus.RUNNING)
-    return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code server was started anew and does not know it")
+    return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code server was restarted and does not know the run")
 
 
 def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:

@@ -89,7 +89,7 @@ def work(
         if stage == PREDICTION and (held := going & _of_another_image(staleness)):
             told = (
                 f"predictions of {', '.join(sorted(held))} are missing or of another image than the patient has now; "
-                f"{'they were uploaded: upload them again' if predict else UNPREDICTED}; the scores there are stay until then"
+                f"{'they were uploaded: upload them again' if predict else UNPREDICTED}; the old scores are kept until then"
             )
             tell(told)
             left.append(told)

@@ -80,9 +80,9 @@ class Partitions:
 
     study: Study
     patient: StudyPatients
-    """Everybody in the bucket who is not excluded."""
+    """All patients in the bucket who are not excluded."""
     test_patient: StudyPatients
-    """Who is predicted and scored: the test set, or under cross-validation those whom a fold held out."""
+    """Patients who are predicted and scored: the test set, or under cross-validation those whom a fold held out."""
     annotator: dg.StaticPartitionsDefinition
     model: dg.StaticPartitionsDefinition
     ensemble: dg.StaticPartitionsDefinition
@@ -113,7 +113,7 @@ class Partitions:
             below: along what the one that reads it is.
 
         Raises:
-            LookupError: nobody has said how the two belong together.
+            LookupError: no mapping between these two is defined.
         """
         if above is None:
             return None

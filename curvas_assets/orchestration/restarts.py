@@ -1,4 +1,4 @@
-"""What Dagster leaves undone when something is killed at the wrong moment, and whose repair needs no hands.
+"""Repairs what Dagster leaves undone when something is killed at the wrong moment.
 
 Two gaps, both found by killing: a run whose process dies before the run has started waits for the start's timeout; and a
 retry that cannot be launched, because the code server is just starting again, is given up for ever.
@@ -18,7 +18,7 @@ GIVEN_UP = "Failed to retry run"
 """What Dagster writes into a run's log when its retry could not be launched."""
 MOST_TIMES = 20
 WITHIN = timedelta(days=1)
-"""Older failures are left alone: nobody expects them to go on."""
+"""Failures older than this are left alone, because nobody expects these runs to continue."""
 MOST_RUNS = 50
 
 
@@ -36,7 +36,7 @@ def keep_going() -> dg.SensorDefinition:
         launcher = context.instance.run_launcher
         failed = launcher.fail_dead_starts() if isinstance(launcher, WatchedRunLauncher) else []
         again = retry_after_all(context.instance)
-        told = [f"{run_id}: its process was killed before it had started; failed" for run_id in failed]
+        told = [f"{run_id}: its process was killed before it had started: marked as failed" for run_id in failed]
         told += [f"{run_id}: its retry is launched after all" for run_id in again]
         for one in told:
             context.log.info(one)
@@ -58,13 +58,13 @@ def retry_after_all(instance: dg.DagsterInstance) -> list[str]:
         if not instance.get_runs(
             dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1
         ):  # nobody launched it again
-            instance.report_run_failed(run, "its retry found no code server, and is tried again")
+            instance.report_run_failed(run, "its retry found no code server; it is retried once more")
             found.append(run.run_id)
     return found
 
 
 def _times_given_up(instance: dg.DagsterInstance, run_id: str) -> int:
-    """How often its retry could not be launched; 0 if the daemon has yet to take up what was told since."""
+    """How often a run's retry could not be launched; 0 if the daemon has not yet handled the last report."""
     kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
     events = [
         entry.message == GIVEN_UP

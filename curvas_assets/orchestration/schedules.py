@@ -19,8 +19,8 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         name="nightly_scores",
         cron_schedule="0 2 * * *",
         job=jobs["refresh_scores"],
-        description="Patients of whom something changed: taken in, ensembled and scored again, and nobody else. Predicted "
-        f"only if {variable('nightly_predict')}=1: it takes GPUs.",
+        description="Takes in, ensembles and scores again the patients of whom something changed, and nobody else. Predicts "
+        f"only if {variable('nightly_predict')}=1, because that uses GPUs.",
     )
     def nightly_scores(context: dg.ScheduleEvaluationContext):
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
@@ -30,7 +30,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         name="weekly_report",
         cron_schedule="0 4 * * 1",
         job=jobs[REPORT],
-        description="Mondays: cohort, statistics, cost, figures and report, if anything behind them has changed since.",
+        description="On Mondays: makes cohort, statistics, cost, figures and report, if anything they depend on has changed.",
     )
     def weekly_report(context: dg.ScheduleEvaluationContext):
         yield from due_report(Staleness(context.repository_def.asset_graph, context.instance))

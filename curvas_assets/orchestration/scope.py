@@ -11,14 +11,16 @@ from curvas_assets.study import ModelId, Study
 
 @dataclass(frozen=True)
 class Scope:
-    """A rectangle of the patient × model grid, and its shadow on assets of one dimension.
+    """A rectangle of the patient × model grid.
+
+    For an asset that is partitioned along patients or models only, the rectangle's patients or models count.
 
     Args:
         patients: whose partitions; None for all.
         columns: models, ensembles and annotators; None for all.
         stale: whether partitions that exist and are out of date count too.
         elsewhere: whether what was made elsewhere and uploaded counts as well, once it is missing here or out of date.
-        since: the storage id of an event; every partition that has not been made after it is due, whatever its state.
+        since: the storage id of an event; every partition that was last made before it is due, whatever its state.
     """
 
     patients: frozenset[str] | None = None
@@ -29,7 +31,7 @@ class Scope:
 
     @classmethod
     def of_study(cls, study: Study) -> "Scope":
-        """Everybody whom a set of the study has. A patient in no set is nobody's: only `make_missing` takes it in."""
+        """All patients whom a set of the study names. Only `make_missing` takes in a patient whom no set names."""
         if study.rest is not None:
             return cls()
         return cls(patients=frozenset(one for members in study.sets.values() for one in members))
@@ -61,7 +63,7 @@ class Scope:
 
 
 def columns_of(study: Study, predictors: list[str]) -> frozenset[str]:
-    """What belongs to some models and ensembles: they, the models' annotators, and every ensemble a model is a member of."""
+    """The given models and ensembles, the models' annotators, and every ensemble of which a given model is a member."""
     models = {ModelId.parse(p) for p in predictors if study.family(p) == "individual"}
     ensembles = {str(e) for e in study.ensemble_ids if models & set(study.members(e))}
     return frozenset({*predictors, *ensembles, *(model.annotator for model in models)})

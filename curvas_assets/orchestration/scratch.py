@@ -1,4 +1,4 @@
-"""Disk that steps work on: bounded, promised before the work, and given back whatever happens.
+"""Disk space for steps: limited, promised before the work, and always given back.
 
 Each step holds a folder of its own below `CURVAS_SCRATCH`, and a lock on it that the kernel takes back when the process
 ends. Whoever comes next removes the folders of the dead. What live steps were promised counts as used already, so that two
@@ -22,7 +22,7 @@ RESERVE_BYTES = 1 << 30
 
 @contextmanager
 def scratch_space(subject: str, needed_bytes: int = 0) -> Iterator[Path]:
-    """A folder to work in, removed when the block ends, or by the next step if this process is killed.
+    """A folder to work in. It is removed when the block ends, or by the next step if this process is killed.
 
     Args:
         subject: the patient, model or dataset it is for, as the error names it.
@@ -54,7 +54,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _sweep(root: Path) -> int:
-    """Remove what dead steps left; what the live ones were promised and have not used yet, in bytes."""
+    """Remove what dead steps left; return the bytes that live steps were promised and have not used yet."""
     promised = 0
     for folder in root.glob(f"{PREFIX}*"):
         if not folder.is_dir():

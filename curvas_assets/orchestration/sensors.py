@@ -1,4 +1,4 @@
-"""Sensors: patients that appear in the bucket become partitions, those the study gave up are none; a failed run is told."""
+"""Sensors: new patients in the bucket become partitions, patients who left the study lose theirs, failed runs are reported."""
 
 import hashlib
 import json
@@ -35,8 +35,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         name="register_patients",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="A new folder below the data prefix becomes a patient, and a test patient if the study's sets say so; "
-        "who was excluded or moved since is no partition any more.",
+        description="Turns a new folder below the data prefix into a patient, and into a test patient if the study's sets say so. "
+        "Removes the partition of a patient who was excluded or moved to another set.",
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
         try:
@@ -52,8 +52,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         minimum_interval_seconds=60,
         jobs=[jobs[name] for row in FOLLOWED for name in row.jobs],
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Test patients whose partitions are missing are taken in, predicted, ensembled and scored, by all models "
-        "there are. What is out of date is not its business: `nightly_scores`.",
+        description="Takes in, predicts, ensembles and scores test patients whose partitions are missing, with all models "
+        "there are. What is out of date is left to `nightly_scores`.",
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
@@ -74,7 +74,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         minimum_interval_seconds=300,
         job=jobs[REPORT],
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="The report is made anew when scores, or anything else behind it, have changed and no scoring is under way.",
+        description="Makes the report again when scores, or anything else it depends on, have changed and no scoring is running.",
     )
     def report_after_scores(context: dg.SensorEvaluationContext):
         assert context.repository_def is not None

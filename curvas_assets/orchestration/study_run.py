@@ -97,8 +97,8 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
     def conclude(context: dg.OpExecutionContext, left: list[str]) -> None:
         if left:
             raise dg.Failure(
-                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch the study "
-                "again when it is mended.",
+                f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here say why. Remove the causes, and launch the study "
+                "again.",
                 allow_retries=False,
             )
 
@@ -265,7 +265,7 @@ class StageRunner:
         if ours:
             self.context.log.info(f"{stage}: {sum(ours.values())} to make, in {_runs(len(ours))}")
         for maker, count in theirs.items():
-            self.context.log.info(f"{stage}: {count} under way already: waiting for {maker}")
+            self.context.log.info(f"{stage}: {count} are being made already: waiting for {maker}")
         following = {run_id: _Followed(run_id, count) for run_id, count in counts.items()}
         while following:
             time.sleep(POLL_SECONDS)
@@ -280,7 +280,7 @@ class StageRunner:
                     continue
                 run = record.dagster_run if record else None
                 if run is not None and (again := run.tags.get(AUTO_RETRY_RUN_ID_TAG)):
-                    self.context.log.warning(f"{stage}: run {one.run_id[:8]} was killed, and goes on as {again[:8]}")
+                    self.context.log.warning(f"{stage}: run {one.run_id[:8]} was killed; run {again[:8]} continues it")
                     one.go_on_as(again)
                     continue
                 del following[first]

@@ -46,7 +46,7 @@ def reduce_scores(scores: pd.DataFrame) -> pd.DataFrame:
         raise StatisticsError(
             "reducing scores",
             f"{one['patient']}, {one['predictor']}",
-            f"{int(twice.sum())} values stand there more than once, the first being {one}",
+            f"{int(twice.sum())} values appear more than once, the first being {one}",
             "Give each metric, organ and annotator of a patient and predictor once.",
         )
     table = _whole_first(table, keys, "organ")

@@ -154,7 +154,9 @@ def test_one_owner_and_the_next_is_told_or_waits_for_its_end(tmp_path):
         run = [sys.executable, "-c", code]
         refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
         assert InUseError.__name__ in refused.stderr
-        assert f"`make ui` runs on it, as process {os.getpid()}, with its UI at http://127.0.0.1:3000" in refused.stderr
+        assert (
+            f"`make ui` is using it, as process {os.getpid()}, with its UI at http://127.0.0.1:3000" in refused.stderr
+        )
         processes.is_ending(tmp_path)
         waiting = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         time.sleep(1)

@@ -132,7 +132,7 @@ def test_what_the_study_makes_of_a_new_patient_is_told(study, instance):
     folders = dict.fromkeys(["PHANTOM001", "PHANTOM006", "PHANTOM007", "PHANTOM120"], "a")
     told = registration(study, Partitions.of(study), instance, folders, None).skip_reason.skip_message
     assert "PHANTOM001: in the set train: models learn from it" in told
-    assert "PHANTOM006: in the set validation, which training.sets leaves out: taken in only" in told
+    assert "PHANTOM006: in the set validation, which training.sets leaves out: checked at intake and not used" in told
     assert "PHANTOM007: test: predicted and scored" in told
     assert (
         "PHANTOM120: in no set, so nothing is made of it; name it in sets of the study file, or write `rest: test`"

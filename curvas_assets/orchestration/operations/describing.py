@@ -28,7 +28,7 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
         ("store", stored.to_string(index=False)),
         ("assets", state.to_string(index=False)),
         (
-            "orphans: made, kept, and no longer the study's (job remove_orphans)",
+            "orphans: artefacts that no longer belong to the study (job remove_orphans)",
             orphans.to_string(index=False) if len(orphans) else "none",
         ),
     ):
@@ -48,5 +48,7 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
 
 
 OPERATIONS = (
-    Operation("about", "Study, versions, store, counts: in this step's log and metadata.", NoSettings, _about),
+    Operation(
+        "about", "Reports study, versions, store and counts in this step's log and metadata.", NoSettings, _about
+    ),
 )

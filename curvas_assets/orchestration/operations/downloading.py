@@ -19,11 +19,11 @@ class Download(dg.Config):
     folder: str = Field(
         description=f"{FOLDER} Made if it is not there; files that are there already are not fetched again."
     )
-    patients: list[str] = Field(default=["all"], description=f"Whose. {selection.PATIENTS}")
-    models: list[str] = Field(default=["all"], description=f"Of which. {selection.PREDICTORS}")
+    patients: list[str] = Field(default=["all"], description=f"Patients to download. {selection.PATIENTS}")
+    models: list[str] = Field(default=["all"], description=f"Models and ensembles to download. {selection.PREDICTORS}")
     probabilities: bool = Field(
         default=False,
-        description="Of predictions and ensembles, also one NIfTI of probabilities per organ (at clinical size about 1 GB each "
+        description="For predictions and ensembles: also write one NIfTI of probabilities per organ (at clinical size about 1 GB each "
         "before compression).",
     )
 

@@ -89,7 +89,7 @@ def empty(objects: ObjectStore, prefix: str, typed: str, tell: Callable[[str], N
             "emptying the prefix",
             found.name,
             f"{len(left.objects)} objects are still there, e.g. {left.objects[0].key}",
-            "Somebody writes there: stop all runs and launch again.",
+            "Something is still writing there: stop all runs, and launch again.",
         )
     return found
 

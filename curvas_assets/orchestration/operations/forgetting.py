@@ -1,8 +1,8 @@
-"""Forgetting old runs, so that Dagster's own storage does not grow for ever: those alone whose loss nobody notices.
+"""Forgets old runs that nothing reads any more, so that Dagster's own storage does not grow for ever.
 
 A run that has made or observed something of an asset stays: staleness, the partitions' history and the cost ledger read its
 events. So does one that emptied a prefix, whose log is the record of what went, and one that others go on for. What goes are
-looks, launches, downloads and failures, with their step logs.
+evaluations of sensors, launches, downloads and failures, with their step logs.
 """
 
 from collections.abc import Callable, Iterator

@@ -31,7 +31,7 @@ from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpl
 from curvas_assets.study import ModelId
 
 CLOCK_RESOLUTION = timedelta(seconds=1)
-"""What a store's times leave out: an object of the second in which the clock was read may be younger than that."""
+"""Stores give times in whole seconds: an object of the second in which the clock was read may be younger than it."""
 NO_MEMORY = pd.DataFrame(columns=["asset", "partition"])
 MARKERS = (directories.MANIFEST, softmax.GROUP)
 
@@ -41,7 +41,7 @@ MARKERS = (directories.MANIFEST, softmax.GROUP)
 
 @dataclass(frozen=True)
 class Orphan:
-    """A partition that the study has no more, and what stands in the bucket of it.
+    """A partition that is no longer in the study, and its objects in the bucket.
 
     Args:
         asset: of the lineage.
@@ -88,7 +88,7 @@ def orphan_table(orphans: Sequence[Orphan], remembered: pd.DataFrame) -> pd.Data
 
 
 def chosen(orphans: Sequence[Orphan], only: Iterable[str]) -> list[Orphan]:
-    """Those orphans that one of the names is of: an asset, a partition, or a patient, model or annotator in it; or all."""
+    """The orphans that one of the names selects (an asset, a partition, or a patient, model or annotator in it), or all."""
     names = {name for entry in only for name in str(entry).replace(",", " ").split()}
     if names == {"all"}:
         return list(orphans)
@@ -189,7 +189,7 @@ def removed_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[st
 
 @dataclass(frozen=True)
 class Leftover:
-    """What can go without anybody missing it.
+    """Something that can be removed without loss.
 
     Args:
         what: kind, in words.

@@ -27,28 +27,31 @@ TOGETHER = {FIGURES.name, REPORT_PAGE.name}
 class MakeMissing(dg.Config):
     stages: list[str] = Field(
         default=["all"],
-        description=f"Which stages, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
+        description=f"Stages to make, in the order of the study: all, or assets such as softmax and scores, or jobs: {', '.join(STAGES)}.",
     )
-    patients: list[str] = Field(default=["all"], description=f"For which. {selection.PATIENTS}")
+    patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
     models: list[str] = Field(
-        default=["all"], description=f"For which. {selection.PREDICTORS} A model brings the ensembles it belongs to."
+        default=["all"],
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
     )
-    stale: bool = Field(default=False, description="Also what exists and is out of date; else only what is missing.")
+    stale: bool = Field(
+        default=False, description="Also make what exists but is out of date; otherwise only what is missing."
+    )
     elsewhere: bool = Field(
         default=False,
-        description="Also what people uploaded, or uploaded predictions of: a model is then trained here although its "
-        "predictions came from elsewhere. Without it, uploads are left alone, by `study` as well.",
+        description="Also make what people uploaded, and train models of which only predictions were uploaded. Otherwise "
+        "uploads are left alone, as `study` leaves them.",
     )
 
 
 class Redo(dg.Config):
     stages: list[str] = Field(
-        description="Which: assets such as softmax and scores, or jobs such as predict. `figures` and `report` go together.",
+        description="Stages to make again: assets such as softmax and scores, or jobs such as predict. `figures` and `report` are made together.",
     )
-    patients: list[str] = Field(description=f"For which; it has no effect on models and tables. {selection.PATIENTS}")
+    patients: list[str] = Field(description=f"Patients; without effect on models and tables. {selection.PATIENTS}")
     models: list[str] = Field(
-        description=f"For which; it has no effect on scans, scores and tables. {selection.PREDICTORS} Datasets are those of "
-        "the models' annotators.",
+        description=f"Models and ensembles; without effect on scans, scores and tables. {selection.PREDICTORS} Datasets are "
+        "those of the models' annotators.",
     )
     dry_run: bool = Field(default=True, description="Only list what would be made again.")
 
@@ -56,10 +59,11 @@ class Redo(dg.Config):
 class RefreshScores(dg.Config):
     patients: list[str] = Field(
         default=["all"],
-        description=f"Of which, if something changed of them. {selection.PATIENTS}",
+        description=f"Patients to look at; only those of whom something changed are scored again. {selection.PATIENTS}",
     )
     predict: bool = Field(
-        default=False, description="Also predict what is out of date, which takes GPUs; else such patients are named."
+        default=False,
+        description="Also predict what is out of date, which uses GPUs; otherwise the run names these patients.",
     )
 
 
@@ -76,8 +80,8 @@ def _make_missing(session: Session, settings: MakeMissing) -> None:
     left = [name for stage in chosen_stages(study, settings.stages) for name in runner.run(stage)]
     if left:
         raise dg.Failure(
-            f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here tell why; launch this again "
-            "when it is mended: what is done stays done.",
+            f"{len(left)} could not be made: {'; '.join(left)}. The runs launched here say why. Remove the causes, and launch "
+            "this again: finished work is kept.",
             allow_retries=False,
         )
 
@@ -96,14 +100,14 @@ def _redo(session: Session, settings: Redo) -> dg.Output[None]:
     if not facts["partitions"]:
         raise dg.Failure("the study has no such partition: nothing to make again", allow_retries=False)
     if settings.dry_run:
-        session.tell("nothing was made: this was a list. To do it: dry_run: false")
+        session.tell("nothing was made: this is only a list. To make these again: dry_run: false")
         return dg.Output(None, metadata={"made again": False, **facts})
     runner = StageRunner(session.context, scope)
     left = [name for stage, assets in stages.items() for name in runner.run(stage, assets)]
     if left:
         raise dg.Failure(
-            f"{len(left)} could not be made again: {'; '.join(left)}. What stood there stays. The runs launched here tell "
-            "why.",
+            f"{len(left)} could not be made again: {'; '.join(left)}. The old artefacts are kept. The runs launched here "
+            "say why.",
             allow_retries=False,
         )
     return dg.Output(None, metadata={"made again": True, **facts})
@@ -123,7 +127,7 @@ def _refresh_scores(session: Session, settings: RefreshScores) -> dg.Output[None
     )
     if left:
         raise dg.Failure(
-            f"{len(left)} could not be made: {'; '.join(left)}. The scores there are stay.", allow_retries=False
+            f"{len(left)} could not be made: {'; '.join(left)}. The old scores are kept.", allow_retries=False
         )
     return dg.Output(None, metadata={"patients": ", ".join(patients) or "none"})
 
@@ -194,14 +198,14 @@ OPERATIONS = (
     ),
     Operation(
         "redo",
-        "Makes partitions again, fresh or not: those named and no others. Lists them unless dry_run is off.",
+        "Makes exactly the named partitions again, whether they are stale or not. Lists them unless dry_run is off.",
         Redo,
         _redo,
         launcher_tags("redo") | NEVER_AGAIN,  # begun anew, it would make what it has made already
     ),
     Operation(
         "refresh_scores",
-        "Patients of whom something changed: taken in, ensembled and scored again, and nobody else.",
+        "Takes in, ensembles and scores again the patients of whom something changed, and nobody else.",
         RefreshScores,
         _refresh_scores,
         launcher_tags("refresh_scores"),

@@ -22,14 +22,14 @@ NEVER_AGAIN = {MAX_RETRIES_TAG: "0"}
 
 
 class ForgetOldRuns(dg.Config):
-    days: int = Field(default=90, description="Runs that were launched longer ago.", ge=1)
+    days: int = Field(default=90, description="Only runs that were launched more than this many days ago.", ge=1)
     dry_run: bool = Field(default=True, description="Only list them.")
 
 
 class EmptyData(dg.Config):
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
     confirm: str = Field(
-        default="", description="To remove: the full name of the prefix, exactly as the dry run tells it."
+        default="", description="To remove: type the full name of the prefix, exactly as the dry run prints it."
     )
 
 
@@ -43,17 +43,17 @@ class EmptyArtifacts(EmptyData):
 class RemoveOrphans(dg.Config):
     only: list[str] = Field(
         default=["all"],
-        description="Which: all, or names as the dry run lists them: assets, patients, models, ensembles, annotators.",
+        description="Which orphans: all, or names as the dry run lists them (assets, patients, models, ensembles, annotators).",
     )
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
-    confirm: str = Field(default="", description="To remove: the line that the dry run tells, exactly.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
+    confirm: str = Field(default="", description="To remove: type exactly the line that the dry run prints.")
 
 
 class Sweep(dg.Config):
-    dry_run: bool = Field(default=True, description="Only list what would go, and how many bytes.")
+    dry_run: bool = Field(default=True, description="Only list what would be removed, with its size.")
     young_too: bool = Field(
         default=False,
-        description="Also what somebody touched within the last day, uploads that were not completed left out. Refused while other runs go on, whose it may be.",
+        description="Also remove what was written within the last day, except unfinished uploads. Refused while other runs are active, because they may have written it.",
     )
 
 
@@ -81,13 +81,13 @@ def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None
         session.tell(
             f"would remove {total(o.size for o in found.objects)} below {found.name}/, and forget {', '.join(assets)}.\n"
             f"{found.by_folder(prefix).to_string(index=False)}\n"
-            f"To do it: dry_run: false, confirm: {found.name}"
+            f"To remove it: dry_run: false, confirm: {found.name}"
         )
         return dg.Output(None, metadata={"removed": False, **facts})
     if others := session.other_runs():
         names = ", ".join(map(short_name, others[:5]))
         raise dg.Failure(
-            f"{len(others)} other runs have not ended ({names}): nothing was removed. Wait or end them.",
+            f"{len(others)} other runs have not ended ({names}): nothing was removed. Wait for them, or end them.",
             allow_retries=False,
         )
     removed = emptying.empty(objects, prefix, settings.confirm.strip(), session.tell)
@@ -148,7 +148,7 @@ def _sweep(session: Session, settings: Sweep) -> dg.Output[None]:
     if settings.young_too and others:
         names = ", ".join(map(short_name, others[:5]))
         raise dg.Failure(
-            f"{len(others)} other runs have not ended ({names}), whose it may be: nothing was removed. Wait, or leave "
+            f"{len(others)} other runs have not ended ({names}), which may have written it: nothing was removed. Wait, or leave "
             "young_too off.",
             allow_retries=False,
         )
@@ -195,7 +195,7 @@ OPERATIONS = (
     ),
     Operation(
         "forget_old_runs",
-        "Lists, or forgets, old runs that made nothing, with their logs: launches, looks, failures.",
+        "Lists, or forgets, old runs that made nothing, with their logs: launches, evaluations, failures.",
         ForgetOldRuns,
         _forget_old_runs,
     ),

@@ -13,31 +13,31 @@ from curvas_assets.orchestration.operations.upload_predictions import upload_pre
 from curvas_assets.orchestration.sensors import register, roles_of
 from curvas_assets.stages import table
 
-ORIGIN = "Where it comes from, in your words: who made it, when, with what. Shown with the partition."
+ORIGIN = "Where it comes from, in your own words: who made it, when, with what. Shown with the partition."
 MOST_NAMED = 50
 
 
 class UploadPatients(dg.Config):
-    folder: str = Field(description=f"{FOLDER} It holds one folder a patient, with or without the prefix in its name.")
-    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    folder: str = Field(description=f"{FOLDER} It contains one folder per patient, named with or without the prefix.")
+    patients: list[str] = Field(default=["all"], description=f"Patients to upload. {selection.PATIENTS}")
 
 
 class UploadModel(dg.Config):
     folder: str = Field(
         description=f"{FOLDER} nnU-Net's results of one trainer: plans.json, dataset.json, fold_…/checkpoint_best.pth."
     )
-    model: str = Field(description="What it becomes: a model of the study, such as anno1_init112233_foldall.")
+    model: str = Field(description="The model of the study that it becomes, such as anno1_init112233_foldall.")
     origin: str = Field(default="", description=ORIGIN)
     voxel_order: str = Field(
         default="",
-        description="Of the scans it was trained on, such as LPS or RAS. Empty: as its dataset.json or its reader says, "
-        "else that of the study's training scans.",
+        description="Voxel order of the scans it was trained on, such as LPS or RAS. Empty: the order that its dataset.json or its "
+        "reader says, else that of the study's training scans.",
     )
 
 
 class UploadPreprocessing(dg.Config):
     folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
-    annotator: str = Field(description="Whose label maps it was made of, such as anno1.")
+    annotator: str = Field(description="The annotator from whose label maps it was made, such as anno1.")
     origin: str = Field(default="", description=ORIGIN)
 
 
@@ -46,8 +46,8 @@ class UploadPredictions(dg.Config):
         description=f"{FOLDER} What nnUNetv2_predict --save_probabilities wrote: <patient>.npz and <patient>.nii.gz, "
         "with its dataset.json and plans.json."
     )
-    model: str = Field(description="Whose they are: a model of the study, such as anno1_init112233_foldall.")
-    patients: list[str] = Field(default=["all"], description=f"Which of them. {selection.PATIENTS}")
+    model: str = Field(description="The model of the study that made them, such as anno1_init112233_foldall.")
+    patients: list[str] = Field(default=["all"], description=f"Patients to upload. {selection.PATIENTS}")
     origin: str = Field(default="", description=ORIGIN)
 
 
@@ -136,7 +136,7 @@ def _listed(refused: dict[str, str]) -> str:
 OPERATIONS = (
     Operation(
         "upload_patients",
-        "Validates each patient, uploads what is not in the bucket yet, registers the new ones.",
+        "Validates each patient, uploads the files that are not in the bucket yet, and registers new patients.",
         UploadPatients,
         _upload_patients,
     ),

@@ -179,7 +179,7 @@ def test_redo_lists_and_then_makes_what_is_named_and_nothing_else(lineage):
     ok, says, _ = redo(lineage, dry_run=False, **{**named, "stages": ["predict"]})
     assert not ok
     assert f"1 could not be made again: softmax {MODELS[0]}|{tests[1]}" in says
-    assert "What stood there stays" in says
+    assert "The old artefacts are kept" in says
     ok, _, told = redo(lineage, dry_run=False, stages=["trained_model"], patients=["all"], models=["ensemble_all"])
     assert not ok  # no model is named
 
