@@ -86,6 +86,8 @@ def test_ranks_and_their_mean_by_hand():
     assert [rank(board, metric, "general") for metric in ours] == [1, 3, 8, 2]
     overall = board[(board["metric"] == "overall") & (board["entry"] == "general")].iloc[0]
     assert overall["value"] == (1 + 3 + 8 + 2) / 4
+    order = board.loc[board["metric"] == "overall", "entry"]
+    assert list(order) == list(board.loc[board["metric"] == "dice_published", "entry"])  # as above, not by name
     # Better mean ranks: MedIG 1.25, PrAEcision 2.5, BreizhSeg 3.
     assert overall["rank"] == 4
     assert board[(board["metric"] == "crps_published") & (board["entry"] == "general")]["value"].iloc[
