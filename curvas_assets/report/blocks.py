@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from curvas_assets.report.figures import Chart
+from curvas_assets.report.chart import Chart
 from curvas_assets.report.tables import Table
 
 

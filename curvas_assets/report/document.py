@@ -1,17 +1,17 @@
 """The report: its sections, put together as one offline HTML page and as Markdown, with every figure as a file.
 
 Belongs here: the one door to a written report. Does not belong here: what it says (`sections`), markup (`markup`), drawing
-(`figures`, `pictures`).
+(`screen`, `paper`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from curvas_assets.errors import ReportError
-from curvas_assets.report import markup
+from curvas_assets.report import markup, paper
 from curvas_assets.report.blocks import Section
+from curvas_assets.report.chart import Chart
 from curvas_assets.report.facts import gather
-from curvas_assets.report.figures import Chart
 from curvas_assets.report.inputs import ReportInputs
 from curvas_assets.report.sections import SECTIONS
 from curvas_assets.report.style import ImageFormat
@@ -61,7 +61,7 @@ def build_report(
         attachments={
             f"figures/{chart.name}.{image_format}": content
             for chart in charts
-            for image_format, content in chart.images(image_formats).items()
+            for image_format, content in paper.images(chart, image_formats).items()
         },
         figures=tuple(chart.name for chart in charts),
     )

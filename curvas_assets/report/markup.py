@@ -1,6 +1,6 @@
 """Sections as one offline HTML page and as Markdown, by the templates beside this file.
 
-Belongs here: filling in the templates. Does not belong here: what is said (`sections`), how figures look (`figures`).
+Belongs here: filling in the templates. Does not belong here: what is said (`sections`), how figures look (`screen`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from curvas_assets.report import screen
 from curvas_assets.report.blocks import FigureBlock, Section
-from curvas_assets.report.figures import Chart
+from curvas_assets.report.chart import Chart
 from curvas_assets.report.tables import Table
 from curvas_assets.report.words import Words
 
@@ -64,7 +65,7 @@ def _said(title: str, sections: Sequence[Section], words: Words, generated_at: s
 
 def _interactive(chart: Chart) -> str:
     """The interactive figure without plotly.js, under a fixed id so that equal reports are equal."""
-    return chart.interactive().to_html(
+    return screen.draw(chart).to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=f"plot-{chart.name}",

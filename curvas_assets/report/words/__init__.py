@@ -28,9 +28,10 @@ def spoken(language: str) -> Mapping[str, Any]:
     Raises:
         ReportError: there is no file of this language.
     """
-    files = {one.name.removesuffix(".yaml"): one for one in resources.files(__name__).iterdir()}
+    files = {f.name.removesuffix(".yaml"): f for f in resources.files(__name__).iterdir() if f.name.endswith(".yaml")}
     if language not in files:
-        raise ReportError("writing the report", repr(language), "it is not a language of the report", "Use en or fr.")
+        use = f"Use {' or '.join(sorted(files))}."
+        raise ReportError("writing the report", repr(language), "it is not a language of the report", use)
     return yaml.safe_load(files[language].read_text(encoding="utf-8"))
 
 
@@ -38,7 +39,7 @@ class Words:
     """One language's words: `words("key", name=value)`, `words.metric("ece")`, `words.column("p_bonferroni")`.
 
     Args:
-        language: `en` or `fr`.
+        language: the name of its file: `en` or `fr`.
 
     Raises:
         ReportError: another language.
