@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curvas_assets.report.document import Provenance, Report, ReportInputs, build_report
-    from curvas_assets.report.figures import Chart
+    from curvas_assets.report.document import WrittenReport, build_report
+    from curvas_assets.report.inputs import Provenance, ReportInputs
     from curvas_assets.report.pictures import OrganView, SliceView, most_disputed_slice
     from curvas_assets.report.previews import (
         preview_scan,
@@ -17,40 +17,33 @@ if TYPE_CHECKING:
         reliability_diagram,
         training_curve,
     )
-    from curvas_assets.report.tables import Table, table_of
 
 _HOMES = {
-    "Chart": "figures",
     "OrganView": "pictures",
-    "Provenance": "document",
-    "Report": "document",
-    "ReportInputs": "document",
+    "Provenance": "inputs",
+    "ReportInputs": "inputs",
     "SliceView": "pictures",
-    "Table": "tables",
+    "WrittenReport": "document",
     "build_report": "document",
     "most_disputed_slice": "pictures",
     "preview_scan": "previews",
     "preview_softmax": "previews",
     "preview_uncertainty": "previews",
     "reliability_diagram": "previews",
-    "table_of": "tables",
     "training_curve": "previews",
 }
 __all__ = [
-    "Chart",
     "OrganView",
     "Provenance",
-    "Report",
     "ReportInputs",
     "SliceView",
-    "Table",
+    "WrittenReport",
     "build_report",
     "most_disputed_slice",
     "preview_scan",
     "preview_softmax",
     "preview_uncertainty",
     "reliability_diagram",
-    "table_of",
     "training_curve",
 ]
 

@@ -6,43 +6,35 @@ right) and keep the voxels' proportions. matplotlib is imported when a picture i
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from curvas_assets.errors import ReportError
-from curvas_assets.report.strokes import (
-    annotator_legend,
-    bare,
-    draw_reliability,
-    organ_legend,
-    outline,
-    show_ct,
-    show_labels,
-    show_map,
+from curvas_assets.report import paper
+from curvas_assets.report.chart import MOST_MARKED, Axis, Chart, Line, Panel, Scale
+from curvas_assets.report.slices import (
+    Slice,
+    coloured,
+    contours,
+    map_panel,
+    segmentation_panel,
+    slice_panel,
+    windowed,
 )
-from curvas_assets.report.style import (
-    BLACK,
-    BLUE,
-    CT_WINDOW_HU,
-    FAMILY_COLOURS,
-    GREY,
-    ORANGE,
-    Orientation,
-    new_figure,
-    picture,
-    pixel_aspect,
-    radiological,
-)
+from curvas_assets.report.style import BLACK, BLUE, GREY, ORANGE, Orientation, pixel_mm, radiological
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Slice = npt.NDArray[Any]
+    from curvas_assets.report.chart import Dash
+
 DEFAULT_ORIENTATION = "LPS"
 """Array order of the challenge's images as nibabel reads them with X to the left and Y to posterior; pass the affine to be sure."""
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "pseudo_dice", "ema_dice", "learning_rate", "seconds")
+FAINTEST = 0.01
+"""Probability below which the CT alone is shown."""
 
 
 def preview_scan(
@@ -71,18 +63,12 @@ def preview_scan(
         ReportError: shapes differ, or orientation or spacing cannot be used.
     """
     _same_shape("drawing a scan", image_slice, *annotation_slices)
-    figure = new_figure(4.2, 4.2)
-    axes = figure.add_subplot()
-    aspect = pixel_aspect(spacing_mm, orientation)
-    show_ct(axes, radiological(image_slice, orientation), aspect)
+    millimetres = pixel_mm(spacing_mm, orientation)
     names = annotators or [str(1 + index) for index in range(len(annotation_slices))]
-    for index, labels in enumerate(annotation_slices):
-        outline(axes, radiological(labels, orientation), index)
-    if annotation_slices:
-        annotator_legend(axes, names)
-    if title:
-        axes.set_title(title, fontsize=9)
-    return picture(figure)
+    maps = [radiological(labels, orientation) for labels in annotation_slices]
+    pixels = windowed(radiological(image_slice, orientation))
+    panel = slice_panel(pixels, millimetres, contours(maps, names, millimetres))
+    return _drawn([panel], (4.2, 4.4), title)
 
 
 def preview_softmax(
@@ -121,28 +107,15 @@ def preview_softmax(
     _same_shape("drawing a softmax slice", probabilities[0], *([] if image_slice is None else [image_slice]))
     organs = probabilities.shape[0] - 1
     names = list(class_names or [str(c) for c in range(organs + 1)])[1:]
-    figure = new_figure(min(2.6 * organs, 10.4) + 0.6, 3.0)
-    aspect = pixel_aspect(spacing_mm, orientation)
-    grid = figure.subplots(1, organs, squeeze=False)[0]
-    shown: Any = None
-    for index, axes in enumerate(grid):
-        probability = radiological(probabilities[1 + index], orientation)
-        if image_slice is None:
-            shown = axes.imshow(probability, cmap="cividis", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
-        else:
-            show_ct(axes, radiological(image_slice, orientation), aspect)
-            faint = np.ma.masked_less(probability, 0.01)
-            shown = axes.imshow(
-                faint, cmap="cividis", vmin=0, vmax=1, aspect=aspect, alpha=0.7, interpolation="nearest"
-            )
-        bare(axes)
-        axes.set_title(names[index], fontsize=9)
-    bar = figure.colorbar(shown, ax=list(grid), shrink=0.7)
-    bar.set_label("probability", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    if title:
-        figure.suptitle(title, fontsize=9)
-    return picture(figure)
+    millimetres = pixel_mm(spacing_mm, orientation)
+    scan = None if image_slice is None else windowed(radiological(image_slice, orientation))
+    panels = []
+    for name, probability in zip(names, radiological(probabilities[1:], orientation), strict=True):
+        pixels = coloured(probability, 1.0)
+        if scan is not None:
+            pixels = np.where(probability[..., None] < FAINTEST, scan, 0.7 * pixels + 0.3 * scan).astype(np.uint8)
+        panels.append(slice_panel(pixels, millimetres, title=name, scale=Scale(1.0, "probability")))
+    return _drawn(panels, (min(2.6 * organs, 10.4) + 0.6, 3.0), title)
 
 
 def preview_uncertainty(
@@ -181,25 +154,17 @@ def preview_uncertainty(
         label_slice,
         *([] if image_slice is None else [image_slice]),
     )
-    aspect = pixel_aspect(spacing_mm, orientation)
-    figure = new_figure(9.6, 3.2)
-    left, middle, right = figure.subplots(1, 3)
-    labels = radiological(label_slice, orientation)
-    if image_slice is None:
-        show_ct(left, np.full(labels.shape, CT_WINDOW_HU[0]), aspect)
-    else:
-        show_ct(left, radiological(image_slice, orientation), aspect)
-    show_labels(left, labels, aspect)
-    organ_legend(left, labels, class_names)
-    left.set_title("segmentation", fontsize=9)
-    for axes, nats, name, colours in (
-        (middle, entropy_slice, "predictive entropy", "cividis"),
-        (right, mi_slice, "mutual information", "cividis"),
-    ):
-        show_map(axes, radiological(np.asarray(nats), orientation), aspect, name, colours)
-    if title:
-        figure.suptitle(title, fontsize=9)
-    return picture(figure)
+    millimetres = pixel_mm(spacing_mm, orientation)
+    image = None if image_slice is None else radiological(image_slice, orientation)
+    labels, entropy, information = (
+        radiological(np.asarray(one), orientation) for one in (label_slice, entropy_slice, mi_slice)
+    )
+    panels = [
+        segmentation_panel(image, labels, class_names or (), millimetres, "segmentation"),
+        map_panel(entropy, millimetres, "predictive entropy"),
+        map_panel(information, millimetres, "mutual information"),
+    ]
+    return _drawn(panels, (9.6, 3.4), title)
 
 
 def training_curve(curve: "pd.DataFrame", *, title: str | None = None) -> bytes:
@@ -223,45 +188,38 @@ def training_curve(curve: "pd.DataFrame", *, title: str | None = None) -> bytes:
             f"its columns are {list(curve.columns)}",
             f"Give the columns {list(CURVE_COLUMNS)}.",
         )
-    from matplotlib.ticker import MaxNLocator
-
-    figure = new_figure(7.2, 2.8)
-    losses, dice = figure.subplots(1, 2)
-    marker = "o" if len(curve) <= 30 else None
-    for axes, columns, unit in (
-        (losses, (("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "--")), "loss (no unit)"),
-        (
-            dice,
-            (("pseudo_dice", "pseudo-Dice", GREY, ":"), ("ema_dice", "moving average", BLUE, "-")),
-            "pseudo-Dice (no unit)",
-        ),
-    ):
-        for column, label, colour, line in columns:
-            if column in curve and curve[column].notna().any():
-                axes.plot(
-                    curve["epoch"],
-                    curve[column],
-                    line,
-                    color=colour,
-                    label=label,
-                    marker=marker,
-                    markersize=2.5,
-                    lw=1.3,
-                )
-        axes.set_xlabel("epoch", fontsize=8)
-        axes.set_ylabel(unit, fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25, lw=0.5)
-        if axes.lines:
-            axes.legend(fontsize=7, frameon=False, loc="lower right")
+    losses = _curves(curve, ("train_loss", "training", BLUE, "solid"), ("val_loss", "validation", ORANGE, "dash"))
+    dice = _curves(curve, ("pseudo_dice", "pseudo-Dice", GREY, "dot"), ("ema_dice", "moving average", BLUE, "solid"))
+    told = ""
     if "ema_dice" in curve and curve["ema_dice"].notna().any():
-        best = curve["ema_dice"].idxmax()
-        dice.axvline(float(curve.loc[best, "epoch"]), color=BLACK, lw=0.8, ls=":")  # type: ignore[arg-type]
-        dice.set_title(f"best at epoch {curve.loc[best, 'epoch']}: {curve.loc[best, 'ema_dice']:.3f}", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=9)
-    return picture(figure)
+        best = curve.loc[curve["ema_dice"].idxmax()]
+        told = f"best at epoch {best['epoch']:.0f}: {best['ema_dice']:.3f}"
+        shown = np.concatenate([line.y for line in dice])
+        ends = np.array([np.nanmin(shown), np.nanmax(shown)])
+        dice.append(Line(x=np.full(2, best["epoch"], float), y=ends, colour=BLACK, dash="dot", width=1))
+    epochs = Axis("epoch", whole=True)
+    panels = [
+        Panel(marks=losses, x=epochs, y=Axis("loss (no unit)")),
+        Panel(marks=dice, title=told, x=epochs, y=Axis("pseudo-Dice (no unit)")),
+    ]
+    return _drawn(panels, (7.2, 3.0), title)
+
+
+def _curves(curve: "pd.DataFrame", *columns: "tuple[str, str, str, Dash]") -> list[Line]:
+    """A line for each column that there is: its name, what it is called, its colour and dash."""
+    return [
+        Line(
+            x=curve["epoch"].to_numpy(float),
+            y=curve[column].to_numpy(float),
+            colour=colour,
+            dash=dash,
+            width=2,
+            is_marked=len(curve) <= MOST_MARKED,
+            name=name,
+        )
+        for column, name, colour, dash in columns
+        if column in curve and curve[column].notna().any()
+    ]
 
 
 def reliability_diagram(bins: "pd.DataFrame", *, title: str | None = None) -> bytes:
@@ -278,20 +236,15 @@ def reliability_diagram(bins: "pd.DataFrame", *, title: str | None = None) -> by
     Raises:
         ReportError: a column is missing.
     """
-    from curvas_assets.report.figures import pooled_reliability
+    from curvas_assets.report.figures import reliability
+    from curvas_assets.report.words import Words
 
-    pooled = pooled_reliability(bins)
-    families = list(pooled["family"].unique()) or [""]
-    figure = new_figure(3.1 * len(families), 3.3)
-    grid = figure.subplots(1, len(families), squeeze=False, sharey=True)[0]
-    for axes, family in zip(grid, families, strict=True):
-        draw_reliability(axes, pooled[pooled["family"] == family], FAMILY_COLOURS.get(family, BLUE))
-        axes.set_title(str(family), fontsize=9)
-        axes.set_xlabel("confidence (probability)", fontsize=8)
-    grid[0].set_ylabel("accuracy (share of voxels)", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=9)
-    return picture(figure)
+    return paper.image(replace(reliability(bins, Words("en")), legend="below", heading=title or ""))
+
+
+def _drawn(panels: Sequence[Panel], size_in: tuple[float, float], title: str | None) -> bytes:
+    """Panels in a row, as PNG."""
+    return paper.image(Chart(name="preview", rows=[panels], size_in=size_in, legend="below", heading=title or ""))
 
 
 def _same_shape(attempted: str, first: Slice, *others: Slice) -> None:

@@ -1,21 +1,17 @@
-"""How figures look: colours, families, orientation of slices, and pictures as bytes.
+"""How figures look: colours, dashes and markers of families and annotators, orientation of slices.
 
 Belongs here: what every figure shares. Does not belong here: any figure, any number of a study.
 Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart with every common colour blindness; what
 a colour tells is told a second time by a marker or a dash, so that a black-and-white print still reads.
 """
 
-import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import ReportError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from curvas_assets.report.chart import Dash, Marker
 
 ImageFormat = Literal["png", "svg", "pdf"]
 Orientation: TypeAlias = str | npt.NDArray[np.floating[Any]]
@@ -36,12 +32,11 @@ GREY = "#6E6E6E"
 FAMILIES = ("general", "annotator", "individual")
 """Families in the order in which they are shown."""
 FAMILY_COLOURS = {"general": BLUE, "annotator": ORANGE, "individual": GREEN}
-FAMILY_MARKERS = {"general": "o", "annotator": "s", "individual": "^"}
-FAMILY_SYMBOLS = {"general": "circle", "annotator": "square", "individual": "triangle-up"}
-FAMILY_DASHES = {"general": "solid", "annotator": "dash", "individual": "dot"}
+FAMILY_MARKERS: dict[str, Marker] = {"general": "circle", "annotator": "square", "individual": "triangle-up"}
+FAMILY_DASHES: dict[str, Dash] = {"general": "solid", "annotator": "dash", "individual": "dot"}
+DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE)
-ANNOTATOR_LINES = ("solid", "dashed", "dotted", "dashdot", (0, (5, 1)), (0, (1, 1)))
 ORGAN_COLOURS = (VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, BLACK)
 """By label − 1."""
 DISSENSUS_COLOUR = YELLOW
@@ -127,40 +122,3 @@ def pixel_mm(spacing_mm: tuple[float, ...], orientation: Orientation) -> tuple[f
         )
     y_mm, x_mm = float(spacing_mm[-2]), float(spacing_mm[-1])
     return (y_mm, x_mm) if _is_hung_transposed(orientation) else (x_mm, y_mm)
-
-
-def pixel_aspect(spacing_mm: tuple[float, ...], orientation: Orientation) -> float:
-    """Height over width of a displayed pixel, from the spacing (Z, Y, X) or (Y, X) in mm."""
-    width_mm, height_mm = pixel_mm(spacing_mm, orientation)
-    return height_mm / width_mm
-
-
-def new_figure(width_in: float, height_in: float) -> "Figure":
-    """An empty matplotlib figure outside pyplot, so that nothing global remembers it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def pictures(figure: "Figure", image_formats: Sequence[ImageFormat], *, dpi: int = 120) -> dict[ImageFormat, bytes]:
-    """A matplotlib figure as bytes of each format, the same bytes for the same figure. It is laid out once, for the first."""
-    import matplotlib
-
-    # Without these, SVG ids are random and PDF and SVG carry the date: equal reports would differ.
-    dateless = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "ModDate": None}}
-    drawn: dict[ImageFormat, bytes] = {}
-    with matplotlib.rc_context({"svg.hashsalt": "curvas-assets", "pdf.fonttype": 42, "svg.fonttype": "path"}):
-        for image_format in image_formats:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=image_format, dpi=dpi, metadata=dateless[image_format])
-            drawn[image_format] = buffer.getvalue()
-            figure.set_layout_engine("none")  # the layout takes most of the time, and stays
-    return drawn
-
-
-def picture(figure: "Figure", image_format: ImageFormat = "png", *, dpi: int = 120) -> bytes:
-    """A matplotlib figure as PNG, SVG or PDF bytes."""
-    return pictures(figure, [image_format], dpi=dpi)[image_format]

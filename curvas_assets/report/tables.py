@@ -1,14 +1,13 @@
-"""Tables for reading: numbers as text, HTML and Markdown.
+"""Tables for reading: numbers as text.
 
-Belongs here: formatting. Does not belong here: averages, tests, sentences. A `Table` is text already, so that HTML and
-Markdown show the same.
+Belongs here: formatting. Does not belong here: averages, tests, sentences, markup (`markup`). A `Table` is text already, so
+that HTML and Markdown show the same.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import pandas as pd
 
@@ -35,45 +34,10 @@ class Table:
     numeric: frozenset[int] = frozenset()
     strong: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
-    def html(self, caption: str = "") -> str:
-        """An HTML table; everything escaped."""
-        short = {j for j in range(len(self.header)) if all(len(row[j]) <= SHORT for row in self.rows)}
-        tall = " tall" if len(self.rows) > 40 else ""
-        lines = [f'<div class="table{tall}"><table>']
-        if caption:
-            lines.append(f"<caption>{escape(caption)}</caption>")
-        lines.append(
-            "<thead><tr>"
-            + "".join(self._cell("th", j, text, short) for j, text in enumerate(self.header))
-            + "</tr></thead>"
-        )
-        lines.append("<tbody>")
-        for i, row in enumerate(self.rows):
-            cells = (self._cell("td", j, text, short, strong=(i, j) in self.strong) for j, text in enumerate(row))
-            lines.append("<tr>" + "".join(cells) + "</tr>")
-        lines.append("</tbody></table></div>")
-        return "\n".join(lines)
-
-    def markdown(self) -> str:
-        """A GitHub-flavoured Markdown table."""
-        lines = [
-            "| " + " | ".join(_plain(text) for text in self.header) + " |",
-            "| " + " | ".join("---:" if j in self.numeric else "---" for j in range(len(self.header))) + " |",
-        ]
-        for i, row in enumerate(self.rows):
-            cells = [
-                f"**{_plain(text)}**" if (i, j) in self.strong and text else _plain(text) for j, text in enumerate(row)
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
-
-    def _cell(self, tag: str, column: int, text: str, short: set[int], *, strong: bool = False) -> str:
-        names = [
-            name for name, holds in (("n", column in self.numeric), ("s", tag == "td" and column in short)) if holds
-        ]
-        kind = f' class="{" ".join(names)}"' if names else ""
-        body = f"<strong>{escape(text)}</strong>" if strong else escape(text)
-        return f"<{tag}{kind}>{body}</{tag}>"
+    @property
+    def short(self) -> frozenset[int]:
+        """Positions of the columns whose cells are all kept on one line."""
+        return frozenset(j for j in range(len(self.header)) if all(len(row[j]) <= SHORT for row in self.rows))
 
 
 def table_of(
@@ -185,8 +149,3 @@ def p_value(value: object, *, decimal: str = ".") -> str:
 def counted(values: Sequence[str]) -> str:
     """Names joined with commas, the many cut short with their count."""
     return ", ".join(values) if len(values) <= 12 else ", ".join(values[:10]) + f", … ({len(values)})"
-
-
-def _plain(text: str) -> str:
-    """Text that stays inside its Markdown cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("\n", " ")

@@ -17,12 +17,13 @@ from curvas_assets.errors import MissingArtefactError
 from curvas_assets.report import (
     OrganView,
     Provenance,
-    Report,
     ReportInputs,
     SliceView,
+    WrittenReport,
     build_report,
     most_disputed_slice,
 )
+from curvas_assets.report.sections import SECTIONS
 from curvas_assets.report.style import ImageFormat
 from curvas_assets.scoring import metric_table
 from curvas_assets.stages.checks import Check
@@ -45,10 +46,6 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
 
-SECTIONS = (
-    *("question", "data", "protocol", "results", "statistics"),
-    *("comparison", "maps", "cost", "metrics", "reproducibility", "state"),
-)
 REPORT_CHECK = Check(
     "sections_are_complete",
     "Every section is on the page, and every figure stands beside it.",
@@ -90,7 +87,7 @@ class Written:
         pictured: the patient whose pictures are shown.
     """
 
-    report: Report
+    report: WrittenReport
     figures: directories.StoredDirectory
     page: directories.StoredDirectory
     patients: tuple[str, ...]
@@ -158,7 +155,7 @@ def write_report(
     return Written(report, drawn, written, tuple(scored), pictured)
 
 
-def _lay_out(report: Report, figures: Path, page: Path) -> None:
+def _lay_out(report: WrittenReport, figures: Path, page: Path) -> None:
     """Every figure in the folder of figures; the page with those that it shows beside it."""
     for name, content in report.attachments.items():
         for folder in (figures, page / "figures") if name.endswith(".png") else (figures,):
@@ -170,7 +167,7 @@ def _lay_out(report: Report, figures: Path, page: Path) -> None:
     (page / "report.md").write_text(report.markdown)
 
 
-def in_short(report: Report) -> str:
+def in_short(report: WrittenReport) -> str:
     """The report's first section, as Markdown."""
     return report.markdown.split("\n## ")[1].partition("\n")[2].strip()
 
@@ -194,7 +191,7 @@ def _of_all(study: Study, scores: Artefacts, patients: list[str], name: str) -> 
     return pd.concat([of_the_study(study, p, scores[p].table(name)) for p in patients], ignore_index=True)
 
 
-def missing_parts(report: Report) -> list[str]:
+def missing_parts(report: WrittenReport) -> list[str]:
     """Sections that are not on the page, and figures without a picture."""
     absent = [f"section {name}" for name in SECTIONS if f'id="{name}"' not in report.html]
     return absent + [f"figure {n}" for n in report.figures if f"figures/{n}.png" not in report.attachments]
@@ -228,7 +225,7 @@ def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[
     return pd.DataFrame(rows, columns=["predictor", "members", "patients", "models"]).astype({"members": "Int64"})
 
 
-def undrawn(report: Report) -> list[str]:
+def undrawn(report: WrittenReport) -> list[str]:
     """Figures that are not there in a format, or are empty."""
     wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
     return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]

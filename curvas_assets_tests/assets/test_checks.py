@@ -24,7 +24,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import told
 from curvas_assets.orchestration.checks import evaluation, result
 from curvas_assets.orchestration.ledger import materialisation_ledger, not_recorded
-from curvas_assets.report import Report, build_report
+from curvas_assets.report import WrittenReport, build_report
 from curvas_assets.segmentation import TrainingOutcome
 from curvas_assets.stages.checks import Check, Checks
 from curvas_assets.stages.cohort import not_taken_in, unusual_geometry
@@ -152,7 +152,7 @@ def test_implausible_volumes_are_told():
 def test_a_report_without_a_section_or_picture_is_told():
     report = build_report(make_inputs(make_study()), image_formats=("png",))
     assert missing_parts(report) == []
-    cut = Report(
+    cut = WrittenReport(
         report.html.replace('id="statistics"', ""),
         report.markdown,
         {k: v for k, v in report.attachments.items() if not k.endswith(f"{report.figures[0]}.png")},

@@ -19,7 +19,7 @@ from curvas_assets.local.deployment import LocalDeployment
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets.report import Report
+from curvas_assets.report import WrittenReport
 from curvas_assets.stages.write_up import in_short, keep_copy
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import LONGEST_LINK, S3Settings, link_ends, signed_link
@@ -93,7 +93,7 @@ def test_the_copy_of_the_report_is_the_newest_and_whole(tmp_path, monkeypatch):
 
 
 def test_in_short_is_the_first_section():
-    report = Report(
+    report = WrittenReport(
         "", "# Study\n\nGenerated\n\n## Question\n\nDo they?\n\n### In short\n\n- Yes.\n\n## Data\n\nMuch.\n", {}, ()
     )
     assert in_short(report) == "Do they?\n\n### In short\n\n- Yes."

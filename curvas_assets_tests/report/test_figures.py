@@ -10,6 +10,7 @@
 """
 
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,8 +18,9 @@ import pandas as pd
 import pytest
 
 from curvas_assets.errors import ReportError
+from curvas_assets.report import paper, screen
+from curvas_assets.report.chart import Chart, Distribution, Picture, Scene
 from curvas_assets.report.figures import (
-    Chart,
     dice_against_entropy_chart,
     distribution_by_family,
     pooled_reliability,
@@ -33,10 +35,10 @@ from curvas_assets.report.pictures import (
     dissensus,
     most_disputed_slice,
     organs_in_3d,
-    surface,
     uncertainty_on_slice,
 )
 from curvas_assets.report.style import FAMILY_COLOURS
+from curvas_assets.report.surfaces import surface
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import paired_scores, reduce_scores
 from curvas_assets_tests.report.studies import (
@@ -70,33 +72,64 @@ CHARTS: dict[str, Callable[[], Chart]] = {
 @pytest.mark.parametrize("name", list(CHARTS))
 def test_each_figure_is_drawn_for_screen_and_print(name):
     chart = CHARTS[name]()
-    figure = chart.interactive()
+    figure = screen.draw(chart)
     assert len(figure.data) > 0
-    assert chart.image("png").startswith(b"\x89PNG")
-    assert b"<svg" in chart.image("svg")[:600]
-    assert chart.image("pdf").startswith(b"%PDF")
+    assert paper.image(chart, "png").startswith(b"\x89PNG")
+    assert b"<svg" in paper.image(chart, "svg")[:600]
+    assert paper.image(chart, "pdf").startswith(b"%PDF")
     assert chart.title
     assert chart.caption
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg", "pdf"])
 def test_print_repeats_byte_for_byte(image_format):
-    assert CHARTS["faceted"]().image(image_format) == CHARTS["faceted"]().image(image_format)
+    assert paper.image(CHARTS["faceted"](), image_format) == paper.image(CHARTS["faceted"](), image_format)
 
 
-@pytest.mark.parametrize("name", ["distribution", "reliability", "risk", "scatter", "training", "annotators"])
-def test_every_value_axis_has_a_unit(name):
+def unsaid(chart: Chart) -> list[str]:
+    """Axes that do not name their quantity and unit, though no neighbour with the same axis does."""
+    assert not isinstance(chart.rows, Scene)
+    found = []
+    for row, panels in enumerate(chart.rows):
+        for column, panel in enumerate(panels):
+            has_places = any(isinstance(mark, Distribution) for mark in panel.marks)  # families, written below each
+            x_is_said = has_places or (chart.is_shared and row + 1 < len(chart.rows))
+            y_is_said = column > 0 and (chart.is_shared or panel.is_picture)
+            for side, axis, is_said in (("x", panel.x, x_is_said), ("y", panel.y, y_is_said)):
+                if not (is_said or axis.title == EN("epoch") or re.fullmatch(r".+ \(.+\)", axis.title)):
+                    found.append(f"{side} of row {row}, column {column}: {axis.title!r}")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in CHARTS if name != "organs"])
+def test_every_axis_names_its_quantity_and_unit_on_screen_and_paper(name):
     chart = CHARTS[name]()
-    layout = chart.interactive().to_dict()["layout"]
-    titles = [axis.get("title", {}).get("text") for key, axis in layout.items() if key.startswith("yaxis")]
-    assert any(title for title in titles)
-    assert all("(" in title for title in titles if title)
-    printed = [axes.get_ylabel() for axes in chart.matplotlib().axes]
-    assert any("(" in label for label in printed) or name == "annotators"
+    assert not isinstance(chart.rows, Scene)
+    assert unsaid(chart) == []
+    panels = [panel for row in chart.rows for panel in row]
+    named = [(panel.x.title, panel.y.title) for panel in panels]
+    figure = screen.draw(chart)
+    places = itertools.product(range(1, 1 + len(chart.rows)), range(1, 1 + len(chart.rows[0])))
+    drawn = [figure.get_subplot(*place) for place in places]
+    assert [(one.xaxis.title.text or "", one.yaxis.title.text or "") for one in drawn] == named
+    printed = paper.draw(chart).axes
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in printed[: len(panels)]] == named
+    scales = [mark.scale.title for panel in panels for mark in panel.marks if isinstance(mark, Picture) and mark.scale]
+    assert [axes.get_ylabel() for axes in printed[len(panels) :]] == scales == ["nats"] * len(scales)
+
+
+def test_every_axis_in_three_dimensions_names_its_direction_and_unit():
+    chart = CHARTS["organs"]()
+    assert isinstance(chart.rows, Scene)
+    assert all(re.fullmatch(r".+ \(mm\)", title) for title in chart.rows.titles)
+    scene = screen.draw(chart).layout.scene
+    assert (scene.xaxis.title.text, scene.yaxis.title.text, scene.zaxis.title.text) == chart.rows.titles
+    axes = paper.draw(chart).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_zlabel()) == chart.rows.titles  # type: ignore[attr-defined]
 
 
 def test_the_unit_is_the_metrics_own():
-    figure = distribution_by_family(SCORES, "hd95", EN, unit="mm").interactive()
+    figure = screen.draw(distribution_by_family(SCORES, "hd95", EN, unit="mm"))
     assert figure.layout.yaxis.title.text == "Hausdorff distance, 95th percentile (mm)"
 
 
@@ -106,13 +139,13 @@ def test_what_cannot_be_drawn_is_counted():
     table.iloc[[1, 2], table.columns.get_loc("value")] = np.inf
     chart = distribution_by_family(table, "hd95", EN, unit="mm")
     assert "1 undefined, 2 infinite" in chart.caption
-    assert sum(len(trace.y) for trace in chart.interactive().data) == len(table) - 3
-    assert chart.image().startswith(b"\x89PNG")
+    assert sum(len(trace.y) for trace in screen.draw(chart).data) == len(table) - 3
+    assert paper.image(chart).startswith(b"\x89PNG")
     assert "Not drawn" not in distribution_by_family(SCORES, "hd95", EN).caption
 
 
 def test_each_point_says_whose_it_is():
-    trace = CHARTS["distribution"]().interactive().data[0]
+    trace = screen.draw(CHARTS["distribution"]()).data[0]
     assert trace.name == "general ensemble"
     assert list(trace.text) == [f"{p}<br>ensemble_all" for p in STUDY.sets["test"]]
 
@@ -129,8 +162,8 @@ def test_few_or_equal_values_have_no_density_but_are_drawn(values):
         }
     )
     chart = distribution_by_family(table, "dice", EN)
-    assert chart.image().startswith(b"\x89PNG")
-    assert len(chart.interactive().data) == 1
+    assert paper.image(chart).startswith(b"\x89PNG")
+    assert len(screen.draw(chart).data) == 1
 
 
 @pytest.mark.parametrize(("count", "shaped"), [(3, False), (7, False), (8, True)])
@@ -145,12 +178,12 @@ def test_a_shape_needs_eight_points(count, shaped):
         }
     )
     chart = distribution_by_family(table, "dice", EN)
-    (trace,) = chart.interactive().data
+    (trace,) = screen.draw(chart).data
     assert (trace.box.visible, trace.line.color != "rgba(0,0,0,0)") == (shaped, shaped)
     assert trace.fillcolor.endswith(",0)") is not shaped
     assert (len(trace.y), trace.meanline.visible) == (count, True)
     assert ("box: median" in chart.caption) is shaped
-    (axes,) = chart.matplotlib().axes
+    (axes,) = paper.draw(chart).axes
     assert bool(axes.patches) is shaped  # the box
     assert len(axes.collections[-1].get_offsets()) == count
     both = pd.concat([table, table.head(3).assign(family="annotator")])
@@ -220,7 +253,7 @@ def test_the_share_of_dissensus_is_told():
     assert "(67 % of the voxels" in annotators_on_slice(view, ["a", "b"], EN).caption
     empty = SliceView("p", 0, np.zeros((1, 4)), np.zeros((2, 1, 4), int), (1, 1, 1))
     assert "(0 % of the voxels" in annotators_on_slice(empty, ["a", "b"], EN).caption
-    assert annotators_on_slice(empty, ["a", "b"], EN).image().startswith(b"\x89PNG")
+    assert paper.image(annotators_on_slice(empty, ["a", "b"], EN)).startswith(b"\x89PNG")
 
 
 def test_a_slice_without_maps_has_no_uncertainty_picture():

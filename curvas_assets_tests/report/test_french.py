@@ -15,8 +15,7 @@ import pytest
 
 from curvas_assets.cohort import implausible_intensities
 from curvas_assets.report import build_report
-from curvas_assets.report.french import SENTENCES, in_french
-from curvas_assets.report.words import keys
+from curvas_assets.report.words import Words, spoken
 from curvas_assets.scoring import METRICS, PatientReference, metric_table
 from curvas_assets.statistics import (
     compare_all_families,
@@ -30,6 +29,7 @@ from curvas_assets.statistics.published import DEFECTS
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
+in_french = Words("fr").told
 SAME = {"", "calibration", "image", "validation", "test"}
 """What both languages spell alike."""
 
@@ -132,7 +132,7 @@ def test_a_french_report_says_none_of_it_in_english():
     )
     page = build_report(inputs, image_formats=(), page=False).markdown
     configured = page.split("Configuration de l'étude")[0] + page.split("### Entraînement")[1]
-    english = [text for text in SENTENCES if len(text) > 16 and text.replace("|", "\\|") in configured]
+    english = [text for text in spoken("fr")["sentences"] if len(text) > 16 and text.replace("|", "\\|") in configured]
     assert english == []
     for word in ("higher", "lower", "epistemic", "aleatoric", "why", "none", "individual models"):
         assert f"| {word} |" not in configured, word
@@ -143,7 +143,8 @@ def test_a_french_report_says_none_of_it_in_english():
 
 
 def test_one_word_for_one_thing():
-    french = {key: text for key, (_, text) in keys().items()}
-    assert french["column:set"] == "jeu"
-    assert not [key for key, text in french.items() if "ensemble de test" in text or "récision" in text]
-    assert not [key for key, text in french.items() if "plus haut" in text or "plus bas" in text]
+    french = spoken("fr")
+    assert french["columns"]["set"] == "jeu"
+    said = [text for name in ("texts", "families", "columns", "metrics", "questions") for text in french[name].values()]
+    for word in ("ensemble de test", "récision", "plus haut", "plus bas"):
+        assert not [text for text in said if word in text]

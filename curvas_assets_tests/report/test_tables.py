@@ -2,10 +2,8 @@
 
 - Numbers keep three significant digits, powers of ten where they are small, a dash where they are missing.
 - HTML is escaped, Markdown stays inside its cells, bold is where it was asked for, in both.
-- Both languages say everything, with the same placeholders.
 """
 
-import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvas_assets.errors import ReportError
+from curvas_assets.report.markup import html_table, markdown_table
 from curvas_assets.report.tables import cell, number, p_value, table_of
-from curvas_assets.report.words import Words, keys
 
 
 @pytest.mark.parametrize(
@@ -81,30 +78,12 @@ def test_html_and_markdown_show_the_same_and_escape():
     strong = pd.DataFrame({"value": [True]}, index=[7])
     table = table_of(frame, {"name": "Name", "value": "Value", "absent": "?"}, strong=strong)
     parsed = Cells()
-    parsed.feed(table.html("A & B"))
+    parsed.feed(html_table(table, "A & B"))
     assert "script" not in parsed.tags
     assert parsed.text == ["A & B", "Name", "Value", "<script>", "0.500", "a|b", "–"]
     assert parsed.tags.count("strong") == 1
-    lines = table.markdown().splitlines()
+    lines = markdown_table(table).splitlines()
     assert lines[0] == "| Name | Value |"
     assert lines[1] == "| --- | ---: |"
     assert lines[2] == "| &lt;script> | **0.500** |"
     assert lines[3] == r"| a\|b | – |"
-
-
-def test_both_languages_say_everything_with_the_same_placeholders():
-    for key, (english, french) in keys().items():
-        assert english, key
-        assert french, key
-        fields = [sorted(re.findall(r"\{(\w+)\}", text)) for text in (english, french)]
-        assert fields[0] == fields[1], key
-
-
-def test_french_differs_from_english_and_a_third_language_is_refused():
-    assert Words("fr")("question_text", annotators=3, organs="foie") != Words("en")(
-        "question_text", annotators=3, organs="foie"
-    )
-    assert Words("fr").decimal == ","
-    assert Words("en").metric("unheard_of") == "Unheard of"
-    with pytest.raises(ReportError, match="'de'"):
-        Words("de")
