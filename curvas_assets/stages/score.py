@@ -10,7 +10,7 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files, scored_region
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
@@ -36,7 +36,7 @@ STUDY_CHECK = Check(
 def score_patients(
     tools: Toolkit,
     patients: Sequence[str],
-    checks: Checks,
+    checks: StepChecks,
     *,
     softmax: Artefacts,
     ensemble_softmax: Artefacts,
@@ -47,7 +47,7 @@ def score_patients(
 
 
 def _score(
-    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: Checks
+    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: StepChecks
 ) -> Stored:
     study, key = tools.study, tools.layout.scores(patient)
     predictors = study.predictors_of(patient)
