@@ -48,9 +48,10 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
                 )
             return
         partition = context.partition_key if context.has_partition_key else ""
-        key = table.asset(context.asset_key.path[-1]).place(layout, partition)
+        asset = table.asset(context.asset_key.path[-1])
+        key = asset.place(layout, partition)
         if isinstance(obj, pd.DataFrame):
-            tables.write_table(objects, key, obj)
+            tables.write_table(objects, key, obj, asset.schemas.get(asset.name))
             context.add_output_metadata(
                 {
                     "dagster/row_count": len(obj),
@@ -70,10 +71,12 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         if self._reading != context.op_def.name:  # the first input of a step: what it uses counts from here
             self._reading, self._usage = context.op_def.name, Usage(objects)
         if not context.has_asset_partitions:
-            return Artefact(objects, asset.place(layout), asset.kind, asset.name)
+            return Artefact(objects, asset.place(layout), asset.kind, asset.name, asset.schemas)
         return Artefacts(
             {
-                str(key): Artefact(objects, asset.place(layout, str(key)), asset.kind, f"{asset} of {key}")
+                str(key): Artefact(
+                    objects, asset.place(layout, str(key)), asset.kind, f"{asset} of {key}", asset.schemas
+                )
                 for key in context.asset_partition_keys
             }
         )
