@@ -25,7 +25,9 @@ class Member(Protocol):
     provenance: dict[str, Any]
     levels: Levels
 
-    def code_slabs(self) -> Iterator[tuple[int, int, Codes]]: ...
+    def code_slabs(self) -> Iterator[tuple[int, int, Codes]]:
+        """(z0, z1, codes of the foreground uint16 (C − 1, z1 − z0, Y, X)) from the first slice to the last."""
+        ...
 
 
 @dataclass(frozen=True)

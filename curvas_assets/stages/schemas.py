@@ -119,3 +119,18 @@ COST = _columns(
     nullable=("study_count",),
 )
 """One row per stage, and the total; what the study itself used is null where its report does not tell."""
+PUBLISHED_COMPARISON = _columns(
+    ("metric", TEXT),
+    ("family", TEXT),
+    ("unit", TEXT),
+    ("n", NUMBER),
+    ("mean", NUMBER),
+    ("sd", NUMBER),
+    ("published_unit", TEXT),
+    ("published_n", NUMBER),
+    ("published_mean", NUMBER),
+    ("published_sd", NUMBER),
+    ("comparability", TEXT),
+    nullable=("unit",),
+)
+"""One row per metric and family of the published table; what this run does not have of it is null."""

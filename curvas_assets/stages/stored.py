@@ -82,6 +82,7 @@ class Artefact:
     schemas: Mapping[str, TableSchema] = field(default_factory=dict, hash=False)
 
     def record(self) -> dict[str, Any]:
+        """The record of a JSON object; a MissingArtefactError if it has not been materialised."""
         return self._saying_what_to_materialise(lambda: tables.read_json(self.objects, self.key))
 
     def table(self, name: str | None = None) -> pd.DataFrame:
@@ -109,6 +110,7 @@ class Artefact:
         return self._saying_what_to_materialise(lambda: directories.fetch_directory(self.objects, self.key, into))
 
     def volume(self) -> SoftmaxVolume:
+        """The softmax volume, opened; a MissingArtefactError if it has not been materialised."""
         return self._saying_what_to_materialise(lambda: open_softmax(self.objects, self.key))
 
     def _saying_what_to_materialise(self, read: Callable[[], Any]) -> Any:

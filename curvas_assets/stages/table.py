@@ -255,6 +255,7 @@ PUBLISHED_COMPARISON = Asset(
     inputs=(STUDY_SCORES,),
     after=(PUBLISHED_TABLE,),
     tools=frozenset({"parquet"}),
+    schemas={"published_comparison": schemas.PUBLISHED_COMPARISON},
 )
 COST = Asset(
     "cost",

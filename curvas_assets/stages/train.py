@@ -141,6 +141,7 @@ class Checkpoints:
         return None
 
     def keep(self, path: Path, epoch: int) -> None:
+        """Store a checkpoint; the one before it stays, older ones go."""
         stored = directories.write_files(self.objects, self.key, {self.FILE: path}, remember=self.REMEMBERED)
         self._mine = list(dict.fromkeys([*self._mine, *directories.places_of(self.objects, self.key), stored.place]))
         while len(self._mine) > 2:

@@ -7,16 +7,18 @@
 - Every table that the study's own code makes fits its schema.
 """
 
+import dagster as dg
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.stages import schemas, table
 from curvas_assets.stages.compare import compare_families
 from curvas_assets.stages.stored import Artefact
-from curvas_assets.statistics import rank_among_teams
+from curvas_assets.statistics import PublishedScores, compare_with_published, rank_among_teams
 from curvas_assets.storage.directories import write_directory
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.schemas import TableSchema
@@ -98,14 +100,22 @@ def test_the_studys_own_tables_fit(store):
     scores = make_scores(study)
     board = rank_among_teams(scores, region="body")
     comparisons, *_ = compare_families(study, scores)
-    for name, made in (("family_comparisons", comparisons), ("leaderboard", board)):
+    beside = compare_with_published(scores[scores["metric"] == "dice"], PublishedScores(scores, scores.iloc[:0]))
+    ours = scores.assign(group="", unit="", note="")[schemas.SCORES.columns.names]
+    for name, made in (
+        ("study_scores", ours),
+        ("family_comparisons", comparisons),
+        ("leaderboard", board),
+        ("published_comparison", beside),
+        ("cost", cost_table(materialisation_ledger(dg.DagsterInstance.ephemeral()), study.prices)),
+    ):
         for rows in (made, made.iloc[:0]):
             write_table(store, name, rows, table.asset(name).schemas[name])
 
 
 def test_schemas_are_of_tables_that_there_are():
     single = {row.name for row in table.ASSETS if row.kind == "table" and row.schemas}
-    assert single == {"cohort", "study_scores", "family_comparisons", "leaderboard", "cost"}
+    assert single == {"cohort", "study_scores", "family_comparisons", "leaderboard", "published_comparison", "cost"}
     assert set(table.SCORES.schemas) == {"scores", "reliability", "risk_coverage"}
     assert all(set(row.schemas) == {row.name} for row in table.ASSETS if row.kind == "table" and row.schemas)
     assert schemas.SCORES is table.STUDY_SCORES.schemas["study_scores"]
