@@ -15,7 +15,7 @@ from curvas_assets.statistics import (
     annotator_agreement,
     compare_all_families,
     dice_against_entropy,
-    leaderboard,
+    rank_among_teams,
     reduce_scores,
 )
 from curvas_assets_tests.report.studies import make_curves, make_inputs, make_scores, make_study
@@ -44,7 +44,7 @@ def main(patients: int) -> int:
     with timed("compare families, 9999 draws"):
         comparisons = compare_all_families(scores, study.statistics)
     with timed("leaderboard, association, agreement"):
-        board = leaderboard(scores, region="body")
+        board = rank_among_teams(scores, region="body")
         association, agreement = dice_against_entropy(scores), annotator_agreement(scores)
     inputs = make_inputs(
         study,

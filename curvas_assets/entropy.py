@@ -1,4 +1,8 @@
-"""The one term that every entropy here is a sum of, for numba's kernels."""
+"""Entropies for numba's kernels: the one term that each is a sum of, and how an ensemble's is divided.
+
+H(mean p) = [H(mean p) − mean H(p)] + mean H(p): predictive entropy = mutual information (epistemic) + expected entropy
+(aleatoric), in nats per voxel, over the members of an ensemble (Kendall & Gal 2017; Depeweg et al. 2018).
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -50,3 +54,13 @@ def entropy_terms(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     for i in range(p.size):
         out[i] = entropy_term(p[i])
     return out
+
+
+@njit(cache=True, nogil=True, inline="always")
+def divided(predictive, expected):
+    """Expected entropy and mutual information (nats) of a voxel's predictive entropy and its members' mean entropy.
+
+    Rounding can put the mean above the predictive entropy, which it never exceeds: then it is that, and the rest 0.
+    """
+    own = min(expected, predictive)
+    return own, predictive - own

@@ -73,6 +73,7 @@ class Turn:
 
     @property
     def nothing(self) -> bool:
+        """Whether a volume stays as it is."""
         return self.axes == (0, 1, 2) and not any(self.flipped)
 
     def forth(self, volume: npt.NDArray[Number]) -> npt.NDArray[Number]:

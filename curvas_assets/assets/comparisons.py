@@ -10,7 +10,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.stages import compare as stage
 from curvas_assets.stages import table
 from curvas_assets.stages.stored import Artefact
-from curvas_assets.statistics import leaderboard as rank_among_teams
+from curvas_assets.statistics import rank_among_teams
 from curvas_assets.study import Study
 
 

@@ -18,7 +18,7 @@ from curvas_assets.orchestration.execution import RETRY, Needs, StageNeeds
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import scratch_space
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.stored import Artefacts, Outcome
 from curvas_assets.stages.table import Asset
 from curvas_assets.stages.toolkit import Toolkit
@@ -113,7 +113,7 @@ class Declarations:
             inputs: artefacts by asset.
         """
         tools = self.tools(context, bucket, self.needs(row).hours * len(context.partition_keys))
-        checks = Checks(*described)
+        checks = StepChecks(*described)
         yield from materialise(context, tools.objects, lambda keys: stage(tools, keys, checks, **inputs), checks)
 
     def tools(self, context: dg.AssetExecutionContext, bucket: Bucket, hours: float = 0) -> Toolkit:

@@ -1,8 +1,4 @@
-"""The mean of several softmax arrays and its entropies: arrays in memory, no files.
-
-H(mean p) = [H(mean p) − mean H(p)] + mean H(p): predictive entropy = mutual information (epistemic) + expected entropy
-(aleatoric), in nats per voxel, over the members of an ensemble (Kendall & Gal 2017; Depeweg et al. 2018).
-"""
+"""The mean of several softmax arrays and its entropies (`curvas_assets.entropy`): arrays in memory, no files."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.entropy import divided, entropy_term
 from curvas_assets.errors import EnsembleError
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.probabilities import as_members, as_probabilities
@@ -90,8 +87,7 @@ def _add(softmax, total, entropies):
                 for c in range(softmax.shape[0]):
                     p = np.float64(softmax[c, z, y, x])
                     total[c, z, y, x] += p
-                    if p > 0.0 and p < 1.0:
-                        entropy -= p * np.log(p)
+                    entropy += entropy_term(p)
                 entropies[z, y, x] += entropy
 
 
@@ -104,9 +100,6 @@ def _finish(total, entropies, count, mean, predictive, expected, mutual):
                 for c in range(total.shape[0]):
                     p = total[c, z, y, x] / count
                     mean[c, z, y, x] = p
-                    if p > 0.0 and p < 1.0:
-                        entropy -= p * np.log(p)
-                inner = min(entropies[z, y, x] / count, entropy)
+                    entropy += entropy_term(p)
                 predictive[z, y, x] = entropy
-                expected[z, y, x] = inner
-                mutual[z, y, x] = entropy - inner
+                expected[z, y, x], mutual[z, y, x] = divided(entropy, entropies[z, y, x] / count)

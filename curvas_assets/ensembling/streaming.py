@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from curvas_assets.entropy import entropy_term, entropy_terms
+from curvas_assets.codes import NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
+from curvas_assets.entropy import divided, entropy_term
 from curvas_assets.errors import EnsembleError
 from curvas_assets.parallel import PARALLEL
-from curvas_assets.storage.encoding import background_of
 
 Map = npt.NDArray[np.float32]
 
@@ -23,9 +23,11 @@ class Member(Protocol):
     class_names: tuple[str, ...]
     spacing_mm: tuple[float, ...]
     provenance: dict[str, Any]
-    levels: npt.NDArray[np.float64]
+    levels: Levels
 
-    def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]: ...
+    def code_slabs(self) -> Iterator[tuple[int, int, Codes]]:
+        """(z0, z1, codes of the foreground uint16 (C − 1, z1 − z0, Y, X)) from the first slice to the last."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def stream_ensembles(
     groups = np.array([[name in chosen for name in names] for chosen in ensembles.values()], np.bool_)
     counts = groups.sum(axis=1)
     levels, level_of = _tables([member.levels for member in members.values()])
-    entropies = np.stack([entropy_terms(table) for table in levels])
+    entropies = np.stack([entropy_of_codes(table) for table in levels])
     classes = next(iter(members.values())).shape[0]
     streams = [members[name].code_slabs() for name in names]
-    held: npt.NDArray[np.uint16] | None = None
+    held: Codes | None = None
     for z0, z1, first in streams[0]:
         others = [next(stream)[2] for stream in streams[1:]]
         slab = _empty_slab((len(ensembles),), classes, first.shape[1:])
@@ -106,9 +108,9 @@ def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...
     )
 
 
-def _tables(levels: Sequence[npt.NDArray[np.float64]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _tables(levels: Sequence[Levels]) -> tuple[Levels, npt.NDArray[np.int64]]:
     """The different tables of levels, of one length (more codes than a table has do not occur), and each member's."""
-    different: list[npt.NDArray[np.float64]] = []
+    different: list[Levels] = []
     for table in levels:
         if not any(np.array_equal(table, known) for known in different):
             different.append(table)
@@ -140,7 +142,7 @@ def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictiv
                 for x in range(width):
                     some |= line[x]
             anything |= some
-            if some == 0:
+            if some == NOTHING:
                 for e in range(groups.shape[0]):
                     if groups[e, m]:
                         sums[e, 0] += 1.0
@@ -166,7 +168,7 @@ def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictiv
                     for x in range(width):
                         total[x] += rest[x]
                         of_members[x] += entropy[x]
-        if anything == 0:
+        if anything == NOTHING:
             for e in range(groups.shape[0]):
                 mean[e, 0, z, y] = 1.0
                 mean[e, 1:, z, y] = 0.0
@@ -181,12 +183,10 @@ def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictiv
                     p = sums[e, c, x] * scale
                     whole += entropy_term(p)
                     mean[e, c, z, y, x] = p
-                    if c == 0 or mean[e, c, z, y, x] > most:
+                    if c == 0 or leads(mean[e, c, z, y, x], most):
                         best, most = c, mean[e, c, z, y, x]
-                own = min(inner[e, x] * scale, whole)
                 predictive[e, z, y, x] = whole
-                expected[e, z, y, x] = own
-                mutual[e, z, y, x] = whole - own
+                expected[e, z, y, x], mutual[e, z, y, x] = divided(whole, inner[e, x] * scale)
                 labels[e, z, y, x] = best
 
 

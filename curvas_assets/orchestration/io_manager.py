@@ -53,9 +53,10 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
                 )
             return
         partition = context.partition_key if context.has_partition_key else ""
-        key = table.asset(name_of(context.asset_key)).place(layout, partition)
+        asset = table.asset(name_of(context.asset_key))
+        key = asset.place(layout, partition)
         if isinstance(obj, pd.DataFrame):
-            tables.write_table(objects, key, obj)
+            tables.write_table(objects, key, obj, asset.schemas.get(asset.name))
             context.add_output_metadata({**metadata.catalogued(obj), metadata.URI: f"{objects.name}/{key}"})
         elif isinstance(obj, dict):
             tables.write_json(objects, key, obj)
@@ -69,10 +70,12 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         if context.op_def.name not in self._of_reader:
             self._of_reader[context.op_def.name] = Usage(objects)
         if not context.has_asset_partitions:
-            return Artefact(objects, asset.place(layout), asset.kind, asset.name)
+            return Artefact(objects, asset.place(layout), asset.kind, asset.name, asset.schemas)
         return Artefacts(
             {
-                str(key): Artefact(objects, asset.place(layout, str(key)), asset.kind, f"{asset} of {key}")
+                str(key): Artefact(
+                    objects, asset.place(layout, str(key)), asset.kind, f"{asset} of {key}", asset.schemas
+                )
                 for key in context.asset_partition_keys
             }
         )

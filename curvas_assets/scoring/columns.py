@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from curvas_assets.errors import ScoringError
+
 ABBREVIATIONS = {"pancreas": "panc", "kidney": "kidn", "liver": "livr"}
 NAMES = {
     "dice": "DICE",
@@ -45,7 +47,13 @@ def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
     """Long scores as the study's wide table.
 
     Args:
-        scores: patient, predictor, metric, organ, annotator, value.
+        scores: patient, predictor, metric, organ, annotator, value; each score stands there once.
+
+    Returns:
+        One row per patient and predictor, NaN where a score is undefined or absent.
+
+    Raises:
+        ScoringError: a score stands there twice.
     """
     known = scores[scores["metric"].isin(NAMES)]
     short = column_names(map(str, known["organ"].unique()))
@@ -55,11 +63,26 @@ def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
     keep = (suffix == "") | annotator.isin(["", "mean"])
     suffix = suffix.where(suffix != "", annotator.where(annotator != "", "mean"))
     column = known["metric"].map(NAMES) + "_" + suffix
-    wide = (
-        known.assign(column=column)[keep]
-        .pivot_table(index=["patient", "predictor"], columns="column", values="value", sort=False, dropna=False)
-        .reset_index()
-        .rename(columns={"patient": "Patient_ID", "predictor": "CT"})
+    cells = known.assign(column=column)[keep]
+    _require_once(cells)
+    # `pivot_table` would keep the order of rows and columns, too, but average what stands there twice.
+    wide = cells.set_index(["patient", "predictor", "column"])["value"].unstack("column")
+    rows = pd.MultiIndex.from_frame(cells[["patient", "predictor"]].drop_duplicates())
+    wide = wide.reindex(index=rows, columns=cells["column"].unique()).reset_index()
+    return wide.rename(columns={"patient": "Patient_ID", "predictor": "CT"}).rename_axis(columns=None)
+
+
+def _require_once(cells: pd.DataFrame) -> None:
+    """A ScoringError if two scores would stand in one cell of the wide table."""
+    where = ["patient", "predictor", "column"]
+    twice = cells[cells.duplicated(where, keep=False)]
+    if twice.empty:
+        return
+    patient, predictor, column = twice[where].iloc[0]
+    values = twice[(twice[where] == [patient, predictor, column]).all(axis=1)]["value"].tolist()
+    raise ScoringError(
+        "making the study's wide table",
+        str(patient),
+        f"{predictor} has {len(values)} scores for {column}: {values}",
+        "Give each score once.",
     )
-    wide.columns.name = None
-    return wide

@@ -10,13 +10,14 @@ only where they disagree.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.codes import NOTHING, Codes, Levels, entropy_of_codes, leads
 from curvas_assets.entropy import entropy_near_one, entropy_of_small, entropy_term, entropy_terms
 from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
@@ -26,7 +27,7 @@ from curvas_assets.storage.labels import DEPTH, PackedLabels
 
 CLIP = 1e-7
 """Probabilities below it count as it in the negative log likelihood."""
-GROUP = 4
+HISTOGRAM_ANNOTATORS = 4
 """Annotators whose answers share one histogram, one row per combination of answers."""
 RUN = 16
 """Voxels of a row that are skipped together if there is nothing in them."""
@@ -37,7 +38,9 @@ NEARLY = 0.95
 """Of 1 / C, the least that a confidence can be: what lies below are sums that are not quite 1."""
 ONE = int(np.float32(1.0).view(np.int32))
 
-Slab = tuple[int, int, npt.NDArray[np.float32], npt.NDArray[np.uint16] | None]
+Spans = tuple[slice, slice, slice]
+"""Along (Z, Y, X), each with start and stop."""
+PredictedSlab = tuple[int, int, npt.NDArray[np.float32], Codes | None]
 """z0, z1, probabilities (C, z1 − z0, Y, X), and the foreground's codes if the softmax is a stored one."""
 
 
@@ -107,7 +110,7 @@ class Counts:
     disagreement: npt.NDArray[np.float64]
     entropy: MapSummary
     labels: PackedLabels
-    boxes: list[tuple[slice, slice, slice] | None]
+    boxes: list[Spans | None]
 
     @property
     def soft_voxels(self) -> npt.NDArray[np.float64]:
@@ -116,13 +119,13 @@ class Counts:
 
 
 def count(
-    slabs: Iterator[Slab],
+    slabs: Iterator[PredictedSlab],
     annotations: Any,
     classes: int,
-    region: tuple[slice, slice, slice],
+    region: Spans,
     threshold: float,
     bins: int,
-    levels: npt.NDArray[np.float64] | None = None,
+    levels: Levels | None = None,
 ) -> Counts:
     """Count a predictor's slabs against the annotations.
 
@@ -130,48 +133,23 @@ def count(
         slabs: from the first slice to the last.
         annotations: uint8 (R, Z, Y, X), sliceable.
         classes: C, background included.
-        region: slices along (Z, Y, X) with start and stop; voxels outside do not count.
+        region: voxels outside do not count.
         threshold: nats, above which a voxel's entropy counts as high.
         bins: B, of each class's probability.
         levels: the probability of each code, if slabs have codes.
 
     Raises:
-        ScoringError: the region holds more voxels than are counted exactly.
+        ScoringError: the region holds more voxels than are counted exactly, or an annotation holds a label that is no class.
     """
     zs, ys, xs = region
     shape = (zs.stop - zs.start, ys.stop - ys.start, xs.stop - xs.start)
     if np.prod(shape, dtype=float) > MOST_VOXELS:
         raise ScoringError("scoring", "the patient", f"a region of {shape} voxels", "Score parts of it.")
-    annotators, threads = annotations.shape[0], numba.get_num_threads()
-    groups, patterns = -(-annotators // GROUP), 2 ** min(annotators, GROUP)
-    table = np.zeros(1) if levels is None else entropy_terms(levels)
-    least = int(np.float32(NEARLY / classes).view(np.int32))
-    every = np.zeros((threads, ONE - least + 1), np.uint32)
-    ranks = np.zeros((threads, classes - 1, groups, patterns, table.size), np.uint32)
-    binned = np.zeros((threads, classes, bins), np.int64)
-    hits = np.zeros((threads, annotators + 1, classes, bins), np.int64)  # the last row: all annotators agree
-    agreed = np.zeros((threads, classes, classes), np.int64)
-    overlap = np.zeros((threads, annotators + 1, annotators + 1, classes), np.int64)
-    votes = np.zeros((threads, classes, annotators + 1, 2), np.int64)
-    empty = np.zeros(threads, np.int64)
-    boxes = np.tile(np.array([2**31, -1] * 3, np.int64), (threads, classes, 1))
-    mass = np.zeros((classes, bins))
-    where = np.zeros((2, classes))  # probability where all gave the class, where some did
-    proper = np.zeros((annotators + 1, 2))
-    disagreement = np.zeros(4)
-    rows = np.zeros((shape[0], classes, 2))
-    wrong: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(annotators)]
-    entropy = MapSummary(shape, classes, threshold)
-    packed = _Packer(PackedLabels(1, shape))
-    published = PublishedCalibration(annotators, bins)
+    found = _Pass(annotations.shape[0], classes, shape, threshold, bins, levels)
     for z0, z1, softmax, codes in slabs:
         lo, hi = max(z0, zs.start), min(z1, zs.stop)
         if lo >= hi:
             continue
-        part = np.ascontiguousarray(softmax[:, lo - z0 : hi - z0])
-        coded = (
-            np.zeros((0, 1, 1, 1), np.uint16) if codes is None else np.ascontiguousarray(codes[:, lo - z0 : hi - z0])
-        )
         drawn = np.ascontiguousarray(annotations[:, lo:hi, ys, xs])
         if drawn.size and drawn.max() >= classes:
             raise ScoringError(
@@ -180,59 +158,204 @@ def count(
                 f"label {drawn.max()} in the annotations, between slices {lo} and {hi}",
                 f"Labels are 0 to {classes - 1}.",
             )
-        labels = np.zeros((hi - lo, *shape[1:]), np.uint8)
-        confidence = np.ones(labels.shape, np.float32)
-        nats = np.zeros(labels.shape, np.int32)
-        by_slice = (
-            np.zeros((hi - lo, classes, bins)),
-            np.zeros((hi - lo, 2, classes)),
-            np.zeros((hi - lo, annotators + 1, 2)),
-            np.zeros((hi - lo, 4)),
+        own = slice(lo - z0, hi - z0)
+        part = np.zeros((0, 1, 1, 1), np.uint16) if codes is None else np.ascontiguousarray(codes[:, own])
+        found.add(_Slices(np.ascontiguousarray(softmax[:, own]), part, drawn, ys.start, xs.start, lo - zs.start))
+    return found.counts()
+
+
+class _Slices(NamedTuple):
+    """What the pass reads of some slices.
+
+    Args:
+        p: probabilities float32 (C, dz, Y, X) of the whole image.
+        codes: uint16 (C − 1, dz, Y, X), of no class where they are not known.
+        drawn: the annotators' label maps uint8 (R, dz, height, width) of the region.
+        y0, x0: where the region begins in the image.
+        z_first: of the first of these slices, counted from the region's beginning.
+    """
+
+    p: npt.NDArray[np.float32]
+    codes: Codes
+    drawn: npt.NDArray[np.uint8]
+    y0: int
+    x0: int
+    z_first: int
+
+
+class _Tables(NamedTuple):
+    """What the pass looks up: `least`, the bits of the smallest confidence that is counted apart; −p ln p of each code;
+    −q ln q of q = k of R annotators; and how many units of the entropy map are a nat.
+    """
+
+    least: int
+    entropy: npt.NDArray[np.float64]
+    votes_entropy: npt.NDArray[np.float64]
+    units: float
+
+
+class _Tallies(NamedTuple):
+    """What is counted in whole numbers: in each thread's own arrays (the first axis), in one thread's without that axis.
+
+    Args:
+        every: voxels by confidence, float32's bits from `least` on.
+        ranks: voxels by (organ, group of annotators, combination of answers, code).
+        binned: voxels by (class, bin).
+        hits: voxels by (annotator, class, bin) to which the annotator gave the class; the last row: to which all did.
+        agreed: voxels where all annotators agree, by (predicted, annotated class).
+        overlap: elsewhere, voxels to which two label maps give a class: upper triangle, the prediction first.
+        votes: elsewhere, voxels by (class, how many annotators gave it, whether it is the prediction).
+        empty: voxels that were skipped, as one number.
+        boxes: by class the least and the largest z, y and x that hold it.
+    """
+
+    every: npt.NDArray[np.uint32]
+    ranks: npt.NDArray[np.uint32]
+    binned: npt.NDArray[np.int64]
+    hits: npt.NDArray[np.int64]
+    agreed: npt.NDArray[np.int64]
+    overlap: npt.NDArray[np.int64]
+    votes: npt.NDArray[np.int64]
+    empty: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int64]
+
+
+class _Sums(NamedTuple):
+    """What is summed in float64: of each slice (the first axis), of one slice or of all without that axis.
+
+    Args:
+        mass: sum of probabilities by (class, bin).
+        where: of each class, the sum of its probability where all annotators gave it, and where some but not all did.
+        proper: by annotator, and in the last row for all at once, the squared distance and −ln of the annotator's class.
+        disagreement: Σ d, Σ d², Σ d·u, Σ u².
+    """
+
+    mass: npt.NDArray[np.float64]
+    where: npt.NDArray[np.float64]
+    proper: npt.NDArray[np.float64]
+    disagreement: npt.NDArray[np.float64]
+
+
+class _Maps(NamedTuple):
+    """What the pass writes of each voxel (dz, height, width): the confidence, the predicted label, the entropy in units."""
+
+    confidence: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+    nats: npt.NDArray[np.int32]
+
+
+class _Pass:
+    """One pass over a region's slices, in order.
+
+    Args:
+        annotators: R.
+        classes: C, background included.
+        shape: of the region (Z, Y, X).
+        threshold: nats, above which a voxel's entropy counts as high.
+        bins: B, of each class's probability.
+        levels: the probability of each code, if codes are known.
+    """
+
+    def __init__(
+        self,
+        annotators: int,
+        classes: int,
+        shape: tuple[int, int, int],
+        threshold: float,
+        bins: int,
+        levels: Levels | None,
+    ):
+        self._annotators, self._classes, self._shape, self._bins = annotators, classes, shape, bins
+        self._has_codes = levels is not None
+        self._entropy = MapSummary(shape, classes, threshold)
+        self._tables = _Tables(
+            int(np.float32(NEARLY / classes).view(np.int32)),
+            np.zeros(1) if levels is None else entropy_of_codes(levels),
+            _votes_entropy(annotators),
+            self._entropy.units,
         )
-        first = lo - zs.start
+        self._tallies = self._no_tallies(numba.get_num_threads())
+        self._sums = self._no_sums()
+        self._rows = np.zeros((shape[0], classes, 2))
+        self._wrong: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(annotators)]
+        self._packer = _Packer(PackedLabels(1, shape))
+        self._published = PublishedCalibration(annotators, bins)
+
+    def add(self, slices: _Slices) -> None:
+        """Count the next slices."""
+        voxels = slices.drawn.shape[1:]
+        maps = _Maps(np.ones(voxels, np.float32), np.zeros(voxels, np.uint8), np.zeros(voxels, np.int32))
+        by_slice = self._no_sums(voxels[0])
+        rows = self._rows[slices.z_first : slices.z_first + voxels[0]]
         with PARALLEL:
-            _count(part, coded, drawn, ys.start, xs.start, first, least, table, _votes_entropy(annotators), entropy.units,
-                   every, ranks, binned, hits, agreed, overlap, votes, empty, boxes, *by_slice,
-                   rows[first : first + hi - lo], confidence, labels, nats)  # fmt: skip
-        for total, parts in zip((mass, where, proper, disagreement), by_slice, strict=True):
+            _count(slices, self._tables, self._tallies, by_slice, rows, maps)
+        for total, parts in zip(self._sums, by_slice, strict=True):
             for one in parts:  # in order: sums are the same however many slices a slab has
                 total += one
-        for r in range(annotators):
-            wrong[r].append(confidence[labels != drawn[r]].view(np.int32))
-        published.add(confidence, labels, drawn)
-        entropy.add(nats)
-        packed.add(labels)
-    packed.finish()
-    unseen = int(empty.sum())
-    agreements = agreed.sum(axis=0)
-    agreements[0, 0] += unseen
-    in_bins = binned.sum(axis=0)
-    in_bins[0, -1] += unseen
-    in_bins[1:, 0] += unseen
-    mass[0, -1] += unseen
-    bin_hits = hits.sum(axis=0)
-    bin_hits[-1, 0, -1] += unseen
-    where[0, 0] += unseen
-    return Counts(
-        voxels=int(np.prod(shape)),
-        confidences=_confidences(every, wrong, least, unseen),
-        bins=(in_bins, mass),
-        bin_hits=bin_hits[:-1] + bin_hits[-1],
-        ranks=None if levels is None else _ranks(ranks.sum(axis=0, dtype=np.int64), annotators, unseen),
-        overlap=_all_overlap(overlap.sum(axis=0), agreements),
-        votes=_all_votes(votes.sum(axis=0), agreements),
-        consensus=np.stack([where[0], mass.sum(axis=1) - where.sum(axis=0)], axis=1),
-        proper=proper[:-1] + proper[-1],
-        published_dice=_mean_over_slices(rows),
-        published_ece=published.errors(),
-        disagreement=disagreement,
-        entropy=entropy,
-        labels=packed.labels,
-        boxes=[_span(boxes[:, c]) for c in range(classes)],
-    )
+        for r in range(self._annotators):
+            self._wrong[r].append(maps.confidence[maps.labels != slices.drawn[r]].view(np.int32))
+        self._published.add(maps.confidence, maps.labels, slices.drawn)
+        self._entropy.add(maps.nats)
+        self._packer.add(maps.labels)
+
+    def counts(self) -> Counts:
+        """What was found; nothing can be added after it."""
+        self._packer.finish()
+        tallies, sums, unseen = self._tallies, self._sums, int(self._tallies.empty.sum())
+        agreed, binned, hits = (parts.sum(axis=0) for parts in (tallies.agreed, tallies.binned, tallies.hits))
+        # Voxels that were skipped: a background of 1, which all annotators gave.
+        agreed[0, 0] += unseen
+        binned[0, -1] += unseen
+        binned[1:, 0] += unseen
+        hits[-1, 0, -1] += unseen
+        sums.mass[0, -1] += unseen
+        sums.where[0, 0] += unseen
+        ranks = None
+        if self._has_codes:
+            ranks = _ranks(tallies.ranks.sum(axis=0, dtype=np.int64), self._annotators, unseen)
+        return Counts(
+            voxels=int(np.prod(self._shape)),
+            confidences=_confidences(tallies.every, self._wrong, self._tables.least, unseen),
+            bins=(binned, sums.mass),
+            bin_hits=hits[:-1] + hits[-1],
+            ranks=ranks,
+            overlap=_all_overlap(tallies.overlap.sum(axis=0), agreed),
+            votes=_all_votes(tallies.votes.sum(axis=0), agreed),
+            consensus=np.stack([sums.where[0], sums.mass.sum(axis=1) - sums.where.sum(axis=0)], axis=1),
+            proper=sums.proper[:-1] + sums.proper[-1],
+            published_dice=_mean_over_slices(self._rows),
+            published_ece=self._published.errors(),
+            disagreement=sums.disagreement,
+            entropy=self._entropy,
+            labels=self._packer.labels,
+            boxes=[_span(tallies.boxes[:, c]) for c in range(self._classes)],
+        )
+
+    def _no_tallies(self, threads: int) -> _Tallies:
+        annotators, classes, bins = self._annotators, self._classes, self._bins
+        groups, answers = -(-annotators // HISTOGRAM_ANNOTATORS), 2 ** min(annotators, HISTOGRAM_ANNOTATORS)
+        return _Tallies(
+            every=np.zeros((threads, ONE - self._tables.least + 1), np.uint32),
+            ranks=np.zeros((threads, classes - 1, groups, answers, self._tables.entropy.size), np.uint32),
+            binned=np.zeros((threads, classes, bins), np.int64),
+            hits=np.zeros((threads, annotators + 1, classes, bins), np.int64),
+            agreed=np.zeros((threads, classes, classes), np.int64),
+            overlap=np.zeros((threads, annotators + 1, annotators + 1, classes), np.int64),
+            votes=np.zeros((threads, classes, annotators + 1, 2), np.int64),
+            empty=np.zeros((threads, 1), np.int64),
+            boxes=np.tile(np.array([2**31, -1] * 3, np.int64), (threads, classes, 1)),
+        )
+
+    def _no_sums(self, *slices: int) -> _Sums:
+        return _Sums(
+            mass=np.zeros((*slices, self._classes, self._bins)),
+            where=np.zeros((*slices, 2, self._classes)),
+            proper=np.zeros((*slices, self._annotators + 1, 2)),
+            disagreement=np.zeros((*slices, 4)),
+        )
 
 
-def region_of(shape: Sequence[int], region: tuple[slice, slice, slice] | None) -> tuple[slice, slice, slice]:
+def region_of(shape: Sequence[int], region: Spans | None) -> Spans:
     """A region with its starts and stops, the whole image if none is given."""
     spans = [slice(None)] * 3 if region is None else list(region)
     z, y, x = (slice(*span.indices(n)[:2]) for span, n in zip(spans, shape, strict=True))
@@ -243,7 +366,10 @@ def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArra
     """(group, combination, …) → (annotator, …): what is counted for a combination in which the annotator says yes."""
     combinations = np.arange(patterns.shape[1])
     return np.stack(
-        [patterns[r // GROUP][(combinations >> (r % GROUP)) & 1 == 1].sum(axis=0) for r in range(annotators)]
+        [
+            patterns[r // HISTOGRAM_ANNOTATORS][(combinations >> (r % HISTOGRAM_ANNOTATORS)) & 1 == 1].sum(axis=0)
+            for r in range(annotators)
+        ]
     )
 
 
@@ -265,7 +391,7 @@ def _confidences(
 
 def _ranks(histograms: npt.NDArray[np.int64], annotators: int, unseen: int) -> list[Ranks]:
     """Per organ, from its histograms (group, combination, code)."""
-    histograms[:, :, 0, 0] += unseen
+    histograms[:, :, 0, NOTHING] += unseen
     found = []
     for histogram in histograms:
         every = histogram[0].sum(axis=0)
@@ -328,7 +454,7 @@ def _mean_over_slices(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.where(filled, total / np.maximum(number, 1), 0).sum(axis=0) / filled.sum(axis=0)
 
 
-def _span(box: npt.NDArray[np.int64]) -> tuple[slice, slice, slice] | None:
+def _span(box: npt.NDArray[np.int64]) -> Spans | None:
     low, high = box.min(axis=0)[::2], box.max(axis=0)[1::2]
     if high[0] < 0:
         return None
@@ -393,182 +519,278 @@ def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
     return not unsure
 
 
+class _Scratch(NamedTuple):
+    """What the voxels of a slice are worked out in.
+
+    Args:
+        p: probability of each class at a voxel.
+        bins: its bin.
+        given: how many annotators gave the class.
+        answers: by group of annotators, the combination of their answers about one organ.
+        all_yes: by group, the combination in which all say yes.
+        u, squares: of a run: entropy of each voxel, and its sum of p² over the organs.
+        row: of a row, by class: voxels of the consensus, true positives and false positives.
+        low, high: of a row, by class: the least and the largest x that hold it.
+    """
+
+    p: npt.NDArray[np.float64]
+    bins: npt.NDArray[np.int64]
+    given: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
+    all_yes: npt.NDArray[np.int64]
+    u: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    row: npt.NDArray[np.int64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def _scratch(classes, annotators, groups):
+    all_yes = np.empty(groups, np.int64)
+    for g in range(groups):
+        all_yes[g] = 2 ** min(HISTOGRAM_ANNOTATORS, annotators - g * HISTOGRAM_ANNOTATORS) - 1
+    return _Scratch(
+        np.empty(classes),
+        np.empty(classes, np.int64),
+        np.empty(classes, np.int64),
+        np.empty(groups, np.int64),
+        all_yes,
+        np.empty(RUN),
+        np.empty(RUN),
+        np.empty((3, classes), np.int64),
+        np.empty(classes, np.int64),
+        np.empty(classes, np.int64),
+    )
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def _count(p, codes, drawn, y0, x0, z_first, least, table, votes_entropy, units, every, ranks, binned, hits, agreed,
-           overlap, votes, empty, boxes, mass, where, proper, sums, rows, confidence, labels, nats):  # fmt: skip
-    classes = p.shape[0]
-    annotators, depth, height, width = drawn.shape
-    coded = codes.shape[0] > 0
-    groups, bins = ranks.shape[2], binned.shape[2]
-    for z in prange(depth):
+def _count(slices, tables, tallies, sums, rows, maps):
+    """Count some slices, each in a thread of its own.
+
+    `tallies` are those of all threads, `sums` those of each slice; `rows` (slice, class, 2) are, over the rows of the slice
+    with consensus, the sum of the one-dimensional Dice and the number of rows.
+    """
+    for z in prange(slices.drawn.shape[1]):
         t = numba.get_thread_id()  # type: ignore[attr-defined]
-        full = np.empty(groups, np.int64)
-        for g in range(groups):
-            full[g] = 2 ** min(GROUP, annotators - g * GROUP) - 1
-        v = np.empty(classes)
-        b = np.empty(classes, np.int64)
-        given = np.empty(classes, np.int64)
-        pattern = np.empty(groups, np.int64)
-        run_u, run_square = np.empty(RUN), np.empty(RUN)
-        row = np.empty((3, classes), np.int64)  # of this row: consensus, true positives, false positives
-        low = np.empty(classes, np.int64)
-        high = np.empty(classes, np.int64)
-        s_d = s_dd = s_du = s_uu = 0.0
-        skipped = 0
-        for y in range(height):
-            row[:] = 0
-            low[:] = width
-            high[:] = -1
-            x = 0
-            while x < width:
-                stop = min(x + RUN, width)
-                if nothing_in(p, drawn, z, y, x, stop, y0, x0):
-                    skipped += stop - x
-                    x = stop
-                    continue
-                if _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
-                    n = stop - x
-                    run_u[:n] = 0.0
-                    run_square[:n] = 0.0
-                    for c in range(1, classes):
-                        values, total = p[c, z, y0 + y, x0 + x : x0 + stop], 0.0
-                        for i in range(n):
-                            own = np.float64(max(values[i], np.float32(0.0)))
-                            total += own
-                            run_square[i] += own * own
-                        binned[t, c, 0] += n
-                        mass[z, c, 0] += total
-                        if coded:
-                            own_codes = codes[c - 1, z, y0 + y, x0 + x : x0 + stop]
-                            for i in range(n):
-                                run_u[i] += table[own_codes[i]]
-                            for g in range(groups):
-                                own_ranks = ranks[t, c - 1, g, 0]
-                                for i in range(n):
-                                    own_ranks[own_codes[i]] += np.uint32(1)
-                        else:
-                            for i in range(n):
-                                run_u[i] += entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
-                    values = p[0, z, y0 + y, x0 + x : x0 + stop]
-                    total = squares = losses = 0.0
-                    for i in range(n):
-                        own = np.float64(min(values[i], np.float32(1.0)))
-                        total += own
-                        squares += run_square[i] + (own - 1.0) * (own - 1.0)
-                        losses += _loss(own)
-                        run_u[i] += entropy_near_one(own)
-                        s_uu += run_u[i] * run_u[i]
-                        nats[z, y, x + i] = np.int32(run_u[i] * units + 0.5)
-                        confidence[z, y, x + i] = own
-                    for i in range(n):
-                        every[t, max(_bits(min(values[i], np.float32(1.0))) - least, 0)] += np.uint32(1)
-                    binned[t, 0, bins - 1] += n
-                    mass[z, 0, bins - 1] += total
-                    hits[t, annotators, 0, bins - 1] += n
-                    proper[z, annotators, 0] += squares
-                    proper[z, annotators, 1] += losses
-                    where[z, 0, 0] += total
-                    agreed[t, 0, 0] += n
-                    low[0] = min(low[0], x)
-                    high[0] = stop - 1
-                    x = stop
-                    continue
+        own = _Tallies(
+            tallies.every[t],
+            tallies.ranks[t],
+            tallies.binned[t],
+            tallies.hits[t],
+            tallies.agreed[t],
+            tallies.overlap[t],
+            tallies.votes[t],
+            tallies.empty[t],
+            tallies.boxes[t],
+        )
+        of_slice = _Sums(sums.mass[z], sums.where[z], sums.proper[z], sums.disagreement[z])
+        _count_slice(z, slices, tables, own, of_slice, rows[z], maps)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _count_slice(z, slices, tables, tallies, sums, rows, maps):
+    """Count one slice, row by row, in runs of voxels: skipped, sure to be background, or looked at one by one."""
+    annotators, _, height, width = slices.drawn.shape
+    scratch = _scratch(slices.p.shape[0], annotators, tallies.ranks.shape[1])
+    bins = tallies.binned.shape[1]
+    skipped = 0
+    for y in range(height):
+        scratch.row[:] = 0
+        scratch.low[:] = width
+        scratch.high[:] = -1
+        for x in range(0, width, RUN):
+            stop = min(x + RUN, width)
+            if nothing_in(slices.p, slices.drawn, z, y, x, stop, slices.y0, slices.x0):
+                skipped += stop - x
+            elif _surely_background(slices.p, slices.drawn, z, y, x, stop, slices.y0, slices.x0, bins):
+                _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch)
+            else:
                 for i in range(x, stop):
-                    best, value = 0, np.float32(-1.0)
-                    u = square = 0.0
-                    for c in range(classes):
-                        own = min(max(p[c, z, y0 + y, x0 + i], np.float32(0.0)), np.float32(1.0))
-                        v[c] = own
-                        square += v[c] * v[c]
-                        if own > value:
-                            best, value = c, own
-                        b[c] = min(np.int64(v[c] * bins), bins - 1)
-                        binned[t, c, b[c]] += 1
-                        mass[z, c, b[c]] += v[c]
-                        if coded and c > 0:
-                            u += table[codes[c - 1, z, y0 + y, x0 + i]]
-                        else:
-                            u += entropy_term(v[c])
-                    s_uu += u * u
-                    nats[z, y, i] = np.int32(u * units + 0.5)
-                    every[t, max(_bits(value) - least, 0)] += np.uint32(1)
-                    confidence[z, y, i] = value
-                    label = np.int64(drawn[0, z, y, i])
-                    same = True
-                    for r in range(1, annotators):
-                        same &= drawn[r, z, y, i] == label
-                    if same:
-                        hits[t, annotators, label, b[label]] += 1
-                        proper[z, annotators, 0] += square - 2 * v[label] + 1.0
-                        proper[z, annotators, 1] += _loss(v[label])
-                        where[z, 0, label] += v[label]
-                        if coded:
-                            for c in range(1, classes):
-                                code = codes[c - 1, z, y0 + y, x0 + i]
-                                for g in range(groups):
-                                    ranks[t, c - 1, g, full[g] if c == label else 0, code] += np.uint32(1)
-                        agreed[t, best, label] += 1
-                        if best + label == 0:
-                            continue
-                        row[0, label] += 1
-                        if best == label:
-                            row[1, label] += 1
-                        else:
-                            row[2, best] += 1
-                        low[label] = min(low[label], i)
-                        high[label] = i
-                    else:
-                        given[:] = 0
-                        for r in range(annotators):
-                            own_label = np.int64(drawn[r, z, y, i])
-                            given[own_label] += 1
-                            low[own_label] = min(low[own_label], i)
-                            high[own_label] = i
-                            hits[t, r, own_label, b[own_label]] += 1
-                            proper[z, r, 0] += square - 2 * v[own_label] + 1.0
-                            proper[z, r, 1] += _loss(v[own_label])
-                            if own_label == best:
-                                overlap[t, 0, r + 1, own_label] += 1
-                            for other in range(r, annotators):
-                                if drawn[other, z, y, i] == own_label:
-                                    overlap[t, r + 1, other + 1, own_label] += 1
-                        overlap[t, 0, 0, best] += 1
-                        d = 0.0
-                        for c in range(classes):
-                            d += votes_entropy[given[c]]
-                            votes[t, c, given[c], 1 if best == c else 0] += 1
-                            if given[c] > 0:
-                                where[z, 1, c] += v[c]
-                            elif best == c:
-                                row[2, c] += 1
-                            if coded and c > 0:
-                                pattern[:] = 0
-                                for r in range(annotators):
-                                    if drawn[r, z, y, i] == c:
-                                        pattern[r // GROUP] |= 1 << (r % GROUP)
-                                for g in range(groups):
-                                    ranks[t, c - 1, g, pattern[g], codes[c - 1, z, y0 + y, x0 + i]] += np.uint32(1)
-                        s_d += d
-                        s_dd += d * d
-                        s_du += d * u
-                    labels[z, y, i] = best
-                    low[best] = min(low[best], i)
-                    high[best] = i
-                x = stop
-            for c in range(1, classes):
-                if row[0, c] > 0 and y > 0:
-                    rows[z, c, 0] += 2 * row[1, c] / (row[0, c] + row[1, c] + row[2, c])
-                    rows[z, c, 1] += 1
-                if high[c] >= 0:
-                    box = boxes[t, c]
-                    box[0] = min(box[0], z_first + z)
-                    box[1] = max(box[1], z_first + z)
-                    box[2] = min(box[2], y)
-                    box[3] = max(box[3], y)
-                    box[4] = min(box[4], low[c])
-                    box[5] = max(box[5], high[c])
-        empty[t] += skipped
-        sums[z, 0] += s_d
-        sums[z, 1] += s_dd
-        sums[z, 2] += s_du
-        sums[z, 3] += s_uu
+                    _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch)
+        _close_row(slices.z_first + z, y, scratch, rows, tallies.boxes)
+    tallies.empty[0] += skipped
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch):
+    """Count a run of voxels that are background for all, class by class, so that the loops run in vectors."""
+    classes, annotators, bins = slices.p.shape[0], slices.drawn.shape[0], tallies.binned.shape[1]
+    begin, end, n = slices.x0 + x, slices.x0 + stop, stop - x
+    u, run_squares = scratch.u, scratch.squares
+    u[:n] = 0.0
+    run_squares[:n] = 0.0
+    for c in range(1, classes):
+        values, total = slices.p[c, z, slices.y0 + y, begin:end], 0.0
+        for i in range(n):
+            own = np.float64(max(values[i], np.float32(0.0)))
+            total += own
+            run_squares[i] += own * own
+        tallies.binned[c, 0] += n
+        sums.mass[c, 0] += total
+        if slices.codes.shape[0] > 0:
+            codes = slices.codes[c - 1, z, slices.y0 + y, begin:end]
+            for i in range(n):
+                u[i] += tables.entropy[codes[i]]
+            for g in range(tallies.ranks.shape[1]):
+                ranks = tallies.ranks[c - 1, g, 0]
+                for i in range(n):
+                    ranks[codes[i]] += np.uint32(1)
+        else:
+            for i in range(n):
+                u[i] += entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
+    values = slices.p[0, z, slices.y0 + y, begin:end]
+    total = squares = losses = 0.0
+    squared_entropy = sums.disagreement[3]  # goes on from voxel to voxel, as where they are counted one by one
+    for i in range(n):
+        own = np.float64(min(values[i], np.float32(1.0)))
+        total += own
+        squares += run_squares[i] + (own - 1.0) * (own - 1.0)
+        losses += _loss(own)
+        u[i] += entropy_near_one(own)
+        squared_entropy += u[i] * u[i]
+        maps.nats[z, y, x + i] = np.int32(u[i] * tables.units + 0.5)
+        maps.confidence[z, y, x + i] = own
+    for i in range(n):
+        tallies.every[max(_bits(min(values[i], np.float32(1.0))) - tables.least, 0)] += np.uint32(1)
+    sums.disagreement[3] = squared_entropy
+    tallies.binned[0, bins - 1] += n
+    sums.mass[0, bins - 1] += total
+    tallies.hits[annotators, 0, bins - 1] += n
+    sums.proper[annotators, 0] += squares
+    sums.proper[annotators, 1] += losses
+    sums.where[0, 0] += total
+    tallies.agreed[0, 0] += n
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch):
+    """Count one voxel of whatever kind."""
+    best, u, square = _count_prediction(z, y, i, slices, tables, tallies, sums, maps, scratch)
+    label = np.int64(slices.drawn[0, z, y, i])
+    same = True
+    for r in range(1, slices.drawn.shape[0]):
+        same &= slices.drawn[r, z, y, i] == label
+    if same:
+        _count_agreement(z, y, i, label, best, square, slices, tallies, sums, scratch)
+    else:
+        _count_disagreement(z, y, i, best, u, square, slices, tables, tallies, sums, scratch)
+    if best + label > 0 or not same:
+        maps.labels[z, y, i] = best
+        scratch.low[best] = min(scratch.low[best], i)
+        scratch.high[best] = i
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_prediction(z, y, i, slices, tables, tallies, sums, maps, scratch):
+    """Count what a voxel is without annotators: its predicted class, its predictive entropy in nats, and Σ p²."""
+    bins = tallies.binned.shape[1]
+    best, most = 0, np.float32(-1.0)
+    u = square = 0.0
+    for c in range(slices.p.shape[0]):
+        own = min(max(slices.p[c, z, slices.y0 + y, slices.x0 + i], np.float32(0.0)), np.float32(1.0))
+        p = np.float64(own)
+        scratch.p[c] = p
+        square += p * p
+        if leads(own, most):
+            best, most = c, own
+        b = min(np.int64(p * bins), bins - 1)
+        scratch.bins[c] = b
+        tallies.binned[c, b] += 1
+        sums.mass[c, b] += p
+        if slices.codes.shape[0] > 0 and c > 0:
+            u += tables.entropy[slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]]
+        else:
+            u += entropy_term(p)
+    sums.disagreement[3] += u * u
+    tallies.every[max(_bits(most) - tables.least, 0)] += np.uint32(1)
+    maps.nats[z, y, i] = np.int32(u * tables.units + 0.5)
+    maps.confidence[z, y, i] = most
+    return best, u, square
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_agreement(z, y, i, label, best, square, slices, tallies, sums, scratch):
+    """Count a voxel to which all annotators give one label: once for all of them."""
+    annotators = slices.drawn.shape[0]
+    p, row = scratch.p[label], scratch.row
+    tallies.hits[annotators, label, scratch.bins[label]] += 1
+    sums.proper[annotators, 0] += square - 2 * p + 1.0
+    sums.proper[annotators, 1] += _loss(p)
+    sums.where[0, label] += p
+    for c in range(1, slices.codes.shape[0] + 1):
+        code = slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]
+        for g in range(scratch.all_yes.size):
+            tallies.ranks[c - 1, g, scratch.all_yes[g] if c == label else 0, code] += np.uint32(1)
+    tallies.agreed[best, label] += 1
+    if best + label > 0:
+        row[0, label] += 1
+        if best == label:
+            row[1, label] += 1
+        else:
+            row[2, best] += 1
+        scratch.low[label] = min(scratch.low[label], i)
+        scratch.high[label] = i
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_disagreement(z, y, i, best, u, square, slices, tables, tallies, sums, scratch):
+    """Count a voxel to which annotators give different labels: annotator by annotator, pair by pair."""
+    annotators, given = slices.drawn.shape[0], scratch.given
+    given[:] = 0
+    for r in range(annotators):
+        label = np.int64(slices.drawn[r, z, y, i])
+        given[label] += 1
+        scratch.low[label] = min(scratch.low[label], i)
+        scratch.high[label] = i
+        tallies.hits[r, label, scratch.bins[label]] += 1
+        sums.proper[r, 0] += square - 2 * scratch.p[label] + 1.0
+        sums.proper[r, 1] += _loss(scratch.p[label])
+        if label == best:
+            tallies.overlap[0, r + 1, label] += 1
+        for other in range(r, annotators):
+            if slices.drawn[other, z, y, i] == label:
+                tallies.overlap[r + 1, other + 1, label] += 1
+    tallies.overlap[0, 0, best] += 1
+    d = 0.0
+    for c in range(given.size):
+        d += tables.votes_entropy[given[c]]
+        tallies.votes[c, given[c], 1 if best == c else 0] += 1
+        if given[c] > 0:
+            sums.where[1, c] += scratch.p[c]
+        elif best == c:
+            scratch.row[2, c] += 1
+    for c in range(1, slices.codes.shape[0] + 1):
+        _count_answers(z, y, i, c, slices, tallies.ranks[c - 1], scratch.answers)
+    sums.disagreement[0] += d
+    sums.disagreement[1] += d * d
+    sums.disagreement[2] += d * u
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_answers(z, y, i, c, slices, ranks, answers):
+    """Count a voxel's code of class c in the histogram (group, combination, code) of each group's answers about that class."""
+    answers[:] = 0
+    for r in range(slices.drawn.shape[0]):
+        if slices.drawn[r, z, y, i] == c:
+            answers[r // HISTOGRAM_ANNOTATORS] |= 1 << (r % HISTOGRAM_ANNOTATORS)
+    for g in range(answers.size):
+        ranks[g, answers[g], slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]] += np.uint32(1)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _close_row(z, y, scratch, rows, boxes):
+    """Add a row's one-dimensional Dice to its slice's (the challenge leaves out row 0), and widen the boxes of its classes."""
+    row = scratch.row
+    for c in range(1, scratch.low.size):
+        if row[0, c] > 0 and y > 0:
+            rows[c, 0] += 2 * row[1, c] / (row[0, c] + row[1, c] + row[2, c])
+            rows[c, 1] += 1
+        if scratch.high[c] >= 0:
+            box = boxes[c]
+            box[0] = min(box[0], z)
+            box[1] = max(box[1], z)
+            box[2] = min(box[2], y)
+            box[3] = max(box[3], y)
+            box[4] = min(box[4], scratch.low[c])
+            box[5] = max(box[5], scratch.high[c])

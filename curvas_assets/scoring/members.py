@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.codes import leads
 from curvas_assets.entropy import entropy_term
 from curvas_assets.errors import ScoringError
 from curvas_assets.parallel import PARALLEL
-from curvas_assets.scoring.counting import RUN, Slab, nothing_in
+from curvas_assets.scoring.counting import RUN, PredictedSlab, nothing_in
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 
 NOT_THE_MEAN = 2e-3
@@ -34,8 +35,8 @@ class MemberCounts:
 
 
 def count_members(
-    ensemble: Iterator[Slab],
-    members: Sequence[Iterator[Slab]],
+    ensemble: Iterator[PredictedSlab],
+    members: Sequence[Iterator[PredictedSlab]],
     annotations: Any,
     classes: int,
     region: tuple[slice, slice, slice],
@@ -125,7 +126,7 @@ def _add_member(p, y0, x0, entropy, labels, sums):
                         own = p[c, z, y0 + y, x0 + i]
                         sums[c, z, y, i] += own
                         u += entropy_term(np.float64(own))
-                        if own > most:
+                        if leads(own, most):
                             best, most = c, own
                     labels[z, y, i] = best
                     entropy[z, y, i] += u

@@ -21,7 +21,7 @@ from curvas_assets.scoring.arguments import (
     checked_spacing,
     checked_threshold,
 )
-from curvas_assets.scoring.counting import Slab, count, region_of
+from curvas_assets.scoring.counting import PredictedSlab, count, region_of
 from curvas_assets.scoring.members import count_members
 from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.registry import METRICS, Row
@@ -240,7 +240,7 @@ def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
     return drawn
 
 
-def _slabs(softmax: Any) -> Iterator[Slab]:
+def _slabs(softmax: Any) -> Iterator[PredictedSlab]:
     """Slabs of a stored volume, or of an array."""
     if hasattr(softmax, "code_slabs"):
         for z0, z1, codes in softmax.code_slabs():

@@ -52,6 +52,7 @@ class DatasetFacts:
     """Of the scans as nnU-Net was given them, such as LPS; None: unknown, of a dataset made elsewhere."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON and metadata hold them: field → value."""
         return asdict(self)
 
 

@@ -41,7 +41,8 @@ MODELS_KEPT = 12
 """Networks kept between patients; more are loaded again."""
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what the container this runs in may use."""
-Slab = tuple[int, npt.NDArray[np.float32]]
+SoftmaxSlab = tuple[int, npt.NDArray[np.float32]]
+"""z0, and probabilities (C, dz, Y, X) from slice z0 on."""
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Prediction:
     affine: npt.NDArray[np.float64]
     device: str
     memory_bytes: int
-    slabs: Iterator[Slab] = field(repr=False)
+    slabs: Iterator[SoftmaxSlab] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Predictor:
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(scan, model, error) or error from error
         classes = len(self.study.class_names)
-        slabs = _told_of_memory(
+        slabs = _explaining_memory(
             scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape, turn)
         )
         return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
@@ -358,7 +359,7 @@ def _export(
     properties: Mapping[str, Any],
     shape: tuple[int, int, int],
     turn: Turn,
-) -> Iterator[Slab]:
+) -> Iterator[SoftmaxSlab]:
     """Logits on the network's grid to probabilities on the scan's, slab by slab along the scan's Z.
 
     The frame of the logits is the scan's, turned to the model's voxel order, with its axes permuted by `transpose_forward`
@@ -445,8 +446,8 @@ def available_memory(cgroup: Path = CGROUP) -> int:
     return free if limit == "max" else min(free, int(limit) - int(held) + int(pages.get("inactive_file", 0)))
 
 
-def _told_of_memory(scan: PreparedScan, model: _Model, slabs: Iterator[Slab]) -> Iterator[Slab]:
-    """The same slabs; running out of memory while they are made is told as before."""
+def _explaining_memory(scan: PreparedScan, model: _Model, slabs: Iterator[SoftmaxSlab]) -> Iterator[SoftmaxSlab]:
+    """The same slabs; an error that says what to do if memory runs out while they are made."""
     try:
         yield from slabs
     except (MemoryError, RuntimeError) as error:

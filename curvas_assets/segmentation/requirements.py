@@ -24,6 +24,7 @@ class Told:
     subject: str
 
     def refused(self, found: str, remedy: str) -> SegmentationError:
+        """The error that names for whom it was asked, for the caller to raise."""
         return SegmentationError(self.attempted, self.subject, found, remedy)
 
 

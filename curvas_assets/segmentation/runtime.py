@@ -103,4 +103,5 @@ def pinned_threads(threads: int | None, device: "torch.device") -> Iterator[int]
 
 
 def dataset_name(annotator: str) -> str:
+    """nnU-Net's name of an annotator's dataset, without the hyphens of the annotator's name."""
     return DATASET_NAME.format(annotator=annotator.replace("-", ""))

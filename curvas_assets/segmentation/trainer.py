@@ -54,10 +54,12 @@ class StudyTrainer(nnUNetTrainer):
     # Seeds -----------------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
+        """As nnU-Net does, with weights that the seed determines."""
         self._seed(-1)
         super().initialize()
 
     def on_epoch_start(self) -> None:
+        """As nnU-Net does, with generators and loaders that the seed and the epoch determine."""
         super().on_epoch_start()
         self._seed(self.current_epoch)
         if self.settings["loader_workers"]:
@@ -132,6 +134,7 @@ class StudyTrainer(nnUNetTrainer):
         return transforms
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """As nnU-Net does, without mirroring if the settings say so, in training and prediction alike."""
         rotation, dummy_2d, patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -140,6 +143,7 @@ class StudyTrainer(nnUNetTrainer):
         return rotation, dummy_2d, patch_size, mirror_axes
 
     def configure_optimizers(self):
+        """nnU-Net's SGD, or AdamW with the same schedule of the learning rate."""
         if self.settings["optimizer"] == "sgd":
             return super().configure_optimizers()
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
@@ -149,6 +153,7 @@ class StudyTrainer(nnUNetTrainer):
 
     @property
     def ema_history(self) -> list[float]:
+        """The exponential moving average of the pseudo-Dice after each epoch."""
         return [float(v) for v in self.logger.get_value("ema_fg_dice", step=None)]
 
     @property
@@ -159,6 +164,7 @@ class StudyTrainer(nnUNetTrainer):
 
     @property
     def finished(self) -> bool:
+        """Whether the last epoch is done, or the EMA pseudo-Dice has not improved for `patience` epochs."""
         return self.current_epoch >= self.num_epochs or self.epochs_without_gain >= self.settings["patience"]
 
     def run_training(self) -> None:

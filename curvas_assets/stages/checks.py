@@ -32,7 +32,7 @@ class Check:
         return error
 
 
-class Checks(Mapping[str, Check]):
+class StepChecks(Mapping[str, Check]):
     """The checks of one step, by name: made anew for each run, from the descriptions that stand at the stage."""
 
     def __init__(self, *checks: Check):

@@ -9,7 +9,7 @@ from curvas_assets import cohort as intake
 from curvas_assets.cohort import implausible_intensities
 from curvas_assets.errors import PatientError
 from curvas_assets.report import previews
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_patient, folder_of, folders_of_patients, patient_folders, scored_region
 from curvas_assets.stages.stored import Artefacts, Markdown, Outcome, Picture, Stored, by, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
@@ -40,7 +40,7 @@ TEST_SCAN_CHECKS = (
 )
 
 
-def take_in(tools: Toolkit, patients: Sequence[str], checks: Checks) -> Iterator[tuple[str, Outcome]]:
+def take_in(tools: Toolkit, patients: Sequence[str], checks: StepChecks) -> Iterator[tuple[str, Outcome]]:
     """Read patients to the last byte and validate them: a record of facts and doubts of each."""
     study, objects, layout = tools.study, tools.objects, tools.layout
     folders = folders_of_patients(study, patient_folders(objects, layout))
@@ -79,7 +79,7 @@ def take_in(tools: Toolkit, patients: Sequence[str], checks: Checks) -> Iterator
 
 
 def select_test_scans(
-    tools: Toolkit, patients: Sequence[str], checks: Checks, *, scan: Artefacts
+    tools: Toolkit, patients: Sequence[str], checks: StepChecks, *, scan: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """What a prediction needs to know of patients: their image alone, nothing of annotations."""
     study, objects, layout = tools.study, tools.objects, tools.layout

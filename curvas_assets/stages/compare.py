@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from curvas_assets.errors import MissingArtefactError
+from curvas_assets.stages import schemas
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import (
@@ -57,7 +58,7 @@ def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFram
     published = published_scores(objects, key, tools.study)
     if published is None:
         told = {"published table": f"none: upload {objects.name}/{key} to compare with it"}
-        return pd.DataFrame({"metric": []}), "none", told, []
+        return pd.DataFrame(columns=schemas.PUBLISHED_COMPARISON.columns.names), "none", told, []
     table = compare_with_published(scores, published)
     told = {
         "published table": f"{objects.name}/{key}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.report import previews
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, by
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
@@ -30,7 +30,7 @@ CHECKS = (
 
 
 def build_ensembles(
-    tools: Toolkit, cells: Sequence[str], checks: Checks, *, softmax: Artefacts
+    tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, softmax: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """Ensembles of cells of patients × ensembles: all of a patient from one pass over the members."""
     for patient, of_patient in groupby(cells, key=lambda key: Cell.of(key).patient):

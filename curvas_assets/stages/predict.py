@@ -15,7 +15,7 @@ from curvas_assets.geometry import voxel_ml
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
 from curvas_assets.stages.prepare import order_of_training_scans
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, by, device_name
@@ -32,7 +32,7 @@ CHECKS = (
 
 
 def predict(
-    tools: Toolkit, cells: Sequence[str], checks: Checks, *, trained_model: Artefacts, test_scan: Artefacts
+    tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, trained_model: Artefacts, test_scan: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """Volumes of cells of patients × models, patient by patient.
 
@@ -80,7 +80,7 @@ def _store(
     model_folder: Path,
     leased: str | None,
     made_by: dict[str, Any],
-    checks: Checks,
+    checks: StepChecks,
 ) -> Stored:
     """Predict one cell and store it slab by slab."""
     (model, patient), names = Cell.of(cell), tools.study.class_names

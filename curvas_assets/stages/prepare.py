@@ -8,7 +8,7 @@ from pathlib import Path
 from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.geometry import order_of
 from curvas_assets.segmentation import prepare_dataset
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
 from curvas_assets.stages.stored import Artefacts, Outcome, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
@@ -29,7 +29,7 @@ CHECKS = (
 
 
 def prepare_datasets(
-    tools: Toolkit, annotators: Sequence[str], checks: Checks, *, scan: Artefacts
+    tools: Toolkit, annotators: Sequence[str], checks: StepChecks, *, scan: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """Datasets of annotators from the same training patients, whose files are fetched once for all."""
     with ExitStack() as held:
@@ -66,7 +66,7 @@ class _TrainingPatients:
         return self._not_annotated.get(annotator, [])
 
 
-def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: Checks) -> Stored:
+def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: StepChecks) -> Stored:
     study, key = tools.study, tools.layout.dataset(annotator)
     label_files = {one.name: one.file for one in study.annotators}
     scratch = next(iter(training.folders().values())).parent

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files, scored_region
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, one_by_one
+from curvas_assets.stages.table import SCORES
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
 from curvas_assets.storage import directories
@@ -36,7 +38,7 @@ STUDY_CHECK = Check(
 def score_patients(
     tools: Toolkit,
     patients: Sequence[str],
-    checks: Checks,
+    checks: StepChecks,
     *,
     softmax: Artefacts,
     ensemble_softmax: Artefacts,
@@ -47,7 +49,7 @@ def score_patients(
 
 
 def _score(
-    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: Checks
+    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: StepChecks
 ) -> Stored:
     study, key = tools.study, tools.layout.scores(patient)
     predictors = study.predictors_of(patient)
@@ -64,6 +66,8 @@ def _score(
         Path(scratch, "out").mkdir()
         for name, frame in written.items():
             file = "scores" if name == "table" else name
+            columns = pa.Table.from_pandas(frame, preserve_index=False)
+            SCORES.schemas[file].require_written(columns, f"{tools.objects.name}/{key}/{file}.parquet")
             frame.to_parquet(Path(scratch, "out", f"{file}.parquet"), index=False)
         problems = check_scores(written["table"], predictors=predictors)
         if problems:

@@ -11,6 +11,7 @@ from curvas_assets.errors import MissingArtefactError
 from curvas_assets.stages.table import Kind
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.schemas import TableSchema
 from curvas_assets.storage.softmax import SoftmaxVolume, open_softmax
 
 
@@ -64,21 +65,40 @@ def one_by_one(produce: Callable[[str], Stored]) -> Work:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A stored artefact that nobody has read yet."""
+    """A stored artefact that nobody has read yet.
+
+    Args:
+        objects: where it stands.
+        key: of the object, or below which its files stand.
+        kind: what it is.
+        subject: whose it is, for messages: the asset, and its partition if it has any.
+        schemas: columns of its tables, as its row in `curvas_assets.stages.table` has them.
+    """
 
     objects: ObjectStore
     key: str
     kind: Kind
     subject: str
+    schemas: Mapping[str, TableSchema] = field(default_factory=dict, hash=False)
 
     def record(self) -> dict[str, Any]:
-        return self._told(lambda: tables.read_json(self.objects, self.key))
+        """The record of a JSON object; a MissingArtefactError if it has not been materialised."""
+        return self._saying_what_to_materialise(lambda: tables.read_json(self.objects, self.key))
 
     def table(self, name: str | None = None) -> pd.DataFrame:
-        """The table; of an artefact that holds several, the one of this name."""
+        """The table; of an artefact that holds several, the one of this name.
+
+        Raises:
+            MissingArtefactError: it has not been materialised.
+            CorruptArtefactError: it is damaged, or was made by a version with other columns.
+        """
         if name is None:
-            return self._told(lambda: tables.read_table(self.objects, self.key))
-        return self._told(lambda: directories.read_directory_table(self.objects, self.key, f"{name}.parquet"))
+            schema = self.schemas.get(self.subject)
+            return self._saying_what_to_materialise(lambda: tables.read_table(self.objects, self.key, schema))
+        file, schema = f"{name}.parquet", self.schemas.get(name)
+        return self._saying_what_to_materialise(
+            lambda: directories.read_directory_table(self.objects, self.key, file, schema)
+        )
 
     def folder(self, into: Path) -> Path:
         """The files, below `into`."""
@@ -87,12 +107,13 @@ class Artefact:
 
     def fetch(self, into: Path) -> str:
         """The version of the files that are now below `into`."""
-        return self._told(lambda: directories.fetch_directory(self.objects, self.key, into))
+        return self._saying_what_to_materialise(lambda: directories.fetch_directory(self.objects, self.key, into))
 
     def volume(self) -> SoftmaxVolume:
-        return self._told(lambda: open_softmax(self.objects, self.key))
+        """The softmax volume, opened; a MissingArtefactError if it has not been materialised."""
+        return self._saying_what_to_materialise(lambda: open_softmax(self.objects, self.key))
 
-    def _told(self, read: Callable[[], Any]) -> Any:
+    def _saying_what_to_materialise(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except MissingArtefactError as error:

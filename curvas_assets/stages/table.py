@@ -5,11 +5,13 @@ what follows a new patient reads it from here. A new asset is a row, a function 
 in `curvas_assets.assets`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from curvas_assets.stages import schemas
 from curvas_assets.storage.layout import Cell, Layout
+from curvas_assets.storage.schemas import TableSchema
 from curvas_assets.study import Study
 
 Kind = Literal["record", "table", "folder", "softmax"]
@@ -43,6 +45,8 @@ class Asset:
         tools: with which it is made, for the UI's icons.
         beside: the prefix below which its volume and what belongs to it stand; the artefact's own place if it is not told.
         meanwhile: where unfinished work on a partition is kept, to go on from.
+        schemas: columns of its tables, by their names in a folder, by the asset's own of a single table; a table that is not
+            named may have any.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Asset:
     tools: frozenset[str] = field(default_factory=frozenset)
     beside: Callable[[Layout, str], str] | None = None
     meanwhile: Callable[[Layout, str], str] | None = None
+    schemas: Mapping[str, TableSchema] = field(default_factory=dict, hash=False)
 
     def place(self, layout: Layout, partition: str = "") -> str:
         """The key of a partition's artefact, or the prefix below which it stands."""
@@ -143,6 +148,7 @@ COHORT = Asset(
     version=_settings(2, "sets", "groups", "exclusions"),
     inputs=(SCAN,),
     tools=frozenset({"parquet"}),
+    schemas={"cohort": schemas.COHORT},
 )
 PREPROCESSED_DATASET = Asset(
     "preprocessed_dataset",
@@ -218,6 +224,11 @@ SCORES = Asset(
     per_run=10,
     followed=True,
     tools=frozenset({"numba", "parquet"}),
+    schemas={
+        "scores": schemas.SCORES,
+        "reliability": schemas.RELIABILITY,
+        "risk_coverage": schemas.RISK_COVERAGE,
+    },
 )
 STUDY_SCORES = Asset(
     "study_scores",
@@ -229,6 +240,7 @@ STUDY_SCORES = Asset(
     version=_settings(3, "sets", "groups", "exclusions", "members", "held_out"),
     inputs=(SCORES,),
     tools=frozenset({"parquet", "csv"}),
+    schemas={"study_scores": schemas.SCORES},
 )
 FAMILY_COMPARISONS = Asset(
     "family_comparisons",
@@ -240,6 +252,7 @@ FAMILY_COMPARISONS = Asset(
     version=_settings(2, "statistics"),
     inputs=(STUDY_SCORES,),
     tools=frozenset({"scipy", "parquet"}),
+    schemas={"family_comparisons": schemas.FAMILY_COMPARISONS},
 )
 LEADERBOARD = Asset(
     "leaderboard",
@@ -251,6 +264,7 @@ LEADERBOARD = Asset(
     version=_settings(2, "evaluation", "synthetic"),
     inputs=(STUDY_SCORES,),
     tools=frozenset({"parquet"}),
+    schemas={"leaderboard": schemas.LEADERBOARD},
 )
 PUBLISHED_COMPARISON = Asset(
     "published_comparison",
@@ -263,6 +277,7 @@ PUBLISHED_COMPARISON = Asset(
     inputs=(STUDY_SCORES,),
     after=(PUBLISHED_TABLE,),
     tools=frozenset({"parquet"}),
+    schemas={"published_comparison": schemas.PUBLISHED_COMPARISON},
 )
 COST = Asset(
     "cost",
@@ -274,6 +289,7 @@ COST = Asset(
     version=_settings(1, "prices"),
     after=(STUDY_SCORES, FAMILY_COMPARISONS, LEADERBOARD),  # whose cost is in it
     tools=frozenset({"parquet"}),
+    schemas={"cost": schemas.COST},
 )
 FIGURES = Asset(
     "figures",

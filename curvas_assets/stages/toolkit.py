@@ -12,6 +12,8 @@ from curvas_assets.study import Study
 
 
 class Scratch(Protocol):
+    """Lends folders on the local disk."""
+
     def __call__(self, subject: str, needed_bytes: int = 0) -> AbstractContextManager[Path]:
         """A folder to work in, for as long as the block lasts.
 

@@ -9,7 +9,7 @@ import pandas as pd
 from curvas_assets.errors import CorruptArtefactError, SegmentationError
 from curvas_assets.report import previews
 from curvas_assets.segmentation import EpochReport, TrainingOutcome, train_model
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, device_name, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories
@@ -24,13 +24,13 @@ CHECKS = (
 
 
 def train_models(
-    tools: Toolkit, models: Sequence[str], checks: Checks, *, preprocessed_dataset: Artefacts
+    tools: Toolkit, models: Sequence[str], checks: StepChecks, *, preprocessed_dataset: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """Models from their annotators' datasets, each from its unfinished training where there is one."""
     yield from one_by_one(lambda name: _train(tools, name, preprocessed_dataset, checks))(models)
 
 
-def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: Checks) -> Stored:
+def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: StepChecks) -> Stored:
     study, objects, layout = tools.study, tools.objects, tools.layout
     model = ModelId.parse(name)
     with tools.scratch(name, directories.size_of(objects, layout.dataset(model.annotator))) as scratch:
@@ -141,6 +141,7 @@ class Checkpoints:
         return None
 
     def keep(self, path: Path, epoch: int) -> None:
+        """Store a checkpoint; the one before it stays, older ones go."""
         stored = directories.write_files(self.objects, self.key, {self.FILE: path}, remember=self.REMEMBERED)
         self._mine = list(dict.fromkeys([*self._mine, *directories.places_of(self.objects, self.key), stored.place]))
         while len(self._mine) > 2:

@@ -6,7 +6,7 @@ from curvas_assets.statistics.association import (
     judges_annotators,
     paired_scores,
 )
-from curvas_assets.statistics.challenge import leaderboard, leaderboard_wide
+from curvas_assets.statistics.challenge import leaderboard_wide, rank_among_teams
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
@@ -37,12 +37,12 @@ __all__ = [
     "directions",
     "failure_over_patients",
     "judges_annotators",
-    "leaderboard",
     "leaderboard_wide",
     "non_inferiority",
     "out_of_distribution",
     "paired_scores",
     "published_tests",
+    "rank_among_teams",
     "read_published_scores",
     "reduce_scores",
     "scored_in_mm3",

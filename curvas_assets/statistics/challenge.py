@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.statistics.reduction import reduced_scores, require_table, summarise
+from curvas_assets.statistics.units import CM3_PER_MM3, MM3
 
 FAMILIES = ("general", "annotator", "individual")
 
@@ -109,7 +110,7 @@ STANDINGS: Mapping[str, Standing] = {
         True,
         "the challenge's definition, computed exactly: not bit for bit the challenge's, whose code interpolates its "
         "distribution function (at most 0.26 % apart)",
-        1e-3,
+        CM3_PER_MM3,
     ),
     "crps": Standing(
         "crps",
@@ -117,11 +118,11 @@ STANDINGS: Mapping[str, Standing] = {
         "continuous ranked probability score of the volume, closed form",
         False,
         "not the challenge's definition: its integral is cut off; shown beside, not ranked overall",
-        1e-3,
+        CM3_PER_MM3,
     ),
 }
 """Metric → its place in the challenge's table. CRPS comes in mm³ and is shown in cm³."""
-_MM3, _CM3 = ("", "mm³", "mm3"), ("cm³", "cm3", "ml", "mL")
+_MM3, _CM3 = ("", *MM3), ("cm³", "cm3", "ml", "mL")
 UNITS = {"dice": "", "confidence": "", "ece": "", "crps": "cm³"}
 LEADERBOARD_COLUMNS = (
     "metric",
@@ -140,7 +141,9 @@ LEADERBOARD_COLUMNS = (
 )
 
 
-def leaderboard(scores: pd.DataFrame, *, region: str, synthetic: bool = False, published: bool = True) -> pd.DataFrame:
+def rank_among_teams(
+    scores: pd.DataFrame, *, region: str, synthetic: bool = False, published: bool = True
+) -> pd.DataFrame:
     """Place our families among the challenge's teams, per metric and overall.
 
     A team's rank is its rank among the teams. A family's rank is one plus the number of teams strictly better than it:

@@ -8,16 +8,18 @@ from collections.abc import Collection
 
 import pandas as pd
 
+from curvas_assets.geometry import MM3_PER_ML
+
 SHOWN = "cm³"
-_MM3 = ("mm³", "mm3")
-_FACTOR = 1e-3
+MM3 = ("mm³", "mm3")
+CM3_PER_MM3 = 1 / MM3_PER_ML
 _DIFFERENCES = ("mean_difference", "interval_low", "interval_high", "bound", "margin")
 _MEANS = ("value", "mean", "sd", "median", "q1", "q3")
 
 
 def shown_unit(unit: str) -> str:
     """The unit in which a metric of this unit is read."""
-    return SHOWN if unit in _MM3 else unit
+    return SHOWN if unit in MM3 else unit
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -49,9 +51,9 @@ def shown_scores(scores: pd.DataFrame) -> pd.DataFrame:
     if "unit" not in scores:
         return scores
     shown = scores.copy()
-    in_mm3 = shown["unit"].isin(_MM3)
+    in_mm3 = shown["unit"].isin(MM3)
     for column in (column for column in _MEANS if column in shown):
-        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * _FACTOR)
+        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * CM3_PER_MM3)
     shown["unit"] = shown["unit"].mask(in_mm3, SHOWN)
     return shown
 
@@ -67,10 +69,10 @@ def shown_differences(comparisons: pd.DataFrame, in_mm3: Collection[str]) -> pd.
     if len(shown):
         hit = shown["metric"].isin(list(in_mm3))
         for column in (column for column in _DIFFERENCES if column in shown):
-            shown[column] = shown[column].astype(float).mask(hit, shown[column].astype(float) * _FACTOR)
+            shown[column] = shown[column].astype(float).mask(hit, shown[column].astype(float) * CM3_PER_MM3)
     return shown
 
 
 def scored_in_mm3(scores: pd.DataFrame) -> frozenset[str]:
     """The metrics whose scores are in mm³."""
-    return frozenset(metric for metric, unit in units_of(scores).items() if unit in _MM3)
+    return frozenset(metric for metric, unit in units_of(scores).items() if unit in MM3)

@@ -23,7 +23,8 @@ from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, Sto
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import read_soundly, seal_record, sha256_of, sha256_of_bytes
 from curvas_assets.storage.objects import ObjectStore, is_safe_name, staged, within
-from curvas_assets.storage.tables import parse_table, read_json
+from curvas_assets.storage.schemas import TableSchema
+from curvas_assets.storage.tables import parse_table, read_json, require_schema
 
 Value = TypeVar("Value")
 
@@ -186,9 +187,23 @@ def read_file(store: ObjectStore, key: str, name: str) -> bytes:
     return _read_one_version(store, key, read)
 
 
-def read_directory_table(store: ObjectStore, key: str, name: str) -> pd.DataFrame:
-    """One Parquet file of an artefact."""
-    return parse_table(read_file(store, key, name), f"{store.name}/{key}/{name}")
+def read_directory_table(store: ObjectStore, key: str, name: str, schema: TableSchema | None = None) -> pd.DataFrame:
+    """One Parquet file of an artefact.
+
+    Args:
+        store: where the artefact stands.
+        key: of the artefact.
+        name: of the file.
+        schema: what its columns must be; any if it is not given.
+
+    Raises:
+        MissingArtefactError: there is no such artefact.
+        CorruptArtefactError: it has no such file, or one that is not as it was written, or not as its schema says.
+    """
+    subject = f"{store.name}/{key}/{name}"
+    table = parse_table(read_file(store, key, name), subject)
+    require_schema(table, schema, subject)
+    return table
 
 
 def exists(store: ObjectStore, key: str) -> bool:

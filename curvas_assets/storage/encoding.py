@@ -15,25 +15,24 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.codes import (
+    LEAST_FOREGROUND,
+    MOST_FOREGROUND,
+    STEPS,
+    Codes,
+    Levels,
+    background_of,
+    leads,
+    levels_of,
+    tail,
+    winner,
+)
 from curvas_assets.parallel import PARALLEL
 
-STEPS = 1 << 15
-"""Between the logarithmic ends, levels are this many to 1."""
-LEAST_FOREGROUND = 2.0**-24
-"""A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
-FIRST_DECADE = -30
-DECADES = (*(1,) * 30, 8, 8, 16, 28)
-"""Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
-own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
-ratio goes on until it is a step."""
 SAFELY_BACKGROUND = 0.1
 """A foreground below it loses, however it is rounded."""
 UNIFORM = 1e-5
 """Sums that are this far off 1 are no rounding of float32: such voxels are scaled."""
-MOST_FOREGROUND = 1.0 + 2.0**-22
-"""A foreground may sum to this, as a softmax of float32 does: an organ of exactly 1 stays so beside organs of 1e-8."""
-Codes = npt.NDArray[np.uint16]
-Levels = npt.NDArray[np.float64]
 
 
 class EncodedSlab(NamedTuple):
@@ -50,34 +49,6 @@ class EncodedSlab(NamedTuple):
     label_voxels: npt.NDArray[np.int64]
     soft_voxels: npt.NDArray[np.float64]
     foreground: npt.NDArray[np.int64]
-
-
-@cache
-def tail() -> tuple[float, ...]:
-    """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
-    values = [
-        LEAST_FOREGROUND * 10.0 ** (decade + i / count)
-        for decade, count in enumerate(DECADES, FIRST_DECADE)
-        for i in range(count)
-    ]
-    ratio = 10.0 ** (1 / DECADES[-1])
-    while values[-1] * (ratio - 1) < 1 / STEPS:
-        values.append(values[-1] * ratio)
-    last = np.ceil(values[-1] * STEPS) / STEPS
-    return (*(float(np.float32(v)) for v in values[:-1]), float(last))
-
-
-def levels_of(ends: npt.ArrayLike, steps: int) -> Levels:
-    """All levels, ascending from 0 to 1, of a format's two attributes: `tail` and `steps`."""
-    small = np.asarray(ends, np.float64)
-    first = round(small[-1] * steps)
-    middle = np.arange(first + 1, steps - first) / steps
-    return np.unique(np.concatenate([[0.0], small, middle, 1 - small, [1.0]]).astype(np.float32)).astype(np.float64)
-
-
-def linear_levels(codes: int = 65536) -> Levels:
-    """The levels of the first format: p = code / 65535."""
-    return np.arange(codes) / (codes - 1)
 
 
 def encode(softmax: npt.NDArray[np.floating]) -> EncodedSlab:
@@ -133,14 +104,6 @@ def codes_of(steps: Codes) -> Codes:
     with PARALLEL:
         _codes(steps)
     return steps
-
-
-@njit(cache=True, nogil=True, inline="always")
-def background_of(foreground):
-    """What a voxel's foreground leaves of 1; `encoding` and its readers have this one rule."""
-    if foreground < LEAST_FOREGROUND:
-        return 1.0
-    return max(1.0 - foreground, 0.0)
 
 
 def _limits(levels: Levels) -> npt.NDArray[np.float64]:
@@ -206,20 +169,6 @@ def _code(x, search):
     return k
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _winner(code, levels):
-    """Most probable class of one voxel, in float32 as it is decoded, and the sum of the foreground."""
-    foreground = 0.0
-    for c in range(code.size):
-        foreground += levels[code[c]]
-    best, most = 0, np.float32(background_of(foreground))
-    for c in range(code.size):
-        value = np.float32(levels[code[c]])
-        if value > most:
-            best, most = c + 1, value
-    return best, foreground
-
-
 @njit(parallel=True, cache=True, nogil=True)
 def _encode(p, search, codes, label_voxels, soft):
     """Row by row: the nearest levels of all voxels at once, then the few that need more, one by one."""
@@ -262,7 +211,7 @@ def _winners(p, z, row, labels, foreground):
         for i in range(values.size):
             value = values[i]
             foreground[i] += max(np.float64(value), 0.0)
-            labels[i] = c if value > most[i] else labels[i]
+            labels[i] = c if leads(value, most[i]) else labels[i]
             most[i] = max(most[i], value)
 
 
@@ -316,7 +265,7 @@ def _settle(x, label, search, code):
 @njit(cache=True, nogil=True)
 def _repair(code, wanted, levels):
     """Move codes, a level at a time, until the wanted class wins and the foreground is no more than 1."""
-    found, foreground = _winner(code, levels)
+    found, foreground = winner(code, levels)
     while found != wanted or foreground > MOST_FOREGROUND:
         if foreground > MOST_FOREGROUND:
             _lower(code, wanted, levels)
@@ -324,16 +273,16 @@ def _repair(code, wanted, levels):
             code[found - 1] -= 1
         else:
             code[wanted - 1] += 1
-        found, foreground = _winner(code, levels)
+        found, foreground = winner(code, levels)
 
 
 @njit(cache=True, nogil=True)
 def _step_over(code, certain, levels):
     """Move codes, a level at a time, until the background is exactly 1 if it is `certain`, and less if not."""
-    _, foreground = _winner(code, levels)
+    _, foreground = winner(code, levels)
     while certain != (foreground < LEAST_FOREGROUND):
         code[code.argmax()] += -1 if certain else 1
-        _, foreground = _winner(code, levels)
+        _, foreground = winner(code, levels)
 
 
 @njit(cache=True, nogil=True)
@@ -374,7 +323,7 @@ def _labels(codes, levels, labels):
             for x in range(codes.shape[3]):
                 for c in range(code.size):
                     code[c] = codes[c, z, y, x]
-                labels[z, y, x] = _winner(code, levels)[0]
+                labels[z, y, x] = winner(code, levels)[0]
 
 
 @njit(parallel=True, cache=True, nogil=True)

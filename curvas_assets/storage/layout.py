@@ -59,46 +59,61 @@ class Layout:
     reports: str = "reports"
 
     def patient_file(self, patient_folder: str, file: str) -> str:
+        """A file of a patient, as people uploaded it."""
         return f"{self.data}/{patient_folder}/{file}"
 
     def scan(self, patient: str) -> str:
+        """The record of a scan that was taken in."""
         return f"{self.output}/{patient}/scan.json"
 
     def test_scan(self, patient: str) -> str:
+        """The record of what a prediction needs to know of a patient."""
         return f"{self.output}/{patient}/test_scan.json"
 
     def dataset(self, annotator: str) -> str:
+        """The folder of the preprocessed dataset of an annotator."""
         return f"{self.artifacts}/preprocessing/{annotator}"
 
     def model(self, model: str) -> str:
+        """The folder of a trained model."""
         return f"{self.artifacts}/models/{model}"
 
     def unfinished_training(self, model: str) -> str:
+        """The folder of the checkpoint that a training goes on from."""
         return f"{self.artifacts}/training/{model}"
 
     def prediction(self, patient: str, predictor: str) -> str:
+        """The folder of one predictor of a patient: its volume, and of an ensemble the maps."""
         return f"{self.output}/{patient}/{predictor}"
 
     def softmax(self, patient: str, predictor: str) -> str:
+        """The zarr group of the probabilities of one predictor of a patient."""
         return f"{self.prediction(patient, predictor)}/softmax.zarr"
 
     def ensemble_map(self, patient: str, ensemble: str, name: str) -> str:
+        """A map (NIfTI) of an ensemble of a patient: its entropy, mutual information or labels."""
         return f"{self.prediction(patient, ensemble)}/{name}.nii.gz"
 
     def scores(self, patient: str) -> str:
+        """The folder of the tables of scores of a patient."""
         return f"{self.metrics}/{patient}/scores"
 
     def table(self, name: str) -> str:
+        """A table of the whole study."""
         return f"{self.metrics}/{name}.parquet"
 
     def published_table(self, name: str) -> str:
+        """The study's published table, as people uploaded it."""
         return f"{self.metrics}/{name}"
 
     def merged_csv(self) -> str:
+        """All scores in the study's columns."""
         return f"{self.metrics}/metrics.csv"
 
     def report(self) -> str:
+        """The folder of the report."""
         return f"{self.reports}/report"
 
     def figures(self) -> str:
+        """The folder of the report's figures."""
         return f"{self.reports}/figures"

@@ -556,15 +556,15 @@ class S3Objects:
     def _ask(self, action: str, key: str, ask: Callable[[], Answer], stop: threading.Event | None = None) -> Answer:
         """What a request returns, its failure told as one clear line, after waiting for a store that is away."""
 
-        def told() -> Answer:
-            with self._told(action, key):
+        def explained() -> Answer:
+            with self._explained(action, key):
                 return ask()
 
-        return self.patience.hold(f"{action} {self.name}/{key}", told, stop)
+        return self.patience.hold(f"{action} {self.name}/{key}", explained, stop)
 
     @contextmanager
-    def _told(self, action: str, key: str) -> Iterator[None]:
-        """Failures of the store as one clear line each."""
+    def _explained(self, action: str, key: str) -> Iterator[None]:
+        """Turn whatever the store fails with into an error of ours that is one clear line."""
         try:
             yield
         except ClientError as error:

@@ -38,23 +38,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from curvas_assets.codes import STEPS, levels_of, linear_levels, tail
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.inputs import as_affine, as_path, as_spacing
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
-from curvas_assets.storage.encoding import (
-    STEPS,
-    codes_of,
-    decode,
-    decode_into,
-    encode,
-    labels_of,
-    levels_of,
-    linear_levels,
-    steps_of,
-    tail,
-)
+from curvas_assets.storage.encoding import codes_of, decode, decode_into, encode, labels_of, steps_of
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 FORMAT = "curvas-softmax-2"
@@ -643,17 +633,17 @@ class _ZipObjects:
         return True
 
     def get(self, key: str) -> bytes:
-        with self._told(key):
+        with self._as_corrupt(key):
             return self.archive.read(key.lstrip("/"))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        with self._told(key), self.archive.open(key.lstrip("/")) as file:
+        with self._as_corrupt(key), self.archive.open(key.lstrip("/")) as file:
             file.seek(start)
             return file.read(length)
 
     @contextmanager
-    def _told(self, key: str) -> Iterator[None]:
-        """What zipfile says of a damaged archive: it takes it for one of another kind, encrypted or compressed."""
+    def _as_corrupt(self, key: str) -> Iterator[None]:
+        """Turn zipfile's errors about a damaged archive, which it takes for an encrypted or otherwise packed one, into ours."""
         try:
             yield
         except DAMAGED_ZIP as error:

@@ -21,34 +21,66 @@ from curvas_assets.storage.digests import (
     sha256_of_bytes,
 )
 from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.schemas import TableSchema
 
 SEALED = b"curvas.sealed"
 """In the footer of a table that has a digest, so that a lost digest is noticed."""
 
 
-def write_table(store: ObjectStore, key: str, table: pd.DataFrame) -> None:
-    """Store a table as Parquet (zstd), its index left out, its digest in it."""
+def write_table(store: ObjectStore, key: str, table: pd.DataFrame, schema: TableSchema | None = None) -> None:
+    """Store a table as Parquet (zstd), its index left out, its digest in it.
+
+    Args:
+        store: where.
+        key: of the object.
+        table: what is stored.
+        schema: what its columns must be; any if it is not given.
+
+    Raises:
+        StorageError: the table is not as its schema says.
+    """
     columns = pa.Table.from_pandas(table, preserve_index=False)
+    if schema is not None:
+        schema.require_written(columns, f"{store.name}/{key}")
     columns = columns.replace_schema_metadata({**(columns.schema.metadata or {}), SEALED: b"sha256"})
     buffer = io.BytesIO()
     pq.write_table(columns, buffer, compression="zstd")
     store.put(key, seal_table(buffer.getvalue()))
 
 
-def read_table(store: ObjectStore, key: str) -> pd.DataFrame:
+def read_table(store: ObjectStore, key: str, schema: TableSchema | None = None) -> pd.DataFrame:
     """A stored table.
+
+    Args:
+        store: where.
+        key: of the object.
+        schema: what its columns must be; any if it is not given.
 
     Raises:
         MissingArtefactError: there is none.
-        CorruptArtefactError: what is stored is no Parquet, or not what was written.
+        CorruptArtefactError: what is stored is no Parquet, not what was written, or not as its schema says.
         StorageError: the transfer damages it.
     """
     subject = f"{store.name}/{key}"
-    return read_soundly(lambda: store.get(key), lambda content: parse_table(content, subject), sha256_of_bytes, subject)
+    table = read_soundly(
+        lambda: store.get(key), lambda content: parse_table(content, subject), sha256_of_bytes, subject
+    )
+    require_schema(table, schema, subject)
+    return table
+
+
+def require_schema(table: pd.DataFrame, schema: TableSchema | None, subject: str) -> None:
+    """A CorruptArtefactError unless a table that was read is as its schema says, if it has one."""
+    if schema is not None:
+        schema.require_read(pa.Table.from_pandas(table, preserve_index=False), subject)
 
 
 def parse_table(content: bytes, subject: str) -> pd.DataFrame:
-    """The table in the bytes of a Parquet file."""
+    """The table in the bytes of a Parquet file.
+
+    Raises:
+        CorruptArtefactError: they are no Parquet file, or not what was written.
+    """
     try:
         plain = opened_table(content)
         if plain is content and SEALED in (pq.read_metadata(io.BytesIO(content)).metadata or {}):

@@ -26,14 +26,14 @@ from curvas_assets.orchestration.checks import evaluation, result
 from curvas_assets.orchestration.ledger import materialisation_ledger, not_recorded
 from curvas_assets.report import WrittenReport, build_report
 from curvas_assets.segmentation import TrainingOutcome
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.cohort import not_taken_in, unusual_geometry
 from curvas_assets.stages.compare import not_ranked, not_tested, unusable
 from curvas_assets.stages.predict import implausible_volumes, not_a_distribution
 from curvas_assets.stages.score import not_scored
 from curvas_assets.stages.train import below_floor, ended_early, require_finite
 from curvas_assets.stages.write_up import missing_parts, undrawn
-from curvas_assets.statistics import compare_all_families, leaderboard
+from curvas_assets.statistics import compare_all_families, rank_among_teams
 from curvas_assets.study import Training, load_study
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
 
@@ -51,21 +51,21 @@ def test_every_asset_that_is_made_has_a_check_with_its_partitions():
 
 def test_a_verdict_is_of_one_partition_and_a_step_starts_anew():
     declared = Check("odd", "Nothing is odd.")
-    checks = Checks(declared)
+    checks = StepChecks(declared)
     checks["odd"].look("P1")
     checks["odd"].look("P2", ["green", "square"])
     one, two = (evaluation(checks["odd"], dg.AssetKey("scan"), p, None) for p in ("P1", "P2"))
     assert (one.passed, one.partition, one.description, one.metadata) == (True, "P1", None, {})
     assert (two.passed, two.severity, two.description) == (False, dg.AssetCheckSeverity.WARN, "green; square")
     assert two.metadata["found"].value == "- green\n- square"
-    assert Checks(declared)["odd"].found == {}
+    assert StepChecks(declared)["odd"].found == {}
     many = result(declared, "cohort", [f"P{i} is missing" for i in range(9)])
     assert many.description.endswith("P4 is missing; and 4 more")
     assert "P8 is missing" in many.metadata["found"].value
 
 
 def test_a_defect_is_an_error_for_its_partition_and_says_its_name_once():
-    checks = Checks(Check("whole", "Whole.", of_defects=True))
+    checks = StepChecks(Check("whole", "Whole.", of_defects=True))
     error = checks["whole"].refuse("P1", PatientError("reading", "P1", "half a file", "Upload it again."))
     assert isinstance(error, PatientError)
     verdict = evaluation(checks["whole"], dg.AssetKey("scan"), "P1", None)
@@ -195,14 +195,14 @@ def test_what_has_no_rank_cost_or_readable_value_is_told():
     scores = scores[scores["metric"] != "ece_published"]
     challenges = {"dice_published": "dice", "crps_published": "crps", "confidence": "confidence", "ece": "ece"}
     known = scores[scores["metric"].isin(challenges)]
-    assert not_ranked(leaderboard(known, region="body")) == []
-    assert not_ranked(leaderboard(known[known["metric"] != "confidence"], region="body")) == [
+    assert not_ranked(rank_among_teams(known, region="body")) == []
+    assert not_ranked(rank_among_teams(known[known["metric"] != "confidence"], region="body")) == [
         "confidence: no metric of this column of the challenge's was scored"
     ]
     odd = known.assign(unit=known["unit"].where(known["metric"] != "crps_published", "voxel"))
-    assert "its unit is 'voxel'" in not_ranked(leaderboard(odd, region="body"))[0]
+    assert "its unit is 'voxel'" in not_ranked(rank_among_teams(odd, region="body"))[0]
     nothing = known.assign(value=known["value"].where(known["family"] != "general"))
-    assert "dice_published of general: no value is defined" in not_ranked(leaderboard(nothing, region="body"))
+    assert "dice_published of general: no value is defined" in not_ranked(rank_among_teams(nothing, region="body"))
 
     with dg.DagsterInstance.ephemeral() as instance:
         for partition, used in (("m1", {"seconds": 5.0}), ("m2", {}), ("m3", {})):

@@ -24,6 +24,7 @@ from curvas_assets.stages.cohort import cohort_rows
 from curvas_assets.stages.patients import fetch_files, fetch_patient, folder_of, folders_of_patients
 from curvas_assets.stages.prepare import require_enough
 from curvas_assets.stages.stored import Artefact
+from curvas_assets.stages.table import COHORT
 from curvas_assets.stages.write_up import exclusion_ledger
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout
@@ -167,3 +168,15 @@ def test_the_cohort_tells_whose_folder_is_gone(tmp_path):
     assert rows["PHANTOM001"]["reason"] == "thick slices"
     assert rows["PHANTOM002"]["reason"] == "thick slices; its folder is gone from the bucket since it was taken in"
     assert rows["PHANTOM003"]["status"] == "missing"
+
+
+@pytest.mark.parametrize("taken_in", [(), ("PHANTOM001",)], ids=["nobody is taken in", "one is"])
+def test_the_cohort_fits_its_schema(tmp_path, taken_in):
+    objects, layout = FolderObjects(tmp_path), Layout()
+    facts = {"shape": [4, 5, 6], "spacing_mm": [1.0, 1.0, 1.0]}
+    for patient in taken_in:
+        tables.write_json(objects, layout.scan(patient), {"facts": facts, "warnings": [], "exclusions": []})
+    scans = {p: Artefact(objects, layout.scan(p), "record", p) for p in taken_in}
+    found = pd.DataFrame(cohort_rows(STUDY, objects, layout, scans))
+    tables.write_table(objects, "cohort", found, COHORT.schemas["cohort"])
+    assert len(tables.read_table(objects, "cohort", COHORT.schemas["cohort"])) == len(found) > 1

@@ -11,9 +11,9 @@ from curvas_assets.statistics import (
     compare_all_families,
     dice_against_entropy,
     failure_over_patients,
-    leaderboard,
     non_inferiority,
     out_of_distribution,
+    rank_among_teams,
 )
 from curvas_assets.study import Study
 
@@ -250,7 +250,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "agreement": lambda: annotator_agreement(scores),
         "failure": lambda: failure_over_patients(scores),
         "out_of_distribution": lambda: out_of_distribution(scores, "A"),
-        "leaderboard": lambda: leaderboard(scores, region="body"),
+        "leaderboard": lambda: rank_among_teams(scores, region="body"),
         "reliability": lambda: _once(make_bins, study),
         "risk_coverage": lambda: _once(make_curves, study),
         "cost": lambda: cost,

@@ -26,7 +26,7 @@ from curvas_assets.report import Provenance, ReportInputs, build_report
 from curvas_assets.report.tables import number
 from curvas_assets.scoring import METRICS, PatientReference, metric_table
 from curvas_assets.scoring.panel import APPROXIMATE
-from curvas_assets.statistics import compare_all_families, leaderboard, read_published_scores
+from curvas_assets.statistics import compare_all_families, rank_among_teams, read_published_scores
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
@@ -316,7 +316,7 @@ def test_without_such_volumes_there_is_no_warning(report):
 
 def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
     study = inputs.study.model_copy(update={"synthetic": True})
-    board = leaderboard(inputs.scores, region="body", synthetic=True)
+    board = rank_among_teams(inputs.scores, region="body", synthetic=True)
     page = build_report(
         dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False
     )
@@ -329,7 +329,7 @@ def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
 def test_a_metric_left_out_of_the_ranking_is_named_with_its_reason(inputs):
     scores = inputs.scores.copy()
     scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
-    board = leaderboard(scores, region="body")
+    board = rank_among_teams(scores, region="body")
     page = build_report(dataclasses.replace(inputs, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False)
     assert "CRPS of the volume is not ranked: left out: its unit is 'voxel'" in page.markdown
 
@@ -501,7 +501,7 @@ def test_the_inputs_are_not_changed(inputs):
 
 
 def test_a_study_without_a_challenge_region_says_so(inputs):
-    board = leaderboard(inputs.scores, region="image")
+    board = rank_among_teams(inputs.scores, region="image")
     report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=(), page=False)
     assert "not comparable" in report.markdown
 
@@ -530,7 +530,7 @@ def test_the_scoring_packages_own_tables_are_reported():
         scores,
         metrics=metric_table(),
         comparisons=compare_all_families(scores, study.statistics),
-        leaderboard=leaderboard(scores, region="image"),
+        leaderboard=rank_among_teams(scores, region="image"),
         reliability=whole["reliability"],
         risk_coverage=whole["risk_coverage"],
     )

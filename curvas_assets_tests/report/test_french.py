@@ -20,8 +20,8 @@ from curvas_assets.scoring import METRICS, PatientReference, metric_table
 from curvas_assets.statistics import (
     compare_all_families,
     dice_against_entropy,
-    leaderboard,
     non_inferiority,
+    rank_among_teams,
     read_published_scores,
 )
 from curvas_assets.statistics.challenge import CHALLENGE_CITATION, STANDINGS
@@ -70,7 +70,7 @@ def test_notes_of_statistics_are_french():
     many = make_scores(make_study(patients=7))
     many.loc[many["metric"] == "dice", "value"] = 0.5
     notes += list(compare_all_families(many, study.statistics.model_copy(update={"draws": 100}))["note"])
-    for board in (leaderboard(scores, region="image"), leaderboard(scores, region="body", synthetic=True)):
+    for board in (rank_among_teams(scores, region="image"), rank_among_teams(scores, region="body", synthetic=True)):
         notes += [*board["comparability"], *board["definition"], *board["region"]]
     wide = wide_table(6).iloc[1:].astype(object)
     wide.iloc[0, 3], wide.iloc[1, 3] = "", "x"
@@ -138,7 +138,7 @@ def test_a_french_report_says_none_of_it_in_english():
         assert f"| {word} |" not in configured, word
     assert "| jeu |" in page
     assert "Précision" not in page
-    synthetic = dataclasses.replace(inputs, leaderboard=leaderboard(inputs.scores, region="body", synthetic=True))
+    synthetic = dataclasses.replace(inputs, leaderboard=rank_among_teams(inputs.scores, region="body", synthetic=True))
     assert "patients synthétiques" in build_report(synthetic, image_formats=(), page=False).markdown
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.statistics import leaderboard, leaderboard_wide, read_published_scores
+from curvas_assets.statistics import leaderboard_wide, rank_among_teams, read_published_scores
 from curvas_assets.statistics.challenge import PUBLISHED_STUDY, STANDINGS, TEAMS
 from curvas_assets.study import load_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
@@ -59,7 +59,7 @@ def rank(board: pd.DataFrame, metric: str, entry: str, kind: str = "this run"):
 
 
 def test_the_teams_keep_their_published_ranks():
-    board = leaderboard(scores_of(published_means()), region="body")
+    board = rank_among_teams(scores_of(published_means()), region="body")
     for team, ranks in PRINTED_RANKS.items():
         found = tuple(
             rank(board, m, team, "team") for m in ("dice_published", "confidence", "ece_published", "crps_published")
@@ -69,7 +69,7 @@ def test_the_teams_keep_their_published_ranks():
 
 
 def test_the_published_study_stands_fourth_in_confidence_and_ece():
-    board = leaderboard(scores_of(published_means()), region="body")
+    board = rank_among_teams(scores_of(published_means()), region="body")
     for kind in ("this run", "published study"):
         assert rank(board, "confidence", "general", kind) == 4
         assert rank(board, "ece_published", "general", kind) == 4
@@ -82,7 +82,7 @@ def test_ranks_and_their_mean_by_hand():
         "ece_published": {"general": 1.0},  # worse than all: 8
         "crps_published": {"general": 9000.0},  # 9 cm³, only MedIG is better: 2
     }
-    board = leaderboard(scores_of(ours, 1), region="body", published=False)
+    board = rank_among_teams(scores_of(ours, 1), region="body", published=False)
     assert [rank(board, metric, "general") for metric in ours] == [1, 3, 8, 2]
     overall = board[(board["metric"] == "overall") & (board["entry"] == "general")].iloc[0]
     assert overall["value"] == (1 + 3 + 8 + 2) / 4
@@ -97,7 +97,7 @@ def test_ranks_and_their_mean_by_hand():
 
 def test_another_definition_is_shown_but_never_counts_overall():
     ours = {"dice": {"general": 0.99}, "dice_published": {"general": 0.5}}
-    board = leaderboard(scores_of(ours, 1), region="body", published=False)
+    board = rank_among_teams(scores_of(ours, 1), region="body", published=False)
     assert rank(board, "dice", "general") == 1
     dice = board[(board["metric"] == "dice") & (board["entry"] == "general")].iloc[0]
     assert not dice["comparable"]
@@ -107,7 +107,7 @@ def test_another_definition_is_shown_but_never_counts_overall():
 
 
 def test_another_region_is_not_comparable_and_has_no_overall_rank():
-    board = leaderboard(scores_of({"ece_published": {"general": 0.001}}), region="image")
+    board = rank_among_teams(scores_of({"ece_published": {"general": 0.001}}), region="image")
     ours = board[board["kind"] == "this run"].iloc[0]
     assert (ours["region"], ours["comparable"]) == ("image", False)
     assert "image" in ours["comparability"]
@@ -115,7 +115,7 @@ def test_another_region_is_not_comparable_and_has_no_overall_rank():
 
 
 def test_every_row_says_definition_region_and_n():
-    board = leaderboard(scores_of(published_means(), 5), region="body")
+    board = rank_among_teams(scores_of(published_means(), 5), region="body")
     assert (board[["definition", "region", "comparability"]] != "").all(axis=None)
     assert set(board.loc[board["kind"] == "this run", "n_patients"]) == {5}
     assert set(board.loc[board["kind"] == "team", "n_patients"]) == {65}
@@ -123,7 +123,9 @@ def test_every_row_says_definition_region_and_n():
 
 
 def test_an_undefined_family_has_no_rank_and_says_how_many_values_are_missing():
-    board = leaderboard(scores_of({"ece": {"general": 0.002, "annotator": np.nan}}), region="body", published=False)
+    board = rank_among_teams(
+        scores_of({"ece": {"general": 0.002, "annotator": np.nan}}), region="body", published=False
+    )
     row = board[board["entry"] == "annotator"].iloc[0]
     assert pd.isna(row["value"])
     assert pd.isna(row["rank"])
@@ -136,7 +138,7 @@ def test_an_undefined_family_has_no_rank_and_says_how_many_values_are_missing():
 
 
 def test_nothing_to_rank_is_an_empty_table():
-    board = leaderboard(scores_of({"nsd": {"general": 0.9}}), region="body")
+    board = rank_among_teams(scores_of({"nsd": {"general": 0.9}}), region="body")
     assert board.empty
     assert leaderboard_wide(board).empty
 
@@ -145,7 +147,7 @@ def test_crps_in_voxels_is_left_out_and_says_so():
     ours = {"crps": {"general": 10.0}, "dice_published": {"general": 0.99}}
     scores = scores_of(ours, 1)
     scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
-    board = leaderboard(scores, region="body")
+    board = rank_among_teams(scores, region="body")
     crps = board[board["metric"] == "crps"]
     assert crps["entry"].tolist() == ["general"]
     assert crps[["value", "rank"]].isna().all(axis=None)
@@ -157,17 +159,17 @@ def test_crps_in_voxels_is_left_out_and_says_so():
 
 def test_the_published_tables_families_are_ranked_without_their_crps():
     published = read_published_scores(as_csv(wide_table(6)))
-    board = leaderboard(published, region="body")
+    board = rank_among_teams(published, region="body")
     ours = board[board["kind"] == "this run"]
     assert ours.loc[ours["metric"] == "crps", "rank"].isna().all()
     assert ours.loc[ours["metric"] == "crps", "comparability"].str.contains("left out").all()
     assert ours.loc[ours["metric"].isin(["dice", "confidence", "ece"]), "rank"].notna().all()
-    pd.testing.assert_frame_equal(board, leaderboard(published.scores, region="body"))
+    pd.testing.assert_frame_equal(board, rank_among_teams(published.scores, region="body"))
 
 
 def test_the_exact_ece_stands_beside_and_the_challenges_is_ranked():
     ours = {"ece": {"general": 0.00220}, "ece_published": {"general": 0.00234}}
-    board = leaderboard(scores_of(ours, 1), region="body", published=False)
+    board = rank_among_teams(scores_of(ours, 1), region="body", published=False)
     own = board[board["kind"] == "this run"].set_index("metric")
     assert own.loc["ece_published", "comparable"]
     assert not own.loc["ece", "comparable"]
@@ -177,7 +179,7 @@ def test_the_exact_ece_stands_beside_and_the_challenges_is_ranked():
 
 
 def test_synthetic_patients_are_never_comparable():
-    board = leaderboard(scores_of(published_means()), region="body", synthetic=True)
+    board = rank_among_teams(scores_of(published_means()), region="body", synthetic=True)
     ours = board[board["kind"] == "this run"]
     assert not ours["comparable"].any()
     assert ours["comparability"].str.contains("synthetic").all()

@@ -24,7 +24,6 @@ from curvas_assets.errors import StatisticsError
 from curvas_assets.scoring.registry import METRICS
 from curvas_assets.statistics import compare_all_families, compare_families, directions
 from curvas_assets.statistics.challenge import TEAMS
-from curvas_assets.statistics.directions import KNOWN
 from curvas_assets.statistics.families import alternatives_of, corrected, non_inferiority, with_questions
 from curvas_assets.study import Statistics
 from curvas_assets_tests.statistics.tables import random_scores, with_u
@@ -385,10 +384,8 @@ def test_all_metrics_at_once_is_each_metric_alone():
     pd.testing.assert_frame_equal(by_direction, table)
 
 
-def test_the_registry_and_what_else_is_known_never_contradict():
-    registered = {name: metric.direction for name, metric in METRICS.items()}
-    assert {name: d for name, d in registered.items() if name in KNOWN and KNOWN[name] != d} == {}
-    assert directions() == {**KNOWN, **registered}
+def test_directions_are_the_registrys():
+    assert directions() == {name: metric.direction for name, metric in METRICS.items()}
     assert set(alternatives_of(directions()).values()) == {"greater", "less"}
     assert not {"predictive_entropy", "member_dice"} & set(alternatives_of(directions()))
 

@@ -1,0 +1,91 @@
+"""What the codes of a stored softmax mean: the contract between those who write volumes and all who read them.
+
+A voxel stores a 16-bit code for each foreground class; the background is not stored, it is what the foreground leaves of 1.
+A code is an index into an ascending table of probabilities, the `levels`: code 0 is the probability 0. Where two classes are
+equally probable, the lower one is the voxel's label. Turning probabilities into codes is the business of `storage.encoding`.
+"""
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from curvas_assets.entropy import entropy_terms
+
+Codes = npt.NDArray[np.uint16]
+Levels = npt.NDArray[np.float64]
+NOTHING = 0
+"""The code of the probability 0."""
+STEPS = 1 << 15
+"""Between the logarithmic ends, levels are this many to 1."""
+LEAST_FOREGROUND = 2.0**-24
+"""A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
+FIRST_DECADE = -30
+DECADES = (*(1,) * 30, 8, 8, 16, 28)
+"""Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
+own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
+ratio goes on until it is a step."""
+MOST_FOREGROUND = 1.0 + 2.0**-22
+"""A foreground may sum to this, as a softmax of float32 does: an organ of exactly 1 stays so beside organs of 1e-8."""
+
+
+@cache
+def tail() -> tuple[float, ...]:
+    """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
+    values = [
+        LEAST_FOREGROUND * 10.0 ** (decade + i / count)
+        for decade, count in enumerate(DECADES, FIRST_DECADE)
+        for i in range(count)
+    ]
+    ratio = 10.0 ** (1 / DECADES[-1])
+    while values[-1] * (ratio - 1) < 1 / STEPS:
+        values.append(values[-1] * ratio)
+    last = np.ceil(values[-1] * STEPS) / STEPS
+    return (*(float(np.float32(v)) for v in values[:-1]), float(last))
+
+
+def levels_of(ends: npt.ArrayLike, steps: int) -> Levels:
+    """All levels, ascending from 0 to 1, of a format's two attributes: `tail` and `steps`."""
+    small = np.asarray(ends, np.float64)
+    first = round(small[-1] * steps)
+    middle = np.arange(first + 1, steps - first) / steps
+    return np.unique(np.concatenate([[0.0], small, middle, 1 - small, [1.0]]).astype(np.float32)).astype(np.float64)
+
+
+def linear_levels(codes: int = 65536) -> Levels:
+    """The levels of the first format: p = code / 65535."""
+    return np.arange(codes) / (codes - 1)
+
+
+def entropy_of_codes(levels: Levels) -> npt.NDArray[np.float64]:
+    """−p ln p in nats of each code's probability p, so that kernels look an entropy up instead of computing it."""
+    return entropy_terms(levels)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def background_of(foreground):
+    """What a voxel's foreground leaves of 1; `encoding` and its readers have this one rule."""
+    if foreground < LEAST_FOREGROUND:
+        return 1.0
+    return max(1.0 - foreground, 0.0)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def leads(p, most):
+    """Whether a class of probability p is more probable than every lower class, of which `most` is the largest probability."""
+    return p > most
+
+
+@njit(cache=True, nogil=True, inline="always")
+def winner(code, levels):
+    """Most probable class of one voxel, in float32 as it is decoded, and the sum of the foreground."""
+    foreground = 0.0
+    for c in range(code.size):
+        foreground += levels[code[c]]
+    best, most = 0, np.float32(background_of(foreground))
+    for c in range(code.size):
+        value = np.float32(levels[code[c]])
+        if leads(value, most):
+            best, most = c + 1, value
+    return best, foreground

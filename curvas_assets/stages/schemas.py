@@ -1,0 +1,136 @@
+"""The columns of the tables that a study stores. A table that has others is refused, where it is written and where it is read.
+
+A number is null where it is undefined, which the rows of scores explain in `note`.
+"""
+
+from collections.abc import Container, Iterable
+
+import pyarrow as pa
+
+from curvas_assets.storage.schemas import TableSchema
+
+TEXT, WHOLE, NUMBER, YES_OR_NO = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+
+def _columns(
+    *fields: tuple[str, pa.DataType], nullable: Container[str] = (), optional: Iterable[str] = ()
+) -> TableSchema:
+    """Columns, of which numbers and those named nullable may be null."""
+    columns = [pa.field(name, kind, nullable=kind == NUMBER or name in nullable) for name, kind in fields]
+    return TableSchema(pa.schema(columns), frozenset(optional))
+
+
+_OF_A_PREDICTOR = (("patient", TEXT), ("predictor", TEXT), ("family", TEXT), ("group", TEXT))
+
+SCORES = _columns(
+    *_OF_A_PREDICTOR,
+    ("metric", TEXT),
+    ("organ", TEXT),
+    ("annotator", TEXT),
+    ("value", NUMBER),
+    ("unit", TEXT),
+    ("note", TEXT),
+)
+"""One row per score; `organ` and `annotator` are empty where a metric has none."""
+RELIABILITY = _columns(
+    *_OF_A_PREDICTOR,
+    ("annotator", TEXT),
+    ("bin", WHOLE),
+    ("lower", NUMBER),
+    ("upper", NUMBER),
+    ("count", WHOLE),
+    ("confidence", NUMBER),
+    ("accuracy", NUMBER),
+)
+"""One row per bin of confidence behind `ece`."""
+RISK_COVERAGE = _columns(*_OF_A_PREDICTOR, ("annotator", TEXT), ("coverage", NUMBER), ("risk", NUMBER))
+"""One row per point of the curve behind `aurc`."""
+COHORT = _columns(
+    ("patient", TEXT),
+    ("set", TEXT),
+    ("group", TEXT),
+    ("status", TEXT),
+    ("reason", TEXT),
+    ("exclusions", TEXT),
+    ("doubts", TEXT),
+    ("slices", NUMBER),
+    ("shape", TEXT),
+    ("spacing_mm", TEXT),
+    nullable=("shape", "spacing_mm"),
+    optional=("slices", "shape", "spacing_mm"),
+)
+"""One row per patient; what the intake reads of a scan is null of those who were not taken in, and absent if nobody was."""
+FAMILY_COMPARISONS = _columns(
+    ("metric", TEXT),
+    ("alternative", TEXT),
+    ("pair", TEXT),
+    ("first", TEXT),
+    ("second", TEXT),
+    ("n_first", WHOLE),
+    ("n_second", WHOLE),
+    ("nan_first", WHOLE),
+    ("nan_second", WHOLE),
+    ("U", NUMBER),
+    ("p", NUMBER),
+    ("p_bonferroni", NUMBER),
+    ("n_pairs", WHOLE),
+    ("unpaired_patients", WHOLE),
+    ("win_probability", NUMBER),
+    ("p_randomisation", NUMBER),
+    ("p_randomisation_two_sided", NUMBER),
+    ("p_randomisation_holm", NUMBER),
+    ("mean_difference", NUMBER),
+    ("interval_low", NUMBER),
+    ("interval_high", NUMBER),
+    ("note", TEXT),
+    ("question", TEXT),
+)
+"""One row per metric and pair of families."""
+LEADERBOARD = _columns(
+    ("metric", TEXT),
+    ("column", TEXT),
+    ("kind", TEXT),
+    ("entry", TEXT),
+    ("value", NUMBER),
+    ("unit", TEXT),
+    ("rank", WHOLE),
+    ("n_patients", WHOLE),
+    ("n_nan", WHOLE),
+    ("definition", TEXT),
+    ("region", TEXT),
+    ("comparable", YES_OR_NO),
+    ("comparability", TEXT),
+    nullable=("rank", "n_patients", "n_nan"),
+)
+"""One row per metric and entry; who was not ranked has no rank."""
+COST = _columns(
+    ("stage", TEXT),
+    ("count", WHOLE),
+    ("hours", NUMBER),
+    ("gb_down", NUMBER),
+    ("gb_up", NUMBER),
+    ("gb_stored", NUMBER),
+    ("peak_memory_gib", NUMBER),
+    ("euros", NUMBER),
+    ("study_count", WHOLE),
+    ("study_hours", NUMBER),
+    ("study_gb_down", NUMBER),
+    ("study_gb_up", NUMBER),
+    nullable=("study_count",),
+)
+"""One row per stage, and the total; what the study itself used is null where its report does not tell."""
+PUBLISHED_COMPARISON = _columns(
+    ("metric", TEXT),
+    ("family", TEXT),
+    ("unit", TEXT),
+    ("n", NUMBER),
+    ("mean", NUMBER),
+    ("sd", NUMBER),
+    ("published_unit", TEXT),
+    ("published_n", NUMBER),
+    ("published_mean", NUMBER),
+    ("published_sd", NUMBER),
+    ("comparability", TEXT),
+    nullable=("unit",),
+)
+"""One row per metric and family of the published table; what this run does not have of it is null."""

@@ -1,0 +1,51 @@
+"""Claims proved here.
+
+- The wide table has a row per patient and predictor and a column per score, in the order in which they stand in the long one.
+- Organs that share their first four letters keep their whole names, so that no two scores share a column.
+- A score that stands there twice is refused with its place and its values, not averaged.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from curvas_assets.errors import ScoringError
+from curvas_assets.scoring import study_columns
+
+LONG = pd.DataFrame(
+    [
+        ("P2", "model", "dice", "liver", "", 0.9),
+        ("P2", "model", "dice", "kidney-right", "", np.nan),
+        ("P2", "model", "dice", "kidney-left", "", 0.8),
+        ("P2", "model", "ece", "", "1", 0.1),
+        ("P2", "model", "ece", "", "mean", 0.2),
+        ("P1", "model", "dice", "liver", "", 0.7),
+    ],
+    columns=["patient", "predictor", "metric", "organ", "annotator", "value"],
+)
+
+
+def test_every_score_has_a_cell_of_its_own_in_the_order_of_the_long_table():
+    wide = study_columns(LONG)
+    expected = pd.DataFrame(
+        {
+            "Patient_ID": ["P2", "P1"],
+            "CT": ["model", "model"],
+            "DICE_livr": [0.9, 0.7],
+            "DICE_kidney-right": [np.nan, np.nan],
+            "DICE_kidney-left": [0.8, np.nan],
+            "ECE_1": [0.1, np.nan],
+            "ECE_mean": [0.2, np.nan],
+        }
+    )
+    pd.testing.assert_frame_equal(wide, expected)
+
+
+@pytest.mark.parametrize("value", [0.9, 0.5, np.nan])
+def test_a_score_that_stands_there_twice_is_refused(value):
+    twice = pd.concat([LONG, LONG.iloc[:1].assign(value=value)])
+    with pytest.raises(
+        ScoringError,
+        match=r"P2: making the study's wide table failed: model has 2 scores for DICE_livr: \[0\.9, (0\.9|0\.5|nan)\]",
+    ):
+        study_columns(twice)
