@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 FEWEST_FOR_A_SHAPE = 8
 """Points below which a distribution is drawn as its points and their mean: a density or quartiles of three say nothing."""
-MOST_MARKED = 30
-"""Points up to which a line by epochs marks them: of a single epoch there is no line to see."""
 Numbers: TypeAlias = npt.NDArray[np.floating[Any]]
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 Marker = Literal["circle", "square", "triangle-up"]
@@ -50,12 +48,13 @@ class Points:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Band:
-    """The area between two lines."""
+    """The area between two lines; `name` is that of the line which it belongs to."""
 
     x: Numbers
     low: Numbers
     high: Numbers
     colour: str
+    name: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,7 +13,6 @@ import pandas as pd
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import (
     FEWEST_FOR_A_SHAPE,
-    MOST_MARKED,
     Axis,
     Band,
     Bars,
@@ -304,16 +303,16 @@ def risk_coverage(curves: pd.DataFrame, words: Words) -> Chart:
     """
     marks: list[Mark] = []
     for family, part in risk_coverage_by_family(curves).groupby("family", sort=False):
-        colour, x = FAMILY_COLOURS[str(family)], part["coverage"].to_numpy(float)
+        colour, name, x = FAMILY_COLOURS[str(family)], words.family(str(family)), part["coverage"].to_numpy(float)
         marks += [
-            Band(x=x, low=part["q1"].to_numpy(float), high=part["q3"].to_numpy(float), colour=colour),
+            Band(x=x, low=part["q1"].to_numpy(float), high=part["q3"].to_numpy(float), colour=colour, name=name),
             Line(
                 x=x,
                 y=part["risk"].to_numpy(float),
                 colour=colour,
                 dash=FAMILY_DASHES[str(family)],
                 width=2,
-                name=words.family(str(family)),
+                name=name,
             ),
         ]
     panel = Panel(marks=marks, x=Axis(words("coverage_axis"), (0, 1)), y=Axis(words("risk_axis"), (0, None)))
@@ -395,7 +394,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], words: Words) -> Chart:
                     y=curve[column].to_numpy(float),
                     colour=colour_of(ANNOTATOR_COLOURS, annotators.index(_annotator(model))),
                     dash=colour_of(DASHES, siblings[_annotator(model)].index(model)),
-                    is_marked=len(curve) <= MOST_MARKED,
+                    is_marked=len(curve) == 1,  # of a single epoch there is no line to see
                     name=model,
                 )
                 for model, curve in curves.items()

@@ -13,7 +13,7 @@ import numpy as np
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report import paper
-from curvas_assets.report.chart import MOST_MARKED, Axis, Chart, Line, Panel, Scale
+from curvas_assets.report.chart import Axis, Chart, Line, Panel, Scale
 from curvas_assets.report.slices import (
     Slice,
     coloured,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_ORIENTATION = "LPS"
 """Array order of the challenge's images as nibabel reads them with X to the left and Y to posterior; pass the affine to be sure."""
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "pseudo_dice", "ema_dice", "learning_rate", "seconds")
+MOST_MARKED = 30
+"""Epochs up to which each is marked on its line."""
 FAINTEST = 0.01
 """Probability below which the CT alone is shown."""
 

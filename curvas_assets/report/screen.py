@@ -81,9 +81,11 @@ def _add(figure: "go.Figure", mark: Mark, row: int, col: int, named: set[str]) -
     if isinstance(mark, Picture):
         _add_picture(figure, mark, row, col)
         return
-    name = "" if isinstance(mark, Distribution | Band) else mark.name  # a distribution's place says its name
-    trace = _trace(mark) | {"showlegend": bool(name) and name not in named, "legendgroup": name or None}
-    named.add(name)
+    # A distribution's place says its name, and a band goes with its line.
+    is_listed = bool(mark.name) and mark.name not in named and not isinstance(mark, Distribution | Band)
+    if is_listed:
+        named.add(mark.name)
+    trace = _trace(mark) | {"showlegend": is_listed, "legendgroup": mark.name or None}
     if isinstance(mark, Distribution):
         trace["scalegroup"] = f"{mark.name} {col}"  # else panels of a narrow spread make the others thin
     figure.add_trace(trace, row=row, col=col)
@@ -91,18 +93,14 @@ def _add(figure: "go.Figure", mark: Mark, row: int, col: int, named: set[str]) -
 
 def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
     for axis, update in ((panel.x, figure.update_xaxes), (panel.y, figure.update_yaxes)):
-        update(
-            title_text=axis.title,
-            range=_limits(axis),
-            showticklabels=None if axis.ticks else False,
-            dtick=1 if axis.whole else None,
-            row=row,
-            col=col,
-        )
+        look: dict[str, Any] = {"title_text": axis.title, "range": _limits(axis), "dtick": 1 if axis.whole else None}
         if axis.log:
-            update(type="log", exponentformat="power", nticks=4, row=row, col=col)
+            look |= {"type": "log", "exponentformat": "power", "nticks": 4}
+        if not axis.ticks:
+            look["showticklabels"] = False
         if panel.is_picture:
-            update(showgrid=False, zeroline=False, constrain="domain", row=row, col=col)
+            look |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
+        update(row=row, col=col, **look)
     if any(isinstance(mark, Distribution) for mark in panel.marks):
         figure.update_xaxes(tickangle=0, row=row, col=col)
     if panel.is_picture:
