@@ -5,7 +5,7 @@
     <key>/<place>/c/0/0/0/0             its one shard; inner chunks of all classes × 16 × 256 × 256 in z order
 
 zarr-python reads it without this module: a code is the sum of the steps up to it, modulo 2¹⁶ (2 d is a rise by d, 2 d − 1 a fall); it names
-one of the levels that two attributes give (see `encoding`), and the background is what the foreground leaves of 1:
+one of the levels that two attributes give (see `curvas_assets.codes`), and the background is what the foreground leaves of 1:
 
     a = group[group.attrs["current"]]; t, n = np.array(a.attrs["tail"]), a.attrs["steps"]; m = round(t[-1] * n)
     levels = np.unique(np.float32([0, *t, *np.arange(m + 1, n - m) / n, *(1 - t), 1])); s = a[:, z0:z1].astype(int)
