@@ -14,7 +14,7 @@ from curvas_assets.scoring.surfaces import ONE_EMPTY, UNDEFINED, surface_distanc
 
 
 def overlap(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
-    """`dice`, `dice_published` and `dice_annotator`."""
+    """`dice`, `dice_published`, `dice_annotator` and `recall`."""
     for organ, c in organs.items():
         false, hits, inside = int(found.votes[c, 0, 1]), int(found.votes[c, -1, 1]), int(found.votes[c, -1].sum())
         if inside:
@@ -32,6 +32,11 @@ def overlap(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
             value = pair_dice(found.overlap[:, :, c], 0, r)
             note = "organ in neither the prediction nor the annotation" if math.isnan(value) else ""
             yield "dice_annotator", organ, str(r), value, note
+            drawn, found_of_it = int(found.overlap[r, r, c]), int(found.overlap[0, r, c])
+            if drawn:
+                yield "recall", organ, str(r), found_of_it / drawn, ""
+            else:
+                yield "recall", organ, str(r), math.nan, "organ not annotated"
 
 
 def pair_dice(overlap: npt.NDArray[np.int64], one: int, other: int) -> float:

@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import distance
 from scipy.stats import binned_statistic, entropy, norm, pearsonr
-from sklearn.metrics import auc, f1_score, roc_auc_score
+from sklearn.metrics import auc, f1_score, recall_score, roc_auc_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
@@ -163,6 +163,15 @@ def _dice_by_rows(case: Case) -> Values:
 def _dice_of_annotators(case: Case) -> Values:
     return {
         (organ, r): _dice(annotation == label, case.labels == label)
+        for (organ, label), (r, annotation) in product(ORGANS.items(), case.annotators.items())
+    }
+
+
+def _recall_of_annotators(case: Case) -> Values:
+    return {
+        (organ, r): recall_score((annotation == label).ravel(), (case.labels == label).ravel())
+        if (annotation == label).any()
+        else math.nan
         for (organ, label), (r, annotation) in product(ORGANS.items(), case.annotators.items())
     }
 
@@ -425,6 +434,7 @@ ORACLES: dict[str, Callable[[Case], Values]] = {
     "dice": _dice_of_consensus,
     "dice_published": _dice_by_rows,
     "dice_annotator": _dice_of_annotators,
+    "recall": _recall_of_annotators,
     "hausdorff": partial(_surfaces, math.inf, _hausdorff),
     "hd95": partial(_surfaces, math.inf, partial(_hausdorff, percentile=95)),
     "assd": partial(_surfaces, math.inf, _mean_distance),

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from monai.metrics import CalibrationErrorMetric
 from scipy.integrate import quad
 from scipy.stats import entropy, norm, pearsonr
-from sklearn.metrics import f1_score, log_loss, roc_auc_score
+from sklearn.metrics import f1_score, log_loss, recall_score, roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from curvas_assets.errors import ScoringError
@@ -86,6 +86,8 @@ def test_overlap_metrics_agree_with_scikit_learn(case):
             own, drawn = (labels == label).ravel(), (annotation == label).ravel()
             expected = f1_score(drawn, own, zero_division=0) if (own.any() or drawn.any()) else math.nan
             _same(_value(table, "dice_annotator", organ, str(r)), expected)
+            found = recall_score(drawn, own) if drawn.any() else math.nan
+            _same(_value(table, "recall", organ, str(r)), found)
 
 
 @given(cases())
@@ -345,7 +347,7 @@ def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
 
 
 PERFECT = {
-    "dice": 1, "dice_published": 1, "dice_annotator": 1, "hausdorff": 0, "hd95": 0, "assd": 0, "nsd": 1, "crps": 0,
+    "dice": 1, "dice_published": 1, "dice_annotator": 1, "recall": 1, "hausdorff": 0, "hd95": 0, "assd": 0, "nsd": 1, "crps": 0,
     "ece": 0, "ece_published": 0, "ace": 0, "adaptive_ece": 0, "classwise_ece": 0, "ece_mean_response": 0, "brier": 0, "nll": 0,
     "confidence": 1, "auroc": 1, "auroc_error": None, "aurc": 0, "eaurc": 0, "augrc": 0, "predictive_entropy": 0,
     "predictive_entropy_patch": 0,
