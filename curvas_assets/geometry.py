@@ -235,7 +235,9 @@ def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
 
 
 def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], tolerance_mm: float) -> bool:
-    """Whether two affines put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's rounding."""
+    """Whether two affines of the same voxel sizes put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's
+    rounding. The sizes are the caller's to compare: beyond the tolerance, only what turned and what shifted is told from rounding.
+    """
     distances = _corner_distances(one, other, shape)
     rounded = turned_degrees(one, other) <= ROUNDING_DEGREES and distances.min() <= tolerance_mm
     return bool(distances.max() <= tolerance_mm or rounded)

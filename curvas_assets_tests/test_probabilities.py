@@ -124,8 +124,9 @@ def test_members_are_several():
     assert len(members(torch.from_numpy(np.stack([SOFTMAX] * 3)))) == 3
     assert len(members(iter((SOFTMAX,)))) == 1
     for odd in (SOFTMAX, torch.from_numpy(SOFTMAX), SOFTMAX[0], "a.zip", None, 3, {"m": SOFTMAX}):
-        with pytest.raises(EnsembleError, match=r"sequence of softmaxes"):
+        with pytest.raises(EnsembleError, match=r"sequence of softmaxes") as told:
             members(odd)
+        assert ("list(members.values())" in str(told.value)) is isinstance(odd, dict)
 
 
 def test_numbers_and_lists_become_arrays_and_the_rest_none():

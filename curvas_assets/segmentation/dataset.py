@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import displacement_mm, order_of, same_place
+from curvas_assets.geometry import displacement_mm, order_of, same_place, spacing_of
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
@@ -256,6 +256,15 @@ def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArra
             patient,
             f"the annotation has {shape} voxels (z, y, x), the scan {image.shape[::-1]}; their corners are up to "
             f"{apart:.4g} mm apart (tolerance {tolerance:g})",
+            "Give the annotation of this scan, on its voxels.",
+        )
+    sizes = spacing_of(affine), spacing_of(image.affine)
+    if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
+        theirs, ours = (" × ".join(f"{size:.4g}" for size in each) for each in sizes)
+        raise SegmentationError(
+            told["attempted"],
+            patient,
+            f"the annotation has voxels of {theirs} mm (z × y × x), the scan's are of {ours}",
             "Give the annotation of this scan, on its voxels.",
         )
     values = np.rint(np.asanyarray(drawn.dataobj)).astype(np.uint8)

@@ -6,7 +6,7 @@
 - The remedies that are given make the scan pass, with every label in its place. A qform's own rounding is no difference.
 - Shear is refused in degrees, wherever ITK refuses it; the remedy given makes the scan pass.
 - An annotation on another grid is refused, and the remedy given leaves every label where it was drawn.
-- Volumes are the affine's determinant.
+- Volumes are the affine's determinant; how far two grids are apart and turned is told by their worst corner and axis.
 """
 
 import re
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nibabel.processing import resample_to_output
 
 from curvas_assets.cohort import PatientError, bring_onto_scan, read_annotations, read_patient
-from curvas_assets.geometry import displacement_mm, itk_affine, same_place, tilt_degrees, voxel_ml
+from curvas_assets.geometry import displacement_mm, itk_affine, same_place, tilt_degrees, turned_degrees, voxel_ml
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import ORDERS, affine_of, ct, edit, labels, reorder, write, write_patient
 
@@ -211,6 +211,26 @@ def test_a_qforms_rounding_is_no_difference(tmp_path, codes, angles):
     folder = write_patient(tmp_path / "PHANTOM001", ct(shape), labels(shape), affine, codes=codes)
     found = read_patient(folder, STUDY)
     assert same_place(found.affine, affine, shape, 0.1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("degrees", [0.0, 0.003, 10.0, 90.0, 180.0])
+def test_grids_are_turned_by_the_angle_of_the_axis_that_turned_most(axis, degrees):
+    """One axis alone, towards the diagonal of the others."""
+    affine = affine_of()
+    other = affine.copy()
+    spacing, angle = np.linalg.norm(affine[:3, axis]), np.deg2rad(degrees)
+    diagonal = spacing * (1 - np.eye(3)[axis]) / np.sqrt(2)
+    other[:3, axis] = np.cos(angle) * affine[:3, axis] + np.sin(angle) * diagonal
+    assert turned_degrees(affine, other) == pytest.approx(degrees, abs=1e-9)
+
+
+def test_the_displacement_is_that_of_the_corner_that_is_furthest_off():
+    affine = affine_of(spacing=(2, 3, 5))
+    shifted, finer = affine.copy(), affine_of(spacing=(1.9, 3, 5))
+    shifted[:3, 3] += 3, -4, 0
+    assert displacement_mm(affine, shifted, (7, 8, 11)) == pytest.approx(5)
+    assert displacement_mm(affine, finer, (7, 8, 11)) == pytest.approx(10 * 0.1)
 
 
 # Shear ---------------------------------------------------------------------------------------------------------------

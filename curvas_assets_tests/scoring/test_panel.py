@@ -470,6 +470,7 @@ def test_reliability_bins_give_the_ece_back_and_curves_end_at_full_coverage():
         ({"organs": {"a": 1}}, "2 classes"),
         ({"spacing_mm": (1, 0, 1)}, "spacing"),
         ({"region": (slice(0, 0), slice(None), slice(None))}, "holds no voxel"),
+        ({"region": np.ones(SHAPE, bool)}, "the region failed: a mask"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, message):

@@ -135,6 +135,15 @@ def test_an_annotation_that_lies_elsewhere_and_a_sheared_scan_are_refused(scans,
         prepare_dataset(tiny_study(), "anno1", {patient: (tmp_path / "sheared.nii.gz",) * 2}, tmp_path / "b")
 
 
+def test_an_annotation_of_other_voxel_sizes_is_refused_where_it_begins_at_the_scans_corner(scans, tmp_path):
+    patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
+    drawn = nib.load(annotation)
+    scaled = drawn.affine @ np.diag([1.1, 1, 1, 1])
+    nib.save(nib.Nifti1Image(np.asarray(drawn.dataobj), scaled), tmp_path / "scaled.nii.gz")
+    with pytest.raises(SegmentationError, match=r"voxels of .* mm \(z × y × x\), the scan's are of"):
+        prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "scaled.nii.gz")}, tmp_path / "a")
+
+
 def test_labels_of_a_scale_slope_are_whole_numbers(scans, tmp_path):
     sloped = {}
     for patient, (image, annotation) in _scans(scans, 1).items():

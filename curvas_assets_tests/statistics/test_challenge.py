@@ -120,6 +120,11 @@ def test_every_row_says_definition_region_and_n():
     assert set(board.loc[board["kind"] == "this run", "n_patients"]) == {5}
     assert set(board.loc[board["kind"] == "team", "n_patients"]) == {65}
     assert set(board.loc[board["kind"] == "published study", "n_patients"]) == {61}
+    assert board.groupby("kind")["comparable"].any().to_dict() == {
+        "team": True,
+        "this run": True,
+        "published study": False,
+    }
 
 
 def test_an_undefined_family_has_no_rank_and_says_how_many_values_are_missing():

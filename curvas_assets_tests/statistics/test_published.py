@@ -113,6 +113,9 @@ def test_the_flaws_of_the_studys_file_change_nothing_but_the_list():
     reasons = published.unusable["reason"].tolist()
     assert reasons.count("the same row again") == 1
     assert sum("the first is kept" in reason for reason in reasons) == 1
+    of_predictor = published.unusable.set_index("predictor")["reason"]
+    assert of_predictor[twice["CT"].iloc[0]] == "the same row again"
+    assert "the first is kept" in of_predictor[other["CT"].iloc[0]]
     assert sum("patient:" in reason for reason in reasons) == 1
     assert sum("neither the name of a model" in reason for reason in reasons) == 1
     absent = published.unusable[published.unusable["reason"].str.contains("has no row")]
