@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """What the codes of a stored softmax mean: the contract between those who write volumes and all who read them.
 
 A voxel stores a 16-bit code for each foreground class; the background is not stored, it is what the foreground leaves of 1.

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def full(
 @contextmanager
 def told_of_disk(
     attempted: str, subject: str, folder: Path, needed_bytes: Callable[[], int | None] = lambda: None
-) -> Iterator[None]:
+) -> Generator[None]:
     """A block whose failures for want of disk are raised as `full` tells them; other failures pass.
 
     Args:

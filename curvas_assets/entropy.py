@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Entropies for numba's kernels: the one term that each is a sum of, and how an ensemble's is divided.
 
 H(mean p) = [H(mean p) − mean H(p)] + mean H(p): predictive entropy = mutual information (epistemic) + expected entropy

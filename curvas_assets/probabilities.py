@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """What counts as a softmax: the one check behind every door that takes probabilities.
 
 Arrays, torch tensors of any type and place, and nested lists come in; float arrays (C, Z, Y, X) go on. Logits, label maps, NaN

@@ -64,7 +64,7 @@ class Declarations:
             "code_version": row.version(self.study),
         }
 
-    def table(self, row: Asset, *checks: Check) -> Callable[[Callable], dg.AssetsDefinition]:
+    def table(self, row: Asset, *checks: Check) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """Decorates what makes an asset without partitions."""
         return dg.asset(
             key=key_of(row),
@@ -76,7 +76,7 @@ class Declarations:
             **self.described(row),
         )
 
-    def cells(self, row: Asset, checks: Sequence[Check]) -> Callable[[Callable], dg.AssetsDefinition]:
+    def cells(self, row: Asset, checks: Sequence[Check]) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """Decorates what makes a partitioned asset, any number of partitions a step; `make` is what it calls."""
         needs = self.needs(row)
         return dg.asset(

@@ -11,7 +11,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.dagster_internals import (
-    BaseAssetGraph,
+    AssetGraph,
 )
 from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.execution import RETRY
@@ -26,7 +26,7 @@ from curvas_assets.stages.stored import Artefact, Artefacts, Picture, Stored
 from curvas_assets.study import Study
 
 
-def build(study: Study, partitions: Partitions, graph: Callable[[], BaseAssetGraph]) -> list[dg.AssetsDefinition]:
+def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph]) -> list[dg.AssetsDefinition]:
     """The report of one study; `graph` gives the whole lineage, whose state stands in it."""
     declare = Declarations(study, partitions)
     figures, page = table.FIGURES, table.REPORT_PAGE

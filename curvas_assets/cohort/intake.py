@@ -534,10 +534,6 @@ def _describe_annotations(
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}
 
 
-def _zyx_text(shape: Sequence[int]) -> str:
-    return _by(tuple(reversed(shape)))
-
-
 def _by(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 

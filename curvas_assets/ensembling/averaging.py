@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """The mean of several softmax arrays and its entropies (`curvas_assets.entropy`): arrays in memory, no files."""
 
 from dataclasses import dataclass

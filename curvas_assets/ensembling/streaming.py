@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """All ensembles of one patient in one pass over the stored members: memory for a few slabs, whatever the volume."""
 
 from collections.abc import Iterator, Mapping, Sequence

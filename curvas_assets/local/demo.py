@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster_graphql import DagsterGraphQLClient
@@ -31,7 +32,7 @@ from curvas_assets.study import Study, load_study
 EXECUTOR = variable("executor")
 PHANTOM_SEED = 20240501
 """Seed of the demo's cohort: the same voxels on every machine."""
-COHORT = {"shape": (48, 96, 96), "spacing_mm": (5.0, 3.5, 3.5), "seed": PHANTOM_SEED}
+COHORT: dict[str, Any] = {"shape": (48, 96, 96), "spacing_mm": (5.0, 3.5, 3.5), "seed": PHANTOM_SEED}
 
 
 class Progress:

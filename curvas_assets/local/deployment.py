@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class LocalDeployment:
         }
 
     @contextmanager
-    def dagster(self, environment: Mapping[str, str], port: int) -> Iterator[DagsterDev]:
+    def dagster(self, environment: Mapping[str, str], port: int) -> Generator[DagsterDev]:
         """`dagster dev` with this state, until the block ends; its output goes to the state's log folder.
 
         Parts that die are started again. Processes that a killed owner left are ended first, and its runs are marked as failed,

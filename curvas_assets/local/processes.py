@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -41,7 +42,7 @@ class InUseError(CurvasError):
 
 
 @contextmanager
-def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Iterator[None]:
+def owner(state: Path, what: str, url: str, wait_s: float = WAIT_SECONDS) -> Generator[None]:
     """Own a state folder while the block runs.
 
     Args:
@@ -111,7 +112,7 @@ class DagsterDev:
         self.command, self.environment, self.folder, self.log, self.record = command, environment, folder, log, record
         self.before_start = before_start
         self.restarts = 0
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._vital: dict[str, psutil.Process] = {}
         self._failure: Exception | None = None
         self._ended = threading.Event()
@@ -298,7 +299,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -127,7 +127,7 @@ class EmbeddedS3:
             return None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Generator[None]:
         """Nobody else starts or stops this folder's server meanwhile. The lock goes with the process that holds it."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -309,7 +309,7 @@ class EmbeddedS3:
             staged.replace(self.folder / "identities.json")
 
     @contextmanager
-    def _private_file(self, content: dict[str, Any]) -> Iterator[Path]:
+    def _private_file(self, content: dict[str, Any]) -> Generator[Path]:
         """A complete JSON file that only this user reads (0600), to be given its name; removed if it was not."""
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".json")
         try:

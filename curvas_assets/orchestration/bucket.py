@@ -23,7 +23,7 @@ SENSOR_READ_SECONDS = 10
 SENSOR_ATTEMPTS = 2
 
 
-class Bucket(dg.ConfigurableResource):
+class Bucket(dg.ConfigurableResource["Bucket"]):
     """The study's bucket on any S3-compatible store.
 
     Endpoint, keys, bucket and prefixes are the deployment's (`S3_ENDPOINT`, `S3_BUCKET`, `AWS_…`; see `docs/store.md`). They

@@ -1,8 +1,12 @@
+# Others import these names from here:
+# pyright: reportUnusedImport=false
 """Every private name of Dagster that this package uses, each with why; all else is its public interface.
 
 `pyproject.toml` pins Dagster to one minor release, and `test_upstream.py` fails when an upgrade moves one of these names or
 changes what is used of it. Look here first after an upgrade, and replace a name as soon as Dagster publishes one.
 """
+
+from typing import Any
 
 import dagster as dg
 
@@ -94,6 +98,9 @@ from dagster._core.storage.tags import (
 # The form in which Dagster's processes hand objects to one another, and the mark of a class that dagster.yaml names.
 from dagster._serdes import ConfigurableClass, serialize_value
 
+AssetGraph = BaseAssetGraph[Any]
+"""The lineage of a code location."""
+
 
 def is_kept_in_files(instance: dg.DagsterInstance) -> bool:
     """Whether an instance keeps its runs in SQLite, in files of this machine."""
@@ -102,7 +109,7 @@ def is_kept_in_files(instance: dg.DagsterInstance) -> bool:
     return isinstance(instance.run_storage, SqliteRunStorage)
 
 
-def has_run_under_way(client, run_id: str) -> bool | None:
+def has_run_under_way(client: Any, run_id: str) -> bool | None:
     """Whether a code server has a run under way; None if it does not answer.
 
     Args:

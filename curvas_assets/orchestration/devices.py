@@ -9,7 +9,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ _seen_by_this_process: str | None = None
 @contextmanager
 def leased_device(
     tell: Callable[[str], None], devices: Sequence[str] | None = None, folder: Path | None = None
-) -> Iterator[str | None]:
+) -> Generator[str | None]:
     """Wait for a device, hold it alone until the block ends, and let this process see no other.
 
     Args:

@@ -126,7 +126,11 @@ class StageNeeds:
         """
         plans, training = study.plans, study.training
         annotators, classes = len(study.annotators), len(study.class_names)
-        gpu = {"gpus": 1, "gpu_memory_gb": plans.gpu_memory_gb, "shared_memory_gib": 1 + training.loader_workers}
+        gpu: dict[str, Any] = {
+            "gpus": 1,
+            "gpu_memory_gb": plans.gpu_memory_gb,
+            "shared_memory_gib": 1 + training.loader_workers,
+        }
         full_training = 300 * 250
         return cls(
             table=Needs(cpus=1, memory_gib=4, hours=0.1, scratch_gib=2),

@@ -1,12 +1,14 @@
 """Jobs: one for each stage, to launch or backfill any of its partitions from the UI, a schedule or the command line."""
 
+from typing import Any
+
 import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import keys_of
 from curvas_assets.stages.table import STAGES
 
 
-def stage_jobs(executor: dg.ExecutorDefinition) -> list:
+def stage_jobs(executor: dg.ExecutorDefinition) -> list[Any]:
     """A job for each stage of the study."""
     return [
         dg.define_asset_job(

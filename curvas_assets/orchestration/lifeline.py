@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import dagster as dg
@@ -32,7 +32,7 @@ def _may_end_this_process() -> bool:
 
 
 @contextmanager
-def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float = LOOK_SECONDS) -> Iterator[None]:
+def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float = LOOK_SECONDS) -> Generator[None]:
     """While the block runs, end this process, and those it has started, once its run has failed or been cancelled."""
     if not _may_end_this_process():
         yield

@@ -30,7 +30,8 @@ def _shown(fact: Any) -> Any:
             return dg.MetadataValue.md(fact)
         case dict() | list():
             return dg.MetadataValue.json(fact)
-    return fact
+        case _:
+            return fact
 
 
 def image(png: bytes, title: str) -> dg.MarkdownMetadataValue:

@@ -8,7 +8,7 @@ steps are never let in on the same free space. How much a step needs is known fr
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ RESERVE_BYTES = 1 << 30
 
 
 @contextmanager
-def scratch_space(subject: str, needed_bytes: int = 0) -> Iterator[Path]:
+def scratch_space(subject: str, needed_bytes: int = 0) -> Generator[Path]:
     """A folder to work in. It is removed when the block ends, or by the next step if this process is killed.
 
     Args:

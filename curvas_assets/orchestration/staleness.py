@@ -23,7 +23,7 @@ from curvas_assets.orchestration.asset_keys import key_of, name_of
 from curvas_assets.orchestration.dagster_internals import (
     DEFAULT_DATA_VERSION,
     NULL_DATA_VERSION,
-    BaseAssetGraph,
+    AssetGraph,
     DataProvenance,
     StaleStatus,
     extract_data_provenance_from_entry,
@@ -67,7 +67,7 @@ class Staleness:
         instance: whose records count.
     """
 
-    def __init__(self, graph: BaseAssetGraph, instance: dg.DagsterInstance):
+    def __init__(self, graph: AssetGraph, instance: dg.DagsterInstance):
         self.graph = graph
         self.instance = instance
         self._partitions: dict[dg.AssetKey, list[str | None]] = {}

@@ -18,7 +18,7 @@ from curvas_assets.orchestration.dagster_internals import (
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
     WILL_RETRY_TAG,
-    BaseAssetGraph,
+    AssetGraph,
     BulkActionsFilter,
     BulkActionStatus,
     DagsterInvalidInvocationError,
@@ -67,7 +67,7 @@ class UnderWay:
     """
 
     def __init__(
-        self, graph: BaseAssetGraph, instance: dg.DagsterInstance, *, but: Iterable[str] = (), backfills: bool = True
+        self, graph: AssetGraph, instance: dg.DagsterInstance, *, but: Iterable[str] = (), backfills: bool = True
     ):
         self._graph, self._instance = graph, instance
         self._makers: dict[AssetPartition, list[Maker]] = {}
@@ -130,16 +130,14 @@ def waits_for_retry(record: RunRecord) -> bool:
     )
 
 
-def asset_partitions_of(
-    graph: BaseAssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun
-) -> list[AssetPartition]:
+def asset_partitions_of(graph: AssetGraph, instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[AssetPartition]:
     """The partitions that a run makes, of every asset of it."""
     keys = run.asset_selection or {asset_key(asset) for asset in STAGES.get(run.job_name, ())}
     return [(key, one) for key in keys if graph.has(key) for one in _partitions_of(graph, instance, key, run.tags)]
 
 
 def _partitions_of(
-    graph: BaseAssetGraph, instance: dg.DagsterInstance, key: dg.AssetKey, tags: Mapping[str, str]
+    graph: AssetGraph, instance: dg.DagsterInstance, key: dg.AssetKey, tags: Mapping[str, str]
 ) -> Sequence[str | None]:
     definition = graph.get(key).partitions_def
     if definition is None:
@@ -158,7 +156,7 @@ def is_by_machine(run: dg.DagsterRun) -> bool:
 
 
 def leave_to_others(
-    graph: Callable[[], BaseAssetGraph],
+    graph: Callable[[], AssetGraph],
     instance: dg.DagsterInstance,
     run: dg.DagsterRun,
     key: dg.AssetKey,

@@ -20,7 +20,7 @@ from celery import Celery, states
 from celery.result import AsyncResult
 from celery.signals import worker_process_init
 from dagster_celery.core_execution_loop import core_celery_execution_loop
-from dagster_celery.executor import CeleryExecutor, _submit_task
+from dagster_celery.executor import CeleryExecutor, _submit_task  # pyright: ignore[reportPrivateUsage]
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 from dagster_shared.error import SerializableErrorInfo
@@ -109,10 +109,12 @@ class WatchedCeleryExecutor(CeleryExecutor):
         super().__init__(retries=RetryMode.ENABLED, broker=broker, backend=broker, config_source=SETTINGS)
         self._lost_after_s = lost_after_s
 
-    def execute(self, plan_context, execution_plan):
+    def execute(self, plan_context: Any, execution_plan: Any):
         return core_celery_execution_loop(plan_context, execution_plan, step_execution_fn=self._submit)
 
-    def _submit(self, app, plan_context, step, queue, priority, known_state) -> WatchedStep:
+    def _submit(
+        self, app: Celery, plan_context: Any, step: Any, queue: str, priority: Any, known_state: Any
+    ) -> WatchedStep:
         def told_lost(reason: str) -> DagsterEvent:
             error = SerializableErrorInfo(message=f"{step.key}: {reason}\n", stack=[], cls_name="WorkerLost")
             return self.log_failure_or_retry_event_after_error(plan_context.for_step(step), error, known_state)

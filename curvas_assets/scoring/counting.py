@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """One pass over the voxels of a predictor: counts and sums from which every metric without geometry follows.
 
 Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where float32

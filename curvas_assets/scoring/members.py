@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """What needs the members of an ensemble: expected entropy, mutual information, overlaps of their label maps."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """The calibration error as the challenge's evaluation adds it up, only to stand beside its table.
 
 torchmetrics keeps its bins in float32 and adds voxel by voxel: a count stops at 2²⁴, and small terms are lost in large

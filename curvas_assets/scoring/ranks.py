@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Ranks of an organ's probability in an array of floats, exactly, without sorting all of it.
 
 Only the order of annotated voxels against the others matters, and annotated ones are few. They are sorted; every other

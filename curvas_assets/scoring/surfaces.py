@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Distances between the surfaces of a predicted organ and of each annotator's, on the organ's box.
 
 Surface voxels are those of the organ with a neighbour across a face that is not; beyond the region there is nothing (MONAI

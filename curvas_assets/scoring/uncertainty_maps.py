@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Uncertainty maps, aggregated as they stream past: mean, largest patch mean, mean above a threshold.
 
 Values are fixed-point integers, so that box sums are exact and do not depend on order or threads.

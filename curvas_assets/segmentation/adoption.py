@@ -252,7 +252,7 @@ def _load(path: Path, model: ModelId) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    numbers = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), np.ndarray]
+    numbers: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), np.ndarray]
     numbers += [np.float64, np.float32, *_scalar_constructors()]
     try:
         with torch.serialization.safe_globals(numbers):

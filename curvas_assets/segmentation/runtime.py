@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
@@ -31,7 +31,7 @@ _FIXED = {
 @contextmanager
 def nnunet_folders(
     raw: Path | None = None, preprocessed: Path | None = None, results: Path | None = None
-) -> Iterator[None]:
+) -> Generator[None]:
     """nnU-Net's path variables for the length of a block; nnU-Net 2.8 reads them when it uses them."""
     wanted = {
         **_FIXED,
@@ -68,7 +68,7 @@ def forked_children_end_with_their_parent() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[StringIO]:
+def quiet() -> Generator[StringIO]:
     """Keep what nnU-Net prints off the step's output; the text is at hand for an error."""
     printed = StringIO()
     with redirect_stdout(printed), warnings.catch_warnings():
@@ -90,7 +90,7 @@ def choose_device(wanted: str) -> "torch.device":
 
 
 @contextmanager
-def pinned_threads(threads: int | None, device: "torch.device") -> Iterator[int]:
+def pinned_threads(threads: int | None, device: "torch.device") -> Generator[int]:
     """A fixed number of torch threads for a block: sums on the CPU depend on it in the last digits."""
     import torch
 

@@ -152,7 +152,7 @@ def train_model(
                 device,
             )
             trainer.initialize()
-            resumed_at, refused = _resume(trainer, resume_from, settings["identity"])
+            resumed_at, refused = _resume(trainer, resume_from, str(settings["identity"]))
             if on_epoch is not None:
                 trainer.on_epoch = lambda row: on_epoch(EpochReport(of=trainer.num_epochs, **row))
             trainer.on_checkpoint = on_checkpoint
@@ -168,7 +168,7 @@ def train_model(
             outcome = TrainingOutcome(
                 epochs=len(curve),
                 best_epoch=trainer.best_epoch,
-                best_ema_dice=float(trainer._best_ema),
+                best_ema_dice=float(trainer._best_ema),  # pyright: ignore[reportPrivateUsage] - nnU-Net has no other
                 stopped_because=_why_stopped(trainer),
                 resumed_at_epoch=resumed_at,
                 refused_checkpoint=refused,
@@ -224,7 +224,7 @@ def _disk_bytes(trainer: "StudyTrainer | None") -> int | None:
     """Disk that a training takes beside its dataset: two checkpoints while one replaces the other, and the model."""
     if trainer is None or not trainer.was_initialized:
         return None
-    weights = sum(p.numel() * p.element_size() for p in trainer._module.parameters())
+    weights = sum(p.numel() * p.element_size() for p in trainer._module.parameters())  # pyright: ignore[reportPrivateUsage] - of our own trainer
     moments = 2 if trainer.settings["optimizer"] == "adamw" else 1
     return (2 * (2 + moments) + 1) * weights
 

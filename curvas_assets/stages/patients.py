@@ -15,7 +15,7 @@ from curvas_assets.study import Study
 
 def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
     """Folders below the data prefix, by name: `{folder: digest}`; the digest changes when a file in it does."""
-    digests: dict[str, hashlib._Hash] = {}
+    digests: dict[str, Any] = {}
     for item in objects.list(f"{layout.data}/"):
         folder, separator, file = item.key.removeprefix(f"{layout.data}/").partition("/")
         if separator and file:

@@ -74,9 +74,10 @@ def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, reme
         remember: how many of the versions before it the manifest names, for a writer that removes them sooner than a day
             after (`places_of`, `remove_place`).
     """
-    files = {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    files = {name: {"size": sizes[name], "sha256": sha256_of(path)} for name, path in paths.items()}
     version = hashlib.sha256(repr(sorted((n, f["sha256"]) for n, f in files.items())).encode()).hexdigest()[:16]
-    size = sum(file["size"] for file in files.values())
+    size = sum(sizes.values())
     there = _manifest_there(store, key)
     if there is not None and there["version"] == version:
         place = there["place"]
@@ -92,7 +93,7 @@ def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, reme
     def send(place: str) -> dict[str, int]:
         for name, path in paths.items():
             store.upload(f"{key}/{place}/{name}", path)
-        return {name: facts["size"] for name, facts in files.items()}
+        return sizes
 
     before: list[str] = []
 

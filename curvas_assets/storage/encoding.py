@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Probabilities as codes and back: the arithmetic of the softmax format, on slabs in memory.
 
 A code names one of some thousand probabilities, the `levels`: dense logarithmic ones near 0 and near 1, where a trained

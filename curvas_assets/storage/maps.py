@@ -1,3 +1,5 @@
+# numba infers the types of its functions:
+# pyright: reportMissingParameterType=false
 """Maps beside a volume (entropy, mutual information, labels) as NIfTI that any viewer opens, written slab by slab.
 
 Entropies are whole thousandths of a nat (int16 with NIfTI's own scale, which viewers apply): as float32 a map takes 150 MB

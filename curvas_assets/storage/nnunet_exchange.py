@@ -13,7 +13,7 @@ import pickle
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -264,7 +264,7 @@ class _UnpackedArray:
 
 
 @contextmanager
-def _unpacked(npz: Path, scratch: Path | None, allowed: Sequence[tuple[int, ...]]) -> Iterator[_UnpackedArray]:
+def _unpacked(npz: Path, scratch: Path | None, allowed: Sequence[tuple[int, ...]]) -> Generator[_UnpackedArray]:
     """The probabilities of an npz as a file to be read anywhere, of one of the shapes allowed; its checksum was verified."""
     with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
         try:
@@ -323,7 +323,7 @@ def _copy(path: Path, stream: Any, copy: IO[bytes], size: int, scratch: Path | N
 
 
 @contextmanager
-def _labels(path: Path, scratch: Path | None) -> Iterator[_UnpackedArray]:
+def _labels(path: Path, scratch: Path | None) -> Generator[_UnpackedArray]:
     """The label map, unpacked: NIfTI's X-fastest order is C order of (Z, Y, X)."""
     image = nib.Nifti1Image.from_filename(path)
     array: Any = image.dataobj

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -563,7 +563,7 @@ class S3Objects:
         return self.patience.hold(f"{action} {self.name}/{key}", explained, stop)
 
     @contextmanager
-    def _explained(self, action: str, key: str) -> Iterator[None]:
+    def _explained(self, action: str, key: str) -> Generator[None]:
         """Turn whatever the store fails with into an error of ours that is one clear line."""
         try:
             yield
@@ -646,7 +646,7 @@ def _missing(store: str, key: str) -> MissingArtefactError:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Generator[Path]:
     """A temporary file beside `path`, removed unless it was renamed to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -6,7 +6,7 @@ waited for once, not by every one of a batch's partitions.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -109,7 +109,7 @@ class Patience:
         with self._lock:
             since, self._away_since = self._away_since, None
             told, self._told_of_outage = self._told_of_outage, False
-        if since is not None and told:
+        if since is not None and told:  # pyright: ignore[reportUnnecessaryComparison] - another thread may have been first
             self.tell(f"the store answers again after {time.monotonic() - since[0]:.0f} s; the work goes on")
 
     def _tell_of_outage(self, what: str, error: StoreAwayError, since: datetime, away: float) -> None:
@@ -131,7 +131,7 @@ class Patience:
             return True
 
     @contextmanager
-    def _watched(self, what: str) -> Iterator[None]:
+    def _watched(self, what: str) -> Generator[None]:
         """A request that is neither answered nor refused is told too: a store may take requests and stay silent."""
         begin, sent = time.monotonic(), datetime.now(UTC)
         ended = threading.Event()

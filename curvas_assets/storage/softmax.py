@@ -25,7 +25,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -642,7 +642,7 @@ class _ZipObjects:
             return file.read(length)
 
     @contextmanager
-    def _as_corrupt(self, key: str) -> Iterator[None]:
+    def _as_corrupt(self, key: str) -> Generator[None]:
         """Turn zipfile's errors about a damaged archive, which it takes for an encrypted or otherwise packed one, into ours."""
         try:
             yield
@@ -732,7 +732,7 @@ class _Grid:
 
 
 def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
-    grid = writer._grid
+    grid = writer._grid  # pyright: ignore[reportPrivateUsage] - of this module
     return {
         "zarr_format": 3,
         "node_type": "array",

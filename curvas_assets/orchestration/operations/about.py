@@ -9,7 +9,7 @@ import pandas as pd
 
 from curvas_assets.orchestration.asset_keys import name_of
 from curvas_assets.orchestration.dagster_internals import (
-    BaseAssetGraph,
+    AssetGraph,
 )
 from curvas_assets.orchestration.operations.leftovers import removed_partitions
 from curvas_assets.orchestration.partitions import current_keys
@@ -50,7 +50,7 @@ def about_storage(objects: ObjectStore, layout: Layout) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def about_orphans(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> pd.DataFrame:
+def about_orphans(instance: dg.DagsterInstance, graph: AssetGraph) -> pd.DataFrame:
     """Columns asset, partition: what was made of patients, models or ensembles that do not belong to the study any more.
 
     Their artefacts stand in the bucket until people remove them (`leftovers`); no table, count or report looks at them.

@@ -17,7 +17,7 @@ from curvas_assets.orchestration.asset_keys import asset_key
 from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
-    BaseAssetGraph,
+    AssetGraph,
 )
 from curvas_assets.orchestration.launches import tagged_partitions
 from curvas_assets.orchestration.operations.transfer import human_bytes
@@ -115,7 +115,7 @@ def _names(partition: str) -> set[str]:
 
 
 def at_work(
-    orphans: Sequence[Orphan], runs: Sequence[dg.DagsterRun], graph: BaseAssetGraph, instance: dg.DagsterInstance
+    orphans: Sequence[Orphan], runs: Sequence[dg.DagsterRun], graph: AssetGraph, instance: dg.DagsterInstance
 ) -> list[str]:
     """Runs that may still write or read one of these orphans, because they began when the study had it.
 
@@ -141,7 +141,7 @@ def at_work(
     return busy
 
 
-def _keys_of(run: dg.DagsterRun, graph: BaseAssetGraph, instance: dg.DagsterInstance) -> Collection[str] | None:
+def _keys_of(run: dg.DagsterRun, graph: AssetGraph, instance: dg.DagsterInstance) -> Collection[str] | None:
     """The partitions of a run; None if they cannot be told, as of a range that has left the study."""
     found: set[str] = set()
     for key in run.asset_selection or ():
@@ -161,7 +161,7 @@ def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
     objects.delete(sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key)))
 
 
-def removal_event(graph: BaseAssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
+def removal_event(graph: AssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
     """What Dagster is told, which cannot wipe single partitions: a version by which the partition counts as missing if it comes back."""
     definition = graph.get(asset_key(orphan.asset)).partitions_def
     dimensions: dict[str, str] = {}

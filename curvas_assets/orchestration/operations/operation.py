@@ -14,7 +14,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
-from curvas_assets.orchestration.dagster_internals import BaseAssetGraph
+from curvas_assets.orchestration.dagster_internals import AssetGraph
 from curvas_assets.orchestration.operations import selection
 from curvas_assets.orchestration.partitions import Partitions, current_keys
 from curvas_assets.orchestration.staleness import Staleness
@@ -54,7 +54,7 @@ class Session:
         return self.context.instance
 
     @property
-    def graph(self) -> BaseAssetGraph:
+    def graph(self) -> AssetGraph:
         """The lineage."""
         return self.context.repository_def.asset_graph
 
