@@ -101,7 +101,7 @@ def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_
         (folder / "dataset.json").write_text("{}")
         return DatasetFacts(len(scans), [], [8, 6, 6], [24, 40, 40], 2, "none", "3d_fullres", {}, 0.0, annotator)
 
-    monkeypatch.setattr("curvas_assets.assets.dataset.prepare_dataset", prepared)
+    monkeypatch.setattr("curvas_assets.stages.prepare.prepare_dataset", prepared)
     definitions = build_definitions(STUDY, executor="in_process")
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("patient", patients)

@@ -15,6 +15,7 @@ import pytest
 from curvas_assets.assets import scores
 from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.orchestration.partitions import Partitions
+from curvas_assets.stages.score import require_members
 from curvas_assets.stages.stored import Artefact, Artefacts
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
@@ -113,11 +114,11 @@ def test_under_cross_validation_rows_are_of_the_models_that_did_not_see_the_pati
 
 def test_an_ensemble_of_others_than_its_members_now_is_not_scored():
     cell = "ensemble_all|PHANTOM007"
-    scores.require_members(["b", "a"], ["a", "b"], cell)
-    scores.require_members(None, ["a", "b"], cell)  # a volume from before they said it
+    require_members(["b", "a"], ["a", "b"], cell)
+    require_members(None, ["a", "b"], cell)  # a volume from before they said it
     with pytest.raises(
         ScoringError, match=r"the mean of 3 models, without d and with b, c, no members any more\. Materialise"
     ):
-        scores.require_members(["a", "b", "c"], ["a", "d"], cell)
+        require_members(["a", "b", "c"], ["a", "d"], cell)
     with pytest.raises(ScoringError, match="the mean of 1 models, without b"):
-        scores.require_members(["a"], ["a", "b"], cell)
+        require_members(["a"], ["a", "b"], cell)

@@ -112,7 +112,7 @@ def test_a_run_that_ended_between_two_looks_is_not_failed(instance):
 
 def test_of_a_run_elsewhere_its_code_server_decides(instance, monkeypatch):
     run = started(instance, killed_process(), ELSEWHERE)
-    monkeypatch.setattr("curvas_assets.orchestration.launcher._knows", lambda client: lambda run_id: None)
+    monkeypatch.setattr("curvas_assets.orchestration.launcher.has_run_under_way", lambda client, run_id: None)
     assert health(instance, run) is WorkerStatus.RUNNING  # nobody answers: it may be a network's fault
     assert asked_of_server("r", lambda _: True).status is WorkerStatus.RUNNING
     assert asked_of_server("r", lambda _: False).status is WorkerStatus.NOT_FOUND
