@@ -196,12 +196,13 @@ class StageRunner:
         for key, partitions in free.items():
             ready: list[str] = []
             for partition in partitions:
-                if missing := staleness.missing_parents(key, partition):
-                    self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
-                    tried[key, partition] += MOST_LAUNCHES
-                else:
+                missing = staleness.missing_parents(key, partition)
+                if not missing:
                     tried[key, partition] += 1
                     ready.append(str(partition))
+                elif not runs and not theirs:  # else it may be what is made just now of this stage
+                    self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
+                    tried[key, partition] += MOST_LAUNCHES
             runs += [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
         return {one: asset_partitions_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
 

@@ -201,3 +201,9 @@ def test_each_row_says_enough_for_whoever_reads_it(row):
     assert [
         one for one in row.inputs if one not in before
     ] == []  # inputs come first, so that jobs run in the rows' order
+
+
+def test_partitioned_assets_of_one_job_are_divided_along_one_axis():
+    """Dagster's asset jobs span no more than one."""
+    axes = {job: {table.asset(name).axis for name in assets} - {None} for job, assets in table.STAGES.items()}
+    assert {job: found for job, found in axes.items() if len(found) > 1} == {}

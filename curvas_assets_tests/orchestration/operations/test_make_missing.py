@@ -3,6 +3,7 @@
 - Only missing cells run; with `stale`, those that are out of date run too, and nothing else.
 - A launch can be narrowed to patients and models, and reaches nothing outside that rectangle.
 - A failed cell stops nothing but what is made from it, and is named; launching again makes only what is left.
+- A stage may make several partitioned assets.
 - What was made elsewhere is left alone, unless the launch says otherwise.
 - `redo` lists what it would make again; then it makes the named partitions, fresh or not, and no others, and names what failed.
 - All 585 cells run in few batches, and Dagster's part of a cell costs less than half a second.
@@ -15,6 +16,8 @@ import pytest
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration import study_run
+from curvas_assets.stages.table import STAGES
+from curvas_assets_tests.orchestration import dummy_location
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, job
 
 STUDY = LINEAGE.study
@@ -83,6 +86,22 @@ def test_a_rectangle_is_made_and_nothing_outside_it(lineage):
     assert f"ensemble_softmax ensemble_anno1|{TESTS[1]}" in says
     assert "ensemble_anno2" not in says
     assert lineage.made == []
+
+
+def test_a_stage_of_several_partitioned_assets_makes_what_it_can_of_each(lineage, monkeypatch):
+    monkeypatch.setitem(STAGES, "select_test_scans", ("test_scan", "scores"))
+    monkeypatch.setattr(dummy_location, "defs", lineage.definitions)
+    lineage.register(*TESTS[:2])
+    ok, _ = make_missing(lineage, stages=["take_in_scans"])
+    assert ok
+    ok, says = make_missing(lineage, stages=["select_test_scans"])
+    assert not ok
+    assert lineage.made == [("test_scan", patient) for patient in TESTS[:2]]
+    assert all(f"scores {patient}" in says for patient in TESTS[:2])  # nothing is predicted yet
+    ok, _ = make_missing(lineage, stages=["preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax"])
+    assert ok
+    assert make_missing(lineage, stages=["select_test_scans"]) == (True, "")
+    assert lineage.made == [("scores", patient) for patient in TESTS[:2]]
 
 
 def test_a_failed_cell_stops_only_what_is_made_from_it_and_a_relaunch_makes_what_is_left(lineage):
