@@ -8,6 +8,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.stages import cohort as stage
 from curvas_assets.stages import table
+from curvas_assets.stages.cohort import unusual_geometry as unusual_geometry  # scripts know it from here
 from curvas_assets.stages.stored import Artefacts
 from curvas_assets.study import Study
 
