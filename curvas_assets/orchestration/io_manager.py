@@ -39,7 +39,7 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
             return
         self._store(context, obj)
         if "seconds" not in context.output_metadata:  # `materialise` says it of what it makes
-            usage = self._of_reader.get(context.op_def.name, self._usage)
+            usage = self._of_reader.get(context.step_key, self._usage)
             context.add_output_metadata({**usage.lap(), "device": "cpu"})
             self._usage.restart()
 
@@ -67,7 +67,9 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> Artefact | Artefacts:
         objects, layout = self.bucket.objects(), self.bucket.layout
         asset = table.asset(name_of(context.asset_key))
-        if context.op_def.name not in self._of_reader:
+        if (
+            context.op_def.name not in self._of_reader
+        ):  # a step is named like its op: no asset is made by a graph of ops
             self._of_reader[context.op_def.name] = Usage(objects)
         if not context.has_asset_partitions:
             return Artefact(objects, asset.place(layout), asset.kind, asset.name, asset.schemas)

@@ -21,7 +21,7 @@ def test_a_key_that_begins_like_another_is_no_proof_that_it_was_stored(bucket_en
     objects.put("output/P1/scan.json2", b"{}")
     for key in ("artifacts/models/anno1_init1", "output/P1/scan.json"):
         with pytest.raises(StorageError, match="nothing is there"):
-            manager.handle_output(dg.build_output_context(), Stored(key, "1"))
+            manager.handle_output(dg.build_output_context(step_key="made"), Stored(key, "1"))
     objects.put("output/P1/scan.json", b"{}")
     for key in ("artifacts/models/anno1_init12", "output/P1/scan.json"):
-        manager.handle_output(dg.build_output_context(), Stored(key, "1"))
+        manager.handle_output(dg.build_output_context(step_key="made"), Stored(key, "1"))

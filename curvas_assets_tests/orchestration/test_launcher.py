@@ -167,7 +167,7 @@ def test_a_run_that_fails_by_itself_is_not_tried_as_often_as_one_that_is_killed(
         instance.report_run_failed(run)
         assert (instance.get_run_by_id(run.run_id).tags[WILL_RETRY_TAG] == "false") is bool(refused)
         if refused:
-            assert "mend it, then launch again" in refused
+            assert "Remove its cause, then launch again" in refused
             break
         parent = run.run_id
     assert len(launched) == tried

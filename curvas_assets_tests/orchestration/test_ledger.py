@@ -115,7 +115,8 @@ def test_an_asset_that_is_one_table_records_what_it_used(bucket_environment, mon
 
     @dg.asset(partitions_def=both)
     def scores(context: dg.AssetExecutionContext) -> pd.DataFrame:
-        return pd.DataFrame({"value": range(1000)})
+        text = ("patient", "predictor", "family", "group", "metric", "organ", "annotator", "unit", "note")
+        return pd.DataFrame({**dict.fromkeys(text, "a"), "value": np.arange(1000.0)})
 
     @dg.asset(ins={"scores": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())})
     def study_scores(scores: Artefacts) -> pd.DataFrame:
