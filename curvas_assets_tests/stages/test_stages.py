@@ -16,7 +16,7 @@ import pytest
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import MissingArtefactError, PatientError
 from curvas_assets.stages import cohort, compare, ensemble, score, table
-from curvas_assets.stages.checks import Check, Checks
+from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.places import partition_of, root_of
 from curvas_assets.stages.stored import Artefact, Artefacts, Stored
 from curvas_assets.stages.toolkit import Toolkit
@@ -74,8 +74,8 @@ class Bench:
             {p: Artefact(self.objects, row.place(self.layout, p), row.kind, f"{row} of {p}") for p in partitions}
         )
 
-    def make(self, stage, described: Sequence[Check], partitions: Sequence[str], **inputs) -> tuple[dict, Checks]:
-        checks = Checks(*described)
+    def make(self, stage, described: Sequence[Check], partitions: Sequence[str], **inputs) -> tuple[dict, StepChecks]:
+        checks = StepChecks(*described)
         return dict(stage(self.tools, partitions, checks, **inputs)), checks
 
     def predict(self, model: str, patient: str) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
     assert set(merged["predictor"]) == set(STUDY.predictors)
     assert bench.warnings == [f"no scores yet of {BROKEN}: they are not in the table"]
     comparisons, _, _ = compare.compare_families(STUDY, merged)
-    assert {"dice", "predictive_entropy"} <= set(comparisons["metric"])
+    assert {"dice", "recall", "ece"} <= set(comparisons["metric"])
 
 
 def test_an_error_is_its_partitions_alone_and_stores_nothing_of_it(bench):

@@ -301,6 +301,7 @@ def test_runs_wait_and_sensors_skip(server, monkeypatch, quick):
 
     @dg.op
     def work(context: dg.OpExecutionContext, bucket: Bucket):
+        Thread(target=lambda: (time.sleep(1), server.start())).start()  # once the run is at its request
         assert [item.key for item in bucket.checked_objects().list("none/")] == []
 
     @dg.job(resource_defs={"bucket": Bucket()})
@@ -319,7 +320,6 @@ def test_runs_wait_and_sensors_skip(server, monkeypatch, quick):
         skipped = looks(dg.build_sensor_context(instance=instance, resources={"bucket": Bucket()}))
         assert "Could not connect" in skipped.skip_message
         assert time.monotonic() - begin < 60  # a run would have waited ten minutes
-        Thread(target=lambda: (time.sleep(1), server.start())).start()
         result = waits.execute_in_process(instance=instance)
         assert result.success
         said = [entry.user_message for entry in instance.all_logs(result.run_id)]
