@@ -22,19 +22,19 @@ NOTHING = 0
 STEPS = 1 << 15
 """Between the logarithmic ends, levels are this many to 1."""
 LEAST_FOREGROUND = 2.0**-24
-"""A foreground that sums to less leaves a background of exactly 1: so it is in a softmax of float32."""
+"""If the foreground sums to less than this, the background is exactly 1, as in a float32 softmax."""
 FIRST_DECADE = -30
 DECADES = (*(1,) * 30, 8, 8, 16, 28)
-"""Levels of each decade of p / 2⁻²⁴, from the least that float32 holds on: few where a background is 1 anyway and only an organ's
-own rank is kept, then as many as keep the areas under a trained network's risk–coverage curves within half a percent. The last
-ratio goes on until it is a step."""
+"""Levels per decade of p / 2⁻²⁴, starting at the smallest p that float32 holds. They are few where the background is 1
+anyway and only an organ's own rank is kept, then enough to keep the areas under a trained network's risk–coverage
+curves within half a percent. The last ratio continues until the gap between levels is a step."""
 MOST_FOREGROUND = 1.0 + 2.0**-22
-"""A foreground may sum to this, as a softmax of float32 does: an organ of exactly 1 stays so beside organs of 1e-8."""
+"""Largest sum of a foreground, as in a float32 softmax: an organ of exactly 1 stays 1 beside organs of 1e-8."""
 
 
 @cache
 def tail() -> tuple[float, ...]:
-    """The levels of the logarithmic end, ascending to a whole number of steps; near 1 stand the same distances from 1."""
+    """The logarithmic levels near 0, ascending to a whole number of steps; near 1 they are mirrored (1 − level)."""
     values = [
         LEAST_FOREGROUND * 10.0 ** (decade + i / count)
         for decade, count in enumerate(DECADES, FIRST_DECADE)
@@ -67,7 +67,7 @@ def entropy_of_codes(levels: Levels) -> npt.NDArray[np.float64]:
 
 @njit(cache=True, nogil=True, inline="always")
 def background_of(foreground):
-    """What a voxel's foreground leaves of 1; `encoding` and its readers have this one rule."""
+    """The part of 1 that a voxel's foreground leaves; `encoding` and its readers share this rule."""
     if foreground < LEAST_FOREGROUND:
         return 1.0
     return max(1.0 - foreground, 0.0)
@@ -75,7 +75,7 @@ def background_of(foreground):
 
 @njit(cache=True, nogil=True, inline="always")
 def leads(p, most):
-    """Whether a class of probability p is more probable than every lower class, of which `most` is the largest probability."""
+    """Whether a class of probability p beats every lower class; `most` is their largest probability."""
     return p > most
 
 

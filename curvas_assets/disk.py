@@ -1,7 +1,7 @@
-"""A full disk told as a full disk: the libraries that write for us report it in their own words, some without an error number.
+"""Reports a full disk as such: the libraries that write for us use their own words, some without an error number.
 
-Known here is how nnU-Net's libraries (torch, blosc2, SimpleITK, nibabel) fail when they cannot write. Where the words say
-nothing (blosc2: "Error while creating the NDArray"), a small file is tried.
+This module knows how nnU-Net's libraries (torch, blosc2, SimpleITK, nibabel) fail when they cannot write. If the
+message says nothing (blosc2: "Error while creating the NDArray"), it tries to write a small file.
 """
 
 import errno
@@ -26,11 +26,11 @@ WORDS = (
     "file write failed",
 )
 TRIED_BYTES = 1 << 20
-"""Where so much cannot be written, a failure that says nothing of the disk is put down to it. Quotas do not show as used."""
+"""If this much cannot be written, an unexplained failure is blamed on the disk. Free space does not show quotas."""
 
 
 def is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error, or one that it came from, says that nothing more can be written below a folder."""
+    """Whether an error, or one of its causes, means that nothing more can be written below a folder."""
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno in FULL:
             return True
@@ -69,7 +69,7 @@ def full(
 def told_of_disk(
     attempted: str, subject: str, folder: Path, needed_bytes: Callable[[], int | None] = lambda: None
 ) -> Generator[None]:
-    """A block whose failures for want of disk are raised as `full` tells them; other failures pass.
+    """Raise a block's failures that come from a full disk as the error of `full`; other failures pass.
 
     Args:
         attempted: what is being done.
@@ -113,7 +113,7 @@ def _takes_more(folder: Path) -> bool:
 
 
 def _free_bytes(folder: Path) -> int | None:
-    """Free on the disk of a folder, or of the nearest one above it that is there."""
+    """Free bytes on the disk of a folder, or of its nearest existing parent."""
     for place in (folder, *folder.absolute().parents):
         try:
             return shutil.disk_usage(place).free

@@ -1,6 +1,6 @@
 # numba infers the types of its functions:
 # pyright: reportMissingParameterType=false
-"""Entropies for numba's kernels: the one term that each is a sum of, and how an ensemble's is divided.
+"""Entropies for numba's kernels: the term that each one sums, and the split of an ensemble's entropy.
 
 H(mean p) = [H(mean p) − mean H(p)] + mean H(p): predictive entropy = mutual information (epistemic) + expected entropy
 (aleatoric), in nats per voxel, over the members of an ensemble (Kendall & Gal 2017; Depeweg et al. 2018).
@@ -12,7 +12,7 @@ from numba import njit
 
 NEAR_ONE = 0.99
 LEAST = 1e-13
-"""Terms of less, 3e-12 nats, are 0."""
+"""Smaller probabilities have the term 0 (it would be below 3e-12 nats)."""
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -62,7 +62,7 @@ def entropy_terms(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def divided(predictive, expected):
     """Expected entropy and mutual information (nats) of a voxel's predictive entropy and its members' mean entropy.
 
-    Rounding can put the mean above the predictive entropy, which it never exceeds: then it is that, and the rest 0.
+    Rounding can put the mean above the predictive entropy, its upper limit; it is then set to that, and the rest to 0.
     """
     own = min(expected, predictive)
     return own, predictive - own

@@ -25,7 +25,7 @@ class CurvasError(Exception):
         super().__init__(f"{subject}: {attempted} failed: {found}. {remedy}")
 
     def after(self, name: str) -> str:
-        """The message without its subject, if that is the name which is already printed before it."""
+        """The message, without its subject if the caller has already printed that name."""
         return str(self).removeprefix(f"{name}: ")
 
     def __reduce__(self):
@@ -41,7 +41,7 @@ class StudyError(CurvasError):
 
 
 class DeploymentError(CurvasError):
-    """A setting of the deployment, an environment variable, holds what it may not."""
+    """A deployment setting (an environment variable) has a value that is not allowed."""
 
 
 class PatientError(CurvasError):

@@ -25,8 +25,8 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TILT_DEGREES = 0.05
 """Axes further from perpendicular than this are sheared. ITK refuses from 0.006 to 0.01 degrees, unless it takes a qform."""
 ROUNDING_DEGREES = 0.08
-"""What the qform's rounding alone turns a volume by: its quaternion is float32, and near half a turn, which LPS is, an error of
-1e-7 becomes one of 6e-4. Measured: 0.6 mm at the far corner of a clinical volume, by ITK and nibabel alike."""
+"""How far the rounding of a qform alone rotates a volume. Its quaternion is float32, and near half a turn (LPS) an
+error of 1e-7 becomes 6e-4. Measured: 0.6 mm at the far corner of a clinical volume, with ITK and nibabel alike."""
 NO_CODE = 0
 MM3_PER_ML = 1000.0
 """A millilitre is a cm³."""
@@ -186,7 +186,7 @@ def require_one_reading(
 def _other_readings(
     path: Path, header: Any, tilt: float, attempted: str, subject: str, error: type[CurvasError]
 ) -> Iterator[tuple[str, Affine]]:
-    """Who else reads the header, and the affine: the qform where there is one beside the sform, then ITK."""
+    """The other readers of the header and their affines: the qform if there is one beside the sform, then ITK."""
     anew = "Convert it again from its DICOM series, or save it anew with nibabel, sform and qform written."
     if int(header["sform_code"]) != NO_CODE and int(header["qform_code"]) != NO_CODE:
         try:
@@ -235,8 +235,8 @@ def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
 
 
 def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], tolerance_mm: float) -> bool:
-    """Whether two affines of the same voxel sizes put a volume (Z, Y, X) at one place: within a tolerance, or but for a qform's
-    rounding. The sizes are the caller's to compare: beyond the tolerance, only what turned and what shifted is told from rounding.
+    """Whether two affines of equal voxel sizes put a volume (Z, Y, X) at one place, up to a tolerance or a qform's
+    rounding. The caller compares the sizes: beyond the tolerance, only rotations and shifts are told from rounding.
     """
     distances = _corner_distances(one, other, shape)
     rounded = turned_degrees(one, other) <= ROUNDING_DEGREES and distances.min() <= tolerance_mm
@@ -246,7 +246,7 @@ def same_place(one: npt.ArrayLike, other: npt.ArrayLike, shape: Sequence[int], t
 def voxel_order(grid: Grid, onto: Grid) -> npt.NDArray[np.float64]:
     """How the axes of one grid are to be permuted and flipped to run as another's: nibabel's (3, 2) for axes X, Y, Z.
 
-    It is the nearest order there is; whether the grids are then one is `same_place`'s to say.
+    This is the nearest possible order; `same_place` decides whether the grids then agree.
     """
     overlap = _directions(onto.affine).T @ _directions(grid.affine)  # [target axis, own axis]
     strength, order = np.abs(overlap), np.full((3, 2), np.nan)

@@ -1,6 +1,6 @@
 """A NIfTI file judged by its header before anything behind it is read: a small file may unpack to any size.
 
-Where its voxels lie is `geometry`'s to judge; what they mean, the reader's.
+`geometry` judges where its voxels lie; the reader judges what they mean.
 """
 
 import gzip
@@ -19,11 +19,11 @@ HEADER_SIZE = 348
 NIFTI2 = 540
 """Size of the header of the other version, which nibabel reads by another class."""
 HEADER_BYTES = 1 << 24
-"""A header with its extensions is smaller than this, or it is none."""
+"""Largest size of a header with its extensions; anything larger is not a header."""
 FIRST_VOXEL = 352
-"""Where voxels begin at the earliest. Of less, each reader makes something else: nibabel 0, ITK 352."""
+"""Earliest byte at which voxels may begin. Readers treat smaller offsets differently: nibabel as 0, ITK as 352."""
 TRAILING_BYTES = 1 << 20
-"""What may stand after the last voxel: some writers pad. More is not what the header says, or a bomb."""
+"""Bytes allowed after the last voxel, since some writers pad. More means a wrong header or a decompression bomb."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One lock around numba's parallel kernels: two Python threads in one at once would end the process (workqueue layer)."""
+"""One lock for numba's parallel kernels: two Python threads in kernels at once crash the process (workqueue layer)."""
 
 import threading
 

@@ -319,8 +319,8 @@ class Statistics(_Part):
     )
     """Question → the one metric that answers it; every other metric is exploratory."""
     non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
-    """Largest loss in the accuracy metric that does not count as hurt. The default, one point of Dice, is about what lies between
-    neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
+    """Largest loss in the accuracy metric that still counts as no harm. The default, one point of Dice, is about the
+    gap between neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
 
     @field_validator("primary")
     @classmethod
@@ -768,7 +768,7 @@ class Study(_Part):
             "members": {str(e): [str(m) for m in self.members(e)] for e in self.ensemble_ids},
             "held_out": self._fold_of if self.cross_validated else {},
         }
-        del whole["rest"]  # it is told with the sets, and only where it is: files without the rule stay as they were
+        del whole["rest"]  # hashed with the sets, and only if given: studies without the rule keep their fingerprint
         chosen = {part: whole[part] for part in parts} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

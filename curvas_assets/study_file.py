@@ -1,7 +1,7 @@
 """Reads a study file as YAML, strictly: its fields, and the line of each.
 
-Belongs here: encoding, syntax, and values that YAML 1.1 silently reads in another way than people mean them. Does not belong
-here: what the fields mean (`curvas_assets.study`).
+Belongs here: encoding, syntax, and values that YAML 1.1 silently reads differently from what people mean. Does not
+belong here: what the fields mean (`curvas_assets.study`).
 """
 
 import re

@@ -41,7 +41,7 @@ RECORD = "voxel_order"
 READERS: dict[str, str | None] = {"SimpleITKIO": None, "NibabelIO": None, "NibabelIOWithReorient": "RAS"}
 """nnU-Net's readers of NIfTI, and the order each brings a scan into; None leaves it in the file's."""
 SAME_SPACING = 1e-5
-"""Relative; what float32 makes of a spacing lies below."""
+"""Relative tolerance; float32 rounding of a spacing stays below it."""
 DAMAGED = (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 """What nibabel raises for a file that is none, or is cut short."""
 
@@ -50,7 +50,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclass(frozen=True)
 class Turn:
-    """How an array on the scan's own voxels lies in the one that is handed over. Both are (…, Z, Y, X), slowest first.
+    """How the axes of the scan's own array map to those of the one handed over. Both are (…, Z, Y, X), slowest first.
 
     Args:
         axes: for each axis of the scan, the axis of the other array that runs along it.
@@ -201,8 +201,8 @@ def turned_image(image: Any, order: str, voxels: npt.NDArray[Any] | None = None)
 def itk_reads(path: Path, affine: npt.ArrayLike) -> bool:
     """Whether ITK, by which nnU-Net reads, gives a file's voxels in an affine's order and at its spacing.
 
-    That is all nnU-Net takes of a geometry. The place is not compared: of a qform ITK makes it 0.6 mm off at the far corner of
-    a clinical volume, since a quaternion near half a turn, which LPS is, does not hold angles below 0.04° in float32.
+    nnU-Net uses nothing else of a geometry. The place is not compared: from a qform, ITK puts the far corner of a
+    clinical volume 0.6 mm off, since a float32 quaternion near half a turn (LPS) cannot hold angles below 0.04°.
     """
     try:
         place = itk_affine(path)

@@ -437,7 +437,7 @@ def _annotations(
 def _look_for_organs(
     read: _Read, study: Study, patient: str, annotator: Annotator, present: npt.NDArray[np.int64]
 ) -> None:
-    """Tell a blank map as what the study says it means, and organs that an annotator did not draw as absent."""
+    """Report a blank map with the study's meaning of it, and organs that an annotator did not draw as absent."""
     row = {"patient": patient, "annotator": annotator.name}
     if not present[1:].any() and study.intake.blank_annotation == "not_annotated":
         reason = f"{annotator.file} is blank: not annotated, so it trains nothing and nothing is scored against it"
@@ -455,7 +455,7 @@ def _look_for_organs(
 def _require_same_grid(
     study: Study, patient: str, name: str, theirs: Grid, order: npt.NDArray[np.float64], ours: Grid, like: str
 ) -> None:
-    """Shape, spacing and place of an annotation, brought into the scan's voxel order, are the scan's."""
+    """Require that an annotation, in the scan's voxel order, has the scan's shape, spacing and place."""
     attempt = f"comparing {name} with {like}"
     turned = geometry.reordered_grid(theirs, order)
     also = (
@@ -507,7 +507,7 @@ def _describe_annotations(
 ) -> dict[str, Any]:
     """Organ volumes per annotator and Dice between annotators, from one count of label pairs per pair of annotators.
 
-    Of those who did not annotate the patient there is neither: None.
+    Both are None for annotators who did not annotate the patient.
     """
     classes = len(study.organs) + 1
     counts = [np.bincount(a.ravel(), minlength=classes) for a in annotations]

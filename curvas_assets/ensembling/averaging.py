@@ -33,7 +33,7 @@ class Ensemble:
 
 
 def average(members: Any) -> Ensemble:
-    """The mean of softmax volumes, and how it is unsure.
+    """The mean of softmax volumes, and its uncertainty.
 
     Args:
         members: arrays or tensors (C, Z, Y, X) of probabilities, or stored volumes with `shape` and `slab(z0, z1)`, all of

@@ -75,7 +75,7 @@ def stream_ensembles(
         if held is None or held.shape[2:] != first.shape[1:]:
             held = np.empty((len(names), *first.shape), np.uint16)
         codes = np.stack([first, *others], out=held)
-        del others, first  # two slabs of nine members are a quarter of what is held
+        del others, first  # two slabs of nine members take a quarter of the memory held
         with PARALLEL:
             _combine(
                 codes,
@@ -111,7 +111,7 @@ def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...
 
 
 def _tables(levels: Sequence[Levels]) -> tuple[Levels, npt.NDArray[np.int64]]:
-    """The different tables of levels, of one length (more codes than a table has do not occur), and each member's."""
+    """The distinct tables of levels, padded to one length (no code exceeds its own table), and each member's table."""
     different: list[Levels] = []
     for table in levels:
         if not any(np.array_equal(table, known) for known in different):
@@ -126,8 +126,8 @@ def _tables(levels: Sequence[Levels]) -> tuple[Levels, npt.NDArray[np.int64]]:
 def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictive, expected, mutual, labels):
     """All ensembles of a slab, row by row of voxels, so that sums never leave the processor's cache.
 
-    `codes` are (member, foreground class, z, y, x), `groups` (ensemble, member) says who is in which, `counts` how many
-    that are. `levels` and `entropies` are p and −p ln p of each code, in the table `level_of` the member.
+    `codes` are (member, foreground class, z, y, x), `groups` (ensemble, member) marks an ensemble's members, `counts`
+    their number. `levels` and `entropies` are p and −p ln p of each code; `level_of` is each member's table.
     """
     members, foreground, depth, height, width = codes.shape
     for row in prange(depth * height):

@@ -139,7 +139,7 @@ class Facts:
         return frame.assign(**{c: [name(str(x)) for x in frame[c]] for c, name in names.items() if c in frame})
 
     def few(self) -> list[Text]:
-        """That there are too few patients to call anything significant, where it is so."""
+        """The sentence that there are too few patients to call anything significant, if there are."""
         return [Text(self.words("few_text", n=self.patients, fewest=FEWEST))] if self.patients < FEWEST else []
 
     def claim(self) -> Text:

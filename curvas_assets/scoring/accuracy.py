@@ -105,7 +105,7 @@ def crps_published(volume: float, volumes: npt.NDArray[np.floating] | Sequence[f
     A volume far outside costs no more than one at the limit: this is not a proper score.
     """
     mean, deviation = float(np.mean(volumes)), float(np.std(volumes))
-    if np.ptp(volumes) == 0:  # whose deviation may be a rounding error
+    if np.ptp(volumes) == 0:  # their deviation may be a mere rounding error
         return math.nan
     z = min(max((volume - mean) / deviation, -3.0), 3.0)
     return float(deviation * (_squared_cdf(z) - 2 * _squared_cdf(-3.0) + _squared_cdf(-z)))

@@ -16,7 +16,7 @@ from curvas_assets.probabilities import as_members
 
 MOST_ANNOTATORS = 63
 MOST_BINS = 10_000
-"""More would hold less than a voxel each, and memory grows with them."""
+"""Largest number of bins: more would hold less than a voxel each, and memory grows with their number."""
 PATIENT = "the patient"
 
 
@@ -57,7 +57,7 @@ def checked_annotations(annotations: Any) -> Any:
 
 
 def checked_spacing(spacing_mm: Any) -> tuple[float, float, float]:
-    """Voxel size along (Z, Y, X), mm: three finite positive numbers; a ScoringError of anything else."""
+    """Voxel size along (Z, Y, X), mm: three finite positive numbers; anything else raises a ScoringError."""
     return as_spacing(spacing_mm, attempted="reading the voxel size", subject=PATIENT, error=ScoringError)
 
 
@@ -83,7 +83,7 @@ def checked_region(region: Any) -> tuple[slice, slice, slice] | None:
         region: three slices without step, or three pairs (start, stop), as tuple, list or array.
 
     Raises:
-        ScoringError: a mask, other than three spans, a step, or limits that are no whole numbers.
+        ScoringError: it is a mask, does not have three spans, has a step, or has limits that are not whole numbers.
     """
     if region is None:
         return None
@@ -110,7 +110,7 @@ def checked_region(region: Any) -> tuple[slice, slice, slice] | None:
 
 
 def checked_bins(bins: Any, name: str) -> int:
-    """A number of bins, 1 … 10,000; a ScoringError, which calls it `name`, of anything else."""
+    """A number of bins, 1 … 10,000; anything else raises a ScoringError that calls it `name`."""
     array = to_array(bins)
     if array is None or array.shape != () or array.dtype.kind not in "iu" or not 1 <= int(array) <= MOST_BINS:
         raise _refused(name, f"{name} = {bins!r:.80}", f"Give a whole number from 1 to {MOST_BINS}.")
@@ -118,7 +118,7 @@ def checked_bins(bins: Any, name: str) -> int:
 
 
 def checked_length(value: Any, name: str, unit: str = "mm") -> float:
-    """A finite number, 0 or above; a ScoringError, which calls it `name`, of anything else."""
+    """A finite number, 0 or above; anything else raises a ScoringError that calls it `name`."""
     array = to_array(value)
     number = math.nan if array is None or array.shape != () or array.dtype.kind not in "fiu" else float(array)
     if not (math.isfinite(number) and number >= 0):
@@ -127,12 +127,12 @@ def checked_length(value: Any, name: str, unit: str = "mm") -> float:
 
 
 def checked_threshold(value: Any) -> float | None:
-    """Nats above which an uncertainty counts as high, finite and 0 or above; None stays None. A ScoringError else."""
+    """Nats above which an uncertainty counts as high: finite and 0 or above, or None; else a ScoringError is raised."""
     return None if value is None else checked_length(value, "entropy_threshold", "nats")
 
 
 def checked_members(members: Any) -> list[Any]:
-    """The softmax of each member of an ensemble, not yet checked; none of None.
+    """The softmax of each member of an ensemble, not yet checked; no members for None.
 
     Args:
         members: a sequence of softmaxes (C, Z, Y, X), or an array of five axes (M, C, Z, Y, X).

@@ -28,7 +28,7 @@ NAMES = {
 
 
 def abbreviation(organ: str) -> str:
-    """The study's four letters of an organ; of an organ it did not have, the first four."""
+    """The study's four-letter abbreviation of an organ; for an organ it did not have, the first four letters."""
     return ABBREVIATIONS.get(organ, organ[:4])
 
 
@@ -65,7 +65,7 @@ def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
     column = known["metric"].map(NAMES) + "_" + suffix
     cells = known.assign(column=column)[keep]
     _require_once(cells)
-    # `pivot_table` would keep the order of rows and columns, too, but average what stands there twice.
+    # `pivot_table` would also keep the order of rows and columns, but it would average duplicate scores.
     wide = cells.set_index(["patient", "predictor", "column"])["value"].unstack("column")
     rows = pd.MultiIndex.from_frame(cells[["patient", "predictor"]].drop_duplicates())
     wide = wide.reindex(index=rows, columns=cells["column"].unique()).reset_index()

@@ -4,9 +4,9 @@
 
 Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where float32
 has few enough values to count each. Sums are float64 by slice, added up in the order of the slices, so that they do not
-depend on threads. Runs of voxels where nobody saw an organ, the predictor none either, are only counted. Where all
-annotators agree, which is nearly everywhere, one increment per class serves them all; pairs of annotators are looked at
-only where they disagree.
+depend on threads. Runs of voxels in which neither an annotator nor the predictor sees an organ are only counted. Where
+all annotators agree, which is nearly everywhere, one increment per class serves them all; pairs of annotators are
+looked at only where they disagree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +28,16 @@ from curvas_assets.scoring.uncertainty_maps import MapSummary
 from curvas_assets.storage.labels import DEPTH, PackedLabels
 
 CLIP = 1e-7
-"""Probabilities below it count as it in the negative log likelihood."""
+"""Smaller probabilities count as this value in the negative log-likelihood."""
 HISTOGRAM_ANNOTATORS = 4
 """Annotators whose answers share one histogram, one row per combination of answers."""
 RUN = 16
 """Voxels of a row that are skipped together if there is nothing in them."""
 SURE = 0.99
-"""A background above it is sure; −p ln p and −ln p are series there."""
+"""A background above this counts as sure; −p ln p and −ln p are computed by series there."""
 MOST_VOXELS = 2**32 - 1
 NEARLY = 0.95
-"""Of 1 / C, the least that a confidence can be: what lies below are sums that are not quite 1."""
+"""Share of 1 / C, the least possible confidence; lower values come from sums that are not quite 1."""
 ONE = int(np.float32(1.0).view(np.int32))
 
 Spans = tuple[slice, slice, slice]
@@ -365,7 +365,7 @@ def region_of(shape: Sequence[int], region: Spans | None) -> Spans:
 
 
 def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArray[np.int64]:
-    """(group, combination, …) → (annotator, …): what is counted for a combination in which the annotator says yes."""
+    """(group, combination, …) → (annotator, …): the counts of the combinations in which the annotator says yes."""
     combinations = np.arange(patterns.shape[1])
     return np.stack(
         [
@@ -403,7 +403,7 @@ def _ranks(histograms: npt.NDArray[np.int64], annotators: int, unseen: int) -> l
 
 
 def _all_overlap(overlap: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Overlaps, those of voxels where the annotators agree included, symmetric."""
+    """Symmetric overlaps, including those of voxels where the annotators agree."""
     overlap = overlap + np.triu(overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
     both, predicted, drawn = np.diag(agreed), agreed.sum(axis=1), agreed.sum(axis=0)
     overlap[0, 0] += predicted
@@ -414,7 +414,7 @@ def _all_overlap(overlap: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) 
 
 
 def _all_votes(votes: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Votes, those of voxels where the annotators agree included."""
+    """Votes, including those of voxels where the annotators agree."""
     both, predicted, drawn = np.diag(agreed), agreed.sum(axis=1), agreed.sum(axis=0)
     votes[:, -1, 1] += both
     votes[:, -1, 0] += drawn - both
@@ -472,7 +472,7 @@ def _votes_entropy(annotators: int) -> npt.NDArray[np.float64]:
 
 @njit(cache=True, nogil=True)
 def _bits(value):
-    """A float32's bits, which grow with it."""
+    """The bits of a float32, which increase with its value."""
     return np.float32(value).view(np.int32)
 
 
@@ -503,7 +503,7 @@ def nothing_in(p, drawn, z, y, x, stop, y0, x0):
 
 @njit(cache=True, nogil=True, inline="always")
 def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
-    """Whether a run of voxels is background for all, with probabilities in the outermost bins, so that sums over it do."""
+    """Whether a run is background for all, with probabilities in the outermost bins, so that sums over it suffice."""
     last = np.float32(max(1.0 - 1.0 / bins, SURE))
     first = np.float32(1.0 / bins)
     unsure = False
@@ -522,7 +522,7 @@ def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
 
 
 class _Scratch(NamedTuple):
-    """What the voxels of a slice are worked out in.
+    """Working arrays for the voxels of a slice.
 
     Args:
         p: probability of each class at a voxel.
@@ -644,7 +644,7 @@ def _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratc
                 u[i] += entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
     values = slices.p[0, z, slices.y0 + y, begin:end]
     total = squares = losses = 0.0
-    squared_entropy = sums.disagreement[3]  # goes on from voxel to voxel, as where they are counted one by one
+    squared_entropy = sums.disagreement[3]  # added voxel by voxel, as when voxels are counted one by one
     for i in range(n):
         own = np.float64(min(values[i], np.float32(1.0)))
         total += own

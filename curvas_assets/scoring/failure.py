@@ -33,7 +33,7 @@ def auroc(positives: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64], wh
 
     Args:
         positives: (ranks,) how many positives have each rank, ascending.
-        negatives: (ranks,) how many negatives do.
+        negatives: (ranks,) how many negatives have each rank.
         what: a positive's name, for the note.
     """
     p, n = int(positives.sum()), int(negatives.sum())
@@ -53,12 +53,12 @@ def risk_curve(wrong: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> tu
 
 
 def risk_areas(wrong: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Areas under the risk–coverage and generalised-risk curves, and the first of a perfect ranking.
+    """Areas under the risk–coverage and generalised-risk curves, and the risk–coverage area of a perfect ranking.
 
     One point per distinct confidence, trapezoids in coverage, flat down to coverage 0 (the generalised risk goes to 0
     there). The perfect ranking, integrated by the same rule, has the right voxels first as one group, then each error as a
-    point of its own. Errors that are tied with one another share a trapezoid, whose area can be smaller than that: the
-    excess of such a ranking is taken for 0.
+    point of its own. Tied errors share a trapezoid, whose area can be smaller than that of the perfect ranking; the
+    excess is then set to 0.
 
     Args:
         wrong: (confidences,) errors at each confidence, ascending.
@@ -90,7 +90,7 @@ def curves(found: Counts) -> pd.DataFrame:
 def _perfect(right: int, errors: int) -> float:
     """Trapezoids of the risk j / (right + j) over j = 0 … errors, in steps of 1 / n of coverage.
 
-    Without a right voxel the risk is 1 throughout. Σ j / (right + j) by harmonic numbers: 10⁸ terms in no time.
+    If no voxel is right, the risk is 1 throughout. Harmonic numbers give Σ j / (right + j): 10⁸ terms in no time.
     """
     n = right + errors
     if errors == 0 or right == 0:

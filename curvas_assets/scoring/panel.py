@@ -33,7 +33,7 @@ RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
 APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
 NOT_ANNOTATED = "not annotated: the label map is blank, and the study says what that means"
 HIGH_SHARE = 0.1
-"""Of the largest entropy there is, ln C: what is above counts as high, unless a threshold is given."""
+"""Share of the largest entropy, ln C, above which an uncertainty counts as high unless a threshold is given."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class PatientReference:
         ace_bins: number of bins of `ace` and `adaptive_ece`, 1 … 10,000.
         tolerance_mm: of the normalised surface Dice, 0 or above.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
-        not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps count nowhere, the others
-            keep their numbers, and what would be theirs is NaN with a note.
+        not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps are ignored, the
+            others keep their numbers, and the scores against them are NaN with a note.
 
     Raises:
         ScoringError: annotations that are not label maps, an empty region, nobody annotated, or any other argument that is not
@@ -151,7 +151,7 @@ class PatientReference:
         return PatientScores(table, *(frame.assign(annotator=self._renamed(frame["annotator"])) for frame in curves))
 
     def _renamed(self, annotators: pd.Series) -> pd.Series:
-        """`1`, `1-2`, …, counted among those who annotated, as the annotators' own numbers."""
+        """The annotators' own numbers for `1`, `1-2`, …, which count only those who annotated."""
         own = {str(place): str(number) for place, number in enumerate(self.annotators, 1)}
         return annotators.map(lambda names: "-".join(own.get(name, name) for name in str(names).split("-")))
 
@@ -228,7 +228,7 @@ def score(
 
 
 def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
-    """Numbers, from 1, of those who annotated; a ScoringError if there is none, or a number is nobody's."""
+    """Numbers, from 1, of those who annotated; a ScoringError if there is none, or a number belongs to no annotator."""
     drawn = [number for number in range(1, annotators + 1) if number not in not_annotated]
     if not drawn or len(drawn) + len(set(not_annotated)) != annotators:
         raise ScoringError(

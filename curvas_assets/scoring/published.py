@@ -3,8 +3,8 @@
 """The calibration error as the challenge's evaluation adds it up, only to stand beside its table.
 
 torchmetrics keeps its bins in float32 and adds voxel by voxel: a count stops at 2²⁴, and small terms are lost in large
-sums. The error so found is off by percents on small images and by multiples on large ones. It depends on the order of the
-voxels, which is that of the image here as there.
+sums. The resulting error is off by percents on small images and by multiples on large ones. It depends on the order of
+the voxels, which is the image's order in both programs.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ def _add(confidence, labels, drawn, edges, sums):
     bins = edges.size - 1
     for r in prange(drawn.shape[0]):
         labels_of, own = drawn[r], sums[r]
-        b, voxels, total, hits = 0, own[0, 0], own[0, 1], own[0, 2]  # of the bin at hand: neighbours mostly share it
+        b, voxels, total, hits = 0, own[0, 0], own[0, 1], own[0, 2]  # the current bin's; neighbours mostly share it
         low, high = edges[0], edges[1]
         for i in range(confidence.size):
             c = confidence[i]

@@ -18,7 +18,7 @@ from curvas_assets.scoring.counting import Ranks
 from curvas_assets.storage.labels import DEPTH
 
 SHIFT = 14
-"""Bits of float32 that are left out to find where to look: 512 beginnings for each doubling of p."""
+"""Low bits of float32 that the first lookup ignores: this leaves 512 entries for each doubling of p."""
 
 
 def rank_organ(softmax: npt.NDArray[Any], annotations: Any, c: int, region: tuple[slice, slice, slice]) -> Ranks:
@@ -66,7 +66,7 @@ def _taken(p: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 @njit(parallel=True, cache=True, nogil=True)
 def _place(p, drawn, y0, x0, c, values, begins, first, voxels):
-    """Add the slices' voxels that nobody gave class c to `voxels`; `begins` are of keys from `first` on."""
+    """Add to `voxels` the slices' voxels to which nobody gave class c; `begins` covers keys from `first` on."""
     annotators, depth, height, width = drawn.shape
     for z in prange(depth):
         own = voxels[numba.get_thread_id()]  # type: ignore[attr-defined]

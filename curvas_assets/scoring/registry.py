@@ -29,7 +29,7 @@ class Metric:
         high: its largest value, included too.
         direction: which way is better; empty if neither, or if the annotators alone decide it.
         per: what one value is about. `annotator` metrics also have a `mean` over annotators.
-        when_empty: the value where an organ (or its absence) is not there.
+        when_empty: the value where no voxel holds the organ, or none is without it.
         definition: in one line.
         oracle: an independent implementation that agrees.
         reference: where it is defined.

@@ -2,12 +2,12 @@
 # pyright: reportMissingParameterType=false
 """Distances between the surfaces of a predicted organ and of each annotator's, on the organ's box.
 
-Surface voxels are those of the organ with a neighbour across a face that is not; beyond the region there is nothing (MONAI
+A surface voxel belongs to the organ and has a face neighbour that does not; beyond the region there is nothing (MONAI
 and SciPy do the same). The normalised surface Dice measures areas: a surface element stands at each corner where voxels
 of the organ and others meet, with the area that the authors' table gives for its pattern (Nikolov et al. 2021).
 
-A surface voxel's nearest counterpart is usually close, so offsets are tried in the order of their length, exact as soon
-as one hits; what is not found nearby is asked of a k-d tree. No distance map is made.
+A surface voxel's nearest counterpart is usually close, so offsets are tried in the order of their length; the first hit
+is exact. A k-d tree finds what is not nearby. No distance map is made.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from curvas_assets.parallel import PARALLEL
 NEAR = 1000
 """Offsets tried before the k-d tree is asked: a ball of about six voxels."""
 MOST_OFFSETS = 10_000
-"""In a ball of the tolerance; beyond, distances are measured instead."""
+"""Most offsets in a ball of the tolerance; with more, distances are measured instead."""
 
 Points = npt.NDArray[np.int32]
 
@@ -138,7 +138,7 @@ def _distances(
     nearby: tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]],
     spacing_mm: Sequence[float],
 ) -> npt.NDArray[np.float64]:
-    """Of each point, the distance to the nearest point of the target, mm."""
+    """The distance of each point to the nearest point of the target, mm."""
     offsets, lengths = nearby
     with PARALLEL:
         found = _nearest(edges, points, np.uint64(target), offsets, lengths)

@@ -66,7 +66,7 @@ def epistemic(found: Counts, members: MemberCounts | None, organs: Mapping[str, 
 
 
 def phi(overlap: npt.NDArray[np.int64], one: int, other: int, voxels: int) -> float:
-    """Pearson correlation of two masks from their overlap and sizes; NaN if one is empty or everything."""
+    """Pearson correlation of two masks from their overlap and sizes; NaN if one is empty or covers every voxel."""
     a, b, both = (int(n) for n in (overlap[one, one], overlap[other, other], overlap[one, other]))
     variance = a * (voxels - a) * b * (voxels - b)
     return (voxels * both - a * b) / math.sqrt(variance) if variance else math.nan
@@ -90,7 +90,7 @@ def fleiss_kappa(votes: npt.NDArray[np.int64]) -> tuple[float, str]:
         return math.nan, "no annotator drew the organ" if share == 0 else "every voxel is the organ for every annotator"
     by_chance = share**2 + (1 - share) ** 2
     agreeing = n * (n - 1) + (annotators - n) * (annotators - n - 1)
-    # Disagreement is summed, not agreement: of 10⁸ voxels nearly all agree.
+    # Disagreement is summed, not agreement: annotators agree on nearly all of 10⁸ voxels.
     differing = annotators * (annotators - 1) - agreeing
     observed = float(votes @ differing) / (voxels * annotators * (annotators - 1))
     return 1 - observed / (1 - by_chance), ""

@@ -54,7 +54,7 @@ class AdoptedModel:
         curve: per epoch, as `train_model` gives it; without rows if the checkpoint holds none.
         voxel_order: of the scans that it knows, such as LPS; None if nobody says.
         normalisation: of intensities, nnU-Net's name.
-        unseen: how it is known that the model learned from none of the patients whom it is to predict for scoring, in words.
+        unseen: in words, how we know that the model learned from none of the patients it predicts for scoring.
         seen: what its folder tells of that: `trained_on` or `left_out`, patients or cases; empty if nothing.
     """
 
@@ -336,7 +336,7 @@ def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]],
 
 
 def _as_patients(study: Study, cases: Iterable[Any]) -> set[str]:
-    """Those of nnU-Net's case names that are named like patients of the study, as such."""
+    """The nnU-Net case names that name patients of the study, in the study's form."""
     found: set[str] = set()
     for case in cases:
         with suppress(StudyError):
@@ -345,7 +345,7 @@ def _as_patients(study: Study, cases: Iterable[Any]) -> set[str]:
 
 
 def _require_usable(study: Study, model: ModelId, folder: Path, adopted: AdoptedModel) -> None:
-    """Weights fit the network, and a made-up scan goes through all but the network."""
+    """Require that weights fit the network and that a made-up scan passes all steps but the network."""
     try:
         predictor = Predictor(study)
         predictor.load(folder)
@@ -368,7 +368,7 @@ def _require_usable(study: Study, model: ModelId, folder: Path, adopted: Adopted
 
 
 def _require_case(folder: Path, case: str, classes: int, ask: Told) -> None:
-    """A preprocessed case is whole: one channel, and labels of the study on the same voxels."""
+    """Require that a preprocessed case is whole: one channel, and labels of the study on the same voxels."""
     import blosc2
     import numpy as np
 

@@ -152,9 +152,9 @@ def dataset_digest(folder: Path) -> str:
 
 
 def content_of(path: Path) -> bytes:
-    """A file of a dataset for its digest: without the record of the voxel order, which the arrays themselves are in.
+    """A file of a dataset for its digest: without the recorded voxel order, because the arrays themselves have it.
 
-    So a dataset of LPS scans is what it was before orders were recorded, and makes no model stale.
+    So a dataset of LPS scans keeps its digest from before orders were recorded, and makes no model stale.
     """
     content = path.read_bytes()
     if path.name != "dataset.json" or RECORD.encode() not in content:
@@ -174,7 +174,7 @@ def _needed_bytes(scans: Mapping[str, Sequence[Path]]) -> int:
 
 
 def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
-    """A patient's files, all there: so many of them, or any number; a SegmentationError else."""
+    """A patient's existing files, `number` of them, or any if None; anything else raises a SegmentationError."""
     told: Any = {"attempted": "preparing the dataset", "subject": str(patient), "error": SegmentationError}
     if not isinstance(files, Sequence) or isinstance(files, str) or number not in (None, len(files)):
         wanted = "every annotator's file" if number is None else "the image's and the annotation's path"

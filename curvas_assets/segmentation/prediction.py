@@ -40,7 +40,7 @@ SLAB = 16
 MODELS_KEPT = 12
 """Networks kept between patients; more are loaded again."""
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what the container this runs in may use."""
+"""Folder in which Linux states how much memory this container may use."""
 SoftmaxSlab = tuple[int, npt.NDArray[np.float32]]
 """z0, and probabilities (C, dz, Y, X) from slice z0 on."""
 
@@ -304,7 +304,7 @@ class Predictor:
             return model.predictor.predict_logits_from_preprocessed_data(data)
 
     def _require_memory(self, scan: PreparedScan, model: _Model) -> int:
-        """What is estimated, bytes, if there is as much."""
+        """The estimated memory, bytes; an error if less is free."""
         needed = estimate_memory(
             scan.shape, scan.spacing_mm, model.configuration.configuration["spacing"], len(self.study.class_names)
         )

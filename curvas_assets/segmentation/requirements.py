@@ -192,10 +192,10 @@ def _require_intensities(schemes: list[Any], channels: Any, told: Told) -> None:
 
 
 def require_linear(function: Any, options: Mapping[str, Any], told: Told) -> float:
-    """That probabilities are resampled in a way that `prediction` does slab by slab; the threshold of anisotropy in it.
+    """Require resampling of probabilities that `prediction` can do slab by slab; returns its anisotropy threshold.
 
     Raises:
-        SegmentationError: they are not; says by what they are.
+        SegmentationError: `prediction` cannot do it; names the resampling of the plans.
     """
     from nnunetv2.configuration import ANISO_THRESHOLD
 

@@ -181,7 +181,7 @@ def train_model(
 
 
 def _require_fold(study: Study, model: ModelId, dataset_folder: Path, plans: dict[str, Any]) -> None:
-    """The dataset has the model's fold, of its own cases, and nobody in it whom the study scores by that fold's models.
+    """Require the model's fold, of the dataset's own cases and without patients whom the study scores by that fold.
 
     nnU-Net makes a random split of any other number, silently.
     """

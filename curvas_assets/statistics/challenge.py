@@ -148,8 +148,8 @@ def rank_among_teams(
 
     A team's rank is its rank among the teams. A family's rank is one plus the number of teams strictly better than it:
     families do not push each other or a team down. Overall is the same on the mean of the ranks over comparable
-    metrics, given to entries that have all of them. A metric that this run has in a unit that cannot be turned into the
-    table's is left out: its families stand there without value or rank, and with the reason.
+    metrics, given to entries that have all of them. A metric whose unit in this run cannot be converted to the table's
+    is left out: its families appear without value or rank, but with the reason.
 
     Args:
         scores: long scores, or reduced ones; families general, annotator and individual. `crps` metrics in mm³. Also the
@@ -280,7 +280,7 @@ def _entry(kind: str, entry: str, value: float, rank: int | None, patients: int,
 def _published_rows(
     shared: Mapping[str, object], teams: Mapping[str, float], standing: Standing
 ) -> list[dict[str, object]]:
-    """The study's published families, in the column of the challenge's table that it printed them in."""
+    """The study's published families, in the columns of the challenge's table in which the study printed them."""
     rows = []
     for family, result in PUBLISHED_STUDY.items():
         value = float(getattr(result, standing.column))

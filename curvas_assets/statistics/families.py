@@ -22,7 +22,7 @@ from curvas_assets.study import Statistics
 
 Alternative = Literal["greater", "less"]
 PAIRS = (("general", "annotator"), ("general", "individual"), ("annotator", "individual"))
-"""The three comparisons of the study, in its order; the first of each is the one said to be better."""
+"""The three comparisons of the study, in its order; the claim is that the first of each is better."""
 COLUMNS = (
     "metric",
     "alternative",
@@ -95,7 +95,7 @@ def compare_families(
     """Is one family of predictors better than another on a metric? The published test and the valid one, side by side.
 
     Published: one-sided Mann–Whitney U over all values of two families, asymptotic with continuity correction,
-    Bonferroni over the pairs tested. It takes the values of one patient under nine models for independent.
+    Bonferroni over the pairs tested. It treats the values of one patient under nine models as independent.
     Within patients: each patient's win probability, the share of (first, second) predictor pairs in which the first is
     better (ties half), averaged over patients and tested against ½ by randomisation within patients (`randomise`), Holm
     over the pairs tested. Beside it the size: the mean over patients of the difference of family means, with a BCa

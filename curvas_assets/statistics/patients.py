@@ -1,7 +1,7 @@
 """Does a predictor's uncertainty tell which patients it segments badly, and which come from elsewhere?
 
-Belongs here: failure detection and out-of-distribution detection with the patient as the unit (`scoring/definitions.md`, "at study
-level"). Does not belong here: the same over voxels, which `curvas_assets.scoring` counts.
+Belongs here: failure and out-of-distribution detection with the patient as the unit (`scoring/definitions.md`, "Over
+patients"). Does not belong here: the same over voxels, which `curvas_assets.scoring` counts.
 """
 
 from collections.abc import Sequence

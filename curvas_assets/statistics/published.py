@@ -63,7 +63,7 @@ DEFECTS: Mapping[str, str] = {
     "label_entropy": "entropy of the histogram of labels, not of the prediction's probabilities",
     "label_entropy_annotations": "entropy of the histogram of labels",
 }
-"""What the study's code computed under each name, where that is not what our metric of the same name is."""
+"""What the study's code computed under each name, where it differs from our metric of the same name."""
 
 
 TESTS: Mapping[str, Alternative] = {"dice": "greater", "ece": "less"}
@@ -98,7 +98,7 @@ def read_published_scores(
         csv: path, bytes or file-like; comma or semicolon separated; columns `Patient_ID`, `CT` (the predictor's name),
             `DICE_panc`, …, `NCC_mean`.
         ids: how patients are called.
-        study: gives each predictor's family when it has ensembles of its own making.
+        study: gives each predictor's family if the study defines its own ensembles.
 
     Returns:
         The scores and what was unusable.
@@ -201,7 +201,7 @@ def compare_with_published(scores: pd.DataFrame, published: PublishedScores) -> 
 
     Returns:
         `metric`, `family`, `unit`, `n`, `mean`, `sd` of this run (missing where it has no such metric), the same as
-        `published_…`, and `comparability`: what the study's number is, where that is not what ours is.
+        `published_…`, and `comparability`: what the study's number means, where it differs from ours.
     """
     columns = ["metric", "family", "unit", "n", "mean", "sd"]
     theirs = summarise(published.scores, by=("family",))[columns]
@@ -288,7 +288,7 @@ def _absent(kept: Mapping[tuple[str, str], pd.Series], families: Mapping[str, st
 
 
 def _number(text: str) -> tuple[float, str]:
-    """A cell as a number, and why it is none."""
+    """A cell as a number, and the reason if it is not one."""
     if text == "":
         return np.nan, "an empty cell"
     plain = text.strip("[]").replace(",", ".") if re.fullmatch(r"\[?-?[0-9]+,[0-9]+\]?", text) else text

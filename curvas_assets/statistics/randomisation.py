@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 ROUNDING = 1e-7
-"""Two values closer than this, relative to the larger, are equal: what lies below is rounding, of sums and of stored
-volumes, whose probabilities are kept on logarithmic levels (each within 1e-4, sums over voxels much closer). `confidence`,
-linear in the probabilities, has by definition the same mean in every family: without this, rounding would be an effect."""
+"""Two values closer than this, relative to the larger, count as equal: they differ by rounding, of sums and of stored
+volumes, whose probabilities are kept on logarithmic levels (each within 1e-4, sums over voxels much closer).
+`confidence` is linear in the probabilities, so all families have one mean: otherwise rounding would be an effect."""
 ENUMERATED = 20_000
-"""Ways to choose a patient's first family up to which all are listed once and drawn from; with more, predictors are shuffled."""
+"""Most ways to choose a patient's first family that are listed and drawn from; with more, predictors are shuffled."""
 BLOCK = 4_000_000
 """Numbers held at once while drawing: 32 MB."""
 EQUAL = 1e-9

@@ -20,8 +20,8 @@ SUMMARY = ("n", "n_nan", "n_infinite", "mean", "sd", "median", "q1", "q3", "mini
 def reduce_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """One value per patient, predictor and metric: the mean over annotators, then over organs.
 
-    Where a row for all annotators (`annotator` empty or `mean`) or all organs stands there, it is taken as it is and
-    the single ones are left aside. Undefined values (NaN) are left out of the mean and counted; an infinite one (a
+    A row for all annotators (`annotator` empty or `mean`) or for all organs is taken as it is where there is one, and
+    the single rows are ignored. Undefined values (NaN) are left out of the mean and counted; an infinite one (a
     Hausdorff distance to nothing) makes it infinite.
 
     Args:
@@ -154,7 +154,7 @@ def require_table(scores: object) -> None:
 
 
 def _whole_first(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
-    """Without the single rows of `column` wherever a row for all of them is there."""
+    """The table without single rows of `column` wherever it has a row for all of them."""
     whole = table[column].isin(WHOLE)
     has_whole = whole.groupby([table[key] for key in keys], sort=False).transform("any")
     return table[whole | ~has_whole]

@@ -22,9 +22,9 @@ from curvas_assets.storage.refusals import CHECKSUMS
 ENDPOINTS = ("S3_ENDPOINT", "AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that may name the endpoint, the first that is set wins. None set: Amazon's own."""
 CHECKSUM_CHOICES = ("when_required", "when_supported")
-"""Of `AWS_REQUEST_CHECKSUM_CALCULATION`. boto3's own default is the second, whose trailers older stores refuse (Ceph, MinIO,
-OVH, Backblaze): writing fails while reading goes on. Artefacts carry digests of their own; a bucket with object lock asks
-for the second."""
+"""Values of `AWS_REQUEST_CHECKSUM_CALCULATION`. boto3 defaults to the second, but older stores (Ceph, MinIO, OVH,
+Backblaze) refuse its trailers: writing fails, reading works. Artefacts carry their own digests; a bucket with object
+lock requires the second."""
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[\w-]*:s3[\w-]*:.+")
 LONGEST_LINK = timedelta(days=7)
 """What a signature of version 4 may last."""
@@ -62,9 +62,9 @@ class S3Settings:
                 `AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_CA_BUNDLE`.
 
         Raises:
-            StorageError: no bucket is named, or by something that is no name; a key comes without its secret (or the
-                other way round), the endpoint is no address, two prefixes are the same or one inside the other, or the
-                choice of checksums is none.
+            StorageError: the bucket's name is missing or invalid; a key comes without its secret (or the other way
+                round); the endpoint is not an address; two prefixes are equal or nested; or the choice of checksums is
+                unknown.
         """
         given = {name: value.strip() for name, value in variables.items() if value.strip()}
         if "S3_BUCKET" not in given:
@@ -126,8 +126,8 @@ def connect(
     Args:
         settings: endpoint, keys, bucket.
         read_timeout_s: silence of the store after which a request has failed, s.
-        attempts: how often a request is sent in all, before its failure is told.
-        patience: how long requests wait for a store that is away, and who is told; `attempts` then counts for nothing, as
+        attempts: how often a request is sent in total before its failure is reported.
+        patience: how long requests wait for a store that is away, and who is told; `attempts` is then ignored, because
             each failure is seen at once.
     """
     import boto3
@@ -163,7 +163,7 @@ def signed_link(settings: S3Settings, key: str, until: datetime, now: datetime, 
         key: of the object.
         until: when it ends; a signature lasts `LONGEST_LINK` at most, and no longer than a session token.
         now: with its time zone.
-        content_type: as which the store shall say it is.
+        content_type: the content type that the store reports for it.
     """
     import boto3
     from botocore.config import Config
@@ -276,7 +276,7 @@ def _span(length: timedelta) -> str:
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
-    """Asked for a bucket's region by HEAD, an endpoint that redirects everything would make botocore ask for ever."""
+    """Without this, botocore asks for a bucket's region by HEAD for ever at an endpoint that redirects everything."""
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 

@@ -1,7 +1,7 @@
-"""That what is read is what was written: digests inside artefacts, and reading again where they do not fit.
+"""Ensures that what is read is what was written: digests inside artefacts, and another reading if they do not match.
 
 A store need not keep checksums, and a connection may damage what passes. So records and tables carry a SHA-256 of
-themselves, in a place that other readers of JSON and Parquet skip. Artefacts of before, without one, are read as they are.
+themselves, in a place that other readers of JSON and Parquet skip. Older artefacts, without one, are read as they are.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Content = TypeVar("Content")
 Value = TypeVar("Value")
 
 READINGS = 3
-"""How often an object is read before what is wrong with it is told."""
+"""How often an object is read before its damage is reported."""
 RECORD_DIGEST = "record_sha256"
 TABLE_DIGEST = b"curvas table sha256:"
 """Stands before the digest of a table, between its last page and its footer, where no reader of Parquet looks."""
@@ -26,7 +26,7 @@ DIGEST_BYTES = 32
 def read_soundly(
     read: Callable[[], Content], verify: Callable[[Content], Value], fingerprint: Callable[[Content], str], subject: str
 ) -> Value:
-    """What `verify` makes of what `read` gives; read again while it is damaged.
+    """The result of `verify` on what `read` returns; damaged content is read again.
 
     Args:
         read: fetches the content once.
@@ -74,7 +74,7 @@ def sha256_of_bytes(content: bytes | bytearray | memoryview) -> str:
 
 
 def record_text(record: dict[str, Any]) -> bytes:
-    """A record of plain values as JSON with sorted keys: the bytes that its digest is of."""
+    """A record of plain values as JSON with sorted keys: the bytes that its digest covers."""
     return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -86,7 +86,7 @@ def seal_record(record: dict[str, Any], place: str | None = None) -> bytes:
         place: the key of the inner record that takes the digest; None takes the record itself.
 
     Returns:
-        JSON that ends with a line break. That says, to `open_record`, that a digest belongs to it.
+        JSON that ends with a line break, which tells `open_record` to expect a digest.
     """
     digest = {RECORD_DIGEST: sha256_of_bytes(record_text(record))}
     if place is None:
@@ -95,7 +95,7 @@ def seal_record(record: dict[str, Any], place: str | None = None) -> bytes:
 
 
 def open_record(content: bytes, place: str | None = None) -> dict[str, Any]:
-    """The record in JSON that `seal_record` made, without its digest; or in JSON of before, as it is.
+    """The record in JSON that `seal_record` made, without its digest; older JSON is returned as it is.
 
     Raises:
         ValueError: it is no JSON, holds something else, or is not what was written.
@@ -126,7 +126,7 @@ def seal_table(content: bytes) -> bytes:
 
 
 def opened_table(content: bytes) -> bytes:
-    """The Parquet file that was sealed; one of before as it is.
+    """The Parquet file that was sealed; an older, unsealed one as it is.
 
     Raises:
         ValueError: it is not what was written.

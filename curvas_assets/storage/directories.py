@@ -64,15 +64,15 @@ def write_directory(store: ObjectStore, key: str, folder: Path) -> StoredDirecto
 
 
 def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, remember: int = 0) -> StoredDirectory:
-    """Store files as one artefact, in place of what stood there. What stands there with the same content is read, and only
-    what is damaged of it is stored again.
+    """Store files as one artefact, in place of what stood there. If the same content is stored already, it is read, and
+    only its damaged files are stored again.
 
     Args:
         store: where.
         key: the artefact's key.
         paths: the files, by their names in the artefact.
-        remember: how many of the versions before it the manifest names, for a writer that removes them sooner than a day
-            after (`places_of`, `remove_place`).
+        remember: how many earlier versions the manifest names, for a writer that removes them within less than a day
+            (`places_of`, `remove_place`).
     """
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     files = {name: {"size": sizes[name], "sha256": sha256_of(path)} for name, path in paths.items()}
@@ -235,13 +235,13 @@ def places_of(store: ObjectStore, key: str) -> list[str]:
 
 
 def remove_place(store: ObjectStore, key: str, place: str) -> None:
-    """Remove one version, of which it is known that no manifest will name it again."""
+    """Remove one version that no manifest will ever name again."""
     store.delete([item.key for item in store.list(f"{key}/{place}/")])
 
 
 def sweep(store: ObjectStore, key: str, least: timedelta | None = None) -> int:
     """Remove what the manifest does not name and nobody has touched for so long (older versions, remains of killed
-    writers); how many bytes went.
+    writers); returns the bytes removed.
     """
     found = versions.places(store, key, MANIFEST)
     manifest = _manifest(store, key)
@@ -249,7 +249,7 @@ def sweep(store: ObjectStore, key: str, least: timedelta | None = None) -> int:
 
 
 def _read_one_version(store: ObjectStore, key: str, read: Callable[[dict[str, Any]], Value]) -> Value:
-    """What `read` makes of the manifest and the files it names."""
+    """The result of `read` on the manifest and the files that it names."""
     subject = f"{store.name}/{key}"
 
     def gone(missing: MissingArtefactError) -> CorruptArtefactError:
@@ -290,7 +290,7 @@ def _stands(store: ObjectStore, key: str, facts: dict[str, Any]) -> bool:
 
 
 def _manifest(store: ObjectStore, key: str) -> dict[str, Any]:
-    """The manifest, of which every name stays below the folder that it is read into."""
+    """The manifest, provided that every name in it stays below the folder it is read into."""
     manifest = read_json(store, f"{key}/{MANIFEST}")
     wrong = _what_is_wrong(manifest)
     if wrong:

@@ -2,11 +2,11 @@
 # pyright: reportMissingParameterType=false
 """Probabilities as codes and back: the arithmetic of the softmax format, on slabs in memory.
 
-A code names one of some thousand probabilities, the `levels`: dense logarithmic ones near 0 and near 1, where a trained
-network has nearly all of its voxels and where their order decides what ranks (AUROC, AURC), equal steps between. The
+A code names one of some thousand probabilities, the `levels`. They are dense and logarithmic near 0 and near 1, where a
+trained network has nearly all its voxels and their order decides AUROC and AURC, and equally spaced between. The
 foreground is coded class by class; the background is what it leaves of 1, so that it is as fine near 1 as the foreground
-near 0. Rounding is to the level whose cell holds the value, a cell being that of which the level is the mean under a
-density of 1/p: so sums and entropies of many voxels hold. The label map (argmax, the lowest class wins a tie) is exactly
+near 0. A value is rounded to the level whose cell holds it. A level is the mean of its cell under a density of 1/p, so
+sums and entropies of many voxels are preserved. The label map (argmax, the lowest class wins a tie) is exactly
 that of the probabilities.
 """
 
@@ -32,9 +32,9 @@ from curvas_assets.codes import (
 from curvas_assets.parallel import PARALLEL
 
 SAFELY_BACKGROUND = 0.1
-"""A foreground below it loses, however it is rounded."""
+"""A foreground below this loses to the background, however it is rounded."""
 UNIFORM = 1e-5
-"""Sums that are this far off 1 are no rounding of float32: such voxels are scaled."""
+"""A sum this far from 1 is more than float32 rounding: such voxels are scaled."""
 
 
 class EncodedSlab(NamedTuple):
@@ -92,8 +92,8 @@ def labels_of(codes: Codes, levels: Levels) -> npt.NDArray[np.uint8]:
 
 
 def steps_of(codes: Codes) -> Codes:
-    """Differences of neighbours along x modulo 2¹⁶, which pack better: 2 d of a rise d, 2 |d| − 1 of a fall, so that small ones are
-    small.
+    """Differences of neighbours along x modulo 2¹⁶, which pack better: a rise d becomes 2 d, a fall 2 |d| − 1, so that
+    small differences stay small.
     """
     steps = np.empty_like(codes)
     with PARALLEL:
@@ -102,7 +102,7 @@ def steps_of(codes: Codes) -> Codes:
 
 
 def codes_of(steps: Codes) -> Codes:
-    """Codes of such differences, in their place."""
+    """Codes from such differences, computed in place."""
     with PARALLEL:
         _codes(steps)
     return steps
@@ -249,7 +249,7 @@ def _settle(x, label, search, code):
     if abs(total - 1.0) > UNIFORM:
         x /= total
     foreground = x[1:].sum()
-    # A softmax of float32 has backgrounds of exactly 1, one group in every ranking: which they are is kept.
+    # A float32 softmax has backgrounds of exactly 1, one tied group in every ranking: that group is kept.
     certain = np.float32(x[0]) >= np.float32(1.0)
     scale = 1.0
     if label == 0 and foreground > 0.0 and certain != (foreground < LEAST_FOREGROUND):

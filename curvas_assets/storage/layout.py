@@ -24,10 +24,10 @@ class Cell(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> "Cell":
-        """Of a partition key such as `anno1_init1_foldall|P001`: Dagster orders dimensions by name, and `patient` is last.
+        """The cell of a key like `anno1_init1_foldall|P001`: Dagster orders dimensions by name, and `patient` is last.
 
         Raises:
-            ValueError: the key is no cell's.
+            ValueError: the key is not that of a cell.
         """
         predictor, separator, patient = key.partition(SEPARATOR)
         if not separator or SEPARATOR in patient:

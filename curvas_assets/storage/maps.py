@@ -31,7 +31,7 @@ GZIP_LEVEL = 1
 HEADER_BYTES = 352
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
-"""Less is written as 0: it is the entropy of tails, noise that would take most of the file."""
+"""Smaller values are written as 0: they are the entropy of tails, noise that would take most of the file."""
 Kind = Literal["entropy", "labels", "probability"]
 DTYPES: dict[Kind, str] = {"entropy": "<i2", "labels": "u1", "probability": "<f4"}
 
@@ -130,7 +130,7 @@ class MapWriter:
 
 
 def download_map(store: ObjectStore, key: str, path: Path, *, check: str | None = None) -> Path:
-    """A stored map as a file that is whole: whoever reads one slice of it would not come to its checksum.
+    """Download a stored map whole: reading a single slice would never reach its checksum.
 
     Args:
         store: where it is.

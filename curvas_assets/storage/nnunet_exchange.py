@@ -6,7 +6,7 @@
     <case>.pkl       geometry as nnU-Net keeps it; written for it, never read: unpickling runs what a file says
 
 Both ways hold a few slices in memory. An npz is compressed from the first class to the last, so reading it slab by slab
-takes a copy on disk, unpacked, as long as the import lasts. Nothing is unpacked whose header does not fit the patient.
+needs an unpacked copy on disk while the import lasts. An array is unpacked only if its header fits the patient.
 """
 
 import pickle
@@ -84,7 +84,7 @@ def import_nnunet_prediction(
         affine: of the patient's scan, as nibabel gives it.
         labels: of the `dataset.json` the model was trained with (class → value), if it is at hand; it must say the same.
         reader: `image_reader_writer` of the `plans.json` beside it, which says in which voxel order the probabilities are.
-            None: the order, the label map's or RAS, whose argmax is the label map; the label map's if nothing is found.
+            None: the label map's order or RAS, whichever makes it the argmax; the label map's if no organ is found.
         provenance: goes into the attributes, with the files' names.
         scratch: where the unpacked copy stands meanwhile; None takes the system's temporary folder.
 
@@ -147,7 +147,7 @@ def import_nnunet_prediction(
 
 
 def _require_labels(npz: Path, labels: Any, class_names: Sequence[str]) -> None:
-    """The model's classes are the study's, with the values of their places."""
+    """Require that the model's classes are the study's, each with its position as value."""
     if labels is None:
         return
     if not isinstance(labels, Mapping) or not all(isinstance(value, Integral) for value in labels.values()):

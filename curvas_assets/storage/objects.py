@@ -40,17 +40,17 @@ from curvas_assets.storage.refusals import Asked, Refusal, explain, explain_fail
 Bytes = bytes | bytearray | memoryview
 Answer = TypeVar("Answer")
 PART_BYTES = 8 << 20
-"""Larger files go up, and come down, in parts of this size, as boto3 sends them; twice as large until 10,000 are enough."""
+"""Larger files are sent and fetched in parts of this size, as boto3 does; it doubles until 10,000 parts suffice."""
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
 DIGEST = "sha256"
 """Name of the metadata that holds an object's digest."""
 PAUSE_SECONDS = 0.2
-"""Before an object is read again whose transfer broke off; then twice as long."""
+"""Wait before an object is read again after its transfer broke off; it doubles each time."""
 _OF_A_LISTING = {"Name", "IsTruncated", "KeyCount", "MaxKeys", "Contents", "Uploads", "MaxUploads"}
-"""A web page may be XML too; a listing says one of these."""
+"""A listing contains one of these; without them, XML may be a web page."""
 _FAILURES = (BotoCoreError, Boto3Error, ResponseParserError, HTTPError, RecursionError, S3ValidationError)
-"""What boto3, and what it is made of, raise where there was no answer, or none that fits."""
+"""Errors that boto3 and its dependencies raise when there is no answer, or no usable one."""
 _READING = ("reading", "downloading", "looking for")
 
 
@@ -141,7 +141,7 @@ class ObjectStore(Protocol):
 
 def is_safe_name(name: str) -> bool:
     """Whether a name, as stores and manifests write names (parts with slashes between them), stays below a folder:
-    it is not absolute, has no drive, no parts like `..`, and no sign that a system reads otherwise.
+    it is not absolute, has no drive, no parts like `..`, and no character that an operating system interprets.
     """
     parts = name.split("/")
     return not (
@@ -253,8 +253,8 @@ class S3Objects:
     """Objects in a bucket of any S3-compatible store, through a boto3 client.
 
     What is written carries its SHA-256 as metadata of the object. Reading all of it compares, and reads again what does
-    not fit: the store need not know checksums of its own. Each request waits for a store that is away by itself, so that
-    of a long upload, download or listing nothing is done twice.
+    not fit: the store need not know checksums of its own. Each request waits on its own for a store that is away, so a
+    long upload, download or listing repeats nothing.
 
     Args:
         client: a boto3 S3 client.
@@ -414,7 +414,7 @@ class S3Objects:
             after = {name: answer[value] for name, value in follow.items() if answer.get(value)}
 
     def _upload_in_parts(self, key: str, path: Path, size: int, digest: str) -> None:
-        """A part that is sent stays sent: only what an outage cut off goes again."""
+        """A part that was sent is kept: only what an outage cut off is sent again."""
         try:
             self._send_parts(key, path, size, digest)
         except _UploadGoneError:  # the store has forgotten it, or somebody gave it up
@@ -519,7 +519,7 @@ class S3Objects:
             return all(in_parallel(fetch, range(0, max(size, 1), step), stop))
 
     def _is_stored(self, key: str, digest: str) -> bool:
-        """Whether an object of this digest stands there, on second thoughts after an answer was lost."""
+        """Whether an object with this digest is stored; asked after the answer to a request was lost."""
         try:
             return _digest_of(self.client.head_object(Bucket=self.bucket, Key=key)) == digest
         except ClientError as error:
@@ -528,8 +528,8 @@ class S3Objects:
             raise
 
     def _body(self, key: str, **asked: str) -> tuple[bytes, dict[str, Any]]:
-        """The content of an answer, and the answer. boto3 sends again what got no answer, not what broke off in the middle
-        of one: that is done here.
+        """The content of an answer, and the answer. boto3 repeats a request without an answer, but not one whose answer
+        broke off: this function does.
         """
         for attempt in range(READINGS):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **asked)
@@ -550,7 +550,7 @@ class S3Objects:
                 self.client.get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")["Body"].close()
                 return self.client.head_object(
                     Bucket=self.bucket, Key=key
-                )  # what it was has passed, or is refused again
+                )  # the cause has passed, or the GET is refused too
             raise
 
     def _ask(self, action: str, key: str, ask: Callable[[], Answer], stop: threading.Event | None = None) -> Answer:

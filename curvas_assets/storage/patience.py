@@ -20,11 +20,11 @@ TELL_SECONDS = 20.0
 HICCUP_SECONDS = 4.0
 """An outage that is shorter is not worth a line."""
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)
-"""Before a request is sent again, s; the last one from then on."""
+"""Waits before a request is sent again, s; the last one is repeated."""
 SETTLE_SECONDS = 5.0
 """A store that comes back may answer before it knows its keys, buckets and objects: what it refuses first is asked again."""
 NEW_OUTAGE_SECONDS = 60.0
-"""Without a failure for so long, the next one begins another outage."""
+"""After this long without a failure, the next failure begins a new outage."""
 
 
 class Patience:
@@ -46,7 +46,7 @@ class Patience:
         """What `ask` returns, asked again while the store is away.
 
         Args:
-            what: is being done, for the log.
+            what: what is being done, for the log.
             ask: sends one request; a StoreAwayError says that there was no answer.
             stop: if set meanwhile, nothing is waited for any more.
 

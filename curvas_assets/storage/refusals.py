@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 ON_THE_WAY = (HTTPClientError, ConnectionError, IncompleteReadError, ChecksumError, FlexibleChecksumError)
-"""What happens between here and the store; all else that botocore raises is wrong before anything is sent."""
+"""Errors on the way to the store; all others that botocore raises happen before anything is sent."""
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 TRY_AGAIN = "Try again; if it goes on, look at the store's log."
 NETWORK = "Check S3_ENDPOINT and that the store runs and can be reached."
@@ -111,7 +111,7 @@ class Asked:
 
 
 def explain(error: ClientError, asked: Asked) -> Refusal:
-    """What an answer of the store means. "There is no such object" is not among it: that is the caller's to know."""
+    """What an answer of the store means. "There is no such object" is not covered: the caller handles it."""
     code, status, message, headers = _parts(error)
     said = f"{code or status}" + (f": {message}" if message else "")
     text = f"{code} {message}".lower()

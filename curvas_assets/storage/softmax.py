@@ -61,7 +61,7 @@ SHARD = "c/0/0/0/0"
 DAMAGED_ZIP = (
     *(KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error),
 )
-"""What zipfile raises of a damaged file: it takes it for one that is encrypted, compressed or of a later version."""
+"""What zipfile raises for a damaged file, which it takes for encrypted, compressed or of a later version."""
 
 
 @cache
@@ -404,7 +404,7 @@ class SoftmaxVolume:
         )
 
     def _read(self, read: Callable[[], bytes]) -> bytes:
-        """Bytes of the payload; if it is gone, whether a newer one has taken its place is told apart from a loss."""
+        """Bytes of the payload; if it is gone, the error says whether a newer one replaced it or it was lost."""
         try:
             return read()
         except MissingArtefactError as error:

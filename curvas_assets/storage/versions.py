@@ -6,7 +6,7 @@
 No two writers ever send to the same place, so whatever one of them does, or leaves when it is killed, the marker names a
 whole version: the last one that was announced. What no marker names is removed once nothing was added to it for `UNTOUCHED`,
 by the store's own clock. That is longer than any upload stands still, and a writer that did stand still for half of it
-sends everything again before it announces. It happens whenever the artefact is written, and in the job `sweep`.
+sends everything again before it announces. Removal happens whenever the artefact is written, and in the job `sweep`.
 """
 
 import re
@@ -24,7 +24,7 @@ Named = TypeVar("Named")
 Value = TypeVar("Value")
 
 PLACE = re.compile(r"[0-9a-f]{16}(_[0-9a-f]{12})?")
-"""Names of places: a digest of the content and a random part, which the first ones had not."""
+"""Names of places: a digest of the content and a random part, which the first names lacked."""
 UNTOUCHED = timedelta(hours=24)
 """How long a version that no marker names is left alone after the last object came to it."""
 
@@ -47,7 +47,7 @@ def publish(
         digest: of the content; begins the name of its place.
         send: stores the objects below `<key>/<place>/`, given the place; returns their names and sizes.
         mark: the marker's content, given the place.
-        kept: asked once that is written: older places that the marker names too.
+        kept: called after the marker is written; returns older places that the marker names too.
 
     Returns:
         The place.
@@ -135,7 +135,7 @@ def read_one_version(
     subject: str,
     gone: Callable[[MissingArtefactError], StorageError],
 ) -> Value:
-    """What `read` makes of the current version; begun anew with the next one, if that took its place meanwhile.
+    """The result of `read` on the current version; it starts over if a newer version replaced that meanwhile.
 
     Args:
         named: reads the marker.

@@ -8,7 +8,7 @@ from curvas_assets.report.facts import Facts
 from curvas_assets.report.style import FAMILIES
 
 ROUNDING = 1e-9
-"""Differences of means that are none."""
+"""Smaller differences of means count as none."""
 
 
 def write(facts: Facts) -> list[Block]:

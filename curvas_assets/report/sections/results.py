@@ -28,7 +28,7 @@ FACETS = {
     "aurc": ("organ", "annotator"),
     "eaurc": ("organ", "annotator"),
 }
-"""Metric → what its panels may be; the first of which the scores have more than one is taken."""
+"""Metric → possible columns for its panels; the first with several values in the scores is used."""
 WIDTH = 8
 """Metrics side by side in a table of means."""
 
