@@ -41,7 +41,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     def test_scan(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
         """The image of a patient that is predicted: the bridge from the cohort to the patient × model grid.
 
-        Nothing of the annotations is in it, so that a changed annotation re-scores the patient and predicts nothing anew.
+        It contains nothing of the annotations, so a changed annotation re-scores the patient without a new prediction.
         """
         yield from declare.make(
             table.TEST_SCAN, stage.select_test_scans, stage.TEST_SCAN_CHECKS, context, bucket, scan=scan

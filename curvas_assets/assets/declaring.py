@@ -56,7 +56,7 @@ class Declarations:
         }
 
     def described(self, row: Asset) -> dict[str, Any]:
-        """What an asset says of itself, as the only one of its step or as one of several."""
+        """The attributes of an asset, whether it is the only one of its step or one of several."""
         return {
             "group_name": row.group,
             "owners": OWNERS,
@@ -77,7 +77,7 @@ class Declarations:
         )
 
     def cells(self, row: Asset, checks: Sequence[Check]) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-        """Decorates what makes a partitioned asset, any number of partitions a step; `make` is what it calls."""
+        """Decorator for a function that makes any number of partitions of an asset per step, by calling `make`."""
         needs = self.needs(row)
         return dg.asset(
             key=key_of(row),
@@ -117,7 +117,7 @@ class Declarations:
         yield from materialise(context, tools.objects, lambda keys: stage(tools, keys, checks, **inputs), checks)
 
     def tools(self, context: dg.AssetExecutionContext, bucket: Bucket, hours: float = 0) -> Toolkit:
-        """What stages work with, in a step of this study that takes so many hours; the store has been tried."""
+        """The toolkit of a stage, for a step that takes so many hours. The store is checked first."""
 
         def device() -> AbstractContextManager[str | None]:
             return leased_device(context.log.info)

@@ -39,7 +39,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     def study_scores(context: dg.AssetExecutionContext, bucket: Bucket, scores: Artefacts):
         """Scores of all patients in one long table, and as `metrics.csv` with the study's columns.
 
-        Who is in it, with which predictors, families and groups, is decided by the study file as it stands now.
+        The current study file decides which patients, predictors, families and groups are in it.
         """
         frame, facts = stage.merge_scores(declare.tools(context, bucket), scores)
         return table_output(table.STUDY_SCORES, frame, stage.STUDY_CHECK, stage.not_scored(study, frame), facts)

@@ -1,7 +1,7 @@
 """Dagster's processes on this machine: a state folder has one owner, which restarts parts that die and leaves nothing behind.
 
-Whoever runs `make demo` or `make ui` owns the folder, by a lock that goes with the process. What an owner that was killed has
-left running is found by the next one, by session and `DAGSTER_HOME`, and ended before anything is started.
+The process of `make demo` or `make ui` owns the folder, by a lock that ends with the process. The next owner finds what
+a killed owner left running, by session and `DAGSTER_HOME`, and ends it before it starts anything.
 """
 
 import ctypes
@@ -32,8 +32,8 @@ VAIN_STARTS = 3
 SERVICES = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc", "dagster dev")
 """Words in the command lines of Dagster's own processes. All other processes of its sessions are runs and their steps."""
 VITAL = ("dagster_webserver", "dagster._daemon", "code-server", "api grpc")
-"""Those that `dagster dev` does not start again: with the first two it ends, but slowly; without the last, which is the code
-server itself, it goes on and launches nothing any more."""
+"""Processes that `dagster dev` does not start again. If one of the first two ends, it ends too, but slowly; without the
+last, the code server itself, it goes on but launches nothing."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -96,7 +96,7 @@ class DagsterDev:
         folder: its working directory.
         log: where its output goes.
         record: file that names its sessions, for the next owner.
-        before_start: called once nothing runs any more that an owner before this one has left.
+        before_start: called once all processes that an earlier owner left have ended.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class DagsterDev:
         return self._ended.is_set()
 
     def wait(self) -> None:
-        """Until it is given up. In short waits: a signal that another thread is given wakes nobody here."""
+        """Wait until Dagster is given up, in short waits: a signal that another thread receives does not end a wait."""
         while not self._ended.wait(LOOK_SECONDS):
             pass
         if self._failure is not None:
@@ -189,7 +189,7 @@ class DagsterDev:
         self._started.set()
 
     def _is_whole(self) -> bool:
-        """Whether `dagster dev` and its vital parts, once they have been there, are. Whoever replaces a part starts the new one first."""
+        """Whether `dagster dev` and all vital parts seen so far are alive. A part is replaced after a new one runs."""
         assert self._process is not None
         if self._process.poll() is not None:
             return False

@@ -52,8 +52,8 @@ LOWEST_PORT = 12_000
 32768, where Linux begins to hand out ports to outgoing connections."""
 PORTS = ("master", "volume", "filer", "s3", "admin")
 MOST_VOLUMES = 10_000
-"""Each bucket has some of its own. Left to SeaweedFS, there are as many as the free disk holds full ones of at its start: with
-20 GiB free the 21st bucket takes no object, however small, though next to nothing is stored."""
+"""Each bucket has volumes of its own. By default, SeaweedFS allows only as many as fit on the free disk when full: with
+20 GiB free at its start, the 21st bucket takes no object, however small, though almost nothing is stored."""
 PIPELINE_ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 READER_ACTIONS = ["Read", "List"]
 
@@ -61,8 +61,8 @@ READER_ACTIONS = ["Read", "List"]
 class EmbeddedS3:
     """The server of one state folder: started if it does not run, its keys and ports kept from start to start.
 
-    As a context manager it is used for as long as the block lasts, and the last user stops it, whoever has started it: who comes
-    while another leaves is not left without. One that was started by `start` stays until `stop`.
+    As a context manager, it is in use while the block lasts, and its last user stops it, whoever started it: a user who
+    comes while another leaves still has a server. A server that `start` started runs until `stop`.
 
     Args:
         state: the folder; the server keeps to `s3/` below it.
@@ -169,7 +169,7 @@ class EmbeddedS3:
                     try:
                         if not unused.is_set():
                             self._start_unless_it_runs()
-                    except StorageError:  # tried again; whoever uses the store is told by it
+                    except StorageError:  # tried again; users of the store get its errors
                         continue
 
     @property
@@ -278,7 +278,7 @@ class EmbeddedS3:
         return ready
 
     def _config(self) -> dict[str, Any]:
-        """Ports and keys of this folder, made once: whoever is first has chosen for everybody."""
+        """Ports and keys of this folder, made once: the first process chooses them for all."""
         path = self.folder / "config.json"
         if not path.exists():
             config = {

@@ -83,8 +83,8 @@ class Bucket(dg.ConfigurableResource["Bucket"]):
 
 @cache
 def _store(settings: S3Settings, patience_s: float) -> MeteredObjects:
-    """One for all who use it in this process, since Dagster makes a resource anew for each step and its IO manager: they share
-    its connections, and a step's record counts what either has read.
+    """Return the same store to all callers in this process. Dagster makes a new resource for each step and its IO
+    manager; this way both share connections, and a step's record counts what either has read.
     """
     if patience_s:
         return MeteredObjects(connect(settings, patience=Patience(patience_s, dg.get_dagster_logger().warning)))

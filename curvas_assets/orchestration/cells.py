@@ -1,8 +1,8 @@
 """One step, many partitions: each is stored and reported as soon as it is done, and no failure affects another partition.
 
 A batch that dies at its fifth partition leaves four materialised. An error of one partition is logged and the batch goes
-on; in the end the step fails and names what is missing. A retry of the step, a run that goes on for one that was killed, and a
-re-launch do only what is left.
+on; in the end the step fails and names what is missing. A retry of the step, a run that continues a killed one,
+and a re-launch make only what is left.
 
 Dagster's own event of a step covers all its partitions with one data version and one set of metadata, so a batch writes
 its own events (with the tags that Dagster's staleness reads) and yields no output; a single partition takes the usual
@@ -49,11 +49,11 @@ def materialise(
         context: of the asset's step; its partition keys say what to make.
         objects: the store the work uses, whose byte counts go to each partition's metadata.
         work: makes artefacts for the keys it is given, in its own order, and yields each with what came of it.
-        checks: what the work looks at on the way. The verdict on each partition is told at once, also on one that fails;
-            a partition that failed before it was looked at has none.
+        checks: what the work checks on the way. The verdict on each partition is logged at once, even if the partition
+            fails; a partition that fails before it is checked has none.
 
     Yields:
-        Dagster's outputs: of the partition, when the step has one; and one of each check.
+        Dagster's outputs: one for the partition if the step has a single one, and one for each check.
 
     Raises:
         dagster.Failure: some partitions failed; names each with its reason. Retried only if a retry can help.
@@ -118,7 +118,7 @@ def _tell_verdicts(
 
 
 def told(key: str, error: Exception, reason: str) -> str:
-    """The reason of a partition's failure, after the partition's name unless the error names it already."""
+    """Why a partition failed, with the partition's name in front unless the error already names it."""
     named = isinstance(error, CurvasError) and all(part in error.subject for part in key.split(SEPARATOR))
     return reason if named else f"{key}: {reason}"
 

@@ -4,7 +4,7 @@ A *warning* informs: the partition is stored and used. A *defect* is an error of
 the partition is not stored, so nothing downstream of it can be made, and the others of the batch go on. Dagster's own
 blocking checks would fail the whole batch; no check here is blocking.
 
-Dagster takes one result of a check and step. A check of a partitioned asset is therefore partitioned itself, and
+Dagster takes one result per check and step. A check of a partitioned asset is therefore partitioned itself, and
 `orchestration/cells.py` logs the verdict of each partition.
 """
 

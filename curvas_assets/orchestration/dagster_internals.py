@@ -1,6 +1,6 @@
 # Others import these names from here:
 # pyright: reportUnusedImport=false
-"""Every private name of Dagster that this package uses, each with why; all else is its public interface.
+"""Every private name of Dagster that this package uses, each with the reason; everything else is public interface.
 
 `pyproject.toml` pins Dagster to one minor release, and `test_upstream.py` fails when an upgrade moves one of these names or
 changes what is used of it. Look here first after an upgrade, and replace a name as soon as Dagster publishes one.
@@ -33,12 +33,12 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
-# What an executor of our own has to say of itself.
+# What our own executor must declare.
 from dagster._core.definitions.executor_definition import (
     multiple_process_executor_requirements,
 )
 
-# Keys of a range of partitions can be told only within this context.
+# The keys of a partition range can be read only within this context.
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 # The tags of a cell's dimensions, on runs and events.

@@ -1,6 +1,6 @@
 """One GPU, one step: devices are leased by lock files, below Dagster's pool.
 
-The pool `gpu` queues steps and shows them in the UI. With SQLite it cannot exclude: Dagster reads a free slot and then
+The pool `gpu` queues steps and shows them in the UI. With SQLite it is not exclusive: Dagster reads a free slot and then
 claims it, and two runs that do so within a millisecond both get it. A lease is an exclusive `flock`, which the kernel
 gives to one process and takes back when that process ends, however it ends. It also says which device a step may see.
 """
@@ -32,7 +32,7 @@ def leased_device(
     Args:
         tell: told when the wait begins, and each minute.
         devices: names to choose from, as `CUDA_VISIBLE_DEVICES` takes them; those of the deployment if not given.
-        folder: where the lock files are; the deployment's scratch if not given. Who shares devices must share it.
+        folder: where the lock files are; the deployment's scratch if not given. All users of a device must share it.
 
     Yields:
         The device's name; None on a machine without any, where nothing is locked.

@@ -19,7 +19,7 @@ PREFIX = "CURVAS_"
 MOST_PATIENCE = 6 * 3600
 """The longest wait, s: far shorter than the age at which unfinished writing is swept (`storage.versions`)."""
 SAYS_SOMETHING_EMPTY = ("devices", "gpu_nodes")
-"""Settings whose empty variable means none, and not that it is not set."""
+"""Settings for which an empty variable means "none", not "not set"."""
 
 
 class Deployment(BaseSettings):
@@ -116,7 +116,7 @@ def deployment() -> Deployment:
     """The settings as they are now.
 
     Raises:
-        DeploymentError: a variable holds what it may not; names it.
+        DeploymentError: a variable has a value that is not allowed; the message names the variable.
     """
     try:
         return Deployment()  # type: ignore[call-arg] - its fields come from the environment

@@ -1,4 +1,4 @@
-"""What each stage needs to run, and what "gpu" and "large memory" mean. It is said only here.
+"""What each stage needs to run, and what "gpu" and "large memory" mean. No other module says this.
 
 A step says what it needs; the deployment says where that is. Pools limit across runs on one instance; the queue and
 Kubernetes tags act when the executor is Celery or Kubernetes and are inert otherwise. `CURVAS_EXECUTOR` picks the
@@ -27,7 +27,7 @@ class Needs:
 
     Args:
         cpus: cores it keeps busy.
-        memory_gib: memory it may use, GiB; more ends it.
+        memory_gib: memory it may use, GiB; a step that uses more is killed.
         hours: how long one partition may take, h; used to warn in time that keys expire.
         scratch_gib: disk it may use while it works, GiB.
         gpus: whole GPUs. A step with one stands in the pool and the queue `gpu`.
@@ -152,8 +152,8 @@ class StageNeeds:
 
 
 RETRY = dg.RetryPolicy(max_retries=4, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""For passing faults of the store or the machine, a killed process of the step among them: 5, 10, 20 and 40 s later. Errors that
-only a person can mend are not retried (`cells`)."""
+"""For temporary faults of the store or the machine, including a killed step process: retries after 5, 10, 20 and 40 s.
+Errors that only a person can fix are not retried (`cells`)."""
 
 
 def executor(name: str) -> dg.ExecutorDefinition:

@@ -11,7 +11,7 @@ from curvas_assets.orchestration.under_way import short_name
 LONGEST = 1500
 """Characters of one step, so that a chat takes the message; the rest is in the run."""
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+:)")
-"""Before the class of an error; says nothing to whoever is on duty."""
+"""The module path before an error's class; it does not help the person on duty."""
 
 
 def told(run: dg.DagsterRun, ended: dg.DagsterEvent, steps: Sequence[dg.DagsterEvent]) -> str:
@@ -29,7 +29,7 @@ def told(run: dg.DagsterRun, ended: dg.DagsterEvent, steps: Sequence[dg.DagsterE
 
 
 def _reason(step: dg.DagsterEvent) -> str:
-    """The words that the step failed with, or those of the first error under Dagster's own."""
+    """The step's failure message, or the message of the first error below Dagster's own."""
     data = step.step_failure_data
     words = data.user_failure_data.description if data.user_failure_data else None
     if not words:

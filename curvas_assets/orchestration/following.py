@@ -1,8 +1,8 @@
 """Automation from a new patient to its scores: which runs are due for new patients, and nothing else.
 
-A patient is taken on stage by stage: what is missing and ready is asked for, once its runs before have ended. The same
-cells are not asked for again until something they are made from is made again, the patient's files change, or the asset is
-emptied, so that a broken scan does not fill the night with runs.
+A patient advances stage by stage: once its earlier runs have ended, partitions that are missing and ready are
+requested. The same cells are requested again only when one of their inputs is made again, the patient's files change,
+or the asset is emptied, so that a broken scan does not fill the night with runs.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ def due_for_patients(
         study: its models and ensembles.
         staleness: what there is.
         patients: test patients to take on.
-        files: patient → digest of the files; part of a run's key, so that changed files are tried again. So is the latest event
-            of what the cells are made from: a state that comes back is told from the one it was.
+        files: patient → digest of the files. It is part of a run's key, so that changed files are tried again. The
+            latest event of the cells' inputs is part of the key too, so that a state that comes back gets a new key.
     """
     emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     busy = _patients_with_runs(staleness.instance)

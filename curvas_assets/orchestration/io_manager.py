@@ -1,4 +1,4 @@
-"""The IO manager of every asset: finished artefacts to their events, and lazy handles to whoever reads them.
+"""The IO manager of every asset: records finished artefacts in their events, and gives lazy handles to their readers.
 
 What an asset holds and where it stands is read from `curvas_assets.stages.table`. `handle_output` stores what is small (tables,
 records) and proves that what the stage stored itself (`Stored`) is there. `load_input` returns an `Artefact` (of an
@@ -27,7 +27,7 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
 
     bucket: dg.ResourceDependency[Bucket]
     _usage: Usage = PrivateAttr(default_factory=Usage)
-    """Since the last output of this process, or since it began: of a step that reads nothing."""
+    """Usage since the last output of this process, or since it began; used for a step that reads nothing."""
     _of_reader: dict[str, Usage] = PrivateAttr(default_factory=dict)
     """Step → what it uses, from its first input on."""
 
@@ -46,7 +46,7 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
     def _store(self, context: dg.OutputContext, obj: Any) -> None:
         objects, layout = self.bucket.objects(), self.bucket.layout
         if isinstance(obj, Stored):
-            # Directories and volumes are marked by an object below their key; what only begins like it is another's.
+            # A directory or volume has an object below its key; a key that only begins the same is another artefact.
             if objects.head(obj.key) is None and next(iter(objects.list(f"{obj.key}/")), None) is None:
                 raise StorageError(
                     "checking what was stored", obj.key, "nothing is there", "Materialise again.", may_retry=True

@@ -1,7 +1,7 @@
-"""Launches runs as Dagster's default does, and answers what that one cannot: whether a run's process still lives.
+"""Launches runs as Dagster's default launcher does, and can also tell whether a run's process is still alive.
 
-The instance files name it. Run monitoring asks it of every run that has started; a run whose process is gone is failed,
-and then retried (`run_retries`), so that a crash of the machine, the daemon or the code server leaves no run behind for ever.
+The instance files name this launcher. Run monitoring asks it about every started run. A run whose process is gone is
+marked as failed and then retried (`run_retries`), so a crash of machine, daemon or code server leaves no run hanging.
 """
 
 import json
@@ -30,30 +30,31 @@ from curvas_assets.orchestration.dagster_internals import (
 )
 
 CLOCK_SECONDS = 2.0
-"""How far the start of a process, counted from boot, may seem to lie after the event that it wrote."""
+"""How much later than its own log event a process may seem to have started, s. Process starts are counted from boot."""
 RETRIES_OF_FAILURES = 2
 TOLD = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE")
-"""Reasons that a run gives itself. One that was killed gives none."""
+"""Failure reasons that a run records by itself. A killed run records none."""
 SINCE = psutil.Process().create_time()
 """When this process began."""
 BOOTED = psutil.boot_time()
-"""When the machine was started, as the clock had it then. A clock that is set moves it, and with it the start of every process."""
+"""Boot time by the clock of that moment. Setting the clock shifts it, and with it the start time of every process."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
     """Dagster's default launcher, with a health check.
 
-    A run's process is known by the number it wrote into the run's log and by its age: a number that came back belongs to a
-    process that is younger than the event. Of a run on another machine its code server is asked; who cannot be asked
-    counts as alive, since a run that goes on must never be failed.
+    A run's process is identified by its id in the run's log and by its age: a reused id belongs to a process that is
+    younger than the event. For a run on another machine, its code server is asked. If that is impossible, the run
+    counts as alive, because a run that is still working must never be marked as failed.
     """
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """As Dagster does; but a run that failed by itself, time after time, is not tried for ever as one that is killed is.
+        """Launch as Dagster does, but give up a run that fails by itself again and again; killed runs are still
+        retried.
 
         Raises:
-            DagsterLaunchFailedError: it has failed so often; it is not retried again.
+            DagsterLaunchFailedError: the run has failed too often and is not retried again.
         """
         run = context.dagster_run
         if _failures_before(self._instance, run) > RETRIES_OF_FAILURES:
@@ -88,7 +89,7 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         )
 
     def terminate(self, run_id: str) -> bool:
-        """As Dagster does, through the code server; of a run whose code server is gone, its process itself."""
+        """Terminate through the code server, as Dagster does; if that server is gone, end the process itself."""
         try:
             return super().terminate(run_id)
         except DagsterUserCodeUnreachableError:
@@ -102,12 +103,12 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
             return True
 
     def fail_dead_starts(self, daemon_since: float = 0.0) -> list[str]:
-        """Fail runs of this machine whose process died before they had started; their ids.
+        """Mark as failed the runs of this machine whose process died before they started, and return their ids.
 
-        Run monitoring asks of started runs alone, and gives the others two minutes, in which a start on a busy machine may end.
+        Run monitoring checks only started runs, and gives the others two minutes, enough for a start on a busy machine.
 
         Args:
-            daemon_since: when the daemon began, POSIX time: what was launched before it and has no process was its predecessor's.
+            daemon_since: when the daemon began, POSIX time. An earlier launch without a process was its predecessor's.
         """
         failed = []
         starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
@@ -133,8 +134,8 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         return run is None or run.is_finished
 
     def _is_here(self, run: dg.DagsterRun) -> bool:
-        """Whether the run's process is one of this machine. One that no launcher started may be anywhere, unless the
-        instance is files of this machine.
+        """Whether the run's process is on this machine. A run that no launcher started may be anywhere, unless the
+        instance is kept in files of this machine.
         """
         if GRPC_INFO_TAG not in run.tags:
             return is_of_this_machine(self._instance)
@@ -161,7 +162,7 @@ def asked_of_server(run_id: str, knows: Callable[[str], bool | None]) -> CheckRu
 
 
 def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
-    """How many runs before this retry ended, one after the other, by an exception that they told of themselves."""
+    """How many runs directly before this retry ended with an exception that they recorded themselves."""
     count = 0
     while RETRY_NUMBER_TAG in run.tags and run.parent_run_id:
         parent = instance.get_run_by_id(run.parent_run_id)
@@ -172,15 +173,15 @@ def _failures_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
 
 
 def is_of_this_machine(instance: dg.DagsterInstance) -> bool:
-    """Whether an instance is files of this machine (SQLite), so that no other runs anything for it."""
+    """Whether an instance is kept in files of this machine (SQLite), so that no other machine runs anything for it."""
     return is_kept_in_files(instance)
 
 
 def processes(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
-    """The processes of a run as its log has them, each with when it wrote that.
+    """The processes that a run's log names, each with the time of its log entry.
 
-    There are several where a launch was repeated, because the code server did not answer, and the first had come through: only one
-    of them goes on.
+    There are several if the code server did not answer, the launch was repeated, and the first launch had worked after
+    all. Only one of them continues.
     """
     found = []
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):

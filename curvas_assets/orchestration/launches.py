@@ -1,4 +1,4 @@
-"""What one run makes: due partitions as few batches, the tags that name a batch on a run, and those tags read back."""
+"""What one run makes: groups due partitions into few batches, names a batch by run tags, and reads these tags back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -53,7 +53,7 @@ def tagged_partitions(
     """The partitions that a run's tags name.
 
     Raises:
-        Exception: of Dagster, which has several for it, if the first or the last of a range is no partition any more.
+        Exception: one of several Dagster errors, if the first or the last key of a range is no longer a partition.
     """
     if PARTITION_NAME_TAG in tags:
         return [tags[PARTITION_NAME_TAG]]

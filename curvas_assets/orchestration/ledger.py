@@ -95,7 +95,7 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
 
 
 def not_recorded(instance: dg.DagsterInstance, ledger: pd.DataFrame) -> list[str]:
-    """Assets with partitions that are there and have recorded no work: their cost is in no row of the table."""
+    """Assets with partitions that exist but recorded no work: no row of the table includes their cost."""
     recorded = ledger.groupby("asset")["partition"].agg(set).to_dict()
     lacking = []
     for asset in (row.name for row in ASSETS):

@@ -1,7 +1,7 @@
-"""A step ends with its run: one whose run was failed or cancelled meanwhile must not work on beside the one in its place.
+"""A step ends with its run: once the run has failed or been cancelled, the step must not work beside its replacement.
 
-Dagster kills no process of a run whose own process is gone. A step of another process (`multiprocess`, a Celery worker) would
-train on for hours, hold its GPU, and be a second writer of what the retried run makes.
+If a run's own process is gone, Dagster does not kill its other processes. A step in another process (`multiprocess`, a
+Celery worker) would train for hours, hold its GPU, and write the same artefacts as the retried run.
 """
 
 import multiprocessing
@@ -56,7 +56,7 @@ def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float 
 
 
 def end_this_process() -> None:
-    """At once: there is nobody left to report to, and what is half-written is swept by the next writer."""
+    """Kill it at once: nobody is left to report to, and the next writer removes what is half-written."""
     for child in psutil.Process().children(recursive=True):
         try:
             child.kill()

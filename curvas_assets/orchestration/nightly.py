@@ -1,7 +1,7 @@
-"""The night's work: what changed of a patient is taken in, and what follows from it is made, for the patients concerned only.
+"""The night's work: takes in what changed about patients, and makes what follows from it, for these patients only.
 
-A patient goes on to the next stage only with everything behind it up to date: whoever was refused at intake, or whose
-predictions are out of date and may not be made at night, keeps the scores there are, and the run fails naming the patient.
+A patient moves to the next stage only if all that the stage needs is up to date. A patient who was refused at intake,
+or whose stale predictions may not be made at night, keeps the old scores; the run fails and names the patient.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ UNPREDICTED = (
     "upload them again"
 )
 Run = Callable[[str, Scope], list[str]]
-"""Makes what is due of a stage in a scope; what could not be made, by name."""
+"""Makes what is due of a stage in a scope, and returns the names of what could not be made."""
 
 
 def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
@@ -31,7 +31,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
 
     Args:
         staleness: what there is.
-        predict: whether predictions may be made; if not, one that is out of date makes nobody concerned by itself.
+        predict: whether predictions may be made; if not, a stale prediction alone does not select its patient.
     """
     scan, softmax, scores = map(key_of, (table.SCAN, table.SOFTMAX, table.SCORES))
     patients = [str(patient) for patient in staleness.partitions(scores)]
@@ -67,7 +67,7 @@ def work(
     *,
     predict: bool,
 ) -> list[str]:
-    """Take the patients from intake to scores; what could not be made, by name.
+    """Take the patients from intake to scores, and return the names of what could not be made.
 
     Args:
         fresh: a new snapshot of what is due.
@@ -98,8 +98,8 @@ def work(
 
 
 def _of_another_image(staleness: Staleness) -> set[str]:
-    """Patients of whom a prediction is missing, or was made before the image changed; a model that was trained anew changes
-    nothing of the predictions there are.
+    """Patients with a prediction that is missing or was made before the image changed. A model that was trained again
+    does not count: predictions of the current image are still used.
     """
     found: set[str] = set()
     softmax = key_of(table.SOFTMAX)

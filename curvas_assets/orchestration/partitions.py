@@ -1,8 +1,8 @@
 """Partition definitions of a study, and how the partitions of one asset map to those of another.
 
-Patients are dynamic: a folder that appears in the bucket becomes a partition. Which of the registered ones count is decided
-by the study file as it stands: who was excluded or moved to another set since is no partition any more, whatever Dagster
-has registered. Annotators, models and ensembles are static and come from the study. Names are made by
+Patients are dynamic: a folder that appears in the bucket becomes a partition. The current study file decides which of
+them count: a patient who was excluded or moved to another set is no longer a partition, even if Dagster still has it
+registered. Annotators, models and ensembles are static and come from the study. Names are made by
 `curvas_assets.study`; nothing is materialised here.
 """
 
@@ -26,7 +26,7 @@ Belongs = Callable[[str], bool]
 
 
 class StudyPatients(dg.DynamicPartitionsDefinition):
-    """Registered patients, of whom only those count that belong to the study now."""
+    """The registered patients that belong to the study now; the others do not count."""
 
     belongs: Belongs
 
@@ -48,7 +48,7 @@ class StudyPatients(dg.DynamicPartitionsDefinition):
 
 
 class StudyGrid(dg.MultiPartitionsDefinition):
-    """Patients × models or ensembles. Under cross-validation a patient has cells of the models that did not see it only."""
+    """Patients × models or ensembles. Under cross-validation, a patient has cells only of models that never saw it."""
 
     belongs: Belongs
 
@@ -109,8 +109,8 @@ class Partitions:
         """Which partitions of an asset go into those of one that is made from it.
 
         Args:
-            above: along what the asset that is read is divided.
-            below: along what the one that reads it is.
+            above: axis of the asset that is read.
+            below: axis of the asset that reads it.
 
         Raises:
             LookupError: no mapping between these two is defined.

@@ -1,4 +1,4 @@
-"""Where results come from: commit, package versions, data versions. The report's and the ledger's facts about itself."""
+"""Where results come from: commit, package versions, data versions. Report and ledger state these facts."""
 
 import subprocess
 from collections.abc import Iterable

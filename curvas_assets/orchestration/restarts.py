@@ -29,8 +29,8 @@ def keep_going() -> dg.SensorDefinition:
         name="keep_going",
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Runs whose process was killed before they had started are failed, and retries that Dagster has given up "
-        "because its code server was away are launched after all.",
+        description="Marks runs as failed whose process was killed before they started, and launches retries that "
+        "Dagster gave up because its code server was away.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         launcher = context.instance.run_launcher
@@ -46,9 +46,9 @@ def keep_going() -> dg.SensorDefinition:
 
 
 def retry_after_all(instance: dg.DagsterInstance) -> list[str]:
-    """Tell the failure of runs once more whose retry could not be launched, so that Dagster's daemon takes it up; their ids.
+    """Report again the failure of runs whose retry could not be launched, for the daemon to retry; return their ids.
 
-    Each time that fails too adds a line to the run's log, which bounds how often it is tried.
+    Each failed attempt adds a line to the run's log; the number of these lines limits the attempts.
     """
     found = []
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - WITHIN)

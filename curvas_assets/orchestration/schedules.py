@@ -1,4 +1,4 @@
-"""Schedules: every night what changed of patients, up to their scores, every week the report. Off until switched on in the UI."""
+"""Schedules: nightly the changed patients, up to their scores; weekly the report. Off until turned on in the UI."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         name="nightly_scores",
         cron_schedule="0 2 * * *",
         job=jobs["refresh_scores"],
-        description="Takes in, ensembles and scores again the patients of whom something changed, and nobody else. Predicts "
+        description="Takes in, ensembles and scores again only the patients for whom something changed. Predicts "
         f"only if {variable('nightly_predict')}=1, because that uses GPUs.",
     )
     def nightly_scores(context: dg.ScheduleEvaluationContext):
@@ -55,9 +55,9 @@ def due_scores(staleness: Staleness, *, predict: bool = False) -> Iterator[dg.Ru
 
 
 def due_report(staleness: Staleness) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run of the whole stage if any table behind the report is due and there are scores at all.
+    """One run of the whole stage if any table behind the report is due and scores exist.
 
-    All of it: what a page says of cohort and cost is then of one moment.
+    The whole stage runs, so that the page states cohort and cost of the same moment.
     """
     keys = keys_of(REPORT)
     due = [name_of(key) for key in keys if staleness.due(key)]

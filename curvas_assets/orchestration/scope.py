@@ -20,7 +20,7 @@ class Scope:
         columns: models, ensembles and annotators; None for all.
         stale: whether partitions that exist and are out of date count too.
         elsewhere: whether what was made elsewhere and uploaded counts as well, once it is missing here or out of date.
-        since: the storage id of an event; every partition that was last made before it is due, whatever its state.
+        since: the storage id of an event. A partition that was last made before this event is due, whatever its state.
     """
 
     patients: frozenset[str] | None = None
@@ -48,7 +48,7 @@ class Scope:
         return staleness.due(key, wanted, stale=self.stale, elsewhere=self.elsewhere)
 
     def includes(self, definition: dg.PartitionsDefinition | None, partition: str | None) -> bool:
-        """Whether a partition is meant; an asset without partitions always is."""
+        """Whether a partition is in this scope; an asset without partitions always is."""
         if definition is None or partition is None:
             return True
         if isinstance(definition, dg.MultiPartitionsDefinition):

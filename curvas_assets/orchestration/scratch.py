@@ -1,8 +1,8 @@
 """Disk space for steps: limited, promised before the work, and always given back.
 
 Each step holds a folder of its own below `CURVAS_SCRATCH`, and a lock on it that the kernel takes back when the process
-ends. Whoever comes next removes the folders of the dead. What live steps were promised counts as used already, so that two
-steps are never let in on the same free space. How much a step needs is known from the store, before anything is fetched.
+ends. The next step removes the folders of dead steps. Space that was promised to live steps counts as used, so two
+steps are never promised the same free space. How much a step needs is known from the store, before anything is fetched.
 """
 
 import fcntl
@@ -85,7 +85,7 @@ def _make_sure_of_room(root: Path, subject: str, needed: int, promised: int) -> 
         f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what} "
         f"({RESERVE_BYTES / 2**30:g} GiB is kept in reserve)",
         f"Free space, point {variable('scratch')} to a larger disk, or raise {variable('scratch_gib')}.",
-        may_retry=bool(used or promised),  # of steps that end
+        may_retry=bool(used or promised),  # other steps give it back when they end
     )
 
 

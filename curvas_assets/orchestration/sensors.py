@@ -25,7 +25,7 @@ from curvas_assets.study import Study
 DATA_VERSION = "dagster/data_version"
 NO_TABLE = "none"
 LAUNCHERS = {"study", "refresh_scores"}
-"""Jobs that make scores stage by stage, by runs of their own: between two of these, scores are half new."""
+"""Jobs that make scores stage by stage, in several runs: between two of these runs, only some scores are new."""
 
 
 def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
@@ -108,11 +108,12 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
 
 
 def report_key(study: Study, staleness: Staleness) -> str:
-    """The run key of a report: once for the same code, study and inputs, so that one that failed is not tried again every five
-    minutes.
+    """The run key of a report: the same for the same code, study and inputs.
 
-    Inputs from outside the stage count, by their latest event and not by their content, and so does the last wipe of what the
-    stage makes: a state that comes back, or a report that was emptied, is asked for again.
+    A failed report is therefore not tried again every five minutes.
+
+    The key contains the latest event, not the content, of each input from outside the stage, and the last wipe of what
+    the stage makes: a report is requested again when an earlier state comes back or the report was emptied.
     """
     keys = keys_of(REPORT)
     seen = {
@@ -132,10 +133,10 @@ def registration(
     cursor: str | None,
     published: str | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
-    """What a look at the bucket changes: partitions to add and to remove, and an observation of each patient whose files changed.
+    """What a look at the bucket changes: partitions to add and remove, and one observation per changed patient.
 
-    A partition that does not belong to the study any more is removed; what was made of it stays in the bucket. A patient
-    whose folder is gone is told, and stays: only the study file decides who belongs.
+    A partition that no longer belongs to the study is removed; its artefacts stay in the bucket. A patient whose folder
+    is gone is reported and stays registered: only the study file decides who belongs.
 
     Args:
         study: whose id pattern and sets decide.
@@ -164,9 +165,9 @@ def registration(
         dg.AssetObservation(asset_key(PATIENT_FILES), partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
     if published is not None or PUBLISHED_TABLE in seen:
-        found[PUBLISHED_TABLE] = published or NO_TABLE  # one that people took away again is told as well
+        found[PUBLISHED_TABLE] = published or NO_TABLE  # its removal by people is reported too
         if seen.get(PUBLISHED_TABLE) != found[PUBLISHED_TABLE]:
-            # Of an external asset without partitions, Dagster's staleness reads materialisations only.
+            # For an external asset without partitions, Dagster's staleness reads only materialisations.
             observed.append(
                 dg.AssetMaterialization(asset_key(PUBLISHED_TABLE), tags={DATA_VERSION: found[PUBLISHED_TABLE]})
             )
@@ -195,7 +196,7 @@ def _remarks(strange: list[str], removed: Mapping[StudyPatients, list[str]], gon
 
 
 def roles_of(study: Study, patients: Collection[str], most: int = 5) -> list[str]:
-    """What the study makes of patients, a sentence for each kind with at most so many names, and what to do about it."""
+    """One sentence for each role of the patients: up to `most` names, what the study does with them, what to do."""
     of_role: dict[str, list[str]] = {}
     for patient in patients:
         of_role.setdefault(study.role(patient), []).append(patient)
@@ -215,7 +216,7 @@ def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list
 
 
 def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
-    """From within a run: what the sensor would do at its next look. The patients that were added."""
+    """Do within a run what the sensor would do at its next look, and return the patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
     published = published_digest(objects, layout, study.report.published_table)
     before = context.instance.get_latest_data_version_record(asset_key(PUBLISHED_TABLE))

@@ -4,12 +4,12 @@ A partition is *missing* if it was never materialised, *stale* if its code versi
 something it was made from did. It is *ready* when everything it is made from exists. Only partitions that belong to the
 study as its file stands now count (`partitions.current_keys`).
 
-What people uploaded was made *elsewhere*: it is told when it is out of date, and is not due until a person says so. The
-same holds for what is not here because only what it was made into was uploaded: a model whose predictions were, and a dataset
-all of whose models were.
+What people uploaded was made *elsewhere*: it is reported when it is out of date, but is not due until a person says so.
+The same holds for a missing artefact of which only the products were uploaded: a model whose predictions were uploaded,
+and a dataset whose models were all uploaded.
 
-The rules are those of Dagster's `CachingStaleStatusResolver`, without its limits: that one leaves every input of 100 or
-more partitions out, and asks the database twice for each cell and input. Here a whole asset is read at once.
+The rules are those of Dagster's `CachingStaleStatusResolver`, without its limits: the resolver ignores inputs of 100 or
+more partitions, and queries the database twice for each cell and input. Here a whole asset is read at once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ from curvas_assets.storage.layout import Cell
 
 DATA_VERSION = "dagster/data_version"
 REMOVED = "removed"
-"""Code and data version of the event that tells that a partition was removed: what comes back to the study is missing."""
+"""Code and data version of the event that records a removal: a partition that comes back counts as missing."""
 OF_CELL = "dagster/partition"
 AT_ONCE = 500
 """Events of one query."""
@@ -99,7 +99,7 @@ class Staleness:
 
     @cached_property
     def _not_needed(self) -> dict[dg.AssetKey, set[str]]:
-        """Models that are not here and of which predictions were uploaded; datasets of which every model is elsewhere."""
+        """Missing models whose predictions were uploaded, and datasets whose models were all made elsewhere."""
         dataset_key, model_key, softmax_key = map(key_of, UPLOADABLE)
         if not all(self.graph.has(key) for key in (dataset_key, model_key, softmax_key)):
             return {}
@@ -126,7 +126,7 @@ class Staleness:
         stale: bool = True,
         elsewhere: bool = False,
     ) -> list[str | None]:
-        """Partitions that are missing or, if `stale`, stale: among those that are wanted, or all.
+        """Partitions that are missing or (with `stale`) out of date, among the wanted ones; by default all are wanted.
 
         Those that were made elsewhere are left alone, unless `elsewhere` says otherwise.
         """
@@ -140,7 +140,7 @@ class Staleness:
     def not_since(
         self, key: dg.AssetKey, since: int, wanted: Callable[[str | None], bool] | None = None
     ) -> list[str | None]:
-        """Partitions, of those that are wanted, that have not been made after the event `since`, whatever their state."""
+        """The wanted partitions that have not been made after the event `since`, whatever their state."""
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
         return [p for p in partitions if self._of(key).latest(p) <= since]
 
@@ -155,7 +155,7 @@ class Staleness:
     def newest_input(
         self, key: dg.AssetKey, partitions: Iterable[str | None], beside: Collection[dg.AssetKey] = ()
     ) -> int:
-        """The latest event, by its storage id, of all that these partitions are made from, other assets `beside` left out."""
+        """The storage id of the latest event of all inputs of these partitions, without the assets in `beside`."""
         return max(
             (
                 self.newest(parent, one)
@@ -173,9 +173,9 @@ class Staleness:
     def missing_parents(
         self, key: dg.AssetKey, partition: str | None, beside: Collection[dg.AssetKey] = ()
     ) -> list[str]:
-        """What a partition is made from and does not exist yet, other assets `beside` left out.
+        """The inputs of a partition that do not exist yet, without the assets in `beside`.
 
-        A table over all patients is made of those there are: it misses its parent only if none of them exists.
+        A table over all patients is made from the partitions that exist: its parent is missing only if none exists.
         """
         missing: list[str] = []
         for parent in sorted(self.graph.get(key).parent_keys):
@@ -233,7 +233,7 @@ class Staleness:
 
     @staticmethod
     def _has_changed(provenance: DataProvenance | None, made: int, parent: "_Records", one: str | None) -> bool:
-        """Whether one input of a partition is another than when the partition was made, as event `made`."""
+        """Whether one input of a partition has changed since the partition was made, which is event `made`."""
         if provenance is None:  # reported by hand: by the order of events
             return (not parent.external and parent.latest(one) > made) or not parent.has(one)
         if one is None:
@@ -403,5 +403,5 @@ class _Records:
 
 
 def _dimensions(definition: dg.MultiPartitionsDefinition) -> list[str]:
-    """In the order in which they stand in a cell's key."""
+    """The names of a grid's dimensions, in the order of a cell's key."""
     return sorted(definition.partition_dimension_names)

@@ -1,4 +1,4 @@
-"""The state of the lineage as one table: of each asset what is made, stale, missing or made elsewhere, and why it is so.
+"""The state of the lineage as one table: for each asset, what is made, stale, missing or made elsewhere, and why.
 
 For people: Dagster's own pages show what was materialised, and show a partition that is out of date as green.
 """
@@ -27,8 +27,8 @@ def state_table(staleness: Staleness, without: Collection[str] = ()) -> pd.DataF
         without: assets to leave out.
 
     Returns:
-        Columns asset, partitions (that the study has), made (of these), stale, missing, elsewhere (uploaded, or not needed here
-        because what is made of it was uploaded; neither stale nor missing then), why.
+        Columns asset, partitions (in the study), made (of these), stale, missing, elsewhere (uploaded, or not needed
+        here because what is made from it was uploaded; counted neither as stale nor as missing), why.
     """
     rows: list[list[object]] = []
     for key in staleness.graph.toposorted_asset_keys:

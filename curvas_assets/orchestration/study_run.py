@@ -4,9 +4,9 @@ An asset job cannot span different partitions, so this job's ops launch runs of 
 runs are ordinary: they wait in the queue, use the pools, and stand in the UI like any other. A partition that fails
 stops nothing but what is made from it; the study then goes on and fails in the end, naming what is left.
 
-What is under way already, whoever launched it, is waited for and not launched again. The instance files let one `study` run at
-a time: a second one waits in the queue, where it holds no place, and then finds what the first has made. A run that was killed
-goes on as a new one, which is followed in its stead; so does a killed `study`.
+The job waits for work that is already under way, whoever launched it, and does not launch it again. The instance files
+let one `study` run at a time: a second one waits in the queue, takes no slot, and then finds what the first has made. A
+killed run continues as a new one, and the job follows that one instead; a killed `study` continues in the same way.
 """
 
 import time
@@ -56,8 +56,8 @@ STUDY_JOB = "study"
 def launcher_tags(job: str) -> dict[str, str]:
     """Tags of a job whose run launches others and waits for them.
 
-    The instance files limit such runs by the first, so that those they wait for have room in the queue. One that was killed
-    begins anew: it looks at what there is, so that often is harmless.
+    The instance files limit such runs by the first tag, so that the runs they wait for have room in the queue. A killed
+    run starts from the beginning. It first looks at what exists, so restarting it often is harmless.
     """
     return {"curvas/launches": job, MAX_RETRIES_TAG: "100", RETRY_STRATEGY_TAG: "ALL_STEPS"}
 
@@ -81,7 +81,7 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
     def op_of(stage: str, assets: tuple[str, ...]) -> dg.OpDefinition:
         @dg.op(
             name=f"run_{stage}",
-            description=f"What is missing or stale of {', '.join(assets)}.",
+            description=f"Makes what is missing or stale of {', '.join(assets)}.",
             tags={"curvas/needs": "cpu"},
         )
         def run_stage(context: dg.OpExecutionContext, left: list[str]) -> list[str]:
@@ -141,10 +141,11 @@ class StageRunner:
         return not self._missing_from_outside(Staleness(self.graph, self.instance), keys_of(stage))
 
     def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
-        """Make what is due of a stage, or of some of its assets; what could not be made, by name.
+        """Make what is due of a stage, or of some of its assets, and return the names of what could not be made.
 
-        A partition that is under way is waited for first: whoever makes it may succeed. Each is launched once, and once more
-        if its run gave no verdict on it: it was killed too often, or had left the partition to another run.
+        Partitions that are under way are waited for first, because their run may succeed. Each partition is launched
+        once, and once more if its run gave no verdict on it: the run was killed too often, or left the partition to
+        another run.
         """
         with ends_with_its_run(self.instance, self.context.run.run_id):
             return self._run_stage(stage, [asset_key(name) for name in assets] or keys_of(stage))
@@ -167,9 +168,9 @@ class StageRunner:
     def _plan(
         self, stage: str, keys: Sequence[dg.AssetKey], tried: Counter[AssetPartition]
     ) -> tuple[dict[str, list[AssetPartition]], dict[Maker, int]]:
-        """Launch what is due and nobody makes: our runs with their partitions, and how many are whose else."""
+        """Launch what is due and not under way; return our runs with their partitions, and counts of other makers."""
         under_way = UnderWay(self.graph, self.instance)
-        staleness = Staleness(self.graph, self.instance)  # after the look at runs: what one has just ended with counts
+        staleness = Staleness(self.graph, self.instance)  # after the look at runs, so a run that has just ended counts
         due = {key: self._due(staleness, key) for key in keys}
         theirs: dict[Maker, int] = {}
         free: dict[dg.AssetKey, list[str | None]] = {}
@@ -190,7 +191,7 @@ class StageRunner:
                 tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
                 return {}, {}
             tried.update(cells)
-            # Tables follow one another, and what a report states of cost and cohort is of the moment: all of the stage.
+            # Tables depend on each other, and a report states cost and cohort of one moment: the whole stage is made.
             return {self._launch(stage, keys, None): cells}, {}
         runs: list[str] = []
         for key, partitions in free.items():
@@ -200,14 +201,14 @@ class StageRunner:
                 if not missing:
                     tried[key, partition] += 1
                     ready.append(str(partition))
-                elif not runs and not theirs:  # else it may be what is made just now of this stage
+                elif not runs and not theirs:  # otherwise a run of this stage may be making it now
                     self.context.log.error(f"{stage}: {partition} has to wait for {', '.join(missing)}")
                     tried[key, partition] += MOST_LAUNCHES
             runs += [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
         return {one: asset_partitions_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
 
     def _missing_from_outside(self, staleness: Staleness, keys: Sequence[dg.AssetKey]) -> list[str]:
-        """What tables of one run are made from, does not exist, and is none of them."""
+        """The missing inputs of the tables of one run, without these tables themselves."""
         missing = [one for key in keys for one in staleness.missing_parents(key, None, beside=keys)]
         return list(dict.fromkeys(missing))
 
@@ -256,8 +257,8 @@ class StageRunner:
     def _follow(self, stage: str, ours: dict[str, int], theirs: dict[Maker, int]) -> set[str]:
         """Wait for runs and backfills, telling of each partition as it is done.
 
-        Returns, early when a backfill may have launched what it had not before, those runs that gave a verdict on what they
-        did not make: neither killed nor left to others.
+        Returns the runs that gave a verdict on what they did not make: neither killed nor left to others. Returns early
+        when a backfill may have launched more runs.
         """
         judged: set[str] = set()
         counts = {**ours, **{maker.id: count for maker, count in theirs.items() if maker.order is not None}}
@@ -298,7 +299,7 @@ class StageRunner:
 
 
 def _was_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run failed without a word of its steps: it, or their processes, were killed."""
+    """Whether a run failed without an error of its own steps: the run, or the processes of its steps, were killed."""
     if run.status is not dg.DagsterRunStatus.FAILURE:
         return False
     entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)

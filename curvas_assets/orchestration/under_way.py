@@ -32,9 +32,9 @@ from curvas_assets.stages.table import STAGES
 
 LAUNCHED_BY = "curvas/launched_by"
 BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)
-"""Tags of runs that something launched which had looked for what is missing. A run without any is a person's."""
+"""Tags of runs that automation launched after it had looked for what is missing. A run without any is a person's."""
 RETRY_WITHIN_SECONDS = 120
-"""How long a run that was killed may wait for the run that goes on in its place."""
+"""How long a killed run may wait for the run that continues it."""
 
 AssetPartition = tuple[dg.AssetKey, str | None]
 
@@ -45,8 +45,8 @@ class Maker:
 
     Args:
         id: of the run or backfill.
-        order: the older of two runs has the lower one, and a retry that of the run that was killed; backfills, whose runs are yet
-            to come, have none.
+        order: lower for the older of two runs. A retry has the order of the killed run; a backfill has none, because
+            its runs do not exist yet.
     """
 
     id: str
@@ -62,8 +62,8 @@ class UnderWay:
     Args:
         graph: the assets.
         instance: whose runs and backfills count.
-        but: runs that do not count.
-        backfills: whether what backfills have not launched yet counts.
+        but: runs to ignore.
+        backfills: whether partitions that backfills have not launched yet count.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class UnderWay:
                 continue
             with partition_loading_context(dynamic_partitions_store=self._instance):
                 data = backfill.get_asset_backfill_data(self._graph)
-                # What it has requested is in its runs; what it has not is nowhere else.
+                # Requested partitions are found in its runs; those not yet requested are recorded only here.
                 left = data.target_subset - (data.requested_subset | data.failed_and_downstream_subset)
                 cells: list[AssetPartition] = [(key, None) for key in left.non_partitioned_asset_keys]
                 for key, subset in left.partitions_subsets_by_asset_key.items():
@@ -102,14 +102,14 @@ class UnderWay:
 
 
 def unfinished_records(instance: dg.DagsterInstance) -> list[RunRecord]:
-    """Runs that wait or go on, and those that were killed and are about to go on as a new run."""
+    """Runs that wait or execute, and killed runs that a new run is about to continue."""
     found = list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
     killed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "true"})
     return found + [r for r in instance.get_run_records(killed, limit=100) if waits_for_retry(r)]
 
 
 def other_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
-    """All but this one, of those that wait, go on, or were killed and are about to go on."""
+    """All unfinished runs (`unfinished_records`) except this one."""
     runs = [record.dagster_run for record in unfinished_records(instance)]
     return [other for other in runs if other.run_id != run.run_id]
 
@@ -149,8 +149,8 @@ def _partitions_of(
 
 
 def is_by_machine(run: dg.DagsterRun) -> bool:
-    """Whether a run was launched for what is missing. A person's run makes its partitions, whatever there is; so does one
-    that a person executes again.
+    """Whether automation launched a run to make what is missing. A person's run always makes its partitions, even if
+    they exist already; so does a run that a person executes again.
     """
     return run.root_run_id is None and any(tag in run.tags for tag in BY_MACHINE)
 
@@ -164,8 +164,8 @@ def leave_to_others(
 ) -> dict[str, str]:
     """Partitions that a step need not make any more, each with the reason.
 
-    Made by this run, or by one that was killed and goes on as this one: done. Of a run that no person asked for also: made by
-    anybody since it was launched, and up to date; or under way in an older run.
+    These are partitions that this run, or a killed run that it continues, has made. If no person asked for the run,
+    they are also those that another run made since its launch and that are up to date, or that an older run is making.
     """
     line = _killed_before(instance, run)
     first = instance.get_run_record_by_id(line[-1].run_id)
@@ -198,7 +198,7 @@ def _order(instance: dg.DagsterInstance, record: RunRecord) -> int:
 
 
 def _killed_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
-    """The run, and those that were killed and go on as it, the latest first."""
+    """The run, and the killed runs that it continues, the latest first."""
     line = [run]
     while RETRY_NUMBER_TAG in line[-1].tags and line[-1].parent_run_id:
         parent = instance.get_run_by_id(line[-1].parent_run_id)

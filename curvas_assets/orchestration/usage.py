@@ -1,7 +1,7 @@
 """What a piece of work used: seconds, bytes from and to the store, peak memory. The ledger's raw entries.
 
-`ru_maxrss` is a process's highest mark since it began, so that a small partition after a large one would show the large
-one's memory. Linux can set the mark (`VmHWM`) back; where it cannot be set, memory is sampled.
+`ru_maxrss` is the peak of a process since it began, so a small partition after a large one would show the memory of the
+large one. Linux can reset the peak (`VmHWM`); where this is not possible, memory is sampled.
 """
 
 import threading
@@ -16,11 +16,11 @@ SAMPLE_SECONDS = 0.05
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 MARK_BACK = "5"
-"""Written to `clear_refs`, sets the highest mark back to what is held now (proc(5)); nothing else."""
+"""Writing this to `clear_refs` resets the peak to the memory held now (proc(5)), and changes nothing else."""
 
 
 class Usage:
-    """Seconds, bytes and memory since the last lap; of this process, without those it starts.
+    """Seconds, bytes and memory of this process since the last lap. Its child processes do not count.
 
     Args:
         objects: the store whose bytes are counted; None counts none.
@@ -44,7 +44,7 @@ class Usage:
         self.memory.restart()
 
     def lap(self) -> dict[str, Any]:
-        """Metadata of what was made since the last lap; the next one begins."""
+        """Return the metadata of what was made since the last lap, and start the next lap."""
         down, up = self._bytes()
         lap = {
             "seconds": round(time.monotonic() - self.last, 3),

@@ -3,11 +3,11 @@
     celery -A curvas_assets.orchestration.workers worker -Q gpu -c 1 -n gpu@%h
 
 A worker takes a step off the queue when it starts it, so that the broker never gives a step of many hours to a second
-worker. Somebody else must then notice when the worker is gone: the run does. It asks the worker for each step under
-way; one that stays silent, or no longer knows the step, has lost it, and the step is retried by its own policy, on
-whichever worker of its queue is free. A worker that was only cut off may finish its copy too: artefacts are whole under
-either's name, and the last manifest wins. A run that was killed itself leaves its steps to the workers until they see that it
-has failed (`lifeline`): they end, and the run that goes on in its place sends them anew.
+worker. The run therefore notices when a worker is gone: it asks the worker about each step under way. A worker that
+stays silent, or no longer knows the step, has lost it; the step's own policy then retries it on any free worker of its
+queue. A worker that was only cut off may finish its copy too: each copy is a whole artefact, and the last manifest
+wins. When a run is killed, its steps continue on the workers until these see that the run has failed (`lifeline`). The
+steps then end, and the run that continues sends them again.
 """
 
 import time
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 ASK_SECONDS = 1.0
 """How long a worker may take to answer. Its main process does nothing else: the step runs in a child."""
 QUESTIONS = 4
-"""Questions in the time after which a silent worker counts as dead."""
+"""A worker that leaves this many questions in a row unanswered counts as dead."""
 
 
 class WatchedStep:
@@ -78,14 +78,14 @@ class WatchedStep:
         if self._worker is not None and time.monotonic() - self._asked > self._every_s:
             self._asked = time.monotonic()
             self._unanswered = 0 if self._worker_has_it() else self._unanswered + 1
-            # It may have ended between the answer and now: what it left is read first.
+            # The step may have ended since the last answer: its result is read first.
             if self._unanswered >= QUESTIONS and not self._result.ready():
                 self._lost = f"worker {self._worker} is gone, or no longer knows the step"
                 self.revoke()
         return self._lost is not None
 
     def get(self) -> list[str]:
-        """Events of the step; where it was lost, the one that has it retried."""
+        """The step's events; for a lost step, the one event that makes Dagster retry it."""
         if self._lost is None:
             try:
                 return self._result.get()

@@ -19,7 +19,7 @@ from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 
 MAPS = ("entropy", "mutual_information", "labels")
 MAP_BYTES = 2 + 2 + 1
-"""Of one voxel's entropy, mutual information and label: what an ensemble's maps can take in scratch at most."""
+"""Bytes per voxel of entropy, mutual information and label: the most that an ensemble's maps can take in scratch."""
 CHECKS = (
     Check(
         "members_are_complete",
@@ -190,7 +190,7 @@ class _Ensemble:
 
 
 def pair(volume: SoftmaxWriter, maps: Mapping[str, MapWriter]) -> None:
-    """Say in a volume which maps are its own: of two writers at once, one's volume may come to stand beside the other's maps.
+    """Record in a volume which maps are its own: of two writers, one may leave its volume beside the other's maps.
 
     Args:
         volume: its writer, not yet ended.

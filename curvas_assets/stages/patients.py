@@ -52,7 +52,7 @@ def fetch_patient(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """A patient's files from the bucket into a folder below `scratch`, and which bytes they were.
 
-    What is not in the bucket is not in the folder: `read_patient` says so with all that is missing.
+    A file that is not in the bucket is not in the folder either; `read_patient` names all missing files.
     """
     folder = scratch / folder_name
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.study import EnsembleId, ModelId
 
 PATIENT, PREDICTOR, OTHER = "\0patient\0", "\0predictor\0", "\0other\0"
-"""Stand for what is sought in the key of an artefact; no key holds them."""
+"""Placeholders for the sought parts of an artefact's key; no real key contains them."""
 GRIDS: dict[Axis, Callable[[str], object]] = {
     "patient_by_model": ModelId.parse,
     "patient_by_ensemble": EnsembleId.parse,
@@ -35,7 +35,7 @@ def partition_of(layout: Layout, key: str) -> tuple[Asset, str] | None:
 
 
 def root_of(layout: Layout, key: str) -> str | None:
-    """The key of the artefact of several objects that an object belongs to; None if it belongs to none."""
+    """The key of the multi-object artefact that an object belongs to; None if there is no such artefact."""
     found = next((found for pattern in _of_roots(layout) if (found := pattern.fullmatch(key))), None)
     return found["root"] if found else None
 

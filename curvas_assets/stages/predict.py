@@ -122,7 +122,7 @@ def _store(
 
 
 def require_unseen(model_folder: Path, model: str, patient: str) -> None:
-    """A SegmentationError if a model has seen the patient: who left the training set is a test patient of new models only."""
+    """Raise a SegmentationError if a model has seen the patient; only new models predict former training patients."""
     if patient in trained_on(model_folder):
         raise SegmentationError(
             "predicting",

@@ -106,9 +106,10 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
 
 
 def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:
-    """A SegmentationError if those whom an annotator did annotate are too few to train on, or for the study's folds.
+    """Raise a SegmentationError if an annotator annotated too few patients to train on, or too few for the study's
+    folds.
 
-    nnU-Net makes a random split, without a word, of a fold that the splits do not have.
+    nnU-Net silently makes a random split for a fold that the splits do not contain.
     """
     needed = max(1 if fold == "all" else max(2, int(fold) + 1) for fold in study.folds)
     if len(drawn) < needed:
@@ -124,7 +125,7 @@ def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list
 def order_of_training_scans(objects: ObjectStore, layout: Layout, study: Study) -> str | None:
     """The voxel order of the study's training scans that were taken in; None if they differ, or there are none.
 
-    It is the order that a model knows whose `dataset.json` does not say it: nnU-Net left scans as they were.
+    A model whose `dataset.json` names no order was trained in this order, because nnU-Net does not reorder scans.
     """
     orders: set[str] = set()
     for patient in study.training_patients():

@@ -1,4 +1,4 @@
-"""The columns of the tables that a study stores. A table that has others is refused, where it is written and where it is read.
+"""The columns of the tables that a study stores. A table with other columns is refused on writing and on reading.
 
 A number is null where it is undefined, which the rows of scores explain in `note`.
 """
@@ -59,7 +59,7 @@ COHORT = _columns(
     nullable=("shape", "spacing_mm"),
     optional=("slices", "shape", "spacing_mm"),
 )
-"""One row per patient; what the intake reads of a scan is null of those who were not taken in, and absent if nobody was."""
+"""One row per patient. Columns from the scan are null for patients not taken in, and absent if nobody was taken in."""
 FAMILY_COMPARISONS = _columns(
     ("metric", TEXT),
     ("alternative", TEXT),

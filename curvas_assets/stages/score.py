@@ -72,7 +72,7 @@ def _score(
         problems = check_scores(written["table"], predictors=predictors)
         if problems:
             raise checks["scores_are_sound"].refuse(
-                patient, ScoringError("scoring", patient, "; ".join(problems), "Report it: scores must never be so.")
+                patient, ScoringError("scoring", patient, "; ".join(problems), "Report it: this must never happen.")
             )
         checks["scores_are_sound"].look(patient)
         stored = directories.write_directory(tools.objects, key, Path(scratch, "out"))
@@ -163,7 +163,7 @@ def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[
 
 
 def require_members(averaged: Sequence[str] | None, members: Sequence[str], cell: str) -> None:
-    """A ScoringError if an ensemble is the mean of others than its members now; of a volume that does not say, nothing."""
+    """Raise a ScoringError if an ensemble averages other models than its members now; one that names none passes."""
     if averaged is None or set(averaged) == set(members):
         return
     gone, come = sorted(set(averaged) - set(members)), sorted(set(members) - set(averaged))
@@ -180,7 +180,7 @@ def require_members(averaged: Sequence[str] | None, members: Sequence[str], cell
 
 
 def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A patient's stored rows as the study has them now: its predictors' alone, with their families and the patient's group."""
+    """A patient's stored rows of the study's current predictors, with their families and the patient's group now."""
     predictors = study.predictors_of(patient)
     kept = table[table["predictor"].isin(predictors)]
     family = {predictor: study.family(predictor) for predictor in predictors}
@@ -201,7 +201,7 @@ def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
 
 
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
-    """Key metrics with their units, averaged over what a predictor has of each (NaN left out): one row per predictor."""
+    """Key metrics with their units, averaged over all values of a predictor (without NaN): one row per predictor."""
     key = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
     shown = shown_scores(key)
     means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")

@@ -35,7 +35,7 @@ class Stored:
         key: where it stands.
         data_version: changes exactly when its content does.
         metadata: what people look for in the UI: text, numbers, dictionaries, tables (DataFrame), Pictures, Markdown.
-        afterwards: called once it is reported: removes what a repetition would need, were the process killed before that.
+        afterwards: called after it is reported; removes what a repetition needs if the process is killed before that.
     """
 
     key: str

@@ -1,7 +1,7 @@
 """The one table of the study's assets: a row says everything about an asset but what its work does.
 
-Whoever asks which jobs there are, where an artefact stands, what a stage needs, in which row of the cost table it counts or
-what follows a new patient reads it from here. A new asset is a row, a function in `curvas_assets.stages` and a declaration
+All code reads from here which jobs there are, where an artefact stands, what a stage needs, where it counts in the
+cost table, and what follows a new patient. A new asset is a row, a function in `curvas_assets.stages` and a declaration
 in `curvas_assets.assets`.
 """
 
@@ -17,11 +17,11 @@ from curvas_assets.study import Study
 Kind = Literal["record", "table", "folder", "softmax"]
 """What an artefact is: one JSON object, one table, a folder of files, or a volume of probabilities."""
 Axis = Literal["patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_ensemble"]
-"""Along what an asset is divided: a field of `curvas_assets.orchestration.partitions.Partitions`."""
+"""The axis along which an asset is partitioned: a field of `curvas_assets.orchestration.partitions.Partitions`."""
 Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "report"]
 """A field of `curvas_assets.orchestration.execution.StageNeeds`."""
 REPORT = "write_report"
-"""The job of what the whole study is told in; it follows the others."""
+"""The job that makes the report on the whole study; it runs after the others."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asset:
         cost: row of the cost table.
         version: of its code, and settings of the study that change what it holds.
         at: where the artefact of a partition stands; a table of its own name if it is not told.
-        axis: along what it is divided; None if it is one.
+        axis: along which it is partitioned; None if it has no partitions.
         inputs: assets that are read.
         after: assets that come before without being read.
         per_run: partitions that one run takes.
@@ -45,8 +45,8 @@ class Asset:
         tools: with which it is made, for the UI's icons.
         beside: the prefix below which its volume and what belongs to it stand; the artefact's own place if it is not told.
         meanwhile: where unfinished work on a partition is kept, to go on from.
-        schemas: columns of its tables, by their names in a folder, by the asset's own of a single table; a table that is not
-            named may have any.
+        schemas: name of a table → its columns. The name is the file's in a folder, and the asset's own for a single
+            table; a table that is not named may have any columns.
     """
 
     name: str
@@ -333,7 +333,7 @@ def asset(name: str) -> Asset:
     """The row of an asset.
 
     Raises:
-        LookupError: it has none, so that nobody knows where it stands.
+        LookupError: no asset has this name.
     """
     for row in ASSETS:
         if row.name == name:

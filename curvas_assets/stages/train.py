@@ -108,8 +108,8 @@ def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
 class Checkpoints:
     """The latest checkpoint of an unfinished training, in the bucket: one manifest names it, so always whole and verified.
 
-    A training of hundreds of epochs keeps two: the last and, for an announcement that arrives late, the one before. What
-    another training of the same model has sent and not yet announced is left alone.
+    A training of hundreds of epochs keeps two checkpoints: the last and the one before, in case the manifest is late.
+    What another training of the same model has sent but not yet announced is left alone.
 
     Args:
         objects: the bucket.
@@ -148,7 +148,7 @@ class Checkpoints:
             directories.remove_place(self.objects, self.key, self._mine.pop(0))
 
     def remove(self) -> None:
-        """All of it, the manifest first, so that none names a file that has gone; nothing of a training that goes on."""
+        """Remove all, the manifest first, so that it names no missing file; keep what a running training stored."""
         named = directories.places_of(self.objects, self.key)
         others = named[-1:] if named and named[-1] not in self._mine else []
         if not others:

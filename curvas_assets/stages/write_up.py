@@ -52,7 +52,7 @@ REPORT_CHECK = Check(
     of_defects=True,
 )
 CURRENT_CHECK = Check(
-    "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all that it states is so."
+    "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all it states is current."
 )
 FIGURES_CHECK = Check(
     "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", of_defects=True
@@ -104,7 +104,7 @@ def write_report(
         behind: what it is made from.
         provenance: when, by which code and from which data.
         state: of the lineage: what is out of date, and why.
-        keep_in: a folder that keeps a copy of the page; what goes wrong there is only told.
+        keep_in: a folder that keeps a copy of the page; an error there is only a warning.
     """
     study, objects, layout = tools.study, tools.objects, tools.layout
     long, patients = behind.study_scores.table(), behind.cohort.table()
@@ -204,7 +204,7 @@ def out_of_date(state: pd.DataFrame) -> list[str]:
 
 
 def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[str]) -> pd.DataFrame:
-    """What the ensembles of these patients are the mean of, as their volumes say: predictor, members, patients, models."""
+    """Which models these patients' ensembles average, as their volumes record: predictor, members, patients, models."""
     cells = [(str(ensemble), patient) for ensemble in study.ensemble_ids for patient in patients]
 
     def members(cell: tuple[str, str]) -> tuple[str, ...]:

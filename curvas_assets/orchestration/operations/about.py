@@ -20,7 +20,7 @@ from curvas_assets.study import Study
 
 
 def about_study(study: Study, known: Collection[str] = ()) -> dict[str, Any]:
-    """The study's name, shape and fingerprint; of the registered patients, those whom its rule has scored count too."""
+    """The study's name, shape and fingerprint. Registered patients that its rule adds to the scored ones count too."""
     return {
         "study": study.name,
         "title": study.title,

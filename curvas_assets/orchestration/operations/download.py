@@ -75,8 +75,8 @@ def download(
         what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models) and `ensembles` (zarr
             volumes, the label map and an ensemble's maps as NIfTI), `scores` (per patient as CSV, the merged table and
             `metrics.csv`) or `report`.
-        patients: whose; not for preprocessing, models and report.
-        predictors: of which models or ensembles; not for dataset, scores and report. Preprocessing: of their annotators.
+        patients: whose artefacts to fetch; ignored for preprocessing, models and report.
+        predictors: models or ensembles; ignored for dataset, scores and report. Preprocessing: of their annotators.
         folder: made if it is not there.
         tell: told of each artefact.
         probabilities: of predictions and ensembles, also one NIfTI of probabilities per organ.
@@ -191,7 +191,7 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
 
 
 def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
-    """The objects below a key, of a volume there only the current version."""
+    """The objects below a key; of a volume among them, only the current version."""
     found = list(objects.list(f"{key}/"))
     volume = f"{key}/softmax.zarr"
     try:

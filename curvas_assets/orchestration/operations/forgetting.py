@@ -1,8 +1,8 @@
 """Forgets old runs that nothing reads any more, so that Dagster's own storage does not grow for ever.
 
-A run that has made or observed something of an asset stays: staleness, the partitions' history and the cost ledger read its
-events. So does one that emptied a prefix, whose log is the record of what went, and one that others go on for. What goes are
-evaluations of sensors, launches, downloads and failures, with their step logs.
+A run that made or observed something of an asset is kept: staleness, the partitions' history and the cost ledger read
+its events. A run that emptied a prefix is kept too, because its log records what was removed, and so is a run that an
+unfinished run continues. Evaluations of sensors, launches, downloads and failures are removed, with their step logs.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def forgettable_runs(instance: dg.DagsterInstance, before: datetime) -> Iterator
 
 
 def forget(instance: dg.DagsterInstance, days: float, tell: Callable[[str], None], *, dry_run: bool) -> list[str]:
-    """Forget runs of more than some days ago; their ids.
+    """Forget runs that are older than some days, and return their ids.
 
     Args:
         instance: whose.

@@ -1,8 +1,8 @@
-"""What the bucket keeps that nobody needs: artefacts of what the study has no more (orphans), and what writings left behind.
+"""Objects in the bucket that nobody needs: artefacts that left the study (orphans), and what writers left behind.
 
-Orphans go only when a person has read the list and typed its name. What writings left (older versions, remains of killed
-writers, uploads that were not completed, checkpoints of trainings that have ended since) goes by its age, by the store's
-clock. Whatever does not stand where the layout puts artefacts is somebody else's and is never touched; nor is the input.
+Orphans are removed only when a person has read the list and typed its name. What writers left (older versions, remains
+of killed writers, unfinished uploads, checkpoints of trainings that have ended since) is removed by its age on the
+store's clock. Objects outside the places of the layout belong to somebody else and are never touched; nor is the input.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ class Orphan:
 
 def find_orphans(objects: ObjectStore, layout: Layout, partitions: Partitions) -> list[Orphan]:
     """Artefacts of annotators, seeds, models, ensembles and patients that do not belong to the study any more, from one
-    listing of each prefix. A checkpoint counts to its model.
+    listing of each prefix. A checkpoint belongs to its model.
     """
     found: dict[tuple[str, str], list[ObjectInfo]] = {}
     for prefix in (layout.artifacts, layout.output, layout.metrics):
@@ -162,7 +162,7 @@ def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
 
 
 def removal_event(graph: AssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
-    """What Dagster is told, which cannot wipe single partitions: a version by which the partition counts as missing if it comes back."""
+    """A removal event: Dagster cannot wipe one partition; with this version, it counts as missing if it returns."""
     definition = graph.get(asset_key(orphan.asset)).partitions_def
     dimensions: dict[str, str] = {}
     if isinstance(definition, dg.MultiPartitionsDefinition):
@@ -221,13 +221,13 @@ def find_leftovers(
         objects: the bucket.
         layout: where things stand in it.
         tell: told of what could not be judged.
-        before: what nobody has touched since, however young; by the store's clock. None leaves what is younger than
-            `versions.UNTOUCHED`. Uploads that were not completed are left for as long in any case: they may be anybody's.
+        before: find everything that is untouched since this time on the store's clock, however young. None leaves what
+            is younger than `versions.UNTOUCHED`. Unfinished uploads are always left that long: they may be anybody's.
     """
     now = objects.clock() if before is None else before
     least = versions.UNTOUCHED if before is None else CLOCK_RESOLUTION
     if now is None:
-        tell("the store does not say what time it is, so that nothing can be told to be old")
+        tell("the store does not say what time it is, so nothing counts as old")
         return []
     found: list[Leftover] = []
     for prefix in (layout.artifacts, layout.output, layout.metrics, layout.reports):
@@ -273,7 +273,7 @@ def _of_artefact(
         if not current:
             raise CorruptArtefactError("reading a manifest", root, "it is damaged", "Materialise it again.")
     elif root.startswith(training) and any(item.key.count("/") == root.count("/") + 1 for item in items):
-        return  # kept before there was a manifest, and still gone on from
+        return  # stored before there was a manifest; a training may still resume from it
     places: dict[str, list[ObjectInfo]] = {}
     for item in items:
         place = item.key.removeprefix(f"{root}/").partition("/")[0]

@@ -1,4 +1,4 @@
-"""Making partitions as operations: what is missing, what people name, and what changed of patients, as runs of the stage jobs."""
+"""Operations that make partitions by runs of the stage jobs: what is missing, what people name, what changed."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ class Redo(dg.Config):
 class RefreshScores(dg.Config):
     patients: list[str] = Field(
         default=["all"],
-        description=f"Patients to look at; only those of whom something changed are scored again. {selection.PATIENTS}",
+        description=f"Patients to look at; only those with a change are scored again. {selection.PATIENTS}",
     )
     predict: bool = Field(
         default=False,
@@ -117,7 +117,7 @@ def _refresh_scores(session: Session, settings: RefreshScores) -> dg.Output[None
     register(session.context, session.study, session.partitions, session.bucket)
     asked = set(session.patients(settings.patients))
     patients = [p for p in nightly.concerned(session.staleness(), predict=settings.predict) if p in asked]
-    session.tell(f"something changed of {len(patients)} patients: {', '.join(patients) or 'none'}")
+    session.tell(f"something changed for {len(patients)} patients: {', '.join(patients) or 'none'}")
     left = nightly.work(
         session.staleness,
         lambda stage, scope: StageRunner(session.context, scope).run(stage),
@@ -169,7 +169,7 @@ def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
 
 
 def redo_table(staleness: Staleness, scope: Scope, assets: list[str]) -> pd.DataFrame:
-    """Columns asset, partitions, of which fresh and of which uploaded, which: what `redo` would make again."""
+    """What `redo` would make again: columns asset, partitions, fresh and uploaded (counts among these), which."""
     rows: list[dict[str, Any]] = []
     for asset in assets:
         key = asset_key(asset)
@@ -201,11 +201,11 @@ OPERATIONS = (
         "Makes exactly the named partitions again, whether they are stale or not. Lists them unless dry_run is off.",
         Redo,
         _redo,
-        launcher_tags("redo") | NEVER_AGAIN,  # begun anew, it would make what it has made already
+        launcher_tags("redo") | NEVER_AGAIN,  # a restart would make again what it has just made
     ),
     Operation(
         "refresh_scores",
-        "Takes in, ensembles and scores again the patients of whom something changed, and nobody else.",
+        "Takes in, ensembles and scores again only the patients for whom something changed.",
         RefreshScores,
         _refresh_scores,
         launcher_tags("refresh_scores"),

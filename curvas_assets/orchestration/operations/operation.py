@@ -1,6 +1,6 @@
 """An operation: settings that people fill in at the launchpad, and what is done with them, as a job of one step.
 
-Each runs in one process and can be launched again. An error that a person must mend fails the step with its message, once.
+Each runs in one process and can be launched again. An error that a person must fix fails the step, without a retry.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.study import Study
 
 SUFFIX = "_op"
-"""Of an op's name: Dagster wants it other than its job's."""
+"""Suffix of an op's name, because Dagster requires a name that differs from the job's."""
 FOLDER = "A folder on the machine where this run executes."
 
 Settings = TypeVar("Settings", bound=dg.Config)
@@ -88,7 +88,7 @@ class Session:
         return other_runs(self.instance, self.context.run)
 
     def report(self, asset: Asset, partition: str, stored: Stored) -> dg.Output[None]:
-        """Tell Dagster of a partition that people brought: fresh until what it is made from changes."""
+        """Report an uploaded partition to Dagster; it is fresh until one of its inputs changes."""
         definition = self.context.repository_def.assets_defs_by_key[key_of(asset)]
         uri = f"{self.bucket.objects().name}/{stored.key}"
         facts = {**metadata.shown(stored.metadata), metadata.URI: uri}
@@ -98,7 +98,7 @@ class Session:
 
 
 class NoSettings(dg.Config):
-    """Of an operation that asks nothing."""
+    """The settings of an operation that has none."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Removing as operations: patients' files, artefacts, orphans, what writings left, old runs. Each lists first, and removes only
-what a person has read and confirmed.
+"""Operations that remove patients' files, artefacts, orphans, leftovers of writers and old runs. Each first lists, and
+removes only what a person has read and confirmed.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from curvas_assets.orchestration.operations.transfer import human_bytes, total
 from curvas_assets.orchestration.under_way import short_name
 
 NEVER_AGAIN = {MAX_RETRIES_TAG: "0"}
-"""What is removed is removed because a person says so now, not because a run was killed before."""
+"""A removal happens because a person asks for it now, never because an earlier run was killed."""
 
 
 class ForgetOldRuns(dg.Config):
@@ -142,7 +142,7 @@ def _remove_orphans(session: Session, settings: RemoveOrphans) -> dg.Output[None
 
 def _sweep(session: Session, settings: Sweep) -> dg.Output[None]:
     objects = session.objects()
-    # Whatever comes after this belongs to runs that begin after the look at them.
+    # Objects written after this time belong to runs that began after the check for other runs.
     before = objects.clock() if settings.young_too else None
     others = session.other_runs()
     if settings.young_too and others:
@@ -201,7 +201,7 @@ OPERATIONS = (
     ),
     Operation(
         "remove_orphans",
-        "Lists, or removes, artefacts of patients, annotators, seeds and ensembles that the study has no more.",
+        "Lists, or removes, artefacts of patients, annotators, seeds and ensembles that are no longer in the study.",
         RemoveOrphans,
         _remove_orphans,
         NEVER_AGAIN,

@@ -55,7 +55,7 @@ def choose_annotator(study: Study, asked: str) -> str:
     """One annotator; a StudyError if the study has none of that name."""
     chosen = _choose("an annotator", study, [asked], study.annotator_names)
     if len(chosen) != 1:
-        raise StudyError("choosing an annotator", study.name, f"{asked} are several", "Give one name.")
+        raise StudyError("choosing an annotator", study.name, f"{asked} names several annotators", "Give one name.")
     return chosen[0]
 
 

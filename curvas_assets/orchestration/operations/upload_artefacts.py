@@ -1,4 +1,4 @@
-"""Uploading what was made elsewhere: checked, put into the platform's form, stored where the asset's own work would."""
+"""Uploads what was made elsewhere: checks it, converts it to the platform's form, stores it at the asset's place."""
 
 import tempfile
 from pathlib import Path
