@@ -43,6 +43,7 @@ AT_ONCE = 500
 MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
+UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Staleness:
 
     def elsewhere(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether it was made elsewhere: uploaded, or not needed here because what would be made of it was uploaded."""
-        if partition is None or key not in map(key_of, UPLOADABLE):
+        if partition is None or name_of(key) not in UPLOADABLE_NAMES:
             return False
         if self._of(key).has(partition):
             return self._of(key).uploaded(partition)
