@@ -81,7 +81,7 @@ class Deployment(BaseSettings):
     @field_validator("devices", mode="before")
     @classmethod
     def _split(cls, given: object) -> object:
-        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+        return _listed(given) if isinstance(given, str) else given
 
     def scratch_folder(self) -> Path | None:
         """Where steps keep files while they work, made if it is not there; None for the system's temporary folder."""
@@ -95,7 +95,7 @@ class Deployment(BaseSettings):
             return self.devices
         visible = environment().get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            return [name.strip() for name in visible.split(",") if name.strip()]
+            return _listed(visible)
         return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
     def gpu_steps(self, without: int = 1) -> int:
@@ -108,8 +108,13 @@ class Deployment(BaseSettings):
 
     def gpu_node_labels(self) -> dict[str, str]:
         """Labels of the cluster's nodes with a GPU."""
-        pairs = [pair.partition("=") for pair in self.gpu_nodes.split(",") if pair.strip()]
+        pairs = [pair.partition("=") for pair in _listed(self.gpu_nodes)]
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _listed(text: str) -> list[str]:
+    """The entries of a list that is written with commas."""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def deployment() -> Deployment:

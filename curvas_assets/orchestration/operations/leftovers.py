@@ -21,7 +21,7 @@ from curvas_assets.orchestration.dagster_internals import (
 )
 from curvas_assets.orchestration.launches import tagged_partitions
 from curvas_assets.orchestration.operations.transfer import human_bytes
-from curvas_assets.orchestration.partitions import Partitions, belongs, by_dimension
+from curvas_assets.orchestration.partitions import Partitions, belongs, dimension_tags
 from curvas_assets.orchestration.staleness import REMOVED
 from curvas_assets.orchestration.under_way import short_name
 from curvas_assets.stages.places import partition_of, root_of
@@ -157,18 +157,15 @@ def _keys_of(run: dg.DagsterRun, graph: AssetGraph, instance: dg.DagsterInstance
 
 def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
     """Remove what stands of an orphan, markers first, so that none names what has gone."""
-    keys = [item.key for item in orphan.objects]
-    objects.delete(sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key)))
+    objects.delete(_markers_first(orphan.objects))
 
 
 def removal_event(graph: AssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
     """A removal event: Dagster cannot wipe one partition; with this version, it counts as missing if it returns."""
-    definition = graph.get(asset_key(orphan.asset)).partitions_def
-    dimensions: dict[str, str] = {}
-    if isinstance(definition, dg.MultiPartitionsDefinition):
-        dimensions = {f"dagster/partition/{name}": v for name, v in by_dimension(definition, orphan.partition).items()}
+    key = asset_key(orphan.asset)
+    dimensions = dimension_tags(graph.get(key).partitions_def, orphan.partition)
     return dg.AssetMaterialization(
-        asset_key(orphan.asset),
+        key,
         partition=orphan.partition,
         description="removed by remove_orphans: the study has it no more",
         metadata={"removed objects": len(orphan.objects), "removed bytes": orphan.size},
@@ -305,5 +302,10 @@ def remove_leftover(objects: ObjectStore, leftover: Leftover) -> None:
     """Remove it, a marker first."""
     if leftover.upload is not None:
         objects.give_up(leftover.upload)
-    keys = [item.key for item in leftover.objects]
-    objects.delete(sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key)))
+    objects.delete(_markers_first(leftover.objects))
+
+
+def _markers_first(items: Iterable[ObjectInfo]) -> list[str]:
+    """Keys in the order in which they are removed: a marker never names an object that is gone."""
+    keys = [item.key for item in items]
+    return sorted(keys, key=lambda key: (key.rpartition("/")[2] not in MARKERS, key.count("/"), key))
