@@ -6,6 +6,7 @@
 - An edit of the study makes stale what it concerns and the report, and nothing else.
 - Jobs, schedules and sensors are there; only the registration of patients and `keep_going` run by default.
 - Two studies on one instance, each with its prefix, share neither assets nor patients.
+- The report is ready as soon as there are scores, with or without models.
 - Tags for clusters stand on the ops that need a GPU, and on no other.
 """
 
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -25,7 +27,8 @@ from curvas_assets.orchestration.execution import EXECUTORS, GPU_POOL, executor
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.stages.table import STAGES
+from curvas_assets.orchestration.study_run import StageRunner
+from curvas_assets.stages.table import REPORT, STAGES
 from curvas_assets.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,3 +216,13 @@ def test_two_studies_on_one_instance_are_kept_apart_by_their_prefixes(monkeypatc
         assert sorted(instance.get_dynamic_partitions("abdomen_patient")) == added["abdomen"]
         assert states[""].due(dg.AssetKey("scan")) == ["PHANTOM002"]
         assert states["abdomen"].due(dg.AssetKey(["abdomen", "scan"])) == ["PHANTOM003"]
+
+
+def test_a_report_waits_for_scores_and_for_nothing_else(definitions):
+    """Who uploaded predictions only has no model here, and none is needed."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        runner = StageRunner(SimpleNamespace(instance=instance, repository_def=definitions.get_repository_def()))
+        instance.add_dynamic_partitions("test_patient", ["UKCHLL003"])
+        assert not runner.is_ready(REPORT)
+        instance.report_runless_asset_event(dg.AssetMaterialization("scores", partition="UKCHLL003"))
+        assert runner.is_ready(REPORT)

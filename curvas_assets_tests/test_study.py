@@ -67,7 +67,7 @@ class Lineage:
         """What is due of a stage (or of these of its assets): a range of partitions in one run where they are all of
         them, else one by one."""
         assets = assets or STAGES[stage]
-        partitions = list(dict.fromkeys(p for asset in assets for p in self.due(asset)))
+        partitions = self.due(assets[0])
         job = self.definitions.resolve_job_def(stage)
         if partitions and partitions[0] is not None and len(partitions) > 1:
             tags = [

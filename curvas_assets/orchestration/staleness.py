@@ -171,16 +171,14 @@ class Staleness:
         """Whether everything a partition is made from has been materialised."""
         return not self.missing_parents(key, partition)
 
-    def missing_parents(
-        self, key: dg.AssetKey, partition: str | None, beside: Collection[dg.AssetKey] = ()
-    ) -> list[str]:
-        """The inputs of a partition that do not exist yet, without the assets in `beside`.
+    def missing_parents(self, key: dg.AssetKey, partition: str | None) -> list[str]:
+        """The inputs of a partition that do not exist yet.
 
         A table over all patients is made from the partitions that exist: its parent is missing only if none exists.
         """
         missing: list[str] = []
         for parent in sorted(self.graph.get(key).parent_keys):
-            if parent in beside or self.graph.get(parent).is_external:
+            if self.graph.get(parent).is_external:
                 continue
             wanted = self._parent_partitions(key, partition, parent)
             absent = [one for one in wanted if not self._of(parent).has(one)]

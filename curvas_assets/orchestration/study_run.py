@@ -138,7 +138,7 @@ class StageRunner:
 
     def is_ready(self, stage: str) -> bool:
         """Whether what a stage of tables is made from exists."""
-        return not self._missing_from_outside(Staleness(self.graph, self.instance), keys_of(stage))
+        return Staleness(self.graph, self.instance).ready(keys_of(stage)[0], None)
 
     def run(self, stage: str, assets: Sequence[str] = ()) -> list[str]:
         """Make what is due of a stage, or of some of its assets, and return the names of what could not be made.
@@ -186,7 +186,7 @@ class StageRunner:
             if theirs:  # tables follow one another: after those that are being made
                 return {}, theirs
             cells: list[AssetPartition] = [(key, None) for key in keys]
-            if missing := self._missing_from_outside(staleness, keys):
+            if missing := staleness.missing_parents(keys[0], None):
                 self.context.log.error(f"{stage} has to wait for {', '.join(missing)}")
                 tried.update(dict.fromkeys(cells, MOST_LAUNCHES))
                 return {}, {}
@@ -206,11 +206,6 @@ class StageRunner:
                     tried[key, partition] += MOST_LAUNCHES
             runs += [self._launch(stage, [key], batch) for batch in self._batches(key, ready)]
         return {one: asset_partitions_of(self.graph, self.instance, self._run(one)) for one in runs}, theirs
-
-    def _missing_from_outside(self, staleness: Staleness, keys: Sequence[dg.AssetKey]) -> list[str]:
-        """The missing inputs of the tables of one run, without these tables themselves."""
-        missing = [one for key in keys for one in staleness.missing_parents(key, None, beside=keys)]
-        return list(dict.fromkeys(missing))
 
     def _run(self, run_id: str) -> dg.DagsterRun:
         run = self.instance.get_run_by_id(run_id)

@@ -342,10 +342,12 @@ def asset(name: str) -> Asset:
 
 
 STAGES = {
-    job: tuple(row.name for row in ASSETS if job in row.jobs)
+    job: tuple(row.name for row in sorted((r for r in ASSETS if job in r.jobs), key=lambda r: r.jobs[0] != job))
     for job in sorted(dict.fromkeys(job for row in ASSETS for job in row.jobs), key=lambda job: job == REPORT)
 }
-"""Stage job → names of the assets it makes, in the order in which a study runs: that of the rows, the report last."""
+"""Stage job → names of the assets it makes, in the order in which a study runs: that of the rows, the report last. A stage begins
+with an asset of its own, whose inputs it waits for; what it makes beside another stage stands last.
+"""
 COST_ROWS = {
     cost: tuple(row.name for row in ASSETS if row.cost == cost) for cost in dict.fromkeys(row.cost for row in ASSETS)
 }
