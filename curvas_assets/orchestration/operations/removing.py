@@ -3,6 +3,7 @@ removes only what a person has read and confirmed.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import dagster as dg
@@ -85,9 +86,8 @@ def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None
         )
         return dg.Output(None, metadata={"removed": False, **facts})
     if others := session.other_runs():
-        names = ", ".join(map(short_name, others[:5]))
         raise dg.Failure(
-            f"{len(others)} other runs have not ended ({names}): nothing was removed. Wait for them, or end them.",
+            f"{_not_ended(others)}: nothing was removed. Wait for them, or end them.",
             allow_retries=False,
         )
     removed = emptying.empty(objects, prefix, settings.confirm.strip(), session.tell)
@@ -101,6 +101,10 @@ def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None
             "keys": dg.MetadataValue.json({item.key: item.size for item in removed.objects}),
         },
     )
+
+
+def _not_ended(others: Sequence[dg.DagsterRun]) -> str:
+    return f"{len(others)} other runs have not ended ({', '.join(map(short_name, others[:5]))})"
 
 
 def _remove_orphans(session: Session, settings: RemoveOrphans) -> dg.Output[None]:
@@ -146,10 +150,8 @@ def _sweep(session: Session, settings: Sweep) -> dg.Output[None]:
     before = objects.clock() if settings.young_too else None
     others = session.other_runs()
     if settings.young_too and others:
-        names = ", ".join(map(short_name, others[:5]))
         raise dg.Failure(
-            f"{len(others)} other runs have not ended ({names}), which may have written it: nothing was removed. Wait, or leave "
-            "young_too off.",
+            f"{_not_ended(others)}, which may have written it: nothing was removed. Wait, or leave young_too off.",
             allow_retries=False,
         )
     found = leftovers.find_leftovers(objects, session.layout, session.context.log.warning, before)
