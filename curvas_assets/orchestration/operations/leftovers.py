@@ -13,7 +13,7 @@ import dagster as dg
 import pandas as pd
 
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError, StudyError
-from curvas_assets.orchestration.asset_keys import asset_key
+from curvas_assets.orchestration.asset_keys import asset_key, name_of
 from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
@@ -130,10 +130,10 @@ def at_work(
         selected = set(run.asset_selection or ())
         upstream = {a for key in selected if graph.has(key) for a in graph.get_ancestor_asset_keys(key)} - selected
         keys = _keys_of(run, graph, instance)
+        made, read = set(map(name_of, selected)), set(map(name_of, upstream))
         for orphan in orphans:
-            asset = asset_key(orphan.asset)
-            if (asset in selected and (keys is None or orphan.partition in keys)) or (
-                asset in upstream
+            if (orphan.asset in made and (keys is None or orphan.partition in keys)) or (
+                orphan.asset in read
                 and (keys is None or set(orphan.partition.split(SEPARATOR)) & {n for k in keys for n in _names(k)})
             ):
                 busy.append(short_name(run))
