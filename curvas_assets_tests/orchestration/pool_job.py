@@ -12,26 +12,32 @@ from curvas_assets.orchestration.execution import StageNeeds
 from curvas_assets.study import load_study
 
 NEEDS = StageNeeds.of(load_study("phantom"))
+PATIENCE_SECONDS = 60.0
 
 
-def note(name: str, seconds: float) -> None:
+def note(name: str, beside: str) -> None:
+    """Write when this step ran. Beside steps in processes of their own, it stays until one of the other kind has begun,
+    however slowly processes start."""
+    folder, unique = Path(os.environ["POOL_NOTES"]), f"{name}-{os.getpid()}-{time.monotonic_ns()}"
     start = time.monotonic()
-    time.sleep(seconds)
-    Path(os.environ["POOL_NOTES"], f"{name}-{os.getpid()}-{time.monotonic_ns()}").write_text(
-        f"{start} {time.monotonic()}"
-    )
+    (folder / f"{unique}.begun").touch()
+    one_by_one = "POOL_IN_PROCESS" in os.environ
+    while not (one_by_one or any(folder.glob(f"{beside}-*.begun"))) and time.monotonic() < start + PATIENCE_SECONDS:
+        time.sleep(0.05)
+    time.sleep(0.3)  # two holders of one device would overlap
+    (folder / f"{unique}.span").write_text(f"{start} {time.monotonic()}")
 
 
 @dg.op(pool=NEEDS.training.pool, tags=NEEDS.training.op_tags)
 def gpu_step(context: dg.OpExecutionContext) -> None:
     with leased_device(context.log.info) as device:
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == device
-        note(f"gpu-{device}", 0.6)
+        note(f"gpu-{device}", beside="cpu")
 
 
 @dg.op(tags=NEEDS.table.op_tags)
 def cpu_step() -> None:
-    note("cpu", 2.0)
+    note("cpu", beside="gpu")
 
 
 @dg.job(executor_def=dg.multiprocess_executor)

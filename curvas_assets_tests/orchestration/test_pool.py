@@ -120,9 +120,9 @@ def _run_two_jobs(folder: Path, names: str) -> dict[str, list[tuple[float, float
         for run in runs:
             run.kill()
     spans = defaultdict(list)
-    for file in notes.iterdir():
+    for file in notes.glob("*.span"):
         start, end = map(float, file.read_text().split())
-        spans[file.name.rsplit("-", 2)[0]].append((start, end))
+        spans[file.stem.rsplit("-", 2)[0]].append((start, end))
     return {name: sorted(found) for name, found in spans.items()}
 
 

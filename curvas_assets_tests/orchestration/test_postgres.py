@@ -61,7 +61,7 @@ def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, 
                 told += [str(run), *map(str, events)]
         with sqlalchemy.create_engine(url).connect() as connection:
             assert connection.execute(sqlalchemy.text("select count(*) from runs")).scalar() == RUNS
-        spans = sorted(_span(file) for file in notes.iterdir() if file.name.startswith("gpu-None"))
+        spans = sorted(_span(file) for file in notes.glob("gpu-None-*.span"))
         assert len(spans) == 2 * RUNS
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         objects = connect(S3Settings.from_environment(bucket_environment))
