@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 
 from curvas_assets.ensembling import stream_ensembles
+from curvas_assets.geometry import Grid
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, tables
@@ -84,7 +85,7 @@ def stages(store: ObjectStore, scratch: Path) -> list[Stage]:
             raise AssertionError(f"{what} is not what was written")
 
     def volume(key: str) -> None:
-        with SoftmaxWriter(store, key, SHAPE, class_names=NAMES, spacing_mm=(1, 1, 1)) as writer:
+        with SoftmaxWriter(store, key, Grid.with_voxels(SHAPE[1:], (1, 1, 1)), class_names=NAMES) as writer:
             for z0 in range(0, SHAPE[1], 16):
                 writer.write(z0, p[:, z0 : z0 + 16])
 
@@ -126,10 +127,8 @@ def stages(store: ObjectStore, scratch: Path) -> list[Stage]:
         with MapWriter(
             store,
             "output/P2/e/labels.nii.gz",
-            SHAPE[1:],
+            Grid.with_voxels(SHAPE[1:], (1, 1, 1)),
             kind="labels",
-            spacing_mm=(1, 1, 1),
-            affine=np.eye(4),
             scratch=scratch,
         ) as writer:
             writer.write(0, p.argmax(axis=0).astype(np.uint8))

@@ -172,14 +172,14 @@ def _child(name: str, folder: Path, shape: tuple[int, int, int], **environment: 
 
 
 def _stored(folder: Path, shape: tuple[int, int, int], model: int) -> Any:
+    from curvas_assets.geometry import Grid
     from curvas_assets.storage.objects import FolderObjects
     from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
 
     store, name = FolderObjects(folder), f"{'x'.join(map(str, shape))}-{model}"
     if store.head(f"{name}/zarr.json") is None:
-        with SoftmaxWriter(
-            store, name, (4, *shape), class_names=list(phantoms.CLASSES), spacing_mm=phantoms.SPACING_MM
-        ) as writer:
+        grid = Grid.with_voxels(shape, phantoms.SPACING_MM)
+        with SoftmaxWriter(store, name, grid, class_names=list(phantoms.CLASSES)) as writer:
             for z0, slab in phantoms.softmax_slabs(shape, model, confident=True):
                 writer.write(z0, slab)
     return open_softmax(store, name)

@@ -27,6 +27,7 @@ from uuid import uuid4
 import numpy as np
 
 from curvas_assets.errors import StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.stages.train import Checkpoints
 from curvas_assets.storage import directories, softmax, versions
@@ -194,7 +195,7 @@ class Volumes:
 
     def write(self, store: Any, key: str, content: str) -> None:
         p = self.volumes[content]
-        with softmax.SoftmaxWriter(store, key, p.shape, class_names="abc", spacing_mm=(1, 1, 1)) as writer:
+        with softmax.SoftmaxWriter(store, key, Grid.with_voxels(p.shape[1:], (1, 1, 1)), class_names="abc") as writer:
             writer.write(0, p)
 
     def read(self, store: Any, key: str) -> str:

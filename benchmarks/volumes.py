@@ -27,6 +27,7 @@ from numba import njit, prange
 
 from benchmarks import phantoms
 from benchmarks.phantoms import CLASSES, FULL_SIZE, ORGANS, SPACING_MM
+from curvas_assets.geometry import Grid
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.orchestration.usage import PeakMemory
 from curvas_assets.storage.connection import S3Settings, connect
@@ -79,10 +80,8 @@ def writer(key: str, shape: Shape, predictor: str) -> SoftmaxWriter:
     return SoftmaxWriter(
         store(),
         key,
-        (len(CLASSES), *shape),
+        Grid(shape, AFFINE),
         class_names=CLASSES,
-        spacing_mm=SPACING_MM,
-        affine=AFFINE,
         provenance={"patient": "P1", "predictor": predictor},
     )
 
@@ -309,7 +308,7 @@ def part_nnunet(shape: Shape) -> dict[str, Any]:
             path = Path(folder, f"m{i}.npz")
             with Clock() as export:  # the last lines of nnU-Net's export_prediction_from_logits
                 np.savez_compressed(path, probabilities=softmax)
-                properties = nnunet_properties(shape, AFFINE)
+                properties = nnunet_properties(Grid(shape, AFFINE))
                 path.with_suffix(".pkl").write_bytes(pickle.dumps(properties))
                 SimpleITKIO().write_seg(
                     softmax.argmax(axis=0).astype(np.uint8), str(path.with_suffix(".nii.gz")), properties

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import CurvasError
+from curvas_assets.geometry import SAME_SPACING, Grid
 
 
 def as_path(value: Any, *, attempted: str, subject: str, error: type[CurvasError]) -> Path:
@@ -91,6 +92,34 @@ def as_affine(value: Any, *, attempted: str, subject: str, error: type[CurvasErr
             attempted, subject, found, "Give the affine of the scan, 4 × 4 finite numbers, as nibabel gives it."
         )
     return np.asarray(array, np.float64)
+
+
+def as_grid(
+    shape: Any, spacing_mm: Any, affine: Any, *, attempted: str, subject: str, error: type[CurvasError]
+) -> Grid:
+    """The grid of a volume from what a user gives of it; an error of the kind given for anything else.
+
+    Args:
+        shape: voxels along (Z, Y, X).
+        spacing_mm: voxel size along (Z, Y, X); None takes the affine's, or 1 mm without one.
+        affine: as nibabel gives it; None puts the volume at the world's origin, in the order LPS.
+        attempted: what the grid is wanted for, for the message.
+        subject: whose it is.
+        error: the kind of error to raise.
+    """
+    told: Any = {"attempted": attempted, "subject": subject, "error": error}
+    voxels = as_shape(shape, **told)
+    spacing = None if spacing_mm is None else as_spacing(spacing_mm, **told)
+    if affine is None:
+        return Grid.with_voxels(voxels, spacing or (1.0, 1.0, 1.0))
+    grid = Grid(voxels, as_affine(affine, **told))
+    if not min(grid.spacing_mm) > 0:
+        found = f"an affine with voxels of {grid.spacing_mm} mm (z, y, x)"
+        raise error(attempted, subject, found, "Give the affine of the scan, as nibabel gives it.")
+    if spacing is not None and not np.allclose(spacing, grid.spacing_mm, rtol=SAME_SPACING, atol=0):
+        found = f"voxels of {spacing} mm (z, y, x), and of {grid.spacing_mm} mm by the affine"
+        raise error(attempted, subject, found, "Give the affine alone; it says the voxel size.")
+    return grid
 
 
 def to_array(values: Any) -> npt.NDArray[Any] | None:

@@ -24,6 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 from curvas_assets.errors import CurvasError
 from curvas_assets.geometry import (
     ROUNDING_DEGREES,
+    SAME_SPACING,
     TILT_DEGREES,
     Grid,
     itk_affine,
@@ -40,8 +41,6 @@ RECORD = "voxel_order"
 """Where an order stands in `dataset.json`; nnU-Net leaves unknown keys alone."""
 READERS: dict[str, str | None] = {"SimpleITKIO": None, "NibabelIO": None, "NibabelIOWithReorient": "RAS"}
 """nnU-Net's readers of NIfTI, and the order each brings a scan into; None leaves it in the file's."""
-SAME_SPACING = 1e-5
-"""Relative tolerance; float32 rounding of a spacing stays below it."""
 DAMAGED = (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 """What nibabel raises for a file that is none, or is cut short."""
 
@@ -102,16 +101,9 @@ def is_order(value: Any) -> bool:
     return isinstance(value, str) and sorted(pairs.get(letter, 3) for letter in value) == [0, 1, 2]
 
 
-def turned_geometry(
-    shape: Sequence[int], affine: npt.ArrayLike, order: str | None
-) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
-    """Shape (Z, Y, X) and affine of the same grid in another voxel order."""
-    affine = np.asarray(affine, np.float64)
-    z, y, x = map(int, shape)
-    if order is None:
-        return (z, y, x), affine
-    turned = reordered_grid(Grid((z, y, x), affine), _orientation(order, affine))
-    return turned.shape, turned.affine
+def turned_grid(grid: Grid, order: str | None) -> Grid:
+    """The same grid in another voxel order; None leaves it as it is."""
+    return grid if order is None else reordered_grid(grid, _orientation(order, grid.affine))
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

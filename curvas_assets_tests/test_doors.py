@@ -256,18 +256,18 @@ def test_text_is_a_path(patient, tmp_path):
     one, other = read_patient(patient, STUDY), read_patient(str(patient), "phantom")
     np.testing.assert_array_equal(one.scan, other.scan)
     np.testing.assert_array_equal(read_annotations(str(patient), "phantom")[...], one.annotations)
-    assert Predictor("phantom").open(str(patient / "image.nii.gz"), "P").shape == one.scan.shape
+    assert Predictor("phantom").open(str(patient / "image.nii.gz"), "P").grid.shape == one.scan.shape
     (tmp_path / "of.yaml").write_text(
         (Path(load_study.__code__.co_filename).parent / "studies/phantom.yaml").read_text()
     )
     assert load_study(str(tmp_path / "of.yaml")) == load_study(tmp_path / "of.yaml") == load_study(STUDY) == STUDY
     write_softmax(str(tmp_path / "v.zip"), torch.from_numpy(SOFTMAX), spacing_mm=[3, 1, 1])
     volume = read_softmax(str(tmp_path / "v.zip"))
-    assert volume.spacing_mm == (3, 1, 1)
+    assert volume.grid.spacing_mm == (3, 1, 1)
     files = export_nnunet_prediction(volume, str(tmp_path / "new" / "out"), "case")
     store = FolderObjects(tmp_path / "store")
     names = list(volume.class_names)
-    given = {"class_names": names, "shape": list(SHAPE), "affine": volume.affine.tolist()}
+    given = {"class_names": names, "shape": list(SHAPE), "affine": volume.grid.affine.tolist()}
     facts = import_nnunet_prediction(str(files.probabilities), str(files.labels), store, "k", **given)
     assert facts.label_voxels == (int(np.prod(SHAPE)), 0)
     for name, odd in {
@@ -356,7 +356,8 @@ def test_write_softmax_refuses_and_leaves_no_file(odd, tmp_path):
 @pytest.mark.parametrize(
     "odd",
     [*({"spacing_mm": value} for value in SPACINGS if value is not None),
-     *({"affine": value} for value in (3, "x", np.eye(3), np.full((4, 4), np.inf))),
+     *({"affine": value} for value in (3, "x", np.eye(3), np.full((4, 4), np.inf), np.zeros((4, 4)))),
+     {"spacing_mm": (3, 1, 1), "affine": np.eye(4)},
      *({"class_names": value} for value in ("abc", ["a"], 3, ["a", "b", "c"], [])),
      *({"provenance": value} for value in (3, {"a": object()}, "text"))],
     ids=shown,

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.geometry import displacement_mm, order_of, same_place
+from curvas_assets.geometry import Grid, displacement_mm, order_of, same_place
 from curvas_assets.segmentation import prediction as module
 from curvas_assets.segmentation.prediction import Predictor, _Model
 from curvas_assets.voxel_order import (
@@ -33,7 +33,7 @@ from curvas_assets.voxel_order import (
     itk_reads,
     open_image,
     read_voxels,
-    turned_geometry,
+    turned_grid,
     turned_image,
 )
 from curvas_assets_tests.strategies import LETTERS, ORDERS, oblique_images
@@ -58,15 +58,15 @@ def _by_place(labels, affine):
 def test_turning_is_lossless_and_keeps_the_place_of_every_label(image, order):
     own = np.asarray(image.dataobj).transpose(2, 1, 0)
     turn = Turn.to(order, image.affine)
-    shape, affine = turned_geometry(own.shape, image.affine, order)
+    grid = turned_grid(Grid.of(image), order)
     handed = turn.forth(own)
-    assert handed.shape == shape
-    assert order_of(affine) == order
+    assert handed.shape == grid.shape
+    assert grid.orientation == order
     np.testing.assert_array_equal(turn.back(handed), own)
     exact = np.arange(own.size).reshape(own.shape)  # every voxel its own label
     there = turn.forth(exact)
     places = np.empty((own.size, 3))
-    places[there.ravel()] = apply_affine(affine, np.argwhere(np.ones(shape, bool))[:, ::-1])
+    places[there.ravel()] = apply_affine(grid.affine, np.argwhere(np.ones(grid.shape, bool))[:, ::-1])
     np.testing.assert_allclose(
         places, apply_affine(image.affine, np.argwhere(np.ones(own.shape, bool))[:, ::-1]), atol=1e-9
     )
@@ -99,11 +99,11 @@ def test_a_canonical_file_leaves_no_reader_a_choice(image, slope, inter):
         assert order_of(turned.affine) == CANONICAL
         assert turned.get_data_dtype() == own.get_data_dtype()
         assert (turned.dataobj.slope, turned.dataobj.inter) == (slope, inter)
-        shape, affine = turned_geometry(own.shape[::-1], own.affine, CANONICAL)
+        expected = turned_grid(Grid.of(own), CANONICAL)
         for place in (turned.get_sform(), turned.get_qform()):
-            assert displacement_mm(place, affine, shape) < 5e-2
-            assert same_place(place, affine, shape, 1e-2)
-        assert itk_reads(path, affine)
+            assert displacement_mm(expected.read_as(place), expected) < 5e-2
+            assert same_place(expected.read_as(place), expected, 1e-2)
+        assert itk_reads(path, expected.affine)
         read, _ = SimpleITKIO().read_images([str(path)])
         np.testing.assert_array_equal(read[0], Turn.to(CANONICAL, own.affine).forth(own.get_fdata().transpose(2, 1, 0)))
 
@@ -169,7 +169,7 @@ def test_a_prediction_that_repeats_the_scan_lies_on_the_scans_own_voxels(image, 
             softmax = np.concatenate([slab for _, slab in prediction.slabs], axis=1)
     assert prediction.shape == softmax.shape == (4, *own.shape)
     np.testing.assert_array_equal(softmax.argmax(axis=0), own)
-    assert _by_place(softmax.argmax(axis=0), prediction.affine) == _by_place(own, image.affine)
+    assert _by_place(softmax.argmax(axis=0), prediction.grid.affine) == _by_place(own, image.affine)
 
 
 def test_what_a_qform_rounds_is_the_same_place_and_a_turn_or_a_shift_is_not():
@@ -182,17 +182,18 @@ def test_what_a_qform_rounds_is_the_same_place_and_a_turn_or_a_shift_is_not():
         affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3]
         image.header.set_zooms((0.8,) * 3)
         image.set_qform(affine, 1)
-        assert same_place(image.get_qform(), affine, shape, 0.1)
-        worst = max(worst, displacement_mm(image.get_qform(), affine, shape))
+        grid = Grid(shape, affine)
+        assert same_place(grid.read_as(image.get_qform()), grid, 0.1)
+        worst = max(worst, displacement_mm(grid.read_as(image.get_qform()), grid))
         turn = np.deg2rad(0.15)
         turned = affine.copy()
         turned[:3, :3] = (
             np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) @ affine[:3, :3]
         )
-        assert not same_place(turned, affine, shape, 0.1)
+        assert not same_place(grid.read_as(turned), grid, 0.1)
         shifted = affine.copy()
         shifted[0, 3] += 0.2
-        assert not same_place(shifted, affine, shape, 0.1)
+        assert not same_place(grid.read_as(shifted), grid, 0.1)
     assert worst > 0.1  # the rounding is there
 
 

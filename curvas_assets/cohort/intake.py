@@ -51,8 +51,7 @@ class Patient:
         id: the patient's whole name, e.g. UKCHLL077.
         scan: CT in HU, int16 (or float32 if the file holds fractions), (Z, Y, X).
         annotations: one label map per annotator in the study's order, uint8 (R, Z, Y, X).
-        spacing_mm: voxel size along (Z, Y, X), mm.
-        affine: of the image as nibabel gives it: voxel (x, y, z) → RAS+ mm. ITK reads the same, or the patient is refused.
+        grid: of the image as nibabel reads it. ITK reads the same, or the patient is refused.
         facts: geometry, intensities, organ volumes and agreement, ready for JSON.
         warnings: what is odd, each a sentence.
         exclusions: rows for the exclusion ledger: patient, annotator, organ, reason.
@@ -63,12 +62,21 @@ class Patient:
     id: str
     scan: npt.NDArray[Any]
     annotations: Labels
-    spacing_mm: tuple[float, float, float]
-    affine: npt.NDArray[np.float64]
+    grid: Grid
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
     exclusions: tuple[dict[str, str], ...] = field(default=())
     not_annotated: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along (Z, Y, X), mm."""
+        return self.grid.spacing_mm
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """Voxel (x, y, z) → RAS+ mm, as nibabel gives it."""
+        return self.grid.affine
 
 
 def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
@@ -116,8 +124,7 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         patient,
         scan,
         annotations,
-        grid.spacing_mm,
-        grid.affine,
+        grid,
         facts,
         (*read.warnings, *implausible_intensities(facts)),
         tuple(read.exclusions),
@@ -148,13 +155,12 @@ def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLab
     return annotations
 
 
-def bring_onto_scan(path: str | Path, shape: Sequence[int], affine: npt.ArrayLike) -> bool:
+def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
     """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is.
 
     Args:
         path: the annotation, which `read_patient` has taken in; replaced if its voxel order or its header is not the scan's.
-        shape: of the scan, (Z, Y, X).
-        affine: of the scan, voxel (x, y, z) → RAS+ mm; becomes the annotation's.
+        scan: the scan's grid, which becomes the annotation's.
 
     Returns:
         Whether the file was replaced.
@@ -164,14 +170,13 @@ def bring_onto_scan(path: str | Path, shape: Sequence[int], affine: npt.ArrayLik
     """
     path = Path(path)
     image = nib.Nifti1Image.from_filename(path)
-    z, y, x = (int(n) for n in shape)
-    scan, stored = Grid((z, y, x), np.asarray(affine, np.float64)), Grid.of(image)
+    stored = Grid.of(image)
     order = geometry.voxel_order(stored, scan)
     turned = geometry.reordered_grid(stored, order)
     if turned.shape != scan.shape:
         found = f"it has {_by(turned.shape)} voxels in the scan's order, the scan {_by(scan.shape)} (Z × Y × X)"
         raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
-    if geometry.is_same_order(order) and geometry.displacement_mm(turned.affine, scan.affine, scan.shape) <= SAME_MM:
+    if geometry.is_same_order(order) and geometry.displacement_mm(turned, scan) <= SAME_MM:
         return False
     labels = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, path.parent.name, path.name):
@@ -471,8 +476,8 @@ def _require_same_grid(
         found = f"the annotation's spacing is {_mm(spacing[0])} mm{also}, the image's {_mm(spacing[1])}"
         tolerance = f" (tolerance {study.intake.spacing_tolerance_mm:g})"
         raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
-    if not geometry.same_place(turned.affine, ours.affine, ours.shape, study.intake.origin_tolerance_mm):
-        far = geometry.displacement_mm(turned.affine, ours.affine, ours.shape)
+    if not geometry.same_place(turned, ours, study.intake.origin_tolerance_mm):
+        far = geometry.displacement_mm(turned, ours)
         found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
         tolerance = f" (tolerance {study.intake.origin_tolerance_mm:g})"
         raise PatientError(attempt, patient, found + tolerance, RESAMPLE)

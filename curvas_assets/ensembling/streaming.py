@@ -13,6 +13,7 @@ from numba import njit, prange
 from curvas_assets.codes import NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
 from curvas_assets.entropy import divided, entropy_term
 from curvas_assets.errors import EnsembleError
+from curvas_assets.geometry import Grid
 from curvas_assets.parallel import PARALLEL
 
 Map = npt.NDArray[np.float32]
@@ -23,7 +24,7 @@ class Member(Protocol):
 
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
-    spacing_mm: tuple[float, ...]
+    grid: Grid
     provenance: dict[str, Any]
     levels: Levels
 
@@ -214,8 +215,9 @@ def _require_agreement(members: Mapping[str, Member]) -> None:
         ):
             if ours != theirs:
                 raise _disagreement(first_name, name, what, ours, theirs)
-        if not np.allclose(first.spacing_mm, member.spacing_mm, rtol=0, atol=1e-6):
-            raise _disagreement(first_name, name, "spacing", first.spacing_mm, member.spacing_mm)
+        ours, theirs = first.grid.spacing_mm, member.grid.spacing_mm
+        if not np.allclose(ours, theirs, rtol=0, atol=1e-6):
+            raise _disagreement(first_name, name, "spacing", ours, theirs)
 
 
 def _disagreement(one: str, other: str, what: str, ours: object, theirs: object) -> EnsembleError:

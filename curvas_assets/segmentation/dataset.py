@@ -21,11 +21,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import displacement_mm, order_of, same_place, spacing_of
+from curvas_assets.geometry import Grid, displacement_mm, order_of, same_place
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD, itk_reads, open_image, turned_geometry, turned_image
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD, itk_reads, open_image, turned_grid, turned_image
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
@@ -247,18 +247,18 @@ def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArra
     """A label map (X, Y, Z) on the voxels of an image in the canonical order, from a file in any order."""
     told: Any = {"attempted": f"comparing {path.name} with its scan", "subject": patient, "error": SegmentationError}
     drawn = open_image(path, **told)
-    shape, affine = turned_geometry(drawn.shape[::-1], drawn.affine, CANONICAL)
+    turned, scan = turned_grid(Grid.of(drawn), CANONICAL), Grid.of(image)
     tolerance = study.intake.origin_tolerance_mm
-    if shape != image.shape[::-1] or not same_place(affine, image.affine, shape, tolerance):
-        apart = displacement_mm(affine, image.affine, image.shape[::-1])
+    if turned.shape != scan.shape or not same_place(turned, scan, tolerance):
+        apart = displacement_mm(turned, scan)
         raise SegmentationError(
             told["attempted"],
             patient,
-            f"the annotation has {shape} voxels (z, y, x), the scan {image.shape[::-1]}; their corners are up to "
+            f"the annotation has {turned.shape} voxels (z, y, x), the scan {scan.shape}; their corners are up to "
             f"{apart:.4g} mm apart (tolerance {tolerance:g})",
             "Give the annotation of this scan, on its voxels.",
         )
-    sizes = spacing_of(affine), spacing_of(image.affine)
+    sizes = turned.spacing_mm, scan.spacing_mm
     if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
         theirs, ours = (" × ".join(f"{size:.4g}" for size in each) for each in sizes)
         raise SegmentationError(

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.affines import voxel_sizes
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.geometry import order_of
+from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_path
 from curvas_assets.segmentation.requirements import (
     Told,
@@ -51,15 +50,8 @@ class PreparedScan:
 
     image: Path
     patient: str
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    affine: npt.NDArray[np.float64]
+    grid: Grid
     preprocessed: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict, repr=False)
-
-    @property
-    def order(self) -> str:
-        """Its voxel order, such as LPS."""
-        return order_of(self.affine)
 
 
 @dataclass(frozen=True)
@@ -67,20 +59,23 @@ class Prediction:
     """A softmax volume that is computed as it is read, once.
 
     Args:
-        shape: (C, Z, Y, X) of the original scan.
-        spacing_mm: voxel size along (Z, Y, X).
-        affine: of the scan, as nibabel gives it.
+        classes: C, background included.
+        grid: of the original scan.
         device: `cuda …`, `mps` or `cpu`.
         memory_bytes: host memory that was estimated before the start.
         slabs: (z0, probabilities float32 (C, dz, Y, X)) from the first slice to the last.
     """
 
-    shape: tuple[int, int, int, int]
-    spacing_mm: tuple[float, float, float]
-    affine: npt.NDArray[np.float64]
+    classes: int
+    grid: Grid
     device: str
     memory_bytes: int
     slabs: Iterator[SoftmaxSlab] = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, Z, Y, X)."""
+        return self.classes, *self.grid.shape
 
 
 @dataclass(frozen=True)
@@ -130,10 +125,7 @@ class Predictor:
         """
         told: Any = {"attempted": "opening the scan", "subject": str(patient), "error": SegmentationError}
         opened = open_image(image, **told)
-        affine = np.asarray(opened.affine, np.float64)
-        x, y, z = (int(n) for n in opened.shape)
-        sx, sy, sz = (float(s) for s in voxel_sizes(affine))
-        return PreparedScan(Path(opened.get_filename()), str(patient), (z, y, x), (sz, sy, sx), affine)
+        return PreparedScan(Path(opened.get_filename()), str(patient), Grid.of(opened))
 
     def predict(self, scan: PreparedScan, model_folder: str | Path) -> Prediction:
         """Predict a patient by one model.
@@ -158,11 +150,10 @@ class Predictor:
             logits = self._logits(model, data)
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(scan, model, error) or error from error
-        classes = len(self.study.class_names)
         slabs = _explaining_memory(
-            scan, model, _export(logits, model.plans, model.configuration, properties, scan.shape, turn)
+            scan, model, _export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn)
         )
-        return Prediction((classes, *scan.shape), scan.spacing_mm, scan.affine, self._device_name(), needed, slabs)
+        return Prediction(len(self.study.class_names), scan.grid, self._device_name(), needed, slabs)
 
     def rehearse(self, model_folder: str | Path, scratch: Path) -> None:
         """Take a made-up scan through all of a prediction but the network, so that plans that cannot be followed show.
@@ -185,8 +176,8 @@ class Predictor:
         turn = self._turn(scan, model)
         data, properties = self._preprocess(scan, model)
         logits = torch.zeros((len(self.study.class_names), *data.shape[1:]))
-        for _, slab in _export(logits, model.plans, model.configuration, properties, scan.shape, turn):
-            assert slab.shape[1:] == scan.shape, slab.shape
+        for _, slab in _export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn):
+            assert slab.shape[1:] == scan.grid.shape, slab.shape
 
     def load(self, folder: str | Path) -> _Model:
         """The network of a model folder, ready.
@@ -270,15 +261,15 @@ class Predictor:
 
     def _turn(self, scan: PreparedScan, model: _Model) -> Turn:
         """From the scan's voxel order to the one that the model knows."""
-        if model.order is None and scan.order != CANONICAL:
+        if model.order is None and scan.grid.orientation != CANONICAL:
             raise SegmentationError(
                 "predicting",
                 f"{scan.patient} by {model.name}",
-                f"the scan's voxel order is {scan.order}, and the model does not say on which order it was trained",
+                f"the scan's voxel order is {scan.grid.orientation}, and the model does not say on which order it was trained",
                 f"Upload the model again with voxel_order ({RECORD} in its dataset.json), the order of its training scans "
                 "such as LPS; or train it again: preprocessed_dataset, then trained_model.",
             )
-        return Turn.to(model.order, scan.affine)
+        return Turn.to(model.order, scan.grid.affine)
 
     def _preprocess(self, scan: PreparedScan, model: _Model) -> tuple[Any, dict[str, Any]]:
         """nnU-Net's preprocessing, once per patient and distinct setting."""
@@ -305,12 +296,11 @@ class Predictor:
 
     def _require_memory(self, scan: PreparedScan, model: _Model) -> int:
         """The estimated memory, bytes; an error if less is free."""
-        needed = estimate_memory(
-            scan.shape, scan.spacing_mm, model.configuration.configuration["spacing"], len(self.study.class_names)
-        )
+        target_spacing_mm = model.configuration.configuration["spacing"]
+        needed = estimate_memory(scan.grid, target_spacing_mm, classes=len(self.study.class_names))
         available = available_memory() if self.memory_bytes is None else self.memory_bytes
         found = (
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.shape))} voxels, "
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels, "
             f"{available / 2**30:.1f} GiB are free"
         )
         subject = f"{scan.patient} by {model.name}"
@@ -331,19 +321,17 @@ class Predictor:
         return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def estimate_memory(
-    shape: Sequence[int], spacing_mm: Sequence[float], target_spacing_mm: Sequence[float], classes: int
-) -> int:
+def estimate_memory(grid: Grid, target_spacing_mm: Sequence[float], classes: int) -> int:
     """Host memory that predicting one scan takes at most, beside torch and nnU-Net themselves, bytes.
 
     Preprocessing takes most: the scan as it is read, cropped and normalised, and nnU-Net's cubic resampling, which works
     on float64 copies. Measured at 866 × 512 × 512 from 1.0 to 1.1 mm: 9.0 GiB (10.0 with the process), 9.3 by this
     estimate. Then come the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
     """
-    voxels = float(np.prod(shape, dtype=float))
+    voxels, spacing_mm = float(np.prod(grid.shape, dtype=float)), grid.spacing_mm
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
-    slab_voxels = SLAB * float(np.prod(shape[1:], dtype=float))
+    slab_voxels = SLAB * float(np.prod(grid.shape[1:], dtype=float))
     preprocessing = 26 * voxels + 20 * network_voxels
     window = 4 * network_voxels + 2 * (2 * classes + 2) * network_voxels
     return int(max(preprocessing, window + 6 * 4 * classes * slab_voxels))

@@ -63,7 +63,7 @@ def take_in(tools: Toolkit, patients: Sequence[str], checks: StepChecks) -> Iter
             "set": study.patient_set(patient),
             "group": study.patient_group(patient),
             "files": files,
-            "affine": found.affine.tolist(),
+            "affine": found.grid.affine.tolist(),
             "facts": found.facts,
             "warnings": list(found.warnings),
             "exclusions": [dict(row) for row in found.exclusions],
@@ -192,8 +192,8 @@ def _preview(study: Study, patient: intake.Patient) -> Picture:
     png = previews.preview_scan(
         patient.scan[z],
         list(patient.annotations[:, z]),
-        patient.spacing_mm,
-        orientation=patient.affine,
+        patient.grid.spacing_mm,
+        orientation=patient.grid.orientation,
         annotators=study.annotator_names,
         title=f"{patient.id}, slice {z}",
     )

@@ -108,10 +108,8 @@ class _Ensemble:
         self.volume = SoftmaxWriter(
             tools.objects,
             self.key,
-            self.first.shape,
+            self.first.grid,
             class_names=self.first.class_names,
-            spacing_mm=self.first.spacing_mm,
-            affine=self.first.affine,
             provenance={
                 "patient": patient,
                 "predictor": name,
@@ -131,10 +129,8 @@ class _Ensemble:
             writer = MapWriter(
                 self.tools.objects,
                 self.tools.layout.ensemble_map(self.patient, self.name, kind),
-                self.first.shape[1:],
+                self.first.grid,
                 kind="labels" if kind == "labels" else "entropy",
-                spacing_mm=self.first.spacing_mm,
-                affine=self.first.affine,
                 scratch=scratch,
             )
             self.maps[kind] = stack.enter_context(writer)
@@ -167,8 +163,8 @@ class _Ensemble:
         title = f"{self.name} of {self.patient}, slice {self._fullest}"
         preview = previews.preview_uncertainty(
             *self._slices,
-            spacing_mm=self.first.spacing_mm,
-            orientation=self.first.affine,
+            spacing_mm=self.first.grid.spacing_mm,
+            orientation=self.first.grid.orientation,
             class_names=self.first.class_names,
             title=title,
         )

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from curvas_assets import cohort as intake
 from curvas_assets.errors import CorruptArtefactError, PatientError, StudyError
+from curvas_assets.geometry import Grid
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
@@ -89,7 +92,13 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             ) from error
         if "facts" in record:
-            intake.bring_onto_scan(folder / file["name"], record["facts"]["shape"], record["affine"])
+            intake.bring_onto_scan(folder / file["name"], grid_of(record))
+
+
+def grid_of(record: dict[str, Any]) -> Grid:
+    """The grid of a patient's scan, from the record of the scan."""
+    z, y, x = record["facts"]["shape"]
+    return Grid((z, y, x), np.asarray(record["affine"], np.float64))
 
 
 def scored_region(study: Study, record: dict[str, Any]) -> list[list[int]]:

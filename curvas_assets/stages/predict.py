@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from curvas_assets.errors import DiskError, SegmentationError
-from curvas_assets.geometry import voxel_ml
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
@@ -89,10 +88,8 @@ def _store(
     with SoftmaxWriter(
         tools.objects,
         key,
-        prediction.shape,
+        prediction.grid,
         class_names=names,
-        spacing_mm=prediction.spacing_mm,
-        affine=prediction.affine,
         provenance={"patient": patient, "predictor": model, **made_by},
     ) as writer:
         for z0, slab in prediction.slabs:
@@ -100,7 +97,7 @@ def _store(
                 raise checks["sums_to_one"].refuse(cell, defect)
             writer.write(z0, slab)
     voxels = dict(zip(names, writer.facts.label_voxels, strict=True))
-    volumes_ml = {n: count * voxel_ml(prediction.affine) for n, count in voxels.items()}
+    volumes_ml = {n: count * prediction.grid.voxel_ml for n, count in voxels.items()}
     checks["sums_to_one"].look(cell)
     checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
     checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, tools.study.checks.volume_ml))
@@ -164,8 +161,8 @@ def preview_softmax(volume: SoftmaxVolume, title: str) -> Picture:
     png = previews.preview_softmax(
         None,
         volume.slab(z, z + 1)[:, 0],
-        spacing_mm=volume.spacing_mm,
-        orientation=volume.affine,
+        spacing_mm=volume.grid.spacing_mm,
+        orientation=volume.grid.orientation,
         class_names=volume.class_names,
         title=f"{title}, slice {z}",
     )

@@ -12,7 +12,7 @@ from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.patients import fetch_files, scored_region
+from curvas_assets.stages.patients import fetch_files, grid_of, scored_region
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.table import SCORES
 from curvas_assets.stages.toolkit import Toolkit
@@ -105,7 +105,7 @@ def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Pa
     z, y, x = (slice(start, stop) for start, stop in scored_region(study, record))
     return PatientReference(
         read_annotations(folder, study),
-        tuple(record["facts"]["spacing_mm"]),
+        grid_of(record).spacing_mm,
         organs=study.organs,
         region=(z, y, x),
         ece_bins=study.evaluation.ece_bins,

@@ -28,7 +28,7 @@ from curvas_assets.report.style import ImageFormat
 from curvas_assets.scoring import metric_table
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.compare import published_scores
-from curvas_assets.stages.patients import fetch_files
+from curvas_assets.stages.patients import fetch_files, grid_of
 from curvas_assets.stages.score import of_the_study
 from curvas_assets.stages.stored import Artefact, Artefacts
 from curvas_assets.stages.toolkit import Toolkit
@@ -250,7 +250,7 @@ def pictures(
     annotations = read_annotations(scratch / patient, study).only(drawn)
     z = most_disputed_slice(annotations)
     image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
-    spacing_mm, affine = tuple(record["facts"]["spacing_mm"]), np.asarray(record["affine"])
+    grid = grid_of(record)
     widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
     maps, belong = {}, open_softmax(objects, layout.softmax(patient, str(widest))).beside
     for name in ("entropy", "mutual_information", "labels"):
@@ -263,8 +263,8 @@ def pictures(
         image=image,
         annotations=annotations[:, z],
         annotators=tuple(study.annotator_names[i] for i in drawn),
-        spacing_mm=spacing_mm,
-        orientation=affine,
+        spacing_mm=grid.spacing_mm,
+        orientation=grid.orientation,
         predictor=str(widest),
         segmentation=np.asarray(maps["labels"].dataobj[:, :, z]).T,
         predictive_entropy=np.asarray(maps["entropy"].dataobj[:, :, z]).T,
@@ -273,8 +273,8 @@ def pictures(
     labels = np.asarray(maps["labels"].dataobj).transpose(2, 1, 0)
     step = tuple(-(-n // LARGEST_3D) for n in labels.shape)
     thinned = labels[tuple(slice(None, None, s) for s in step)]
-    z_mm, y_mm, x_mm = (float(s * n) for s, n in zip(spacing_mm, step, strict=True))
-    return [view], OrganView(patient, thinned, (z_mm, y_mm, x_mm), str(widest), affine)
+    z_mm, y_mm, x_mm = (float(s * n) for s, n in zip(grid.spacing_mm, step, strict=True))
+    return [view], OrganView(patient, thinned, (z_mm, y_mm, x_mm), str(widest), grid.orientation)
 
 
 def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

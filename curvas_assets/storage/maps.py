@@ -11,7 +11,6 @@ import gzip
 import os
 import tempfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from numba import njit, prange
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.storage.digests import read_soundly, sha256_of
 from curvas_assets.storage.objects import ObjectStore, staged
@@ -55,10 +55,8 @@ class MapWriter:
     Args:
         store: where.
         key: of the map; ends in `.nii.gz`.
-        shape: (Z, Y, X).
+        grid: of the scan.
         kind: `entropy` (nats), `labels` or `probability` (float32, as it is).
-        spacing_mm: voxel size along (Z, Y, X).
-        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
         scratch: where the file grows; None takes the system's temporary folder.
     """
 
@@ -66,21 +64,19 @@ class MapWriter:
         self,
         store: ObjectStore,
         key: str,
-        shape: Sequence[int],
+        grid: Grid,
         *,
         kind: Kind,
-        spacing_mm: Sequence[float],
-        affine: npt.ArrayLike,
         scratch: Path | None = None,
     ):
-        self.store, self.key, self.shape = store, key, tuple(int(n) for n in shape)
+        self.store, self.key, self.shape = store, key, grid.shape
         self.kind, self.dtype = kind, np.dtype(DTYPES[kind])
         header = nib.Nifti1Header()
         header.set_data_dtype(self.dtype)
         header.set_data_shape(self.shape[::-1])
-        header.set_sform(np.asarray(affine, float), code=1)
-        header.set_qform(np.asarray(affine, float), code=1, strip_shears=True)
-        header.set_zooms(tuple(spacing_mm)[::-1])
+        header.set_sform(grid.affine, code=1)
+        header.set_qform(grid.affine, code=1, strip_shears=True)
+        header.set_zooms(grid.spacing_mm[::-1])
         header.set_xyzt_units("mm")
         header.set_slope_inter(STEP_NATS if kind == "entropy" else 1, 0)
         header["magic"], header["vox_offset"] = b"n+1", HEADER_BYTES

@@ -27,14 +27,14 @@ from nibabel.openers import ImageOpener
 
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.geometry import displacement_mm, order_of, same_place
-from curvas_assets.inputs import as_affine, as_path, as_shape, existing_folder, made_folder
+from curvas_assets.geometry import LPS, Grid, displacement_mm, order_of, same_place
+from curvas_assets.inputs import as_grid, as_path, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
 from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
-from curvas_assets.voxel_order import DAMAGED, READERS, Turn, turned_geometry
+from curvas_assets.voxel_order import DAMAGED, READERS, Turn, turned_grid
 
 PROBABILITIES = "probabilities"
 """nnU-Net's name of the array in its npz."""
@@ -43,8 +43,6 @@ LABELS_AGREE = 0.99
 a little less after its postprocessing, and near 0 when classes are in another order."""
 SAME_PLACE_MM = 0.1
 SAME_SPACING_MM = 1e-3
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""nibabel's RAS+ to SimpleITK's LPS+, and back."""
 IMPORTING = "importing an nnU-Net prediction"
 EXPORTING = "exporting a prediction for nnU-Net"
 
@@ -100,7 +98,7 @@ def import_nnunet_prediction(
     told: Any = {"attempted": IMPORTING, "subject": "the prediction", "error": StorageError}
     npz, label_map = as_path(npz, **told), as_path(label_map, **told)
     told["subject"] = npz.name
-    affine = as_affine(affine, **told)
+    scan = as_grid(shape, None, affine, **told)
     scratch = None if scratch is None else existing_folder(scratch, **told)
     if isinstance(class_names, str) or not isinstance(class_names, Sequence):
         raise _refused(npz, f"classes {class_names!r:.80}", "Give the study's class names, background first.")
@@ -108,42 +106,45 @@ def import_nnunet_prediction(
     if reader is not None and reader not in READERS:
         remedy = f"Predict with one of {', '.join(READERS)}."
         raise _refused(npz, f"nnU-Net read the scan by {reader!r:.80}", remedy)
-    whole = (len(class_names), *as_shape(shape, **told))
-    spacing_mm = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
-    drawn = _require_place(label_map, whole[1:], affine)
+    drawn = _require_place(label_map, scan)
     orders = [(READERS[reader] if reader else None) or drawn]
     if reader is None and drawn != "RAS":
         orders.append("RAS")
-    turns = {order: Turn.to(order, affine) for order in orders}
-    shapes = {order: (whole[0], *turned_geometry(whole[1:], affine, order)[0]) for order in orders}
+    shapes = {order: (len(class_names), *turned_grid(scan, order).shape) for order in orders}
     with _unpacked(npz, scratch, list(shapes.values())) as array, _labels(label_map, scratch) as drawn_labels:
         fitting = [order for order in orders if shapes[order] == array.shape]
         for order in fitting:
-            agreement = _Agreement()
-            turned = {} if turns[order].nothing else {"voxel_order_of_file": order}
+            turned = {} if Turn.to(order, scan.affine).nothing else {"voxel_order_of_file": order}
+            told_of_it = {**(provenance or {}), "imported_from": [npz.name, label_map.name], **turned}
+            writer = SoftmaxWriter(store, key, scan, class_names=class_names, provenance=told_of_it)
             try:
-                with SoftmaxWriter(
-                    store,
-                    key,
-                    whole,
-                    class_names=class_names,
-                    spacing_mm=spacing_mm,
-                    affine=affine,
-                    provenance={**(provenance or {}), "imported_from": [npz.name, label_map.name], **turned},
-                ) as writer:
-                    for z0 in range(0, whole[1], DEPTH):
-                        z1 = min(z0 + DEPTH, whole[1])
-                        slab = array.slab(z0, z1, turns[order])
-                        require_probabilities(slab, attempted=IMPORTING, subject=npz.name, error=StorageError, z0=z0)
-                        agreement.add(slab, drawn_labels.slab(z0, z1, Turn.to(drawn, affine)))
-                        writer.write(z0, slab)
-                    agreement.require(npz, label_map)
+                return _store((npz, label_map), array, order, drawn_labels, drawn, writer)
             except _DisagreementError:
                 if order == fitting[-1]:
                     raise
-            else:
-                return writer.facts
     raise AssertionError("an array of no fitting order has been refused")
+
+
+def _store(
+    files: tuple[Path, Path],
+    probabilities: "_UnpackedArray",
+    order: str,
+    labels: "_UnpackedArray",
+    drawn: str,
+    writer: SoftmaxWriter,
+) -> SoftmaxFacts:
+    """Store probabilities of a voxel order, on the scan's voxels, if the label map, of the order `drawn`, is their argmax."""
+    scan, agreement = writer.grid, _Agreement()
+    of_file, of_labels = Turn.to(order, scan.affine), Turn.to(drawn, scan.affine)
+    with writer:
+        for z0 in range(0, scan.shape[0], DEPTH):
+            z1 = min(z0 + DEPTH, scan.shape[0])
+            slab = probabilities.slab(z0, z1, of_file)
+            require_probabilities(slab, attempted=IMPORTING, subject=files[0].name, error=StorageError, z0=z0)
+            agreement.add(slab, labels.slab(z0, z1, of_labels))
+            writer.write(z0, slab)
+        agreement.require(*files)
+    return writer.facts
 
 
 def _require_labels(npz: Path, labels: Any, class_names: Sequence[str]) -> None:
@@ -200,26 +201,19 @@ def export_nnunet_prediction(
     with MapWriter(
         FolderObjects(folder),
         files.labels.name,
-        volume.shape[1:],
+        volume.grid,
         kind="labels",
-        spacing_mm=volume.spacing_mm,
-        affine=volume.affine,
         scratch=folder,
     ) as writer:
         for z0 in range(0, volume.shape[1], DEPTH):
             writer.write(z0, volume.labels(z0, min(z0 + DEPTH, volume.shape[1])))
-    files.properties.write_bytes(pickle.dumps(nnunet_properties(volume.shape[1:], volume.affine)))
+    files.properties.write_bytes(pickle.dumps(nnunet_properties(volume.grid)))
     return files
 
 
-def nnunet_properties(shape: Sequence[int], affine: npt.ArrayLike) -> dict[str, Any]:
-    """What nnU-Net keeps of a scan's geometry beside a prediction, for a scan it did not crop.
-
-    Args:
-        shape: (Z, Y, X).
-        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm); SimpleITK's is LPS+.
-    """
-    lps = LPS @ np.asarray(affine, np.float64)
+def nnunet_properties(grid: Grid) -> dict[str, Any]:
+    """What nnU-Net keeps of a scan's geometry beside a prediction, for a scan it did not crop."""
+    lps = LPS @ grid.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return {
         "sitk_stuff": {
@@ -228,9 +222,9 @@ def nnunet_properties(shape: Sequence[int], affine: npt.ArrayLike) -> dict[str, 
             "direction": tuple(float(d) for d in (lps[:3, :3] / spacing).ravel()),
         },
         "spacing": [float(s) for s in spacing[::-1]],
-        "shape_before_cropping": tuple(int(n) for n in shape),
-        "bbox_used_for_cropping": [[0, int(n)] for n in shape],
-        "shape_after_cropping_and_before_resampling": tuple(int(n) for n in shape),
+        "shape_before_cropping": tuple(int(n) for n in grid.shape),
+        "bbox_used_for_cropping": [[0, int(n)] for n in grid.shape],
+        "shape_after_cropping_and_before_resampling": tuple(int(n) for n in grid.shape),
     }
 
 
@@ -364,29 +358,29 @@ class _Agreement:
             )
 
 
-def _require_place(label_map: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> str:
+def _require_place(label_map: Path, scan: Grid) -> str:
     """The voxel order of a label map that lies on the scan's voxels."""
     try:
         image = nib.Nifti1Image.from_filename(label_map)
-        found, place = tuple(image.shape[::-1]), np.asarray(image.affine, np.float64)
+        shape, affine = tuple(image.shape[::-1]), np.asarray(image.affine, np.float64)
         kind = np.dtype(image.get_data_dtype()).kind
     except FileNotFoundError as error:
         raise _refused(label_map, "there is no such file", "Upload the .nii.gz beside the .npz.") from error
     except DAMAGED as error:
         raise _damaged(label_map, error) from error
     again = "Predict the patient's own image.nii.gz, without resampling or moving it."
-    lengths = np.linalg.norm(place[:3, :3], axis=0)
-    if kind not in "iuf" or not np.isfinite(place).all() or not abs(np.linalg.det(place[:3, :3])) > 1e-9:
-        raise _refused(label_map, f"it holds {kind} at {np.round(place[:3], 3).tolist()}, no label map", again)
-    order = order_of(place)
-    wanted, expected = turned_geometry(shape, affine, order)
-    if found != wanted:
-        raise _refused(label_map, f"it has {_by(found)} voxels (z, y, x), the scan {_by(wanted)}", again)
-    ours, theirs = np.linalg.norm(expected[:3, :3], axis=0)[::-1], lengths[::-1]
-    if np.abs(ours - theirs).max() > SAME_SPACING_MM:
+    if kind not in "iuf" or not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-9:
+        raise _refused(label_map, f"it holds {kind} at {np.round(affine[:3], 3).tolist()}, no label map", again)
+    order = order_of(affine)
+    expected = turned_grid(scan, order)
+    if shape != expected.shape:
+        raise _refused(label_map, f"it has {_by(shape)} voxels (z, y, x), the scan {_by(expected.shape)}", again)
+    found = expected.read_as(affine)
+    ours, theirs = expected.spacing_mm, found.spacing_mm
+    if np.abs(np.subtract(ours, theirs)).max() > SAME_SPACING_MM:
         raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
-    if not same_place(expected, place, wanted, SAME_PLACE_MM):
-        apart = displacement_mm(expected, place, wanted)
+    if not same_place(expected, found, SAME_PLACE_MM):
+        apart = displacement_mm(expected, found)
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
     return order
 

@@ -40,7 +40,8 @@ import numpy.typing as npt
 
 from curvas_assets.codes import STEPS, levels_of, linear_levels, tail
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
-from curvas_assets.inputs import as_affine, as_path, as_spacing
+from curvas_assets.geometry import Grid
+from curvas_assets.inputs import as_grid, as_path
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
@@ -97,47 +98,46 @@ class SoftmaxWriter:
     Args:
         store: where.
         key: of the volume; what stands there is replaced.
-        shape: (C, Z, Y, X), background included.
-        class_names: one per class, background first.
-        spacing_mm: voxel size along (Z, Y, X).
-        affine: of the scan, as nibabel gives it (x, y, z → RAS+ mm).
+        grid: of the scan.
+        class_names: one per class, C of them, background first.
         provenance: who made it, e.g. patient, predictor; goes into the attributes.
 
+    Attributes:
+        shape: (C, Z, Y, X), background included.
+
     Raises:
-        StorageError: shape, names, spacing or affine are not as said; slabs do not fit the shape, hold no probabilities, or
-            are not in order.
+        StorageError: there are fewer than two class names; slabs do not fit the shape, hold no probabilities, or are not
+            in order.
     """
 
     def __init__(
         self,
         store: ObjectStore,
         key: str,
-        shape: Sequence[int],
+        grid: Grid,
         *,
         class_names: Sequence[str],
-        spacing_mm: Sequence[float],
-        affine: npt.ArrayLike | None = None,
         provenance: Mapping[str, Any] | None = None,
     ):
-        told: Any = {"attempted": "writing a softmax volume", "subject": key, "error": StorageError}
         names = tuple(class_names) if isinstance(class_names, Iterable) else ()
-        if len(shape) != 4 or min(shape) < 1 or shape[0] < 2 or len(names) != shape[0]:
+        if not isinstance(grid, Grid):
+            found = f"a {type(grid).__name__} instead of the scan's grid"
+            raise StorageError("writing a softmax volume", key, found, "Give a Grid, such as Grid.of(nibabel's image).")
+        if len(names) < 2:
             raise StorageError(
                 "writing a softmax volume",
                 key,
-                f"shape {tuple(shape)} with classes {class_names!r:.200}",
-                "Give (classes, z, y, x) with at least one foreground class, and one name per class.",
+                f"classes {class_names!r:.200}",
+                "Give one name per class: background, and at least one of the foreground.",
             )
-        self.store, self.key = store, key
-        self.shape = tuple(int(n) for n in shape)
+        self.store, self.key, self.grid = store, key, grid
+        self.shape = (len(names), *grid.shape)
         self.class_names = names
-        self.spacing_mm = as_spacing(spacing_mm, **told)
-        self.affine = _default_affine(self.spacing_mm) if affine is None else as_affine(affine, **told)
         self.provenance = dict(provenance or {})
         self.beside: dict[str, str] = {}
         """Map beside the volume → what tells it from others of its name; to be filled before the block ends."""
         self.facts: SoftmaxFacts
-        self._grid = _Grid(self.shape)
+        self._chunking = _Chunking(self.shape)
         self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
         self._digest = hashlib.sha256()
         self._index: list[tuple[int, int]] = []
@@ -193,7 +193,7 @@ class SoftmaxWriter:
         if encoded.foreground.max() > self._fullest[0]:
             self._fullest = (int(encoded.foreground.max()), z0 + int(encoded.foreground.argmax()))
         with ThreadPoolExecutor(2) as pool:
-            for content in pool.map(self._grid.pack, self._grid.tiles(steps_of(encoded.codes))):
+            for content in pool.map(self._chunking.pack, self._chunking.tiles(steps_of(encoded.codes))):
                 if content is None:
                     self._index.append((ABSENT, ABSENT))
                     continue
@@ -320,9 +320,8 @@ class SoftmaxVolume:
 
     Attributes:
         shape: (C, Z, Y, X), background included.
+        grid: of the scan.
         class_names: background first.
-        spacing_mm: voxel size along (Z, Y, X).
-        affine: of the scan, as nibabel gives it.
         provenance: as it was written.
         beside: map beside the volume → its check, if maps were written with it.
         fullest_slice: the slice with most foreground.
@@ -333,8 +332,8 @@ class SoftmaxVolume:
 
     def __init__(self, store: ObjectStore, key: str, marker: Mapping[str, Any], array: Mapping[str, Any]):
         attributes = array["attributes"]
-        foreground, *spatial = array["shape"]
-        self.shape: tuple[int, ...] = (foreground + 1, *spatial)
+        foreground, z, y, x = array["shape"]
+        self.shape: tuple[int, ...] = (foreground + 1, z, y, x)
         self.class_names = tuple(attributes["class_names"])
         self.format = str(attributes["format"])
         if len(self.class_names) != self.shape[0] or self.format not in (FORMAT, FIRST_FORMAT):
@@ -343,8 +342,7 @@ class SoftmaxVolume:
             self.levels = levels_of(attributes["tail"], int(attributes["steps"]))
         else:
             self.levels = linear_levels()
-        self.spacing_mm = tuple(attributes["spacing_mm"])
-        self.affine = np.asarray(attributes["affine"], np.float64)
+        self.grid = Grid((z, y, x), np.asarray(attributes["affine"], np.float64))
         self.provenance = dict(attributes["provenance"])
         self.fullest_slice = int(marker.get("fullest_slice", 0))
         self.beside = dict(marker.get("beside", {}))
@@ -354,7 +352,7 @@ class SoftmaxVolume:
         self.version, self._place = str(marker.get("version", marker["current"])), str(marker["current"])
         self._store, self._key, self._subject = store, key, f"{store.name}/{key}"
         self._shard = f"{key}/{self._place}/{SHARD}"
-        self._grid = _Grid(self.shape)
+        self._chunking = _Chunking(self.shape)
         self._offsets: npt.NDArray[np.uint64] | None = None
 
     @property
@@ -432,8 +430,8 @@ class SoftmaxVolume:
 
         def place(i: int) -> None:
             offset, size = int(index[i, 0]) - start, int(index[i, 1])
-            z, row, column = self._grid.position(i)
-            tile = self._grid.unpack(content[offset : offset + size])
+            z, row, column = self._chunking.position(i)
+            tile = self._chunking.unpack(content[offset : offset + size])
             part = out[:, z : z + DEPTH, row : row + tile.shape[2], column : column + tile.shape[3]]
             part[...] = tile[:, : part.shape[1], : part.shape[2], : part.shape[3]]
 
@@ -446,7 +444,7 @@ class SoftmaxVolume:
         return codes_of(out) if self.keeps_ranking else out
 
     def _chunks(self, first: int, last: int) -> npt.NDArray[np.uint64]:
-        return self._index()[first * self._grid.tiles_per_depth : last * self._grid.tiles_per_depth]
+        return self._index()[first * self._chunking.tiles_per_depth : last * self._chunking.tiles_per_depth]
 
     def slab(self, z0: int, z1: int) -> npt.NDArray[np.float32]:
         """Probabilities (C, z1 − z0, Y, X), background first; they sum to 1."""
@@ -469,7 +467,7 @@ class SoftmaxVolume:
         Compressed bytes are fetched for several slabs at once and ahead, and the next slab is decoded meanwhile, so that
         what is held is two slabs, whatever the volume.
         """
-        return self._stream(0, self._grid.depths)
+        return self._stream(0, self._chunking.depths)
 
     def _stream(self, begin: int, end: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
         """The slabs of these depths of chunks."""
@@ -514,7 +512,7 @@ class SoftmaxVolume:
     def _index(self) -> npt.NDArray[np.uint64]:
         """(offset, size) of every chunk, from the end of the shard, read once."""
         if self._offsets is None:
-            length = 16 * self._grid.chunks + 4
+            length = 16 * self._chunking.chunks + 4
 
             def parse(content: bytes) -> npt.NDArray[np.uint64]:
                 if len(content) != length or _crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
@@ -538,7 +536,7 @@ def write_softmax(
     softmax: Any,
     *,
     class_names: Sequence[str] | None = None,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    spacing_mm: Sequence[float] | None = None,
     affine: npt.ArrayLike | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> SoftmaxFacts:
@@ -549,7 +547,7 @@ def write_softmax(
         softmax: probabilities (C, Z, Y, X), background first: an array, a tensor or nested lists. The label map is kept
             exactly.
         class_names: `background`, `class_1` … if they are not given.
-        spacing_mm: voxel size along (Z, Y, X).
+        spacing_mm: voxel size along (Z, Y, X); 1 mm if neither it nor the affine is given.
         affine: of the scan, as nibabel gives it.
         provenance: goes into the attributes; what JSON knows.
 
@@ -564,6 +562,10 @@ def write_softmax(
     }
     softmax = as_probabilities(softmax, **told)
     names = ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))] if class_names is None else class_names
+    if isinstance(names, str) or not isinstance(names, Iterable) or len(names := tuple(names)) != softmax.shape[0]:
+        found = f"{softmax.shape[0]} classes, named {class_names!r:.200}"
+        raise StorageError(told["attempted"], told["subject"], found, "Give one name per class, background first.")
+    grid = as_grid(softmax.shape[1:], spacing_mm, affine, **told)
     try:
         json.dumps(provenance if provenance is None else dict(provenance))
     except (TypeError, ValueError) as error:
@@ -578,15 +580,7 @@ def write_softmax(
             told["attempted"], told["subject"], found, "Give a path in a folder that is there."
         ) from error
     with archive:
-        with SoftmaxWriter(
-            _ZipObjects(archive),
-            "",
-            softmax.shape,
-            class_names=names,
-            spacing_mm=spacing_mm,
-            affine=affine,
-            provenance=provenance,
-        ) as writer:
+        with SoftmaxWriter(_ZipObjects(archive), "", grid, class_names=names, provenance=provenance) as writer:
             for z0 in range(0, softmax.shape[1], DEPTH):
                 writer.write(z0, softmax[:, z0 : z0 + DEPTH])
         return writer.facts
@@ -687,7 +681,7 @@ class _ZipObjects:
 # Chunks --------------------------------------------------------------------------------------------------------------
 
 
-class _Grid:
+class _Chunking:
     """Inner chunks of a volume: their order in the shard, and their bytes."""
 
     def __init__(self, shape: Sequence[int]):
@@ -732,7 +726,7 @@ class _Grid:
 
 
 def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
-    grid = writer._grid  # pyright: ignore[reportPrivateUsage] - of this module
+    chunking = writer._chunking  # pyright: ignore[reportPrivateUsage] - of this module
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -740,7 +734,7 @@ def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, 
         "data_type": "uint16",
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [writer.shape[0] - 1, grid.depths * DEPTH, *grid.padded]},
+            "configuration": {"chunk_shape": [writer.shape[0] - 1, chunking.depths * DEPTH, *chunking.padded]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
@@ -748,7 +742,7 @@ def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, 
             {
                 "name": "sharding_indexed",
                 "configuration": {
-                    "chunk_shape": list(grid.chunk),
+                    "chunk_shape": list(chunking.chunk),
                     "codecs": [
                         {"name": "bytes", "configuration": {"endian": "little"}},
                         {"name": "blosc", "configuration": COMPRESSION},
@@ -767,8 +761,8 @@ def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, 
             "class_names": list(writer.class_names),
             "classes_stored": list(writer.class_names[1:]),
             "background": "1 minus the sum of the stored classes; 1 where that sum is less than 2**-24",
-            "spacing_mm": list(writer.spacing_mm),
-            "affine": writer.affine.tolist(),
+            "spacing_mm": list(writer.grid.spacing_mm),
+            "affine": writer.grid.affine.tolist(),
             "payload_bytes": size,
             "payload_sha256": sha256,
             "provenance": writer.provenance,
@@ -780,11 +774,6 @@ def _content_version(array: Mapping[str, Any]) -> str:
     """A digest of payload and description. Provenance is left out: the same content made by newer code is the same."""
     content = {**array, "attributes": {k: v for k, v in array["attributes"].items() if k != "provenance"}}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _default_affine(spacing_mm: Sequence[float]) -> npt.NDArray[np.float64]:
-    z, y, x = spacing_mm
-    return np.diag([-x, -y, z, 1.0])
 
 
 def _crc32c(content: bytes | memoryview) -> int:

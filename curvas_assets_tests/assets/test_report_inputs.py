@@ -7,6 +7,7 @@
 import numpy as np
 import pandas as pd
 
+from curvas_assets.geometry import Grid
 from curvas_assets.stages.write_up import averaged, out_of_date
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
@@ -24,9 +25,8 @@ def test_what_was_averaged_is_read_from_the_volumes(tmp_path):
         told = {"patient": patient, "predictor": "ensemble_all", "members": members}
         key = layout.softmax(patient, "ensemble_all")
         names = study.class_names
-        with SoftmaxWriter(
-            objects, key, voxels.shape, class_names=names, spacing_mm=(1, 1, 1), provenance=told
-        ) as writer:
+        grid = Grid.with_voxels(voxels.shape[1:], (1, 1, 1))
+        with SoftmaxWriter(objects, key, grid, class_names=names, provenance=told) as writer:
             writer.write(0, voxels)
     found = averaged(study, objects, layout, patients)
     assert found["members"].tolist()[:2] == [2, 3]

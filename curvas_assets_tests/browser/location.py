@@ -44,7 +44,7 @@ class DrawnPredictor(Predictor):
     """Draws an ellipsoid for each organ; each model draws them a little elsewhere."""
 
     def predict(self, scan, model_folder) -> Prediction:
-        shape = scan.shape
+        shape = scan.grid.shape
         seed = sum(Path(model_folder).name.encode())
         rng = np.random.default_rng(seed)
         grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij"))
@@ -55,7 +55,7 @@ class DrawnPredictor(Predictor):
             logits.append(20 * (0.25 + 0.05 * organ - away))
         odds = np.exp(np.clip(np.stack(logits), -20, 20))
         softmax = (odds / odds.sum(axis=0)).astype(np.float32)
-        return Prediction(softmax.shape, scan.spacing_mm, scan.affine, "cpu", softmax.nbytes, iter([(0, softmax)]))
+        return Prediction(len(softmax), scan.grid, "cpu", softmax.nbytes, iter([(0, softmax)]))
 
 
 def drawn_training(study, model, dataset_folder, model_folder, **_) -> TrainingOutcome:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nibabel.processing import resample_to_output
 
 from curvas_assets.cohort import PatientError, bring_onto_scan, read_annotations, read_patient
-from curvas_assets.geometry import displacement_mm, itk_affine, same_place, tilt_degrees, turned_degrees, voxel_ml
+from curvas_assets.geometry import Grid, displacement_mm, itk_affine, same_place, tilt_degrees, turned_degrees
 from curvas_assets.study import load_study
 from curvas_assets_tests.cohort.volumes import ORDERS, affine_of, ct, edit, labels, reorder, write, write_patient
 
@@ -81,10 +81,10 @@ def test_the_label_at_a_point_of_the_world_is_the_same_before_and_after_the_inta
         stored = np.asarray(nib.load(path).dataobj)
         np.testing.assert_array_equal(at_the_same_places(path, found.annotations[k - 1], found.affine), stored)
         # and the file as every reader after the intake takes it, by nibabel and by ITK
-        assert bring_onto_scan(path, found.scan.shape, found.affine) == (f"anno{k}" in found.facts["reordered"])
+        assert bring_onto_scan(path, found.grid) == (f"anno{k}" in found.facts["reordered"])
         np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj).transpose(2, 1, 0), drawn[k - 1])
-        assert same_place(nib.load(path).affine, found.affine, found.scan.shape, 0.1)
-        assert same_place(itk_affine(path), found.affine, found.scan.shape, 0.1)
+        assert same_place(Grid.of(nib.load(path)), found.grid, 0.1)
+        assert same_place(found.grid.read_as(itk_affine(path)), found.grid, 0.1)
 
 
 def test_a_reordered_annotation_is_told_and_flipping_loses_nothing(patient):
@@ -104,8 +104,8 @@ def test_an_annotation_with_a_rounded_qform_alone_reaches_other_readers_with_the
     path = folder / "annotation_1.nii.gz"
     write(path, labels(shape)[0], affine, codes=(0, 1))
     found = read_patient(folder, STUDY)
-    assert displacement_mm(nib.load(path).affine, found.affine, shape) > 0.2
-    assert bring_onto_scan(path, shape, found.affine)
+    assert displacement_mm(Grid.of(nib.load(path)), found.grid) > 0.2
+    assert bring_onto_scan(path, found.grid)
     np.testing.assert_allclose(nib.load(path).affine, found.affine, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj).transpose(2, 1, 0), labels(shape)[0])
 
@@ -210,7 +210,7 @@ def test_a_qforms_rounding_is_no_difference(tmp_path, codes, angles):
     affine = affine_of(angles=angles, spacing=(0.8, 0.8, 300.0))
     folder = write_patient(tmp_path / "PHANTOM001", ct(shape), labels(shape), affine, codes=codes)
     found = read_patient(folder, STUDY)
-    assert same_place(found.affine, affine, shape, 0.1)
+    assert same_place(found.grid, Grid(shape, affine), 0.1)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -226,11 +226,11 @@ def test_grids_are_turned_by_the_angle_of_the_axis_that_turned_most(axis, degree
 
 
 def test_the_displacement_is_that_of_the_corner_that_is_furthest_off():
-    affine = affine_of(spacing=(2, 3, 5))
-    shifted, finer = affine.copy(), affine_of(spacing=(1.9, 3, 5))
+    grid = Grid((7, 8, 11), affine_of(spacing=(2, 3, 5)))
+    shifted = grid.affine.copy()
     shifted[:3, 3] += 3, -4, 0
-    assert displacement_mm(affine, shifted, (7, 8, 11)) == pytest.approx(5)
-    assert displacement_mm(affine, finer, (7, 8, 11)) == pytest.approx(10 * 0.1)
+    assert displacement_mm(grid, grid.read_as(shifted)) == pytest.approx(5)
+    assert displacement_mm(grid, grid.read_as(affine_of(spacing=(1.9, 3, 5)))) == pytest.approx(10 * 0.1)
 
 
 # Shear ---------------------------------------------------------------------------------------------------------------
@@ -309,8 +309,8 @@ def test_a_rounded_header_that_was_written_anew_as_advised_passes(patient):
 
 
 def test_a_voxels_volume_is_the_determinant():
-    assert voxel_ml(affine_of(angles=(10, 20, 30))) == pytest.approx(0.03)
-    assert voxel_ml(sheared(13.5)) == pytest.approx(0.03)  # the product of the spacings is 2.8 % more
+    assert Grid((1, 1, 1), affine_of(angles=(10, 20, 30))).voxel_ml == pytest.approx(0.03)
+    assert Grid((1, 1, 1), sheared(13.5)).voxel_ml == pytest.approx(0.03)  # the product of the spacings is 2.8 % more
 
 
 # Another grid --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from curvas_assets.ensembling import average, stream_ensembles
 from curvas_assets.errors import EnsembleError
+from curvas_assets.geometry import Grid
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
 from curvas_assets_tests.strategies import softmaxes
@@ -63,9 +64,8 @@ def test_equal_members_know_no_mutual_information(members, count):
 
 
 def _stored(store, name, softmax, patient="P1", spacing_mm=(5, 3, 2), names=("background", "a", "b", "c")):
-    with SoftmaxWriter(
-        store, name, softmax.shape, class_names=names, spacing_mm=spacing_mm, provenance={"patient": patient}
-    ) as writer:
+    grid = Grid.with_voxels(softmax.shape[1:], spacing_mm)
+    with SoftmaxWriter(store, name, grid, class_names=names, provenance={"patient": patient}) as writer:
         writer.write(0, softmax)
     return open_softmax(store, name)
 

@@ -20,6 +20,7 @@ from scipy.stats import entropy, pearsonr
 from sklearn.metrics import f1_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 
+from curvas_assets.geometry import Grid
 from curvas_assets.scoring import METRICS, check_scores, score
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 from curvas_assets.storage.objects import FolderObjects
@@ -190,9 +191,8 @@ def test_a_stored_ensemble_scores_as_its_arrays(tmp_path):
     annotations = rng.integers(0, 4, (3, *shape)).astype(np.uint8)
     store = FolderObjects(tmp_path)
     for name, softmax in {"mean": mean, **{f"m{i}": m for i, m in enumerate(members)}}.items():
-        with SoftmaxWriter(
-            store, name, softmax.shape, class_names=["background", "a", "b", "c"], spacing_mm=SPACING
-        ) as writer:
+        grid = Grid.with_voxels(shape, SPACING)
+        with SoftmaxWriter(store, name, grid, class_names=["background", "a", "b", "c"]) as writer:
             writer.write(0, softmax)
     organs, region = {"a": 1, "b": 2, "c": 3}, (slice(1, 33), slice(2, 20), slice(0, 17))
     read = {name: open_softmax(store, name).slab(0, 35) for name in ("mean", "m0", "m1", "m2")}

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.geometry import Grid
 from curvas_assets.segmentation import Predictor, estimate_memory, train_model
 from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
@@ -232,7 +233,7 @@ def test_the_containers_limit_counts(tmp_path):
 
 
 def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
-    needed = estimate_memory((866, 512, 512), (0.8, 0.9, 0.9), (0.8, 0.9, 0.9), classes=4)
+    needed = estimate_memory(Grid.with_voxels((866, 512, 512), (0.8, 0.9, 0.9)), (0.8, 0.9, 0.9), classes=4)
     assert 4 * 2**30 < needed < 16 * 2**30
 
 

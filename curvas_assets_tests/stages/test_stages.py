@@ -15,6 +15,7 @@ import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import MissingArtefactError, PatientError
+from curvas_assets.geometry import Grid
 from curvas_assets.stages import cohort, compare, ensemble, score, table
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.places import partition_of, root_of
@@ -84,10 +85,8 @@ class Bench:
         with SoftmaxWriter(
             self.objects,
             self.layout.softmax(patient, model),
-            values.shape,
+            Grid(SHAPE, np.diag((*reversed(SPACING), 1.0))),
             class_names=STUDY.class_names,
-            spacing_mm=SPACING,
-            affine=np.diag((*reversed(SPACING), 1.0)),
             provenance={"patient": patient, "predictor": model},
         ) as writer:
             writer.write(0, values)

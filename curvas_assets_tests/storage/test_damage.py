@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.storage import (
     SoftmaxVolume,
     SoftmaxWriter,
@@ -60,18 +61,14 @@ class Artefacts:
         (root / "model" / "fold_all" / "checkpoint.pth").write_bytes(bytes(range(60)))
         directories.write_directory(self.store, "model", root / "model")
         labels = np.random.default_rng(1).integers(0, 4, (5, 6, 7)).astype(np.uint8)
-        with MapWriter(
-            self.store, "labels.nii.gz", labels.shape, kind="labels", spacing_mm=(3, 2, 1), affine=AFFINE
-        ) as writer:
+        with MapWriter(self.store, "labels.nii.gz", Grid((5, 6, 7), AFFINE), kind="labels") as writer:
             writer.write(0, labels)
         p = _softmax()
         with SoftmaxWriter(
             self.store,
             "softmax.zarr",
-            p.shape,
+            Grid((20, 12, 13), AFFINE),
             class_names=["background", "liver", "kidney"],
-            spacing_mm=(3, 2, 1),
-            affine=AFFINE,
             provenance={"patient": "P1"},
         ) as volume:
             volume.write(0, p)
@@ -107,7 +104,7 @@ def _content(table: pd.DataFrame) -> tuple[str, str]:
 
 def _facts(volume: SoftmaxVolume) -> tuple[Any, ...]:
     return (
-        *(volume.shape, volume.class_names, volume.spacing_mm, volume.affine.tobytes(), volume.provenance),
+        *(volume.shape, volume.class_names, volume.grid.spacing_mm, volume.grid.affine.tobytes(), volume.provenance),
         *(volume.fullest_slice, volume.version, volume.slab(0, 20).tobytes(), volume.labels(3, 9).tobytes()),
     )
 

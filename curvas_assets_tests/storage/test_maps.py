@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from curvas_assets.errors import StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.stages.ensemble import pair
 from curvas_assets.storage.maps import MapWriter, download_map
 from curvas_assets.storage.objects import FolderObjects
@@ -23,7 +24,7 @@ AFFINE = np.array([[-2.0, 0, 0, 90], [0, -3.0, 0, 80], [0, 0, 5.0, -400], [0, 0,
 def test_a_map_is_read_with_the_scans_geometry(tmp_path, kind):
     values = (np.random.default_rng(0).random((7, 5, 4)) * 3).astype(np.float32 if kind == "entropy" else np.uint8)
     store = FolderObjects(tmp_path / "store")
-    with MapWriter(store, "a/map.nii.gz", values.shape, kind=kind, spacing_mm=(5, 3, 2), affine=AFFINE) as writer:
+    with MapWriter(store, "a/map.nii.gz", Grid(values.shape, AFFINE), kind=kind) as writer:
         for z0 in range(0, 7, 3):
             writer.write(z0, values[z0 : z0 + 3])
     image = nib.load(tmp_path / "store" / "a" / "map.nii.gz")
@@ -39,9 +40,7 @@ def test_a_map_is_read_with_the_scans_geometry(tmp_path, kind):
 
 def test_a_map_says_nothing_where_tails_have_lost_their_place(tmp_path):
     values = np.array([0, 0.0029, 0.0031, 0.5, 1.3863], np.float32).reshape(1, 1, 5)
-    with MapWriter(
-        FolderObjects(tmp_path), "m.nii.gz", (1, 1, 5), kind="entropy", spacing_mm=(5, 3, 2), affine=AFFINE
-    ) as writer:
+    with MapWriter(FolderObjects(tmp_path), "m.nii.gz", Grid((1, 1, 5), AFFINE), kind="entropy") as writer:
         writer.write(0, values)
     found = np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj).ravel()
     np.testing.assert_allclose(found, [0, 0, 0.003, 0.5, 1.386], atol=1e-7)
@@ -51,7 +50,7 @@ def test_an_unfinished_map_is_not_there(tmp_path):
     store = FolderObjects(tmp_path)
     with (
         pytest.raises(StorageError, match="2 of 7 slices"),
-        MapWriter(store, "m.nii.gz", (7, 5, 4), kind="labels", spacing_mm=(5, 3, 2), affine=AFFINE) as writer,
+        MapWriter(store, "m.nii.gz", Grid((7, 5, 4), AFFINE), kind="labels") as writer,
     ):
         writer.write(0, np.zeros((2, 5, 4)))
     assert store.head("m.nii.gz") is None
@@ -60,8 +59,9 @@ def test_an_unfinished_map_is_not_there(tmp_path):
 def _pair(store, seed):
     labels = np.random.default_rng(seed).integers(0, 3, (4, 5, 6)).astype(np.uint8)
     softmax = np.eye(3, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
-    with SoftmaxWriter(store, "v", softmax.shape, class_names="abc", spacing_mm=(5, 3, 2)) as volume:
-        with MapWriter(store, "m.nii.gz", (4, 5, 6), kind="labels", spacing_mm=(5, 3, 2), affine=AFFINE) as written:
+    grid = Grid((4, 5, 6), AFFINE)
+    with SoftmaxWriter(store, "v", grid, class_names="abc") as volume:
+        with MapWriter(store, "m.nii.gz", grid, kind="labels") as written:
             written.write(0, labels)
             volume.write(0, softmax)
         pair(volume, {"labels": written})

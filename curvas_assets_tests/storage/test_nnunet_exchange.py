@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curvas_assets.errors import CorruptArtefactError, DiskError, StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, import_nnunet_prediction
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
@@ -66,8 +67,8 @@ def test_a_prediction_made_elsewhere_comes_in(tmp_path, shape, classes, dtype):
     facts = _import(_upload(tmp_path, softmax), store, softmax, provenance={"patient": "P1", "predictor": "elsewhere"})
     volume = open_softmax(store, KEY)
     assert volume.version == facts.version
-    assert volume.spacing_mm == (5, 3, 2)
-    np.testing.assert_array_equal(volume.affine, AFFINE)
+    assert volume.grid.spacing_mm == (5, 3, 2)
+    np.testing.assert_array_equal(volume.grid.affine, AFFINE)
     assert volume.provenance == {
         "patient": "P1",
         "predictor": "elsewhere",
@@ -159,7 +160,7 @@ def test_what_nnunet_writes_lies_on_the_scans_own_voxels(image, name, told):
         _import(files, store, _softmax_of(own), affine=scan.affine, reader=name if told else None)
         volume = open_softmax(store, KEY)
         np.testing.assert_array_equal(volume.labels(0, len(own)), own)
-        np.testing.assert_array_equal(volume.affine, scan.affine)
+        np.testing.assert_array_equal(volume.grid.affine, scan.affine)
 
 
 @pytest.mark.parametrize("order", ["RAS", "PIR", "ASL"])
@@ -220,8 +221,7 @@ def test_a_full_disk_is_told_and_not_as_a_damaged_file(tmp_path, monkeypatch):
 
 def _stored(store, key, softmax, affine=AFFINE):
     names = ["background", "organ1", "organ2", "organ3"]
-    spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0)[::-1])
-    with SoftmaxWriter(store, key, softmax.shape, class_names=names, spacing_mm=spacing, affine=affine) as writer:
+    with SoftmaxWriter(store, key, Grid(softmax.shape[1:], affine), class_names=names) as writer:
         writer.write(0, softmax)
     return open_softmax(store, key)
 

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from benchmarks import phantoms
 from curvas_assets.ensembling import average, stream_ensembles
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.scoring import score
 from curvas_assets.storage import encoding
 from curvas_assets.storage.digests import seal_record
@@ -38,11 +39,13 @@ from curvas_assets_tests.storage.first_format import first_format
 from curvas_assets_tests.strategies import softmaxes
 
 KEY = "output/P1/model/softmax.zarr"
+UNIT_GRID = Grid.with_voxels((40, 70, 90), (1, 1, 1))
 
 
 def _write(store, softmax, depth=16, **options):
     names = ["background", *(f"organ{c}" for c in range(1, softmax.shape[0]))]
-    with SoftmaxWriter(store, KEY, softmax.shape, class_names=names, spacing_mm=(5, 3, 2), **options) as writer:
+    grid = Grid.with_voxels(softmax.shape[1:], (5, 3, 2))
+    with SoftmaxWriter(store, KEY, grid, class_names=names, **options) as writer:
         for z0 in range(0, softmax.shape[1], depth):
             writer.write(z0, softmax[:, z0 : z0 + depth])
     return writer.facts
@@ -258,7 +261,7 @@ def test_a_writer_that_fails_leaves_what_stood_there(tmp_path):
     names = ["background", "organ1", "organ2", "organ3"]
 
     def interrupted():
-        with SoftmaxWriter(store, KEY, first.shape, class_names=names, spacing_mm=(5, 3, 2)) as writer:
+        with SoftmaxWriter(store, KEY, Grid.with_voxels(first.shape[1:], (5, 3, 2)), class_names=names) as writer:
             writer.write(0, _realistic(seed=2)[:, :20])
             raise RuntimeError("killed")
 
@@ -334,7 +337,7 @@ def test_slabs_that_do_not_fit_are_refused(tmp_path, z0, slab):
     names = ["background", "a", "b", "c"]
     with (
         pytest.raises(StorageError),
-        SoftmaxWriter(FolderObjects(tmp_path), KEY, (4, 40, 70, 90), class_names=names, spacing_mm=(1, 1, 1)) as writer,
+        SoftmaxWriter(FolderObjects(tmp_path), KEY, UNIT_GRID, class_names=names) as writer,
     ):
         writer.write(z0, slab)
 
@@ -344,7 +347,7 @@ def test_missing_slices_are_refused(tmp_path):
     store = FolderObjects(tmp_path)
     with (
         pytest.raises(StorageError, match="20 of 40 slices"),
-        SoftmaxWriter(store, KEY, softmax.shape, class_names="abcd", spacing_mm=(1, 1, 1)) as writer,
+        SoftmaxWriter(store, KEY, UNIT_GRID, class_names="abcd") as writer,
     ):
         writer.write(0, softmax[:, :20])
     assert list(store.list("")) == []
@@ -358,7 +361,7 @@ def test_files_and_file_like_objects_round_trip(tmp_path):
     for source in (buffer, tmp_path / "softmax.zip"):
         volume = read_softmax(source)
         np.testing.assert_array_equal(volume.labels(0, 5), softmax.argmax(axis=0))
-    assert read_softmax(buffer).spacing_mm == (3, 2, 1)
+    assert read_softmax(buffer).grid.spacing_mm == (3, 2, 1)
     (tmp_path / "short.zip").write_bytes(buffer.getvalue()[:-30])
     with pytest.raises(CorruptArtefactError):
         read_softmax(tmp_path / "short.zip")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from curvas_assets.errors import DiskError, MissingArtefactError, StorageError
+from curvas_assets.geometry import Grid
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect
 from curvas_assets.storage.objects import FolderObjects
@@ -110,7 +111,7 @@ def test_the_readers_identity_reads_and_cannot_write(s3_server, s3_store, bucket
 def test_volumes_and_directories_round_trip(s3_store, tmp_path):
     p = np.random.default_rng(0).random((4, 35, 40, 41))
     softmax = p / p.sum(axis=0)
-    with SoftmaxWriter(s3_store, "v", softmax.shape, class_names="abcd", spacing_mm=(1, 1, 1)) as writer:
+    with SoftmaxWriter(s3_store, "v", Grid.with_voxels(softmax.shape[1:], (1, 1, 1)), class_names="abcd") as writer:
         writer.write(0, softmax)
     volume = open_softmax(s3_store, "v")
     np.testing.assert_array_equal(volume.labels(3, 33), softmax[:, 3:33].argmax(axis=0))

@@ -22,6 +22,7 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 
 from curvas_assets.errors import DeploymentError, MissingArtefactError, StorageError, StoreAwayError
+from curvas_assets.geometry import Grid
 from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import deployment
@@ -67,7 +68,7 @@ def _patient(settings, told, seconds=60.0):
 
 
 def _volume(store, key):
-    with SoftmaxWriter(store, key, SOFTMAX.shape, class_names="abc", spacing_mm=(1, 1, 1)) as writer:
+    with SoftmaxWriter(store, key, Grid.with_voxels(SOFTMAX.shape[1:], (1, 1, 1)), class_names="abc") as writer:
         writer.write(0, SOFTMAX)
     return writer.facts.version
 

@@ -229,10 +229,8 @@ def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collect
                 MapWriter(
                     FolderObjects(folder),
                     f"{name}.nii.gz",
-                    volume.shape[1:],
+                    volume.grid,
                     kind="labels" if name == "labels" else "probability",
-                    spacing_mm=volume.spacing_mm,
-                    affine=volume.affine,
                     scratch=folder,
                 )
             )

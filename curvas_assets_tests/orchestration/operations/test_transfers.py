@@ -22,6 +22,7 @@ import pytest
 from curvas_assets.cohort import read_patient
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import PatientError, StudyError
+from curvas_assets.geometry import Grid
 from curvas_assets.orchestration.operations.download import download
 from curvas_assets.orchestration.operations.transfer import PART, same_content
 from curvas_assets.orchestration.operations.upload_patients import upload_patients
@@ -185,10 +186,8 @@ def volume(objects, patient: str, predictor: str) -> np.ndarray:
     with SoftmaxWriter(
         objects,
         LAYOUT.softmax(patient, predictor),
-        softmax.shape,
+        Grid(shape, affine),
         class_names=STUDY.class_names,
-        spacing_mm=(4, 1.5, 2),
-        affine=affine,
         provenance={"patient": patient},
     ) as writer:
         writer.write(0, softmax)
