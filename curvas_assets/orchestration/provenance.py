@@ -15,20 +15,24 @@ PACKAGES = ("curvas-assets", "dagster", "nnunetv2", "torch", "numpy", "numba", "
 
 
 def git_commit() -> str:
-    """The commit of the code: `CURVAS_GIT_COMMIT` where an image was built from one, else what the checkout says."""
+    """The commit of the code: `CURVAS_GIT_COMMIT` where an image was built from one, else what the checkout says.
+
+    A package that is installed inside somebody else's repository, such as in a virtual environment there, is not that
+    repository's code: its commit is unknown.
+    """
     if named := deployment().git_commit:
         return named
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+    )
     return answer.stdout.strip()
 
 
