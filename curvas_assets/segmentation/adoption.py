@@ -103,25 +103,10 @@ def adopt_model(
     dataset = _json(source / "dataset.json", str(model))
     require_classes(study, dataset, ask)
     order = _voxel_order(plans, dataset, voxel_order, ask)
-    fold = source / f"fold_{model.fold}"
-    path = next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
-    if path is None:
-        raise SegmentationError(
-            "taking in the model",
-            str(model),
-            f"none of {', '.join(CHECKPOINTS)} is in {fold}",
-            f"Give nnU-Net's results folder of one trainer, with fold_{model.fold}.",
-        )
+    path = _checkpoint(source, model, ask)
     state = _load(path, model)
-    configuration = state["init_args"].get("configuration")
-    if configuration != study.plans.configuration:
-        raise SegmentationError(
-            "taking in the model",
-            str(model),
-            f"it is of the configuration {configuration}, the study's is {study.plans.configuration}",
-            "Give a model of that configuration, or change plans.configuration.",
-        )
-    parts = require_plans(plans, configuration, ask)
+    _require_configuration(study, state, ask)
+    parts = require_plans(plans, study.plans.configuration, ask)
     seen = _seen(model, source, str(dataset.get("file_ending", ".nii.gz")))
     adopted = AdoptedModel(
         checkpoint=path.name,
@@ -134,35 +119,17 @@ def adopt_model(
         unseen=_require_unseen(study, model, seen, ask),
         seen=seen,
     )
-    _require_free(folder / fold.name, **told)
-    made_folder(folder / fold.name, **told)
-    published = {
-        "network_weights": {_plain_name(name): w for name, w in state["network_weights"].items()},
-        "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": configuration, "fold": model.fold},
-        "inference_allowed_mirroring_axes": state.get("inference_allowed_mirroring_axes"),
-        "current_epoch": adopted.epochs,
-        "_best_ema": adopted.best_ema_dice,
-    }
+    fold = folder / f"fold_{model.fold}"
+    _require_free(fold, **told)
+    made_folder(fold, **told)
+    published = _published(state, model, adopted)
     with told_of_disk(ask.attempted, ask.subject, folder, lambda: 2 * path.stat().st_size):
-        torch.save(published, folder / fold.name / BEST)
+        torch.save(published, fold / BEST)
         (folder / "plans.json").write_text(json.dumps(plans, indent=1))
         (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
         if (source / "dataset_fingerprint.json").is_file():
             shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
-    record = {
-        "model": str(model),
-        "annotator": model.annotator,
-        "seed": model.seed,
-        "fold": model.fold,
-        "epochs": adopted.epochs,
-        "best_ema_dice": adopted.best_ema_dice,
-        "stopped_because": f"made elsewhere by {adopted.trainer}, {adopted.checkpoint}",
-        RECORD: order,
-        **adopted.seen,
-        "curve": adopted.curve.to_dict(orient="list"),
-    }
-    (folder / "training.json").write_text(json.dumps(record, indent=1))
+    (folder / "training.json").write_text(json.dumps(_record(model, adopted), indent=1))
     _require_usable(study, model, folder, adopted)
     return adopted
 
@@ -247,6 +214,18 @@ def _require_free(folder: Path, *, attempted: str, subject: str, error: type[Seg
         raise error(attempted, subject, f"{folder} is there already", "Give another folder, or remove what is there.")
 
 
+def _checkpoint(source: Path, model: ModelId, ask: Told) -> Path:
+    """The checkpoint that is taken: the first of `CHECKPOINTS` that is there."""
+    fold = source / f"fold_{model.fold}"
+    for name in CHECKPOINTS:
+        if (fold / name).is_file():
+            return fold / name
+    raise ask.refused(
+        f"none of {', '.join(CHECKPOINTS)} is in {fold}",
+        f"Give nnU-Net's results folder of one trainer, with fold_{model.fold}.",
+    )
+
+
 def _load(path: Path, model: ModelId) -> dict[str, Any]:
     """A checkpoint's content; what a pickle could run is refused, but for the NumPy numbers in nnU-Net's log."""
     import numpy as np
@@ -274,6 +253,43 @@ def _scalar_constructors() -> list[Any]:
     from numpy._core import multiarray
 
     return [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar")]
+
+
+def _require_configuration(study: Study, state: Mapping[str, Any], ask: Told) -> None:
+    configuration = state["init_args"].get("configuration")
+    if configuration != study.plans.configuration:
+        raise ask.refused(
+            f"it is of the configuration {configuration}, the study's is {study.plans.configuration}",
+            "Give a model of that configuration, or change plans.configuration.",
+        )
+
+
+def _published(state: Mapping[str, Any], model: ModelId, adopted: AdoptedModel) -> dict[str, Any]:
+    """A checkpoint's content as it is published: without optimizer state, of nnU-Net's own trainer."""
+    return {
+        "network_weights": {_plain_name(name): w for name, w in state["network_weights"].items()},
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": state["init_args"]["configuration"], "fold": model.fold},
+        "inference_allowed_mirroring_axes": state.get("inference_allowed_mirroring_axes"),
+        "current_epoch": adopted.epochs,
+        "_best_ema": adopted.best_ema_dice,
+    }
+
+
+def _record(model: ModelId, adopted: AdoptedModel) -> dict[str, Any]:
+    """The content of `training.json`."""
+    return {
+        "model": str(model),
+        "annotator": model.annotator,
+        "seed": model.seed,
+        "fold": model.fold,
+        "epochs": adopted.epochs,
+        "best_ema_dice": adopted.best_ema_dice,
+        "stopped_because": f"made elsewhere by {adopted.trainer}, {adopted.checkpoint}",
+        RECORD: adopted.voxel_order,
+        **adopted.seen,
+        "curve": adopted.curve.to_dict(orient="list"),
+    }
 
 
 def _curve(logging: Mapping[str, Any]) -> pd.DataFrame:

@@ -7,7 +7,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +118,7 @@ def train_model(
     dataset_folder = existing_folder(dataset_folder, **told)
     resume_from = None if resume_from is None else as_path(resume_from, **told)
     model_folder = as_path(model_folder, **told)
-    from curvas_assets.segmentation.trainer import SETTINGS, NotFiniteError, StudyTrainer
+    from curvas_assets.segmentation.trainer import SETTINGS, StudyTrainer
 
     start = time.perf_counter()
     plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
@@ -125,59 +126,51 @@ def train_model(
     _require_fold(study, model, dataset_folder, plans)
     made_folder(model_folder.parent, **told)
     device = choose_device(study.training.device)
-    settings = {
+    settings = _settings(study, model, dataset_folder)
+    trainer: StudyTrainer | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch,
+        told_of_disk("training", str(model), model_folder.parent, lambda: _disk_bytes(trainer)),
+        _folders_for_nnunet(Path(scratch), model, dataset_folder),
+        pinned_threads(study.training.threads, device) as threads,
+        quiet(),
+    ):
+        trainer = StudyTrainer(
+            {**plans, SETTINGS: settings, "continue_training": False},
+            study.plans.configuration,
+            model.fold,
+            dataset,
+            device,
+        )
+        trainer.initialize()
+        resumed_at, refused = _resume(trainer, resume_from, settings["identity"])
+        if on_epoch is not None:
+            trainer.on_epoch = lambda row: on_epoch(EpochReport(of=trainer.num_epochs, **row))
+        trainer.on_checkpoint = on_checkpoint
+        _run(trainer, model)
+        outcome = _outcome(trainer, device, start, resumed_at, refused)
+        _publish(trainer, dataset_folder, model_folder, plans, model, outcome, threads)
+    return outcome
+
+
+def _settings(study: Study, model: ModelId, dataset_folder: Path) -> dict[str, Any]:
+    """What the trainer takes beside nnU-Net's own arguments."""
+    return {
         **study.training.model_dump(mode="json"),
         "seed": model.seed,
         "cross_validated": study.cross_validated,
         "identity": _identity(study, model, dataset_folder),
     }
-    trainer: StudyTrainer | None = None
-    with (
-        tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch,
-        told_of_disk("training", str(model), model_folder.parent, lambda: _disk_bytes(trainer)),
-    ):
-        preprocessed = Path(scratch, "preprocessed")
-        preprocessed.mkdir()
-        (preprocessed / dataset_name(model.annotator)).symlink_to(dataset_folder.resolve())
-        with (
-            nnunet_folders(preprocessed=preprocessed, results=Path(scratch, "results")),
-            pinned_threads(study.training.threads, device) as threads,
-            quiet(),
-        ):
-            trainer = StudyTrainer(
-                {**plans, SETTINGS: settings, "continue_training": False},
-                study.plans.configuration,
-                model.fold,
-                dataset,
-                device,
-            )
-            trainer.initialize()
-            resumed_at, refused = _resume(trainer, resume_from, str(settings["identity"]))
-            if on_epoch is not None:
-                trainer.on_epoch = lambda row: on_epoch(EpochReport(of=trainer.num_epochs, **row))
-            trainer.on_checkpoint = on_checkpoint
-            try:
-                trainer.run_training()
-            except NotFiniteError as error:
-                raise SegmentationError(
-                    "training", str(model), str(error), "Lower training.learning_rate, or look for damaged scans."
-                ) from error
-            except (MemoryError, RuntimeError) as error:
-                raise _out_of_memory(model, error) or error from error
-            curve = pd.DataFrame(trainer.curve())
-            outcome = TrainingOutcome(
-                epochs=len(curve),
-                best_epoch=trainer.best_epoch,
-                best_ema_dice=float(trainer._best_ema),  # pyright: ignore[reportPrivateUsage] - nnU-Net has no other
-                stopped_because=_why_stopped(trainer),
-                resumed_at_epoch=resumed_at,
-                refused_checkpoint=refused,
-                device=_device_name(device),
-                seconds=round(time.perf_counter() - start, 3),
-                curve=curve,
-            )
-            _publish(trainer, dataset_folder, model_folder, plans, model, outcome, threads)
-    return outcome
+
+
+@contextmanager
+def _folders_for_nnunet(scratch: Path, model: ModelId, dataset_folder: Path) -> Generator[None]:
+    """nnU-Net's folders below a scratch folder for the length of a block; the dataset is linked into them."""
+    preprocessed = scratch / "preprocessed"
+    preprocessed.mkdir()
+    (preprocessed / dataset_name(model.annotator)).symlink_to(dataset_folder.resolve())
+    with nnunet_folders(preprocessed=preprocessed, results=scratch / "results"):
+        yield
 
 
 def _require_fold(study: Study, model: ModelId, dataset_folder: Path, plans: dict[str, Any]) -> None:
@@ -243,6 +236,38 @@ def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> 
         return None, "the checkpoint is of another model, dataset or setting"
     trainer.load_checkpoint(state)
     return trainer.current_epoch, ""
+
+
+def _run(trainer: "StudyTrainer", model: ModelId) -> None:
+    """Train to the end; failures whose cause is known are told with what to change."""
+    from curvas_assets.segmentation.trainer import NotFiniteError
+
+    try:
+        trainer.run_training()
+    except NotFiniteError as error:
+        raise SegmentationError(
+            "training", str(model), str(error), "Lower training.learning_rate, or look for damaged scans."
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        raise _out_of_memory(model, error) or error from error
+
+
+def _outcome(
+    trainer: "StudyTrainer", device: Any, start: float, resumed_at: int | None, refused: str
+) -> TrainingOutcome:
+    """How a training ended that began at `start`, in seconds of `time.perf_counter`."""
+    curve = pd.DataFrame(trainer.curve())
+    return TrainingOutcome(
+        epochs=len(curve),
+        best_epoch=trainer.best_epoch,
+        best_ema_dice=float(trainer._best_ema),  # pyright: ignore[reportPrivateUsage] - nnU-Net has no other
+        stopped_because=_why_stopped(trainer),
+        resumed_at_epoch=resumed_at,
+        refused_checkpoint=refused,
+        device=_device_name(device),
+        seconds=round(time.perf_counter() - start, 3),
+        curve=curve,
+    )
 
 
 def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:

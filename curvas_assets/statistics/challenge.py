@@ -175,54 +175,13 @@ def rank_among_teams(
         if means is None or metric not in means.index.get_level_values("metric"):
             continue
         teams = {team: getattr(result, standing.column) for team, result in TEAMS.items()}
-        comparable, comparability = _comparability(standing, region, synthetic)
         shared = {"metric": metric, "column": standing.column, "unit": UNITS[standing.column]}
-        of_metric = means.loc[[metric]]
-        if standing.column == "crps" and (foreign := sorted(set(map(str, of_metric["unit"])) - {*_MM3, *_CM3})):
-            shared["unit"] = foreign[0]
-            reason = f"left out: its unit is {foreign[0]!r}, which cannot be turned into cm³"
-            for family, mean in of_metric.droplevel("metric").iterrows():
-                entry = _entry("this run", str(family), np.nan, None, int(mean["n_patients"]), int(mean["n_nan"]))
-                rows.append(
-                    shared
-                    | entry
-                    | {"definition": standing.definition, "region": region}
-                    | {"comparable": False, "comparability": reason}
-                )
+        of_metric = means.loc[[metric]].droplevel("metric")
+        if foreign := _foreign_unit(of_metric, standing):
+            rows += _left_out_rows(shared | {"unit": foreign}, of_metric, standing, region)
             continue
-        for team, value in teams.items():
-            rows.append(
-                shared
-                | _entry("team", team, value, _rank(value, teams, standing), TEAM_PATIENTS, 0)
-                | {
-                    "definition": "the challenge's own",
-                    "region": "body",
-                    "comparable": True,
-                    "comparability": CHALLENGE_CITATION,
-                }
-            )
-        for family in FAMILIES:
-            if (metric, family) not in means.index:
-                continue
-            mean = means.loc[(metric, family)]
-            value = _in_unit(mean, standing)
-            rows.append(
-                shared
-                | _entry(
-                    "this run",
-                    family,
-                    value,
-                    _rank(value, teams, standing),
-                    int(mean["n_patients"]),  # type: ignore[arg-type]
-                    int(mean["n_nan"]),  # type: ignore[arg-type]
-                )
-                | {
-                    "definition": standing.definition,
-                    "region": region,
-                    "comparable": comparable,
-                    "comparability": comparability,
-                }
-            )
+        rows += _team_rows(shared, teams, standing)
+        rows += _our_rows(shared, of_metric, teams, standing, region, synthetic)
         if published and standing.comparable:
             rows += _published_rows(shared, teams, standing)
     table = pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS))
@@ -259,6 +218,13 @@ def _comparability(standing: Standing, region: str, synthetic: bool) -> tuple[bo
     return standing.comparable, standing.comparability
 
 
+def _foreign_unit(means: pd.DataFrame, standing: Standing) -> str | None:
+    """A unit of this run that cannot be converted to the table's; None if there is none."""
+    if standing.column != "crps":
+        return None
+    return min(set(map(str, means["unit"])) - {*_MM3, *_CM3}, default=None)
+
+
 def _in_unit(mean: pd.Series, standing: Standing) -> float:
     """The mean in the unit of the challenge's table; infinite values make it infinite."""
     scale = 1.0 if standing.column == "crps" and str(mean["unit"]) in _CM3 else standing.scale
@@ -275,6 +241,67 @@ def _rank(value: float, teams: Mapping[str, float], standing: Standing) -> int |
 
 def _entry(kind: str, entry: str, value: float, rank: int | None, patients: int, left_out: int) -> dict[str, object]:
     return {"kind": kind, "entry": entry, "value": value, "rank": rank, "n_patients": patients, "n_nan": left_out}
+
+
+def _left_out_rows(
+    shared: Mapping[str, object], means: pd.DataFrame, standing: Standing, region: str
+) -> list[dict[str, object]]:
+    """This run's families in a unit that cannot be converted: without value or rank, but with the reason."""
+    return [
+        dict(shared)
+        | _entry("this run", str(family), np.nan, None, int(mean["n_patients"]), int(mean["n_nan"]))
+        | {
+            "definition": standing.definition,
+            "region": region,
+            "comparable": False,
+            "comparability": f"left out: its unit is {shared['unit']!r}, which cannot be turned into cm³",
+        }
+        for family, mean in means.iterrows()
+    ]
+
+
+def _team_rows(shared: Mapping[str, object], teams: Mapping[str, float], standing: Standing) -> list[dict[str, object]]:
+    return [
+        dict(shared)
+        | _entry("team", team, value, _rank(value, teams, standing), TEAM_PATIENTS, 0)
+        | {
+            "definition": "the challenge's own",
+            "region": "body",
+            "comparable": True,
+            "comparability": CHALLENGE_CITATION,
+        }
+        for team, value in teams.items()
+    ]
+
+
+def _our_rows(
+    shared: Mapping[str, object],
+    means: pd.DataFrame,
+    teams: Mapping[str, float],
+    standing: Standing,
+    region: str,
+    synthetic: bool,
+) -> list[dict[str, object]]:
+    """This run's families, in their order, each ranked among the teams."""
+    comparable, comparability = _comparability(standing, region, synthetic)
+    rows: list[dict[str, object]] = []
+    for family in FAMILIES:
+        if family not in means.index:
+            continue
+        mean = means.loc[family]
+        value = _in_unit(mean, standing)
+        rank = _rank(value, teams, standing)
+        rows.append(
+            dict(shared)
+            | _entry("this run", family, value, rank, int(mean["n_patients"]), int(mean["n_nan"]))
+            | {
+                "definition": standing.definition,
+                "region": region,
+                "comparable": comparable,
+                "comparability": comparability,
+            }
+        )
+    return rows
 
 
 def _published_rows(

@@ -6,7 +6,7 @@ it. Does not belong here: numbers of the study; how tests are made (`families`).
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -85,6 +85,20 @@ class PublishedScores(NamedTuple):
     unusable: pd.DataFrame
 
 
+_Flaw = dict[str, object]
+"""A row of `PublishedScores.unusable`."""
+
+
+class _Row(NamedTuple):
+    """A row of the file whose patient and predictor are known."""
+
+    line: int
+    patient: str
+    predictor: str
+    family: str
+    cells: pd.Series
+
+
 def read_published_scores(
     csv: str | Path | bytes | IO[str] | IO[bytes], *, ids: PatientIds = CHALLENGE_IDS, study: Study | None = None
 ) -> PublishedScores:
@@ -107,71 +121,11 @@ def read_published_scores(
         StatisticsError: not a table, or no column for the patient, the predictor or any metric.
     """
     wide = _read(csv)
-    patient_column = _named(wide, "patient_id", "patient")
-    predictor_column = _named(wide, "ct", "predictor", "model")
-    meanings = {column: meaning for column in wide.columns if (meaning := column_meaning(column)) is not None}
-    if not meanings:
-        raise StatisticsError(
-            "reading published scores",
-            "the table",
-            f"none of its columns is a metric: {list(wide.columns)}",
-            "Give the study's wide table, with columns such as DICE_panc and ECE_1.",
-        )
-    unusable: list[dict[str, object]] = [
-        _flaw(None, "", "", str(column), "", "a column of no known meaning")
-        for column in wide.columns
-        if column not in meanings and column not in (patient_column, predictor_column) and not _is_index(column)
-    ]
-    kept: dict[tuple[str, str], pd.Series] = {}
-    families: dict[str, str] = {}
-    for position, row in wide.iterrows():
-        line = int(position) + 2  # type: ignore[arg-type]
-        raw_patient, raw_predictor = _text(row[patient_column]), _text(row[predictor_column])
-        try:
-            patient = ids.normalise(re.sub(r"\.0$", "", raw_patient))
-        except StudyError as error:
-            unusable.append(_flaw(line, raw_patient, raw_predictor, "", raw_patient, f"patient: {error.found}"))
-            continue
-        predictor = raw_predictor
-        family = _family(predictor, study)
-        if family is None:
-            unusable.append(
-                _flaw(line, patient, predictor, "", predictor, "neither the name of a model nor of an ensemble")
-            )
-            continue
-        earlier = kept.get((patient, predictor))
-        if earlier is not None:
-            same = all(_text(earlier[column]) == _text(row[column]) for column in meanings)
-            reason = "the same row again" if same else "another row of this patient and predictor; the first is kept"
-            unusable.append(_flaw(line, patient, predictor, "", raw_patient, reason))
-            continue
-        kept[patient, predictor] = row
-        families[predictor] = family
-    records = []
-    for (patient, predictor), row in kept.items():
-        for column, meaning in meanings.items():
-            value, note = _number(_text(row[column]))
-            if note:
-                line = int(row.name) + 2  # type: ignore[arg-type]
-                unusable.append(_flaw(line, patient, predictor, str(column), _text(row[column]), note))
-            records.append(
-                {
-                    "patient": patient,
-                    "predictor": predictor,
-                    "family": families[predictor],
-                    "group": (study.patient_group(patient) or "") if study else "",
-                    "metric": meaning.metric,
-                    "organ": meaning.organ,
-                    "annotator": meaning.annotator,
-                    "value": value,
-                    "unit": meaning.unit,
-                    "note": note or DEFECTS.get(meaning.metric, ""),
-                }
-            )
-    unusable += _absent(kept, families)
-    columns = ["patient", "predictor", "family", "group", "metric", "organ", "annotator", "value", "unit", "note"]
-    scores = pd.DataFrame(records, columns=columns)
-    scores["value"] = scores["value"].astype(float)
+    keys = _named(wide, "patient_id", "patient"), _named(wide, "ct", "predictor", "model")
+    meanings = _metric_columns(wide)
+    rows, left_out = _first_rows(wide, keys, meanings, ids, study)
+    scores, unreadable = _long(rows, meanings, study)
+    unusable = [*_unknown_columns(wide, {*keys, *meanings}), *left_out, *unreadable, *_absent(rows)]
     return PublishedScores(scores, pd.DataFrame(unusable, columns=list(UNUSABLE)).astype({"line": "Int64"}))
 
 
@@ -264,6 +218,60 @@ def _named(wide: pd.DataFrame, *names: str) -> str:
     )
 
 
+def _metric_columns(wide: pd.DataFrame) -> dict[str, Column]:
+    meanings = {column: meaning for column in wide.columns if (meaning := column_meaning(column)) is not None}
+    if not meanings:
+        raise StatisticsError(
+            "reading published scores",
+            "the table",
+            f"none of its columns is a metric: {list(wide.columns)}",
+            "Give the study's wide table, with columns such as DICE_panc and ECE_1.",
+        )
+    return meanings
+
+
+def _unknown_columns(wide: pd.DataFrame, known: Collection[str]) -> list[_Flaw]:
+    return [
+        _flaw(None, "", "", str(column), "", "a column of no known meaning")
+        for column in wide.columns
+        if column not in known and not _is_index(column)
+    ]
+
+
+def _first_rows(
+    wide: pd.DataFrame, keys: tuple[str, str], metrics: Collection[str], ids: PatientIds, study: Study | None
+) -> tuple[list[_Row], list[_Flaw]]:
+    """The first row of each patient and predictor (which stand in the columns `keys`), and the rows that are left out."""
+    first: dict[tuple[str, str], _Row] = {}
+    left_out: list[_Flaw] = []
+    for position, cells in wide.iterrows():
+        row = _recognised(int(position) + 2, cells, keys, ids, study)  # type: ignore[arg-type]
+        if not isinstance(row, _Row):
+            left_out.append(row)
+            continue
+        earlier = first.setdefault((row.patient, row.predictor), row)
+        if earlier is not row:
+            same = all(_text(earlier.cells[column]) == _text(cells[column]) for column in metrics)
+            reason = "the same row again" if same else "another row of this patient and predictor; the first is kept"
+            left_out.append(_flaw(row.line, row.patient, row.predictor, "", _text(cells[keys[0]]), reason))
+    return list(first.values()), left_out
+
+
+def _recognised(
+    line: int, cells: pd.Series, keys: tuple[str, str], ids: PatientIds, study: Study | None
+) -> _Row | _Flaw:
+    """A row with its patient and predictor, or why it has none."""
+    raw_patient, predictor = (_text(cells[key]) for key in keys)
+    try:
+        patient = ids.normalise(re.sub(r"\.0$", "", raw_patient))
+    except StudyError as error:
+        return _flaw(line, raw_patient, predictor, "", raw_patient, f"patient: {error.found}")
+    family = _family(predictor, study)
+    if family is None:
+        return _flaw(line, patient, predictor, "", predictor, "neither the name of a model nor of an ensemble")
+    return _Row(line, patient, predictor, family, cells)
+
+
 def _family(predictor: str, study: Study | None) -> str | None:
     try:
         if study is not None and predictor in study.predictors:
@@ -276,14 +284,46 @@ def _family(predictor: str, study: Study | None) -> str | None:
     return "individual"
 
 
-def _absent(kept: Mapping[tuple[str, str], pd.Series], families: Mapping[str, str]) -> list[dict[str, object]]:
+def _long(
+    rows: Iterable[_Row], meanings: Mapping[str, Column], study: Study | None
+) -> tuple[pd.DataFrame, list[_Flaw]]:
+    """The long table of scores, and the cells that hold no number."""
+    records: list[dict[str, object]] = []
+    unreadable: list[_Flaw] = []
+    for row in rows:
+        for column, meaning in meanings.items():
+            value, note = _number(_text(row.cells[column]))
+            if note:
+                unreadable.append(
+                    _flaw(row.line, row.patient, row.predictor, str(column), _text(row.cells[column]), note)
+                )
+            records.append(
+                {
+                    "patient": row.patient,
+                    "predictor": row.predictor,
+                    "family": row.family,
+                    "group": (study.patient_group(row.patient) or "") if study else "",
+                    "metric": meaning.metric,
+                    "organ": meaning.organ,
+                    "annotator": meaning.annotator,
+                    "value": value,
+                    "unit": meaning.unit,
+                    "note": note or DEFECTS.get(meaning.metric, ""),
+                }
+            )
+    columns = ["patient", "predictor", "family", "group", "metric", "organ", "annotator", "value", "unit", "note"]
+    return pd.DataFrame(records, columns=columns).astype({"value": float}), unreadable
+
+
+def _absent(rows: Sequence[_Row]) -> list[_Flaw]:
     """Predictors that some patients have and others lack."""
-    patients = list(dict.fromkeys(patient for patient, _ in kept))
+    families = {row.predictor: row.family for row in rows}
+    there = {(row.patient, row.predictor) for row in rows}
     return [
-        _flaw(None, patient, predictor, "", "", f"this patient has no row of this {families[predictor]} predictor")
-        for patient in patients
-        for predictor in families
-        if (patient, predictor) not in kept
+        _flaw(None, patient, predictor, "", "", f"this patient has no row of this {family} predictor")
+        for patient in dict.fromkeys(row.patient for row in rows)
+        for predictor, family in families.items()
+        if (patient, predictor) not in there
     ]
 
 
@@ -307,5 +347,5 @@ def _is_index(column: str) -> bool:
     return column == "" or column.startswith("Unnamed:")
 
 
-def _flaw(line: int | None, patient: str, predictor: str, column: str, found: str, reason: str) -> dict[str, object]:
+def _flaw(line: int | None, patient: str, predictor: str, column: str, found: str, reason: str) -> _Flaw:
     return dict(zip(UNUSABLE, (line, patient, predictor, column, found, reason), strict=True))

@@ -5,6 +5,7 @@ told. Nothing here sends a request.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,94 +111,51 @@ class Asked:
     checksums: str
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What a store answered.
+
+    Args:
+        code: that it gives the error; empty if none.
+        status: of HTTP; 0 if it does not say.
+        message: in one line.
+        region: of the bucket, where the error names it.
+        headers: of HTTP.
+    """
+
+    code: str
+    status: int
+    message: str
+    region: str
+    headers: Mapping[str, str]
+
+    @property
+    def said(self) -> str:
+        """Code and message, for people."""
+        return f"{self.code or self.status}" + (f": {self.message}" if self.message else "")
+
+    @property
+    def text(self) -> str:
+        """Code and message, to look for words in."""
+        return f"{self.code} {self.message}".lower()
+
+
 def explain(error: ClientError, asked: Asked) -> Refusal:
     """What an answer of the store means. "There is no such object" is not covered: the caller handles it."""
-    code, status, message, headers = _parts(error)
-    said = f"{code or status}" + (f": {message}" if message else "")
-    text = f"{code} {message}".lower()
-    if code == "NoSuchBucket":
-        return Refusal(f"there is no bucket {asked.bucket!r}", "Create it, or set S3_BUCKET to the right one.")
-    if code == "InvalidBucketName":
-        return Refusal(f"{asked.bucket!r} is no name of a bucket ({said})", "Set S3_BUCKET to the bucket's name.")
-    if code in CLOCK or (status in (400, 403) and SKEWED.search(text)):
-        clock = f"; the store's clock says {headers['date']}" if "date" in headers else ""
-        return Refusal(
-            f"this machine's clock and the store's are too far apart ({said}{clock})",
-            "Set this machine's clock right (NTP), then try again.",
-        )
-    if code in TOKEN:
-        return Refusal(
-            f"the store refused the session token ({said})",
-            "Fetch a new session's AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; keys of a service "
-            "account do not end.",
-        )
-    if "quota" in text and code not in BUSY and status != 429:
-        return Refusal(
-            f"the quota of the bucket or of its owner is used up ({said})",
-            "Remove what is not needed (jobs `empty_…`), or have the quota raised.",
-        )
-    if status == 507 or FULL.search(text):
-        return Refusal(f"the store is full ({said})", "Have room made in the store, then launch again.")
-    if code in REGION or (status in (301, 307, 400) and WRONG_REGION.search(text)):
-        return _region(error, asked, said, headers)
-    if code in BUSY or status in (429, 503):
-        return Refusal(
-            f"the store is busy ({said})",
-            "Try again later, or run fewer steps side by side.",
-            may_retry=True,
-            away=True,
-        )
-    if code in BROKEN_OFF or status == 408:
-        return Refusal(f"the request broke off on its way ({said})", NETWORK, may_retry=True, away=True)
-    if code in DAMAGED:
-        return Refusal(
-            f"what arrived is not what was sent ({said})",
-            "Try again; if it goes on, look for a proxy that changes what passes.",
-            may_retry=True,
-        )
-    if code in MEANWHILE or status in (409, 412):
-        return Refusal(f"the object changed meanwhile ({said})", "Try again.", may_retry=True)
-    if code in HEADERS or status in (411, 501) or (status == 400 and HEADER_WORDS.search(text)):
-        return _headers(asked, said)
-    if status in (301, 302, 303, 307, 308):
-        return _redirect(headers.get("location", ""), asked)
-    if code == "InvalidObjectState":
-        return Refusal(f"the object lies in an archive ({said})", "Have it restored to the bucket's standard class.")
-    if status == 413 or code in ("EntityTooLarge", "MaxMessageLengthExceeded"):
-        return Refusal(
-            f"the object is too large for the store ({said})", "Have the store's or its proxy's limit raised."
-        )
-    if status in (404, 405):
-        return Refusal(
-            f"this is no bucket of an S3 store ({said})",
-            "Check S3_ENDPOINT (not the port of a console or web page) and S3_BUCKET.",
-        )
-    if "html" in headers.get("content-type", "") and code in ("", str(status)):
-        return Refusal(
-            f"a web server or proxy answered {status} in the store's place",
-            "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy or firewall is in between.",
-            may_retry=status >= 500,
-            away=status >= 500,
-        )
-    if code in KEY or status == 401:
-        hint = " Or a proxy changes the requests." if code == "SignatureDoesNotMatch" else ""
-        return Refusal(
-            f"the store refused the key ({said})",
-            f"Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (of the same account?).{hint}",
-        )
-    if code in FORBIDDEN or (status == 403 and code in ("", "403")):
-        return Refusal(
-            f"the store refused the key ({said})",
-            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (expired?) and the bucket's policy.",
-        )
-    if status == 400 and code in ("", "400", "BadRequest"):
-        return Refusal(
-            "the store answered 400 without a reason",
-            "Check S3_ENDPOINT (https:// where the port asks for it), AWS_DEFAULT_REGION and AWS_SESSION_TOKEN.",
-        )
-    if 400 <= status < 500:
-        return Refusal(f"the store answered {said}", "Ask who runs the store what this answer means.")
-    return Refusal(f"the store answered {said}", TRY_AGAIN, may_retry=True, away=True)
+    answer = _answer(error)
+    return (  # the first that fits: a status or a word may fit several
+        _bucket(answer, asked)
+        or _clock_or_session(answer)
+        or _room(answer)
+        or _region(answer, asked)
+        or _passing(answer)
+        or _checksums(answer, asked)
+        or _redirected(answer, asked)
+        or _object(answer)
+        or _no_store(answer)
+        or _key(answer)
+        or _unexplained(answer)
+    )
 
 
 def explain_failure(error: Exception, asked: Asked) -> Refusal:
@@ -236,31 +194,104 @@ def explain_failure(error: Exception, asked: Asked) -> Refusal:
     )
 
 
-def _parts(error: ClientError) -> tuple[str, int, str, dict[str, str]]:
-    """Code, HTTP status, message in one line, and headers of an answer."""
-    said: dict[str, Any] = error.response.get("Error", {})
-    metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
-    message = " ".join(str(said.get("Message") or "").split())[:240].rstrip(". ")
-    return str(said.get("Code") or ""), status_of(error), message, metadata.get("HTTPHeaders", {})
-
-
 def status_of(error: ClientError) -> int:
     """The HTTP status of an answer; 0 if it does not say."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _region(error: ClientError, asked: Asked, said: str, headers: dict[str, str]) -> Refusal:
-    details: dict[str, Any] = error.response.get("Error", {})
-    named = re.search(r"expecting '?([\w-]+)'?", said)
-    expected = details.get("Region") or headers.get("x-amz-bucket-region") or (named.group(1) if named else "")
+def _answer(error: ClientError) -> _Answer:
+    said: dict[str, Any] = error.response.get("Error", {})
+    metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
+    return _Answer(
+        code=str(said.get("Code") or ""),
+        status=status_of(error),
+        message=" ".join(str(said.get("Message") or "").split())[:240].rstrip(". "),
+        region=str(said.get("Region") or ""),
+        headers=metadata.get("HTTPHeaders", {}),
+    )
+
+
+# Kinds of refusals: each function tells of its own kind, and gives None for an answer of another one ------------------
+
+
+def _bucket(answer: _Answer, asked: Asked) -> Refusal | None:
+    if answer.code == "NoSuchBucket":
+        return Refusal(f"there is no bucket {asked.bucket!r}", "Create it, or set S3_BUCKET to the right one.")
+    if answer.code == "InvalidBucketName":
+        return Refusal(
+            f"{asked.bucket!r} is no name of a bucket ({answer.said})", "Set S3_BUCKET to the bucket's name."
+        )
+    return None
+
+
+def _clock_or_session(answer: _Answer) -> Refusal | None:
+    """Times that do not fit: the clock's, or the session's, which has ended."""
+    if answer.code in CLOCK or (answer.status in (400, 403) and SKEWED.search(answer.text)):
+        clock = f"; the store's clock says {answer.headers['date']}" if "date" in answer.headers else ""
+        return Refusal(
+            f"this machine's clock and the store's are too far apart ({answer.said}{clock})",
+            "Set this machine's clock right (NTP), then try again.",
+        )
+    if answer.code in TOKEN:
+        return Refusal(
+            f"the store refused the session token ({answer.said})",
+            "Fetch a new session's AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; keys of a service "
+            "account do not end.",
+        )
+    return None
+
+
+def _room(answer: _Answer) -> Refusal | None:
+    """A quota that is used up, or a full store."""
+    if "quota" in answer.text and answer.code not in BUSY and answer.status != 429:
+        return Refusal(
+            f"the quota of the bucket or of its owner is used up ({answer.said})",
+            "Remove what is not needed (jobs `empty_…`), or have the quota raised.",
+        )
+    if answer.status == 507 or FULL.search(answer.text):
+        return Refusal(f"the store is full ({answer.said})", "Have room made in the store, then launch again.")
+    return None
+
+
+def _region(answer: _Answer, asked: Asked) -> Refusal | None:
+    if answer.code not in REGION and not (answer.status in (301, 307, 400) and WRONG_REGION.search(answer.text)):
+        return None
+    named = re.search(r"expecting '?([\w-]+)'?", answer.said)
+    expected = answer.region or answer.headers.get("x-amz-bucket-region") or (named.group(1) if named else "")
     remedy = f"Set AWS_DEFAULT_REGION={expected}." if expected else "Set AWS_DEFAULT_REGION to the bucket's region"
     if not expected:
         remedy += ", and S3_ENDPOINT to that region's address."
-    return Refusal(f"the bucket is in another region than {asked.region!r} ({said})", remedy)
+    return Refusal(f"the bucket is in another region than {asked.region!r} ({answer.said})", remedy)
 
 
-def _headers(asked: Asked, said: str) -> Refusal:
-    found = f"the store does not take a checksum or header of the request ({said})"
+def _passing(answer: _Answer) -> Refusal | None:
+    """What the same request may not meet again: a busy store, a broken connection, a change at the same moment."""
+    if answer.code in BUSY or answer.status in (429, 503):
+        return Refusal(
+            f"the store is busy ({answer.said})",
+            "Try again later, or run fewer steps side by side.",
+            may_retry=True,
+            away=True,
+        )
+    if answer.code in BROKEN_OFF or answer.status == 408:
+        return Refusal(f"the request broke off on its way ({answer.said})", NETWORK, may_retry=True, away=True)
+    if answer.code in DAMAGED:
+        return Refusal(
+            f"what arrived is not what was sent ({answer.said})",
+            "Try again; if it goes on, look for a proxy that changes what passes.",
+            may_retry=True,
+        )
+    if answer.code in MEANWHILE or answer.status in (409, 412):
+        return Refusal(f"the object changed meanwhile ({answer.said})", "Try again.", may_retry=True)
+    return None
+
+
+def _checksums(answer: _Answer, asked: Asked) -> Refusal | None:
+    """A checksum or another header of the request that the store does not know."""
+    told_by_words = answer.status == 400 and HEADER_WORDS.search(answer.text)
+    if answer.code not in HEADERS and answer.status not in (411, 501) and not told_by_words:
+        return None
+    found = f"the store does not take a checksum or header of the request ({answer.said})"
     if asked.checksums != "when_required":
         return Refusal(found, f"Set {CHECKSUMS}=when_required: older stores know no other.")
     return Refusal(
@@ -268,6 +299,70 @@ def _headers(asked: Asked, said: str) -> Refusal:
         f"If the bucket asks for checksums (object lock), set {CHECKSUMS}=when_supported; else look for a proxy that "
         "changes requests, or ask who runs the store.",
     )
+
+
+def _redirected(answer: _Answer, asked: Asked) -> Refusal | None:
+    if answer.status in (301, 302, 303, 307, 308):
+        return _redirect(answer.headers.get("location", ""), asked)
+    return None
+
+
+def _object(answer: _Answer) -> Refusal | None:
+    """An object that cannot be read as it lies, or written as large as it is."""
+    if answer.code == "InvalidObjectState":
+        return Refusal(
+            f"the object lies in an archive ({answer.said})", "Have it restored to the bucket's standard class."
+        )
+    if answer.status == 413 or answer.code in ("EntityTooLarge", "MaxMessageLengthExceeded"):
+        return Refusal(
+            f"the object is too large for the store ({answer.said})", "Have the store's or its proxy's limit raised."
+        )
+    return None
+
+
+def _no_store(answer: _Answer) -> Refusal | None:
+    """Something else than an S3 store answers at the endpoint."""
+    if answer.status in (404, 405):
+        return Refusal(
+            f"this is no bucket of an S3 store ({answer.said})",
+            "Check S3_ENDPOINT (not the port of a console or web page) and S3_BUCKET.",
+        )
+    if "html" in answer.headers.get("content-type", "") and answer.code in ("", str(answer.status)):
+        return Refusal(
+            f"a web server or proxy answered {answer.status} in the store's place",
+            "Check S3_ENDPOINT (not the port of a console or web page), and that no proxy or firewall is in between.",
+            may_retry=answer.status >= 500,
+            away=answer.status >= 500,
+        )
+    return None
+
+
+def _key(answer: _Answer) -> Refusal | None:
+    """A key that the store does not know, or that may not do this."""
+    if answer.code in KEY or answer.status == 401:
+        hint = " Or a proxy changes the requests." if answer.code == "SignatureDoesNotMatch" else ""
+        return Refusal(
+            f"the store refused the key ({answer.said})",
+            f"Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (of the same account?).{hint}",
+        )
+    if answer.code in FORBIDDEN or (answer.status == 403 and answer.code in ("", "403")):
+        return Refusal(
+            f"the store refused the key ({answer.said})",
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (expired?) and the bucket's policy.",
+        )
+    return None
+
+
+def _unexplained(answer: _Answer) -> Refusal:
+    """What the store itself says, where nothing better is known."""
+    if answer.status == 400 and answer.code in ("", "400", "BadRequest"):
+        return Refusal(
+            "the store answered 400 without a reason",
+            "Check S3_ENDPOINT (https:// where the port asks for it), AWS_DEFAULT_REGION and AWS_SESSION_TOKEN.",
+        )
+    if 400 <= answer.status < 500:
+        return Refusal(f"the store answered {answer.said}", "Ask who runs the store what this answer means.")
+    return Refusal(f"the store answered {answer.said}", TRY_AGAIN, may_retry=True, away=True)
 
 
 def _redirect(location: str, asked: Asked) -> Refusal:
