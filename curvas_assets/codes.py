@@ -20,7 +20,7 @@ Levels = npt.NDArray[np.float64]
 NOTHING = 0
 """The code of the probability 0."""
 STEPS = 1 << 15
-"""Between the logarithmic ends, levels are this many to 1."""
+"""Between the logarithmic ends, neighbouring levels differ by 1 / STEPS."""
 LEAST_FOREGROUND = 2.0**-24
 """If the foreground sums to less than this, the background is exactly 1, as in a float32 softmax."""
 FIRST_DECADE = -30
@@ -48,7 +48,7 @@ def tail() -> tuple[float, ...]:
 
 
 def levels_of(ends: npt.ArrayLike, steps: int) -> Levels:
-    """All levels, ascending from 0 to 1, of a format's two attributes: `tail` and `steps`."""
+    """All levels, ascending from 0 to 1, from the two attributes that define a format's levels: `tail` and `steps`."""
     small = np.asarray(ends, np.float64)
     first = round(small[-1] * steps)
     middle = np.arange(first + 1, steps - first) / steps

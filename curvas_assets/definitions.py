@@ -14,7 +14,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.study_run import study_job
 from curvas_assets.study import Study, load_study
 
-# Backfill policies and grid mappings are what this platform is built on; their beta notes would fill every log.
+# This platform is built on backfill policies and grid mappings; Dagster's beta warnings would fill every log.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
@@ -52,7 +52,7 @@ def build_definitions(study: Study, *, executor: str = "multiprocess") -> dg.Def
 
 
 def _warned(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
-    """An asset whose description says what *Wipe* does, where partitions invite to it."""
+    """The asset; if it has partitions, which invite to *Wipe*, its description says what that does."""
     if asset.partitions_def is None:
         return asset
     return asset.map_asset_specs(lambda spec: spec.replace_attributes(description=f"{spec.description}{WIPE}"))

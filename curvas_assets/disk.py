@@ -84,7 +84,7 @@ def told_of_disk(
         yield
     except Exception as error:
         if isinstance(error, CurvasError) and not isinstance(error, SegmentationError):
-            raise  # of a store, or told already
+            raise  # an error of a store, or already a report of a full disk
         if not is_full(error, folder):
             raise
         raise full(attempted, subject, folder, error, needed_bytes()) from error

@@ -17,7 +17,9 @@ LEAST = 1e-13
 
 @njit(cache=True, nogil=True, inline="always")
 def logarithm(p):
-    """Ln p to 1e-8 of itself, for p from 1e-37 to 1: exponent and mantissa, 2 artanh by its series. Loops of it run in vectors."""
+    """Natural logarithm of p with a relative error of 1e-8, for p from 1e-37 to 1. It is computed from exponent and
+    mantissa by the series of 2 artanh, so that loops over it are vectorised.
+    """
     exponent = (np.float32(p).view(np.int32) - np.int32(0x3F3504F3)) >> np.int32(23)
     m = p * np.float64(np.int32((np.int32(127) - exponent) << np.int32(23)).view(np.float32))  # p / 2ᵉ, from √½ to √2
     s = (m - 1.0) / (m + 1.0)
@@ -29,7 +31,9 @@ def logarithm(p):
 
 @njit(cache=True, nogil=True, inline="always")
 def entropy_term(p):
-    """−p ln p in nats, to 1e-7 of itself; 0 at 0 and from 1 on. Near 1 by its series in 1 − p: exact, and fast."""
+    """−p ln p in nats, relative error 1e-7; 0 at p = 0 and from p = 1 on. Near 1 by a series in 1 − p: exact and
+    fast.
+    """
     if p >= NEAR_ONE:
         return entropy_near_one(p)
     return entropy_of_small(p)

@@ -2,8 +2,8 @@
 
 A NIfTI header says where voxels lie up to three times: sform, qform, and the voxel size `pixdim`. nibabel takes the sform;
 ITK, by which nnU-Net reads, chooses between sform and qform and applies the unit of length. `require_one_reading` refuses
-what they read differently, so that everything behind the intake may take nibabel's affine for the geometry. Files are
-read for their headers alone; voxels are none of this module's business.
+headers that they read differently, so that all code after the intake may use nibabel's affine as the geometry. Of
+files, this module reads only the headers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,7 +69,9 @@ class Grid:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel, ml: the affine's determinant, which the product of the spacings exceeds where axes are sheared."""
+        """Volume of a voxel, ml: the affine's determinant; of sheared axes, the product of the spacings would be too
+        large.
+        """
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / MM3_PER_ML
 
     @property
@@ -96,7 +98,7 @@ def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
 
 
 def tilt_degrees(affine: npt.ArrayLike) -> float:
-    """How far the two least perpendicular axes are from a right angle, degrees: the gantry tilt of a sheared CT."""
+    """Tilt, degrees: how far the worst pair of axes is from a right angle. In a sheared CT it is the gantry's tilt."""
     directions = _directions(np.asarray(affine, np.float64))
     between = (directions.T @ directions)[np.triu_indices(3, 1)]
     return float(np.rad2deg(np.arcsin(np.clip(np.abs(between).max(), 0, 1))))
@@ -216,8 +218,8 @@ def _sheared(tilt: float, attempted: str, subject: str, error: type[CurvasError]
     found = f"its axes are {tilt:.3g}° from perpendicular (gantry tilt), which nnU-Net's reader (ITK) refuses"
     if tilt < 0.1:
         remedy = (
-            "That little is a header that was rounded: write it anew with perpendicular axes, the scan's and its annotations' "
-            "alike (nibabel: image.set_qform(image.affine, 1); image.set_sform(image.get_qform(), 1))."
+            "So small a tilt comes from a rounded header. Rewrite the headers of the scan and its annotations with "
+            "perpendicular axes (nibabel: image.set_qform(image.affine, 1); image.set_sform(image.get_qform(), 1))."
         )
     else:
         remedy = (
@@ -231,21 +233,21 @@ def _sheared(tilt: float, attempted: str, subject: str, error: type[CurvasError]
 
 
 def displacement_mm(one: Grid, other: Grid) -> float:
-    """How far apart two grids of one shape put a corner, at most."""
+    """The largest distance between the places that two grids of one shape give a corner."""
     return float(_corner_distances(one, other).max())
 
 
 def turned_degrees(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
     """The largest angle between the axes of two affines, axis by axis, degrees."""
     a, b = _directions(np.asarray(one, np.float64)), _directions(np.asarray(other, np.float64))
-    chord = np.linalg.norm(a - b, axis=0).max()  # acos of a cosine near 1 is noise
+    chord = np.linalg.norm(a - b, axis=0).max()  # not acos, which is only noise where the cosine is near 1
     return float(np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
 
 
 def same_place(one: Grid, other: Grid, tolerance_mm: float) -> bool:
     """Whether two grids of one shape and equal voxel sizes lie at one place, up to a tolerance or a qform's rounding.
 
-    The caller compares the sizes: beyond the tolerance, only rotations and shifts are told from rounding.
+    The caller compares the voxel sizes, because rounding is recognised here only as a small rotation.
     """
     distances = _corner_distances(one, other)
     rounded = turned_degrees(one.affine, other.affine) <= ROUNDING_DEGREES and distances.min() <= tolerance_mm
@@ -253,7 +255,7 @@ def same_place(one: Grid, other: Grid, tolerance_mm: float) -> bool:
 
 
 def voxel_order(grid: Grid, onto: Grid) -> npt.NDArray[np.float64]:
-    """How the axes of one grid are to be permuted and flipped to run as another's: nibabel's (3, 2) for axes X, Y, Z.
+    """How to permute and flip one grid's axes X, Y, Z so that they run like another's, as nibabel's (3, 2) orientation.
 
     This is the nearest possible order; `same_place` decides whether the grids then agree.
     """

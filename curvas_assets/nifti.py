@@ -1,4 +1,4 @@
-"""A NIfTI file judged by its header before anything behind it is read: a small file may unpack to any size.
+"""Judges a NIfTI file by its header before anything after it is read, because a small file may unpack to any size.
 
 `geometry` judges where its voxels lie; the reader judges what they mean.
 """

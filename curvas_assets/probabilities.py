@@ -1,6 +1,6 @@
 # numba infers the types of its functions:
 # pyright: reportMissingParameterType=false
-"""What counts as a softmax: the one check behind every door that takes probabilities.
+"""What counts as a softmax: the one check of all functions that take probabilities.
 
 Arrays, torch tensors of any type and place, and nested lists come in; float arrays (C, Z, Y, X) go on. Logits, label maps, NaN
 and sums that are not 1 are told apart, for each has its own remedy.

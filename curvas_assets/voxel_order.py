@@ -1,8 +1,8 @@
 """The voxel order that nnU-Net is given, and the way back to the scan's own.
 
-A network knows left from right by the order of its array's axes alone. So every scan is handed over in one order, and what
-comes back is laid on the scan's own voxels: axes are permuted and flipped, nothing is resampled. Orders are written as
-nibabel writes them, by where the x, y and z axis of a NIfTI file point: LPS is a CT as ITK keeps it, with an array
+A network tells left from right only by the order of its array's axes. So nnU-Net gets every scan in one order, and its
+output is brought back to the scan's own voxels: axes are permuted and flipped, nothing is resampled. Orders are written
+as nibabel writes them, by where the x, y and z axis of a NIfTI file point: LPS is a CT as ITK keeps it, with an array
 (z, y, x) whose z goes to the head. Geometry is nibabel's reading of the header here as everywhere on the platform.
 """
 

@@ -32,8 +32,9 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     def scan(context: dg.AssetExecutionContext, bucket: Bucket):
         """One patient's CT and annotations, read to the last byte and validated; geometry and intensity facts.
 
-        A patient with a defect is refused here, with what was found and what to do, and stops nobody else. What is odd (a
-        blank map, an organ absent for one annotator, intensities that may be no HU) goes to the exclusion ledger.
+        A patient with a defect is refused here, with what was found and what to do; other patients are not affected.
+        What is odd (a blank map, an organ absent for one annotator, intensities that may be no HU) goes to the
+        exclusion ledger.
         """
         yield from declare.make(table.SCAN, stage.take_in, stage.SCAN_CHECKS, context, bucket)
 

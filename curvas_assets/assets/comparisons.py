@@ -47,7 +47,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         kinds={"s3", "csv"},
         description=(
             f"The study's published wide table, uploaded by people as `{study.report.published_table}` below the metrics "
-            "prefix. Optional; the sensor that registers patients tells of it."
+            "prefix. Optional; the sensor that registers patients reports it."
         ),
     )
 

@@ -27,7 +27,7 @@ from curvas_assets.study import Study
 
 OWNERS = ["team:imaging"]
 Stage = Callable[..., Iterator[tuple[str, Outcome]]]
-"""Of `curvas_assets.stages`: (tools, partitions, checks, **artefacts of each input) → what came of each partition."""
+"""Of `curvas_assets.stages`: (tools, partitions, checks, **artefacts of each input) → the outcome of each partition."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Declarations:
         }
 
     def described(self, row: Asset) -> dict[str, Any]:
-        """The attributes of an asset, whether it is the only one of its step or one of several."""
+        """The attributes that any declaration of an asset has, whether its step makes this asset alone or several."""
         return {
             "group_name": row.group,
             "owners": OWNERS,
@@ -65,7 +65,7 @@ class Declarations:
         }
 
     def table(self, row: Asset, *checks: Check) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-        """Decorates what makes an asset without partitions."""
+        """Decorator for a function that makes an asset without partitions."""
         return dg.asset(
             key=key_of(row),
             ins=self.inputs(row),
@@ -149,8 +149,8 @@ def table_output(
         frame: what is stored.
         check: that looked at it.
         problems: what it found.
-        facts: what people see in the UI; the table, if they are not given.
-        version: of the data, where the table alone does not tell.
+        facts: what people see in the UI; if not given, the table.
+        version: the data version, if the table's content alone does not determine it.
     """
     return dg.MaterializeResult(
         value=frame,

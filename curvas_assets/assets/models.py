@@ -19,8 +19,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     def trained_model(context: dg.AssetExecutionContext, bucket: Bucket, preprocessed_dataset: Artefacts):
         """One nnU-Net: seeded, stopped early, its best checkpoint published without optimizer state.
 
-        While it trains, its latest checkpoint is kept in the bucket: a run that is killed goes on where it was, on any
-        machine, and ends with the weights of an unbroken one (on the CPU to the bit).
+        While it trains, its latest checkpoint is kept in the bucket: a killed run continues from it, on any machine,
+        and ends with the same weights as a run without interruption (on the CPU to the bit).
         """
         yield from declare.make(
             table.TRAINED_MODEL,

@@ -20,8 +20,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         """Class probabilities (class, z, y, x) of one patient by one model, as one zarr volume.
 
         A step takes any rectangle of patients × models: each patient is fetched and preprocessed once, each model loaded
-        once, and every volume is stored and reported as soon as it is done. A scan is handed over in the voxel order that
-        the model knows; its volume lies on the scan's own voxels.
+        once, and every volume is stored and reported as soon as it is done. Each model gets the scan in the voxel order
+        that it was trained on; the volume is stored on the scan's own voxels.
         """
         yield from declare.make(
             table.SOFTMAX,

@@ -27,7 +27,7 @@ from curvas_assets.study import Study
 
 
 def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph]) -> list[dg.AssetsDefinition]:
-    """The report of one study; `graph` gives the whole lineage, whose state stands in it."""
+    """The report of one study; `graph` gives the whole lineage, whose state the report shows."""
     declare = Declarations(study, partitions)
     figures, page = table.FIGURES, table.REPORT_PAGE
 

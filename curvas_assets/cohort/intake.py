@@ -1,7 +1,7 @@
 """Reading one patient: a CT and one label map per annotator, validated to the last byte and described.
 
-What is wrong is a PatientError that tells what was found and what to do. What is odd but usable is a warning. Nothing is
-stored here, and nothing outside the patient's folder is read.
+A defect raises a PatientError that says what was found and what to do. Something odd but usable gives a warning.
+Nothing is stored here, and nothing outside the patient's folder is read.
 """
 
 import gzip
@@ -28,14 +28,14 @@ from curvas_assets.study import Annotator, Study, load_study
 Labels = npt.NDArray[np.uint8]
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
 BLOCK = 32
-"""Slices looked at together: what a check needs beside the volume stays below 100 MB at clinical size."""
+"""Slices that are checked at a time, so that a check needs less than 100 MB beside the volume at clinical size."""
 ROUNDED = 1e-12
-"""Labels further from an integer than this are said to have been rounded."""
+"""If a label is further from an integer than this, a warning says that it was rounded."""
 SAME_MM = 1e-3
-"""Headers that put voxels no further apart than this say the same; float32 does not tell them better."""
+"""Headers that put voxels no further apart than this count as equal, because float32 is no more exact."""
 SOFT_TISSUE_HU = (-200, 300)
 LEAST_SOFT_TISSUE = 0.005
-"""Share of a CT's voxels that are soft tissue or fat, at least. A body fills a tenth of its field of view or more."""
+"""Least share of a CT's voxels that are soft tissue or fat. A body fills a tenth of its field of view or more."""
 RESAMPLE = (
     "Resample the annotation onto the scan's voxels by their place in the world, nearest neighbour (SimpleITK: "
     "Resample(annotation, image, Transform(), sitkNearestNeighbor)), and look at it over the scan; do not copy one header over the "
@@ -82,8 +82,8 @@ class Patient:
 def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     """Read, validate and describe the patient in a folder.
 
-    An annotation in another voxel order of the scan's own space is brought into the scan's order: voxels are moved in the
-    array, never in the world, and `facts` and `warnings` tell it.
+    An annotation in another voxel order of the scan's own space is brought into the scan's order: voxels are moved in
+    the array, never in the world, and `facts` and `warnings` say so.
 
     Args:
         folder: named like the patient, with or without the study's prefix; holds the files the study names.
@@ -135,8 +135,8 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
 def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLabels:
     """The label maps of a patient alone, validated, on the voxels of the CT if it is there; else of the first annotation.
 
-    They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB. One in another voxel
-    order is held whole for a moment, a byte a voxel.
+    They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB. A map in another
+    voxel order is held whole for a moment, at one byte per voxel.
 
     Returns:
         uint8 (R, Z, Y, X), sliced as a NumPy array is.
@@ -166,7 +166,7 @@ def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
         Whether the file was replaced.
 
     Raises:
-        PatientError: in the scan's order it has another shape: it is not the annotation that was taken in.
+        PatientError: in the scan's order, its shape is not the scan's, so it is not the annotation that was taken in.
     """
     path = Path(path)
     image = nib.Nifti1Image.from_filename(path)
@@ -249,7 +249,7 @@ def _require_files(folder: Path, study: Study, patient: str, names: Sequence[str
 def _load(path: Path, study: Study, patient: str) -> Any:
     """A NIfTI image whose file was read to its end, and whose header is that of one 3-D volume in one place.
 
-    The header is judged before anything behind it is read, and bounds what is: a small file may unpack to any size.
+    The header is judged first and limits how much is read after it, because a small file may unpack to any size.
     """
     attempt = f"reading {path.name}"
     told: Any = {"attempted": attempt, "subject": patient, "error": PatientError}
@@ -272,7 +272,7 @@ def _load(path: Path, study: Study, patient: str) -> Any:
         raise PatientError(
             attempt, patient, f"it cannot be read ({error.strerror})", "Make it a file that this user may read."
         ) from error
-    except Exception as error:  # whatever a header makes nibabel and NumPy do, it is the file's fault
+    except Exception as error:  # whatever nibabel and NumPy raise over a header, the file is at fault
         raise _no_nifti(attempt, patient, error) from error
     geometry.require_one_reading(
         path,
@@ -315,7 +315,7 @@ def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArr
                 )
             voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
             if scaled is not None:
-                with np.errstate(over="ignore", invalid="ignore"):  # infinity is told where voxels are looked at
+                with np.errstate(over="ignore", invalid="ignore"):  # infinity is reported when voxels are checked
                     voxels = voxels.astype(scaled) * stored.slope + stored.inter
             yield z0, voxels
 
@@ -399,7 +399,9 @@ class _Read:
 def _annotations(
     folder: Path, study: Study, patient: str, grid: Grid, like: str, keep: Callable[[int, int, Labels], None]
 ) -> _Read:
-    """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`; what was found beside."""
+    """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`; returns other
+    findings.
+    """
     read = _Read()
     for r, annotator in enumerate(study.annotators):
         annotation = _load(folder / annotator.file, study, patient)

@@ -109,7 +109,7 @@ def write_cohort(
 
 
 def _names(patients: Any) -> list[str]:
-    """Patients' names, of names or of their number."""
+    """Patients' names, from names or from the number of patients."""
     if isinstance(patients, int | np.integer) and patients >= 1:
         return [f"PHANTOM{i:03d}" for i in range(1, int(patients) + 1)]
     names = [patients] if isinstance(patients, str) else list(patients) if isinstance(patients, Iterable) else []
@@ -214,7 +214,7 @@ class _Anatomy:
         thickness = (15 - 5.5 * t) * size.mean() * rng.normal(1, 0.06)
         self.course, self.thickness = course, thickness
         pancreas = space.tube(course, thickness)
-        # No two organs share a voxel: what is deeper inside one is not the other's.
+        # No two organs share a voxel: it belongs to the one inside which it lies deeper.
         self.organs: dict[str, Field] = {
             "pancreas": np.minimum(pancreas, -np.maximum(kidney, liver)),
             "kidney": np.minimum(kidney, -liver),

@@ -76,7 +76,7 @@ def stream_ensembles(
         if held is None or held.shape[2:] != first.shape[1:]:
             held = np.empty((len(names), *first.shape), np.uint16)
         codes = np.stack([first, *others], out=held)
-        del others, first  # two slabs of nine members take a quarter of the memory held
+        del others, first  # copied; they would take a quarter of the memory held
         with PARALLEL:
             _combine(
                 codes,

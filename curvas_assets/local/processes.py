@@ -183,7 +183,7 @@ class DagsterDev:
             )
         self._vital = {}
         sessions = _read(self.record).get("sessions", [])
-        staged = self.record.with_suffix(".new")  # a full disk must not cost what the next owner needs
+        staged = self.record.with_suffix(".new")  # a full disk must not destroy the next owner's record
         staged.write_text(json.dumps({"sessions": [*sessions, self._process.pid]}))
         staged.replace(self.record)
         self._started.set()
@@ -244,9 +244,9 @@ def end_cleanly_when_told(state: Path) -> None:
 
     def end(number: int, *_: object) -> None:
         told.append(number)
-        if len(told) > 1:  # it ends already: a second one must not cut that off
+        if len(told) > 1:  # it is ending already: a second signal must not interrupt that
             return
-        if number == signal.SIGHUP:  # nobody reads any more, and writing would fail
+        if number == signal.SIGHUP:  # nobody reads its output any more, and writing would fail
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         is_ending(state)
         raise KeyboardInterrupt
@@ -256,7 +256,7 @@ def end_cleanly_when_told(state: Path) -> None:
 
 
 def _of_sessions(sessions: Iterable[int], home: str) -> list[psutil.Process]:
-    """Living processes of these sessions with this `DAGSTER_HOME`. Checked because a reboot gives the numbers to other processes."""
+    """Living processes of these sessions with this `DAGSTER_HOME`, checked because a reboot reuses the numbers."""
     wanted, found = set(sessions), []
     for process in psutil.process_iter() if wanted else ():
         try:

@@ -37,8 +37,8 @@ from curvas_assets.storage.objects import S3Objects
 BUCKET = "curvas"
 READY_SECONDS = 60
 PROBE_SECONDS = 2
-"""Silence after which a readiness probe asks again. In 1 of 40 restarts a request that came too early was held for 18 s
-by a server that had long been ready."""
+"""Silence after which a readiness probe asks again. In 1 of 40 restarts the server, although long ready, answered a
+request that came too early only after 18 s."""
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 3
 """How long the server may take to end by itself; it needs a second, or waits for the last of its requests."""
@@ -118,7 +118,7 @@ class EmbeddedS3:
         return None if process is None else process.pid
 
     def _process(self) -> psutil.Process | None:
-        """The process of the pid file, if it serves this folder: a number that came back may be anybody's."""
+        """The process of the pid file if it serves this folder: another process may have the number now."""
         try:
             process = psutil.Process(int((self.folder / "pid").read_text()))
             serves = process.status() != psutil.STATUS_ZOMBIE and f"-dir={self.data}" in process.cmdline()
@@ -128,7 +128,7 @@ class EmbeddedS3:
 
     @contextmanager
     def alone(self) -> Generator[None]:
-        """Nobody else starts or stops this folder's server meanwhile. The lock goes with the process that holds it."""
+        """While the block runs, nobody else starts or stops this server. The lock ends with its process."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -178,7 +178,7 @@ class EmbeddedS3:
 
     def _start_unless_it_runs(self) -> bool:
         if self.pid is not None:
-            if self._comes_up():  # at once, unless whoever started it was killed meanwhile
+            if self._comes_up():  # returns at once, unless the process that started the server was killed
                 return False
             self._end()
         self._start()
@@ -269,7 +269,7 @@ class EmbeddedS3:
             if "BucketAlready" not in str(error):
                 return False
         try:
-            # A list is answered before the volumes are mounted: only a byte written and read back says ready.
+            # A listing works before the volumes are mounted: only a byte written and read back shows readiness.
             store.put(READY_KEY, b"1")
             ready = store.get(READY_KEY) == b"1"
             store.delete([READY_KEY])
@@ -344,7 +344,7 @@ class EmbeddedS3:
 
 
 def private_folder(folder: Path) -> Path:
-    """A folder that only this user opens, made if it is not there: scans are nobody else's business."""
+    """A folder that only this user can open, made if it is not there: nobody else may see the scans."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)

@@ -19,7 +19,8 @@ from curvas_assets.storage.objects import ObjectStore, S3Objects
 from curvas_assets.storage.patience import Patience
 
 SENSOR_READ_SECONDS = 10
-"""Outside of runs nothing waits for a store that is away: sensors and schedules skip, and try again next time."""
+"""Outside of runs, requests do not wait for a store that is away: sensors and schedules skip, and try again next
+time."""
 SENSOR_ATTEMPTS = 2
 
 

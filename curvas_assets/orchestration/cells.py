@@ -48,7 +48,7 @@ def materialise(
     Args:
         context: of the asset's step; its partition keys say what to make.
         objects: the store the work uses, whose byte counts go to each partition's metadata.
-        work: makes artefacts for the keys it is given, in its own order, and yields each with what came of it.
+        work: makes artefacts for the keys it is given, in its own order, and yields each with its outcome.
         checks: what the work checks on the way. The verdict on each partition is logged at once, even if the partition
             fails; a partition that fails before it is checked has none.
 

@@ -17,7 +17,7 @@ from curvas_assets.errors import DeploymentError
 
 PREFIX = "CURVAS_"
 MOST_PATIENCE = 6 * 3600
-"""The longest wait, s: far shorter than the age at which unfinished writing is swept (`storage.versions`)."""
+"""The longest wait, s: far shorter than the age at which unfinished writings are removed (`storage.versions`)."""
 SAYS_SOMETHING_EMPTY = ("devices", "gpu_nodes")
 """Settings for which an empty variable means "none", not "not set"."""
 

@@ -1,7 +1,7 @@
 """What each stage needs to run, and what "gpu" and "large memory" mean. No other module says this.
 
-A step says what it needs; the deployment says where that is. Pools limit across runs on one instance; the queue and
-Kubernetes tags act when the executor is Celery or Kubernetes and are inert otherwise. `CURVAS_EXECUTOR` picks the
+A step says what it needs; the deployment says where to find that. Pools limit across runs on one instance; the queue
+and Kubernetes tags act when the executor is Celery or Kubernetes and are inert otherwise. `CURVAS_EXECUTOR` picks the
 executor.
 """
 

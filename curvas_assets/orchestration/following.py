@@ -40,7 +40,7 @@ def due_for_patients(
     Args:
         study: its models and ensembles.
         staleness: what there is.
-        patients: test patients to take on.
+        patients: test patients that this automation follows.
         files: patient → digest of the files. It is part of a run's key, so that changed files are tried again. The
             latest event of the cells' inputs is part of the key too, so that a state that comes back gets a new key.
     """

@@ -1,9 +1,9 @@
 """The IO manager of every asset: records finished artefacts in their events, and gives lazy handles to their readers.
 
-What an asset holds and where it stands is read from `curvas_assets.stages.table`. `handle_output` stores what is small (tables,
-records) and proves that what the stage stored itself (`Stored`) is there. `load_input` returns an `Artefact` (of an
-unpartitioned asset) or `Artefacts` (partition → artefact): nothing is read until it is asked for, and a missing
-partition is an error of the one who asks, never of the whole step.
+What an asset holds and where it stands is read from `curvas_assets.stages.table`. `handle_output` stores what is small
+(tables, records) and checks that what the stage stored itself (`Stored`) is there. `load_input` returns an `Artefact`
+(of an unpartitioned asset) or `Artefacts` (partition → artefact): nothing is read until it is asked for, and a missing
+partition is an error of the partition that reads it, never of the whole step.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         if obj is None:
             return
         self._store(context, obj)
-        if "seconds" not in context.output_metadata:  # `materialise` says it of what it makes
+        if "seconds" not in context.output_metadata:  # `materialise` has added it to what it makes
             usage = self._of_reader.get(context.step_key, self._usage)
             context.add_output_metadata({**usage.lap(), "device": "cpu"})
             self._usage.restart()

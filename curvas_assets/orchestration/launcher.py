@@ -80,7 +80,7 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
         if pid is not None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
         pid, _ = found[-1]
-        if self._has_ended(run.run_id):  # between the look at the run and the look at the process
+        if self._has_ended(run.run_id):  # it ended after the run was read and before its processes were checked
             return CheckRunHealthResult(WorkerStatus.SUCCESS, run_worker_id=str(pid))
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,
@@ -119,11 +119,11 @@ class WatchedRunLauncher(DefaultRunLauncher, ConfigurableClass):
             if any(is_alive(*one) for one in every):
                 continue
             launched = self._instance.get_run_stats(run.run_id).launch_time
-            found = any(since >= (launched or 0.0) for _, since in every)  # those before are of an earlier launch
+            found = any(since >= (launched or 0.0) for _, since in every)  # earlier ones belong to an earlier launch
             if not found and (launched or time.time()) >= daemon_since:
                 continue
             now = self._instance.get_run_by_id(run.run_id)
-            if now and now.status is dg.DagsterRunStatus.STARTING:  # or it began and ended between the two looks
+            if now and now.status is dg.DagsterRunStatus.STARTING:  # it may have begun or ended since the first look
                 told = "its process was killed" if found else "the daemon that started it was killed"
                 self._instance.report_run_failed(run, f"{told} before the run had started")
                 failed.append(run.run_id)

@@ -54,9 +54,9 @@ def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, 
 
 
 def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
-    """The study's table 4: per stage count, hours, GB down, up and stored, peak memory and euros, beside the study's own.
+    """The study's table 4, one row per stage: our count, hours, GB, peak memory and euros, and the study's own figures.
 
-    Repeated materialisations of a partition are all counted: they were all paid for. What is stored is counted once.
+    If a partition was materialised several times, each time counts, because each was paid for. Stored bytes count once.
 
     Args:
         ledger: as `materialisation_ledger` gives it.
@@ -66,7 +66,7 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
     for stage, assets in COST_ROWS.items():
         own = ledger[ledger["asset"].isin(assets)]
         used = own[["seconds", "bytes_down", "bytes_up", "peak_memory_mib", "bytes"]].astype(float)
-        latest = ~own.duplicated(["asset", "partition"], keep="first")  # the ledger's newest come first
+        latest = ~own.duplicated(["asset", "partition"], keep="first")  # the newest rows of the ledger come first
         gpu = own["device"].astype(str).str.startswith("cuda")
         stored = used.loc[latest, "bytes"].sum() / 1e9
         down, up = used["bytes_down"].sum() / 1e9, used["bytes_up"].sum() / 1e9
@@ -95,12 +95,12 @@ def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:
 
 
 def not_recorded(instance: dg.DagsterInstance, ledger: pd.DataFrame) -> list[str]:
-    """Assets with partitions that exist but recorded no work: no row of the table includes their cost."""
+    """One sentence per asset with partitions that exist without a record of work, so that no row has their cost."""
     recorded = ledger.groupby("asset")["partition"].agg(set).to_dict()
     lacking = []
     for asset in (row.name for row in ASSETS):
         absent = sorted(instance.get_materialized_partitions(asset_key(asset)) - recorded.get(asset, set()))
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            lacking.append(f"{asset}: {absent[0]}{more} used nothing here (made elsewhere?): the cost leaves them out")
+            lacking.append(f"{asset}: no work is recorded for {absent[0]}{more} (made elsewhere?); not in the cost")
     return lacking

@@ -21,7 +21,7 @@ _is_a_workers = False
 
 
 def belongs_to_steps() -> None:
-    """Say that this process was started to run steps, where `multiprocessing` does not know it."""
+    """Mark this process as started to run steps, if `multiprocessing` does not know that."""
     global _is_a_workers
     _is_a_workers = True
 
@@ -43,7 +43,7 @@ def ends_with_its_run(instance: dg.DagsterInstance, run_id: str, every_s: float 
         while not done.wait(every_s):
             try:
                 run = instance.get_run_by_id(run_id)
-            except Exception:  # the database is away: that says nothing of the run
+            except Exception:  # the database is away, which says nothing about the run
                 continue
             if (run is None or (run.is_finished and not run.is_success)) and not done.wait(every_s):
                 end_this_process()

@@ -53,7 +53,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         )
 
     def may_begin(patient: str) -> bool:
-        """A patient who was never scored and has no predictions yet is new: `follow_new_patients` takes it on."""
+        """A patient without scores and predictions is new, and left to `follow_new_patients`."""
         return predict or patient not in unpredicted or staleness.made(scores, patient)
 
     return [p for p in patients if staleness.made(scan, p) and may_begin(p) and can_begin(p)]
@@ -73,7 +73,7 @@ def work(
         fresh: a new snapshot of what is due.
         run: makes a stage.
         patients: those concerned.
-        tell: told what holds a patient up.
+        tell: told why a patient cannot go on to the next stage.
         predict: whether predictions may be made.
     """
     left: list[str] = []

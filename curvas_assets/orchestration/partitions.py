@@ -106,7 +106,7 @@ class Partitions:
         )
 
     def between(self, above: Axis | None, below: Axis | None) -> dg.PartitionMapping | None:
-        """Which partitions of an asset go into those of one that is made from it.
+        """Which partitions of an asset are inputs of which partitions of an asset that reads it.
 
         Args:
             above: axis of the asset that is read.

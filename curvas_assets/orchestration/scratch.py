@@ -1,4 +1,4 @@
-"""Disk space for steps: limited, promised before the work, and always given back.
+"""Disk space for steps: limited, reserved before the work begins, and always released.
 
 Each step holds a folder of its own below `CURVAS_SCRATCH`, and a lock on it that the kernel takes back when the process
 ends. The next step removes the folders of dead steps. Space that was promised to live steps counts as used, so two
@@ -66,7 +66,7 @@ def _sweep(root: Path) -> int:
                 _lock_of(folder).unlink(missing_ok=True)
         except BlockingIOError:
             promised += max(0, int(_lock_of(folder).read_text() or 0) - _used(folder))
-        except FileNotFoundError:  # it ended by itself just now
+        except FileNotFoundError:  # the step has just ended by itself
             continue
     return promised
 
@@ -85,7 +85,7 @@ def _make_sure_of_room(root: Path, subject: str, needed: int, promised: int) -> 
         f"{needed / 2**30:.1f} GiB are needed, {max(0, min(free, allowed)) / 2**30:.1f} GiB are {what} "
         f"({RESERVE_BYTES / 2**30:g} GiB is kept in reserve)",
         f"Free space, point {variable('scratch')} to a larger disk, or raise {variable('scratch_gib')}.",
-        may_retry=bool(used or promised),  # other steps give it back when they end
+        may_retry=bool(used or promised),  # other steps release space when they end
     )
 
 

@@ -133,7 +133,7 @@ def registration(
     cursor: str | None,
     published: str | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
-    """What a look at the bucket changes: partitions to add and remove, and one observation per changed patient.
+    """What changes after a look at the bucket: partitions to add and remove, and one observation per changed patient.
 
     A partition that no longer belongs to the study is removed; its artefacts stay in the bucket. A patient whose folder
     is gone is reported and stays registered: only the study file decides who belongs.

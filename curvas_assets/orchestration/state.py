@@ -27,8 +27,9 @@ def state_table(staleness: Staleness, without: Collection[str] = ()) -> pd.DataF
         without: assets to leave out.
 
     Returns:
-        Columns asset, partitions (in the study), made (of these), stale, missing, elsewhere (uploaded, or not needed
-        here because what is made from it was uploaded; counted neither as stale nor as missing), why.
+        Columns asset, partitions (in the study), made (of these), stale, missing, elsewhere, why. `elsewhere` counts
+        partitions that were uploaded, or are not needed here because what is made from them was uploaded; they count
+        neither as stale nor as missing.
     """
     rows: list[list[object]] = []
     for key in staleness.graph.toposorted_asset_keys:
@@ -47,9 +48,9 @@ def state_table(staleness: Staleness, without: Collection[str] = ()) -> pd.DataF
 
 
 def _reasons(found: Iterable[PartitionStatus], before: str = "") -> list[str]:
-    """Why partitions are out of date, the most frequent reasons first, each with the number of partitions it is true of."""
+    """Why partitions are out of date: the most frequent reasons first, each with its number of partitions."""
     counts: Counter[str] = Counter()
     for one in found:
         counts.update({re.sub(r" of \S+ has ", " has ", reason) for reason in one.reasons})
     told = [f"{before}{reason} ({n})" for reason, n in counts.most_common(MOST_REASONS)]
-    return [*told, f"{before}{len(counts) - MOST_REASONS} reasons more"] if len(counts) > MOST_REASONS else told
+    return [*told, f"{before}{len(counts) - MOST_REASONS} more reasons"] if len(counts) > MOST_REASONS else told

@@ -46,7 +46,7 @@ from curvas_assets.study import Study
 
 POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 5
-"""Between looks at backfills, whose runs are yet to come."""
+"""Wait between two looks at backfills that have not launched their runs yet."""
 MOST_LAUNCHES = 2
 KILLED = ("ChildProcessCrashException", "WorkerLost")
 """Errors of steps whose process was killed: on this machine, and on a Celery worker."""
@@ -170,7 +170,7 @@ class StageRunner:
     ) -> tuple[dict[str, list[AssetPartition]], dict[Maker, int]]:
         """Launch what is due and not under way; return our runs with their partitions, and counts of other makers."""
         under_way = UnderWay(self.graph, self.instance)
-        staleness = Staleness(self.graph, self.instance)  # after the look at runs, so a run that has just ended counts
+        staleness = Staleness(self.graph, self.instance)  # read after the runs, so that what a run has just made counts
         due = {key: self._due(staleness, key) for key in keys}
         theirs: dict[Maker, int] = {}
         free: dict[dg.AssetKey, list[str | None]] = {}
@@ -183,7 +183,7 @@ class StageRunner:
         if not free:
             return {}, theirs
         if any(None in partitions for partitions in free.values()):
-            if theirs:  # tables follow one another: after those that are being made
+            if theirs:  # tables depend on one another: wait for those that are being made
                 return {}, theirs
             cells: list[AssetPartition] = [(key, None) for key in keys]
             if missing := staleness.missing_parents(keys[0], None):
@@ -232,7 +232,7 @@ class StageRunner:
         return batches(definition, partitions, (policy.max_partitions_per_run or 0) if policy else 1, self.instance)
 
     def _launch(self, stage: str, keys: Sequence[dg.AssetKey], batch: Batch | None) -> str:
-        """Put a run of a stage's job into the queue; its id."""
+        """Put a run of a stage's job into the queue; returns its id."""
         own = self.context.run
         job = self.repository.get_job(stage)
         # The UI reads "launched by" from the tag of the user; without it, a run counts as launched by hand.
@@ -303,7 +303,7 @@ def _was_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 class _Followed:
-    """A run that is waited for, or the one that goes on in its place."""
+    """A run that is waited for, or the run that continues it."""
 
     def __init__(self, run_id: str, count: int):
         self.run_id, self.count, self.told = run_id, count, 0

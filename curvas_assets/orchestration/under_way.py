@@ -32,7 +32,8 @@ from curvas_assets.stages.table import STAGES
 
 LAUNCHED_BY = "curvas/launched_by"
 BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)
-"""Tags of runs that automation launched after it had looked for what is missing. A run without any is a person's."""
+"""Tags of runs that automation launched after it had looked for what is missing. A run without these tags is a
+person's."""
 RETRY_WITHIN_SECONDS = 120
 """How long a killed run may wait for the run that continues it."""
 

@@ -5,9 +5,9 @@
 A worker takes a step off the queue when it starts it, so that the broker never gives a step of many hours to a second
 worker. The run therefore notices when a worker is gone: it asks the worker about each step under way. A worker that
 stays silent, or no longer knows the step, has lost it; the step's own policy then retries it on any free worker of its
-queue. A worker that was only cut off may finish its copy too: each copy is a whole artefact, and the last manifest
-wins. When a run is killed, its steps continue on the workers until these see that the run has failed (`lifeline`). The
-steps then end, and the run that continues sends them again.
+queue. A worker that was only disconnected may finish its copy, too: each copy is a whole artefact, and the last
+manifest wins. When a run is killed, its steps continue on the workers until these see that the run has failed
+(`lifeline`). The steps then end, and the run that continues sends them again.
 """
 
 import time
@@ -38,8 +38,8 @@ SETTINGS: dict[str, Any] = {
     "task_track_started": True,  # who has a step, and since when
     "task_acks_late": False,
     "worker_prefetch_multiplier": 1,
-    "worker_disable_prefetch": True,  # a busy worker reserves nothing that an idle one could do
-    "worker_max_tasks_per_child": 1,  # a step gives back its memory, and its GPU, when it ends
+    "worker_disable_prefetch": True,  # a busy worker reserves no step that an idle one could run
+    "worker_max_tasks_per_child": 1,  # a step's memory and GPU are released when it ends
     "result_expires": 7 * 24 * 3600,
     "broker_connection_retry_on_startup": True,
 }
@@ -55,7 +55,7 @@ class WatchedStep:
     Args:
         app: through which workers are asked.
         result: what Celery knows of the step.
-        told_lost: makes the event that Dagster goes on with: a retry, or the step's failure.
+        told_lost: makes the event that Dagster continues with: a retry, or the step's failure.
         lost_after_s: silence after which the worker counts as dead, s.
     """
 

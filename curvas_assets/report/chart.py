@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 FEWEST_FOR_A_SHAPE = 8
-"""Points below which a distribution is drawn as its points and their mean: a density or quartiles of three say nothing."""
+"""Points below which a distribution is drawn as its points and their mean: a density or quartiles of three points say
+nothing."""
 Numbers: TypeAlias = npt.NDArray[np.floating[Any]]
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 Marker = Literal["circle", "square", "triangle-up"]
@@ -36,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Points:
-    """Points; `labels` say on the screen whose each is."""
+    """Points; on the screen, `labels` say whose value each point is."""
 
     x: Numbers
     y: Numbers

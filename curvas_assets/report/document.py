@@ -1,7 +1,7 @@
 """The report: its sections, put together as one offline HTML page and as Markdown, with every figure as a file.
 
-Belongs here: the one door to a written report. Does not belong here: what it says (`sections`), markup (`markup`), drawing
-(`screen`, `paper`).
+Belongs here: the one function that writes a report. Does not belong here: what it says (`sections`), markup (`markup`),
+drawing (`screen`, `paper`).
 """
 
 from collections.abc import Mapping, Sequence

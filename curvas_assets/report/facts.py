@@ -1,4 +1,4 @@
-"""What every section of the report writes from: the inputs, prepared once, and how their numbers and tables are worded.
+"""What all sections of the report use: the inputs, prepared once, and the wording of their numbers and tables.
 
 Belongs here: what two sections or more need. Does not belong here: what one section says (`sections`), any test or average
 that `curvas_assets.statistics` can do.
@@ -143,7 +143,7 @@ class Facts:
         return [Text(self.words("few_text", n=self.patients, fewest=FEWEST))] if self.patients < FEWEST else []
 
     def claim(self) -> Text:
-        """For whom the tests speak, and with what n."""
+        """For whom the results of the tests hold, and with what n."""
         seeds, annotators = len(self.study.seeds), len(self.study.annotators)
         return Text(
             self.words(

@@ -37,7 +37,7 @@ def comparison_tables(facts: Facts, comparisons: pd.DataFrame, *, folded: bool =
     """
     w, settings = facts.words, facts.study.statistics
     shown = with_questions(comparisons.reset_index(drop=True), settings)
-    # Below so many patients, and for metrics that answer no question, nothing is called significant by either test.
+    # With too few patients, and for metrics that answer no question, neither test calls anything significant.
     judged = (shown["n_pairs"] >= FEWEST) & (shown["question"] != EXPLORATORY)
     strong = pd.DataFrame({name: judged & (shown[name] < settings.alpha) for name in CORRECTED})
     shown = shown.assign(

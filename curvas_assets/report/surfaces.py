@@ -47,7 +47,7 @@ def surface(
     while True:
         block = [max(1, round(millimetres / one)) for one in spacing]
         coarse = np.pad(block_reduce(crop, tuple(block), np.mean), 1)  # type: ignore[arg-type]  # padded: surfaces close
-        if coarse.max() <= 0.5:  # thinner than the blocks: cut lower rather than lose it
+        if coarse.max() <= 0.5:  # an organ thinner than the blocks: cut at a lower value rather than lose it
             coarse = coarse / coarse.max()
         points, faces, _, _ = marching_cubes(coarse, 0.5)
         if len(faces) <= max_faces or all(b >= n for b, n in zip(block, crop.shape, strict=True)):

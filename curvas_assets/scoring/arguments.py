@@ -1,4 +1,4 @@
-"""What people pass to scoring, put into one form or refused in our own words. Nothing is scored here.
+"""Converts what people pass to scoring to one form, or refuses it in our own words. Nothing is scored here.
 
 Arrays come as NumPy, torch, nested lists or anything array-like; numbers as Python's, NumPy's or a tensor of one.
 """

@@ -2,11 +2,11 @@
 # pyright: reportMissingParameterType=false
 """One pass over the voxels of a predictor: counts and sums from which every metric without geometry follows.
 
-Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where float32
-has few enough values to count each. Sums are float64 by slice, added up in the order of the slices, so that they do not
-depend on threads. Runs of voxels in which neither an annotator nor the predictor sees an organ are only counted. Where
-all annotators agree, which is nearly everywhere, one increment per class serves them all; pairs of annotators are
-looked at only where they disagree.
+Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where
+float32 has so few values that each can be counted. Sums are float64 by slice, added up in the order of the slices, so
+that they do not depend on threads. Of runs of voxels in which neither an annotator nor the predictor sees an organ,
+only the number of voxels is taken. Where all annotators agree, which is nearly everywhere, one increment per class
+serves them all; pairs of annotators are looked at only where they disagree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -186,8 +186,8 @@ class _Slices(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """What the pass looks up: `least`, the bits of the smallest confidence that is counted apart; −p ln p of each code;
-    −q ln q of q = k of R annotators; and how many units of the entropy map are a nat.
+    """What the pass looks up: `least`, the bits of the smallest confidence that has a count of its own; −p ln p of each
+    code; −q ln q of q = k / R, for k of R annotators; and how many units of the entropy map make a nat.
     """
 
     least: int
@@ -197,7 +197,8 @@ class _Tables(NamedTuple):
 
 
 class _Tallies(NamedTuple):
-    """What is counted in whole numbers: in each thread's own arrays (the first axis), in one thread's without that axis.
+    """What is counted in whole numbers. The arrays of all threads have the thread as first axis; one thread's lack this
+    axis.
 
     Args:
         every: voxels by confidence, float32's bits from `least` on.
@@ -223,7 +224,8 @@ class _Tallies(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What is summed in float64: of each slice (the first axis), of one slice or of all without that axis.
+    """What is summed in float64. The sums of all slices have the slice as first axis; those of one slice, or the total,
+    lack it.
 
     Args:
         mass: sum of probabilities by (class, bin).
@@ -503,7 +505,7 @@ def nothing_in(p, drawn, z, y, x, stop, y0, x0):
 
 @njit(cache=True, nogil=True, inline="always")
 def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
-    """Whether a run is background for all, with probabilities in the outermost bins, so that sums over it suffice."""
+    """Whether a run is background for all, with probabilities only in the outermost bins, so that sums suffice."""
     last = np.float32(max(1.0 - 1.0 / bins, SURE))
     first = np.float32(1.0 / bins)
     unsure = False
@@ -590,7 +592,7 @@ def _count(slices, tables, tallies, sums, rows, maps):
         _count_slice(z, slices, tables, own, of_slice, rows[z], maps)
 
 
-# Inlined by LLVM: there it is known that arrays do not overlap, as in the body of every prange; a sixth of the time.
+# LLVM inlines this, and then knows that arrays do not overlap, as in the body of every prange; a sixth of the time.
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _count_slice(z, slices, tables, tallies, sums, rows, maps):
     """Count one slice, row by row, in runs of voxels: skipped, sure to be background, or looked at one by one."""
@@ -686,7 +688,7 @@ def _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch):
 
 @njit(cache=True, nogil=True, inline="always")
 def _count_prediction(z, y, i, slices, tables, tallies, sums, maps, scratch):
-    """Count what a voxel is without annotators: its predicted class, its predictive entropy in nats, and Σ p²."""
+    """What a voxel has without annotators: its predicted class, its predictive entropy in nats, and Σ p²."""
     bins = tallies.binned.shape[1]
     best, most = 0, np.float32(-1.0)
     u = square = 0.0

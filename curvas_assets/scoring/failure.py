@@ -90,7 +90,7 @@ def curves(found: Counts) -> pd.DataFrame:
 def _perfect(right: int, errors: int) -> float:
     """Trapezoids of the risk j / (right + j) over j = 0 … errors, in steps of 1 / n of coverage.
 
-    If no voxel is right, the risk is 1 throughout. Harmonic numbers give Σ j / (right + j): 10⁸ terms in no time.
+    If no voxel is right, the risk is 1 throughout. Harmonic numbers give Σ j / (right + j): 10⁸ terms at no cost.
     """
     n = right + errors
     if errors == 0 or right == 0:

@@ -18,7 +18,8 @@ from curvas_assets.scoring.counting import RUN, PredictedSlab, nothing_in
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 
 NOT_THE_MEAN = 2e-3
-"""More than storing (3e-4 of the mean, 3e-4 of its members) or float16 can move an ensemble from its members' mean."""
+"""Distance from its members' mean beyond what storing (3e-4 for the mean, 3e-4 for its members) or float16 can
+cause."""
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ def _slabs(softmax: Any) -> Iterator[PredictedSlab]:
 
 
 def _with_means(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the mean over annotators of every metric that has one value per annotator."""
+    """The table, with a row for the mean over annotators of every metric that has one value per annotator."""
     single = table[table["annotator"] != ""]
     rows = []
     for (metric, organ), part in single.groupby(["metric", "organ"], sort=False):

@@ -1,4 +1,4 @@
-"""The metrics: one row each, with what it means, where it lies, which way is better and who else computes it.
+"""The metrics: one row each, with its meaning, its range, which way is better and an independent implementation.
 
 The tests walk this table, the report prints it, the UI shows it. Conventions and formulae are in `definitions.md`; how a metric
 is computed stands in `panel`.

@@ -1,4 +1,4 @@
-"""The only door to nnU-Net: datasets, training, prediction.
+"""The only package that uses nnU-Net: datasets, training, prediction.
 
 nnU-Net is used as it is on PyPI: subclassed where it offers hooks, never copied or patched. Importing this package loads
 neither torch nor nnunetv2; its functions do when they are called.

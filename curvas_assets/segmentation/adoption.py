@@ -1,7 +1,8 @@
-"""Taking in what nnU-Net made elsewhere: a trained model, a preprocessed dataset; checked, and put into our form.
+"""Adopts what nnU-Net made elsewhere, a trained model or a preprocessed dataset: checks it and converts it to our form.
 
-Nothing is trained or preprocessed here. What does not fit is refused here, never at the end of a prediction: a model is
-rehearsed on a made-up scan. A checkpoint, and what a dataset keeps in pickles, is read without executing what a pickle may hold.
+Nothing is trained or preprocessed here. What does not fit is refused here, not only at the end of a prediction: each
+model is tried on a made-up scan. Checkpoints, and the pickles of a dataset, are read without executing code that they
+may contain.
 """
 
 import io
@@ -30,7 +31,7 @@ from curvas_assets.study import ModelId, Study, load_study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
 CHECKPOINTS = (BEST, "checkpoint_final.pth", "checkpoint_latest.pth")
-"""Taken in this order: the best one, as the platform publishes it."""
+"""The first of these that exists is taken: the best checkpoint, as the platform publishes it, comes first."""
 LEFT_OUT = "left_out"
 """In the `training.json` of a model from elsewhere: the cases that its fold did not learn from."""
 CURVE = {
@@ -55,7 +56,8 @@ class AdoptedModel:
         voxel_order: of the scans that it knows, such as LPS; None if nobody says.
         normalisation: of intensities, nnU-Net's name.
         unseen: in words, how we know that the model learned from none of the patients it predicts for scoring.
-        seen: what its folder tells of that: `trained_on` or `left_out`, patients or cases; empty if nothing.
+        seen: what its folder says about that: patients or cases under `trained_on` or `left_out`; empty if it says
+            nothing.
     """
 
     checkpoint: str
@@ -227,7 +229,7 @@ def _checkpoint(source: Path, model: ModelId, ask: Told) -> Path:
 
 
 def _load(path: Path, model: ModelId) -> dict[str, Any]:
-    """A checkpoint's content; what a pickle could run is refused, but for the NumPy numbers in nnU-Net's log."""
+    """A checkpoint's content. Pickled objects could run code and are refused, except nnU-Net's NumPy numbers."""
     import numpy as np
     import torch
 
@@ -315,9 +317,9 @@ def _voxel_order(plans: Mapping[str, Any], dataset: Mapping[str, Any], given: st
 
 
 def _seen(model: ModelId, source: Path, ending: str) -> dict[str, list[str]]:
-    """What a model's folder tells of whom it learned from.
+    """What a model's folder says about whom the model learned from.
 
-    This platform's `training.json` says it; nnU-Net's folder of a numbered fold holds predictions of those left out.
+    This platform's `training.json` names them; nnU-Net's folder of a numbered fold has predictions of those left out.
     """
     if (source / "training.json").is_file():
         record = _json(source / "training.json", str(model))
@@ -330,7 +332,7 @@ def _seen(model: ModelId, source: Path, ending: str) -> dict[str, list[str]]:
 
 
 def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]], ask: Told) -> str:
-    """How it is known that a model learned from nobody whom it is to predict for scoring; refused where it did."""
+    """How we know that a model learned from nobody whom it is to predict for scoring; a model that did is refused."""
     scored = study.scored_by(model)
     if TRAINED_ON in seen:
         known = _as_patients(study, seen[TRAINED_ON])
@@ -352,7 +354,7 @@ def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]],
 
 
 def _as_patients(study: Study, cases: Iterable[Any]) -> set[str]:
-    """The nnU-Net case names that name patients of the study, in the study's form."""
+    """Those nnU-Net case names that are patients of the study, in the study's spelling."""
     found: set[str] = set()
     for case in cases:
         with suppress(StudyError):

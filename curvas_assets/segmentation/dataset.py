@@ -1,7 +1,7 @@
 """nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
 
-Every scan is handed over in one voxel order (`grid.CANONICAL`), which `dataset.json` records and the model inherits. nnU-Net's
-per-case functions are called directly: the same bits as its command line, without its pools of processes.
+nnU-Net gets every scan in one voxel order (`grid.CANONICAL`), which `dataset.json` records and the model inherits.
+nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
 """
 
 import hashlib
@@ -154,7 +154,7 @@ def dataset_digest(folder: Path) -> str:
 def content_of(path: Path) -> bytes:
     """A file of a dataset for its digest: without the recorded voxel order, because the arrays themselves have it.
 
-    So a dataset of LPS scans keeps its digest from before orders were recorded, and makes no model stale.
+    So a dataset of LPS scans has the same digest as before orders were recorded, and makes no model stale.
     """
     content = path.read_bytes()
     if path.name != "dataset.json" or RECORD.encode() not in content:
@@ -168,7 +168,7 @@ def _needed_bytes(scans: Mapping[str, Sequence[Path]]) -> int:
     for image, _ in scans.values():
         try:
             voxels += int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
-        except DAMAGED:  # told where it is read
+        except DAMAGED:  # reported where it is read
             continue
     return 16 * voxels
 
@@ -189,10 +189,10 @@ def _write_raw(
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
     """nnU-Net's raw layout, all in one voxel order: images, and label maps as whole numbers with their image's geometry.
 
-    An image that is in this order already, and that ITK reads as we do, is linked; others are written anew with a header
-    that leaves no choice. The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in a pool
-    of twelve forked processes, and a fork of a process with threads (a Dagster step, a test run) may hang for good: seen in
-    CI.
+    An image that is in this order already, and that ITK reads as we do, is linked. Others are rewritten with a header
+    that has only one reading. The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in
+    a pool of twelve forked processes, and a fork of a process with threads (a Dagster step, a test run) may hang for
+    good: seen in CI.
 
     Returns:
         `dataset.json` as it is published, without paths, and patient → (image, label map).
@@ -225,7 +225,9 @@ def _write_raw(
 
 
 def _hand_over(path: Path, handed: Path, patient: str) -> Any:
-    """Put an image in the canonical order where nnU-Net reads it; the image as nibabel and ITK now both read it."""
+    """Put an image, in the canonical order, where nnU-Net reads it; returns the image, which nibabel and ITK now read
+    alike.
+    """
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
     if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
@@ -286,7 +288,7 @@ def _write_unions(
     folder: Path,
     annotator: str,
 ) -> dict[str, str]:
-    """Where any annotator sees an organ, as label maps: the foreground of intensity statistics all datasets share."""
+    """Where any annotator sees an organ, as label maps: the foreground of the intensity statistics of all datasets."""
     missing = sorted(set(cases) - set(annotations))
     if missing:
         raise SegmentationError(
@@ -413,7 +415,9 @@ def _override(configuration: dict[str, Any], settings: Plans, annotator: str) ->
 
 
 def _pyramid(patch: Sequence[int], spacing_mm: Sequence[float], stages: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Strides and kernels of a U-Net: halve what stays whole and at least 3 wide; first no kernel along a coarse axis."""
+    """Strides and kernels of a U-Net. Each stage halves the axes that stay whole and at least 3 wide; at first, no
+    kernel extends along a coarse axis.
+    """
     size = list(patch)
     strides = [[1] * len(size)]
     for _ in range(stages - 1):
@@ -453,8 +457,8 @@ def _preprocess(
 def splits_of(patients: list[str], study: Study | None = None) -> list[dict[str, list[str]]]:
     """nnU-Net's cross-validation, with as many folds as there are patients when they are fewer than five.
 
-    Of a study's training patients it is the study's: whoever is held out is so for every annotator, even where one of them
-    has annotated fewer patients.
+    For a study's training patients these are the study's own folds: a patient whom a fold holds out is held out for
+    every annotator, even if some annotated fewer patients.
     """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 

@@ -1,9 +1,9 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's own preprocessing and sliding window are unchanged. The scan is handed over in the voxel order that the model knows
-(`grid`), whatever its own. nnU-Net's export, which holds several whole volumes in float64, is replaced by the same resampling
-done slab by slab (linear; nearest across coarse slices), followed by softmax and the reversal of crop, transposition and
-voxel order.
+nnU-Net's own preprocessing and sliding window are unchanged. nnU-Net gets the scan in the voxel order that the model
+was trained on (`grid`), whatever the scan's own. nnU-Net's export, which holds several whole volumes in float64, is
+replaced by the same resampling done slab by slab (linear; nearest across coarse slices), followed by softmax and the
+reversal of crop, transposition and voxel order.
 """
 
 import json
@@ -99,8 +99,8 @@ class Predictor:
         memory_bytes: what may be used; None asks the machine, and the container this runs in.
         tell: told before each prediction how much memory it is estimated to take.
         unrecorded_order: voxel order of the scans that models were trained on whose `dataset.json` does not say it: those
-            made elsewhere, or by this platform before it turned scans. Asked when such a model is loaded; where it says
-            None, the model predicts LPS scans only.
+            made elsewhere, or by this platform before it reordered scans. Called when such a model is loaded; if it
+            returns None, the model predicts LPS scans only.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class Predictor:
 
         Raises:
             SegmentationError: it is no opened scan; the model cannot be loaded, is not the study's, or does not say which
-                voxel order it knows while the scan's is not the usual one; memory will not or does not suffice; names the
-                setting to change.
+                voxel order it knows while the scan's is not the usual one; memory is too small or runs out; the error
+                names the setting to change.
         """
         if not isinstance(scan, PreparedScan):
             found = f"a {type(scan).__name__} instead of an opened scan"
@@ -156,7 +156,7 @@ class Predictor:
         return Prediction(len(self.study.class_names), scan.grid, self._device_name(), needed, slabs)
 
     def rehearse(self, model_folder: str | Path, scratch: Path) -> None:
-        """Take a made-up scan through all of a prediction but the network, so that plans that cannot be followed show.
+        """Take a made-up scan through all of a prediction except the network, to find plans that cannot be followed.
 
         Args:
             model_folder: as for `predict`.
@@ -449,7 +449,7 @@ def _out_of_memory(scan: PreparedScan, model: _Model, error: BaseException) -> S
     if model.predictor.device.type == "cuda":
         import torch
 
-        torch.cuda.empty_cache()  # for the cells that follow
+        torch.cuda.empty_cache()  # free it for the next cells
     return SegmentationError(
         "predicting",
         f"{scan.patient} by {model.name}",

@@ -1,7 +1,7 @@
 """What a model or a dataset must be for this platform to train it, predict with it and store its softmax.
 
-Asked when one is taken in and again when it is loaded, so that nothing unfit is found out at the end of a prediction. Only
-plans and `dataset.json` are looked at here; weights and arrays are looked at where they are read.
+Checked when one is taken in and again when it is loaded, so that a prediction never fails at its end because of it.
+Only plans and `dataset.json` are checked here; weights and arrays are checked where they are read.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ SKIMAGE, TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
 
 @dataclass(frozen=True)
 class Told:
-    """For whom something is asked, as errors name it."""
+    """For whom something is checked, as errors name it."""
 
     attempted: str
     subject: str
 
     def refused(self, found: str, remedy: str) -> SegmentationError:
-        """The error that names for whom it was asked, for the caller to raise."""
+        """The error that names for whom it was checked, for the caller to raise."""
         return SegmentationError(self.attempted, self.subject, found, remedy)
 
 

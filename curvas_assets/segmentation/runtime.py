@@ -59,8 +59,8 @@ def nnunet_folders(
 
 @cache
 def forked_children_end_with_their_parent() -> None:
-    """On Linux, have loaders that this process forks from now on end with it, also when it is killed: they would hold their
-    memory, and wait for somebody to take their batches, for ever.
+    """On Linux, make all loaders that this process forks from now on end with it, even when it is killed. Otherwise
+    they would keep their memory and wait for ever for somebody to take their batches.
     """
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl

@@ -77,7 +77,8 @@ class StudyTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """With fold `all`, a part of the patients is held out to decide when to stop; the report says which.
 
-        So it is under cross-validation: those whom the fold holds out are scored, and nothing may be chosen on them.
+        The same holds under cross-validation: those whom the fold holds out are scored, so nothing may be chosen on
+        them.
         """
         if self.fold == "all":
             everybody = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
@@ -125,7 +126,7 @@ class StudyTrainer(nnUNetTrainer):
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any):
-        """nnU-Net's, without the blur's stop-watch, which would choose its algorithm by the load of the machine."""
+        """nnU-Net's, without the blur's timing, which would choose the algorithm by the load of the machine."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         for transform in transforms.transforms:
             inner = getattr(transform, "transform", transform)
@@ -260,7 +261,7 @@ class StudyTrainer(nnUNetTrainer):
         os.replace(temporary, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """Go on from what `save_checkpoint` wrote, on any machine."""
+        """Continue from what `save_checkpoint` wrote, on any machine."""
         if not self.was_initialized:
             self.initialize()
         state = filename_or_checkpoint

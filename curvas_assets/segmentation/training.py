@@ -176,7 +176,7 @@ def _folders_for_nnunet(scratch: Path, model: ModelId, dataset_folder: Path) -> 
 def _require_fold(study: Study, model: ModelId, dataset_folder: Path, plans: dict[str, Any]) -> None:
     """Require the model's fold, of the dataset's own cases and without patients whom the study scores by that fold.
 
-    nnU-Net makes a random split of any other number, silently.
+    For any other fold number, nnU-Net would silently make a random split.
     """
     if model.fold == "all":
         return
@@ -198,7 +198,7 @@ def _require_fold(study: Study, model: ModelId, dataset_folder: Path, plans: dic
         )
     try:
         cases = dataset_folder / plans["configurations"][study.plans.configuration]["data_identifier"]
-    except (LookupError, TypeError):  # plans that inherit; nnU-Net tells of what is missing
+    except (LookupError, TypeError):  # plans that inherit; nnU-Net reports what is missing
         return
     if missing := sorted(one for one in members if not (cases / f"{one}.b2nd").is_file()):
         raise told.refused(
@@ -223,7 +223,7 @@ def _disk_bytes(trainer: "StudyTrainer | None") -> int | None:
 
 
 def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> tuple[int | None, str]:
-    """Take up a checkpoint if it is whole and of this very training; the epoch, and why not."""
+    """Resume from a checkpoint if it is whole and of this training; returns its epoch, or why it was refused."""
     import torch
 
     if checkpoint is None:

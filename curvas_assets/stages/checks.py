@@ -1,4 +1,4 @@
-"""What a stage looks at on the way, and what it found: the verdicts behind the asset checks, without Dagster."""
+"""What a stage checks while it works, and what it finds: the verdicts behind the asset checks, without Dagster."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ class Check:
     Args:
         name: of the check.
         description: what passes.
-        of_defects: whether what it finds is an error of the partition, which is not stored then; else it only informs.
+        of_defects: whether what it finds is an error of the partition, which is then not stored; otherwise it only
+            informs.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Check:
 
 
 class StepChecks(Mapping[str, Check]):
-    """The checks of one step, by name: made anew for each run, from the descriptions that stand at the stage."""
+    """The checks of one step, by name: made anew for each run, from the descriptions in the stage's module."""
 
     def __init__(self, *checks: Check):
         self._checks = {check.name: Check(check.name, check.description, check.of_defects) for check in checks}

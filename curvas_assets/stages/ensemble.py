@@ -73,7 +73,7 @@ def _store_ensembles(
         scratch = stack.enter_context(tools.scratch(patient, scratch_bytes))
         for ensemble in made.values():
             stack.enter_context(ensemble.volume)
-        for ensemble in made.values():  # each is stored, and known to its volume, before that is announced
+        for ensemble in made.values():  # the maps are stored, and named in the volume, before the volume is announced
             stack.callback(ensemble.pair)
         for ensemble in made.values():
             ensemble.open_maps(stack, scratch)
@@ -155,7 +155,7 @@ class _Ensemble:
             )
 
     def pair(self) -> None:
-        """Say in the volume which maps are its own, once they are stored."""
+        """Record in the volume which maps belong to it, once they are stored."""
         pair(self.volume, self.maps)
 
     def stored(self) -> Stored:
@@ -186,7 +186,7 @@ class _Ensemble:
 
 
 def pair(volume: SoftmaxWriter, maps: Mapping[str, MapWriter]) -> None:
-    """Record in a volume which maps are its own: of two writers, one may leave its volume beside the other's maps.
+    """Record in a volume which maps belong to it: one writer's volume may end up beside another writer's maps.
 
     Args:
         volume: its writer, not yet ended.

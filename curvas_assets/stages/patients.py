@@ -53,7 +53,7 @@ def folder_of(patient: str, folders: dict[str, list[str]]) -> str:
 def fetch_patient(
     objects: ObjectStore, layout: Layout, study: Study, folder_name: str, scratch: Path, *, image: bool = True
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """A patient's files from the bucket into a folder below `scratch`, and which bytes they were.
+    """Fetch a patient's files from the bucket into a folder below `scratch`; returns folder and files.
 
     A file that is not in the bucket is not in the folder either; `read_patient` names all missing files.
     """

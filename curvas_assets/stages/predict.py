@@ -139,7 +139,7 @@ def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationE
 
 
 def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Which organs are too small or too large to be true.
+    """Which organs are implausibly small or large.
 
     Args:
         volumes_ml: class → volume in ml, background included.

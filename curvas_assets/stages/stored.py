@@ -35,7 +35,8 @@ class Stored:
         key: where it stands.
         data_version: changes exactly when its content does.
         metadata: what people look for in the UI: text, numbers, dictionaries, tables (DataFrame), Pictures, Markdown.
-        afterwards: called after it is reported; removes what a repetition needs if the process is killed before that.
+        afterwards: called once the artefact is reported; removes what another attempt would need if the process were
+            killed before.
     """
 
     key: str
@@ -144,5 +145,5 @@ def by(sizes: Sequence[float]) -> str:
 
 
 def device_name(kind: str, leased: str | None) -> str:
-    """`cuda 1`, `cpu`: what torch ran on, and which of the machine's devices that was."""
+    """What torch ran on, and which of the machine's devices that was: `cuda 1`, `cpu`."""
     return f"{kind} {leased}" if leased is not None and kind.startswith("cuda") else kind

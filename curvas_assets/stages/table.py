@@ -36,15 +36,15 @@ class Asset:
         needs: of its steps.
         cost: row of the cost table.
         version: of its code, and settings of the study that change what it holds.
-        at: where the artefact of a partition stands; a table of its own name if it is not told.
+        at: where the artefact of a partition stands; if not given, it is a table of the asset's name.
         axis: along which it is partitioned; None if it has no partitions.
         inputs: assets that are read.
         after: assets that come before without being read.
         per_run: partitions that one run takes.
-        followed: whether a new patient is taken on to it.
+        followed: whether the sensor for new patients makes it, too.
         tools: with which it is made, for the UI's icons.
-        beside: the prefix below which its volume and what belongs to it stand; the artefact's own place if it is not told.
-        meanwhile: where unfinished work on a partition is kept, to go on from.
+        beside: the prefix below which its volume and what belongs to it stand; if not given, the artefact's own place.
+        meanwhile: where unfinished work on a partition is kept, so that it can be continued.
         schemas: name of a table → its columns. The name is the file's in a folder, and the asset's own for a single
             table; a table that is not named may have any columns.
     """
@@ -345,8 +345,9 @@ STAGES = {
     job: tuple(row.name for row in sorted((r for r in ASSETS if job in r.jobs), key=lambda r: r.jobs[0] != job))
     for job in sorted(dict.fromkeys(job for row in ASSETS for job in row.jobs), key=lambda job: job == REPORT)
 }
-"""Stage job → names of the assets it makes, in the order in which a study runs: that of the rows, the report last. A stage begins
-with an asset of its own, whose inputs it waits for; what it makes beside another stage stands last.
+"""Stage job → names of the assets it makes, in the order in which a study runs: that of the rows, the report last. A
+stage begins with an asset whose first job it is, and waits for the inputs of that asset; assets whose second job it is
+come last.
 """
 COST_ROWS = {
     cost: tuple(row.name for row in ASSETS if row.cost == cost) for cost in dict.fromkeys(row.cost for row in ASSETS)

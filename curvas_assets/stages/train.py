@@ -74,7 +74,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
             "bytes": stored.size,
             "training curve": curve_picture(outcome.curve, name),
         },
-        # Not before: a step that is killed in between would train again from the first epoch.
+        # Only now: if the step were killed in between, it would train again from the first epoch.
         afterwards=unfinished.remove,
     )
 
@@ -106,10 +106,11 @@ def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
 
 
 class Checkpoints:
-    """The latest checkpoint of an unfinished training, in the bucket: one manifest names it, so always whole and verified.
+    """The latest checkpoint of an unfinished training, in the bucket: one manifest names it, so that it is always whole
+    and verified.
 
-    A training of hundreds of epochs keeps two checkpoints: the last and the one before, in case the manifest is late.
-    What another training of the same model has sent but not yet announced is left alone.
+    A training of hundreds of epochs keeps two checkpoints: the last and the one before, in case the manifest is late. A
+    checkpoint that another training of the same model has sent but not yet announced is left alone.
 
     Args:
         objects: the bucket.
@@ -125,7 +126,7 @@ class Checkpoints:
         self._mine: list[str] = []
 
     def fetch(self, folder: Path) -> Path | None:
-        """The checkpoint as a file; None if there is none that can be trusted: training then begins anew."""
+        """The checkpoint as a file; None if there is no sound one; training then begins anew."""
         path = folder / self.FILE
         try:
             if directories.exists(self.objects, self.key):

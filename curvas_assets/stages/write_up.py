@@ -52,7 +52,8 @@ REPORT_CHECK = Check(
     of_defects=True,
 )
 CURRENT_CHECK = Check(
-    "inputs_are_up_to_date", "Nothing behind the page was out of date when it was written: all it states is current."
+    "inputs_are_up_to_date",
+    "Nothing that the page depends on was out of date when it was written: all it states is current.",
 )
 FIGURES_CHECK = Check(
     "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", of_defects=True
@@ -63,7 +64,7 @@ LARGEST_3D = 128
 
 @dataclass(frozen=True)
 class Behind:
-    """What stands behind a report: the artefacts that it is made from."""
+    """The artefacts that a report is made from."""
 
     cohort: Artefact
     study_scores: Artefact
@@ -173,9 +174,9 @@ def in_short(report: WrittenReport) -> str:
 
 
 def keep_copy(page: Path, folder: Path) -> None:
-    """The report's files in a folder, each whole at any moment; figures of an earlier report go."""
+    """Write the report's files into a folder, each whole at any moment, and remove the figures of an earlier report."""
     wanted = {path.relative_to(page) for path in page.rglob("*") if path.is_file()}
-    for name in sorted(wanted, key=lambda name: name.suffix == ".html"):  # the page last, its figures are there then
+    for name in sorted(wanted, key=lambda name: name.suffix == ".html"):  # the page last, when its figures are there
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -198,7 +199,7 @@ def missing_parts(report: WrittenReport) -> list[str]:
 
 
 def out_of_date(state: pd.DataFrame) -> list[str]:
-    """What behind the report was out of date when it was written, from the state of the lineage."""
+    """What the report depends on and was out of date when it was written, from the state of the lineage."""
     stale = state[state["stale"] > 0]
     return [f"{one.stale} of {one.asset} out of date: {one.why}" for one in stale.itertuples()]
 

@@ -62,9 +62,9 @@ def dice_against_entropy(
 ) -> pd.DataFrame:
     """Are patients on which the predictors are less certain segmented worse? Mean Dice against predictive entropy.
 
-    Each patient counts once, with the means over its predictors. The predictors of a patient are no independent patients:
-    taken as such, 13 predictors of 20 patients find an association that is not there in more than half of the studies,
-    because a patient's own difficulty repeats in all of them.
+    Each patient counts once, with the means over its predictors. The predictors of a patient are not independent
+    patients. If they are taken as such, 13 predictors of 20 patients show an association that does not exist in more
+    than half of the studies, because all of them share the patient's own difficulty.
 
     Args:
         scores: long or reduced scores with both metrics.

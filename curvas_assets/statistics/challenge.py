@@ -55,7 +55,7 @@ STUDY_PATIENTS = 61
 
 
 class Standing(NamedTuple):
-    """How one of our metrics stands beside a column of the challenge's table."""
+    """How one of our metrics compares with a column of the challenge's table."""
 
     column: str
     higher_is_better: bool
@@ -147,8 +147,9 @@ def rank_among_teams(
     """Place our families among the challenge's teams, per metric and overall.
 
     A team's rank is its rank among the teams. A family's rank is one plus the number of teams strictly better than it:
-    families do not push each other or a team down. Overall is the same on the mean of the ranks over comparable
-    metrics, given to entries that have all of them. A metric whose unit in this run cannot be converted to the table's
+    families do not push each other or a team down. The overall rank is computed in the same way from the mean of the
+    ranks over the comparable metrics, for entries that have all of them. A metric whose unit in this run cannot be
+    converted to the table's
     is left out: its families appear without value or rank, but with the reason.
 
     Args:

@@ -99,8 +99,8 @@ def compare_families(
     Within patients: each patient's win probability, the share of (first, second) predictor pairs in which the first is
     better (ties half), averaged over patients and tested against ½ by randomisation within patients (`randomise`), Holm
     over the pairs tested. Beside it the size: the mean over patients of the difference of family means, with a BCa
-    bootstrap interval over patients. Both speak of these predictors on patients like these, not of other seeds or
-    annotators.
+    bootstrap interval over patients. Both are statements about these predictors on patients like these, not about other
+    seeds or annotators.
 
     Args:
         scores: columns `patient`, `predictor`, `family` (general, annotator, individual), `metric`, `value`. With `organ`
@@ -242,7 +242,7 @@ def non_inferiority(
             "greater" if side == "greater" else "less",
         )
         bound = low if side == "greater" else high
-        if not np.isfinite(differences.means).all():  # the mean leaves out the very patients that are worst
+        if not np.isfinite(differences.means).all():  # the mean leaves out just the worst patients
             bound, note = np.nan, f"{note}: no bound"
         holds = bound > -margin if side == "greater" else bound < margin
         rows.append(

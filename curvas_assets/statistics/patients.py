@@ -60,10 +60,11 @@ def risk_coverage_areas(
     and the generalised risk 0 there. E-AURC subtracts the area of the perfect ranking integrated by the same rule: the
     smallest risks first, each patient a point of its own.
 
-    Patients of equal confidence are one point, and the chord over them can lie below the perfect curve, whose mean rises
-    ever more slowly while the risks are equal: risks 0, 1, 1 with the two failures tied have an AURC of 0.22, the perfect
-    ranking has 0.28. So E-AURC is cut off at 0, for voxels as for patients: it is never negative, and 0 for every perfect
-    ranking, tied or not. Ties can hide a part of a small excess; over patients they hardly occur.
+    Patients of equal confidence are one point. The chord over them can lie below the perfect curve, whose mean risk
+    rises ever more slowly while the risks are equal: for the risks 0, 1, 1 with the two failures tied, the AURC is
+    0.22, that of the perfect ranking 0.28. So E-AURC is cut off at 0, for voxels as for patients: it is never negative,
+    and it is 0 for every perfect ranking, tied or not. Ties can hide a part of a small excess; over patients they
+    hardly occur.
 
     Args:
         risk: (patients,) what goes wrong, 0 or more.

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 ROUNDING = 1e-7
-"""Two values closer than this, relative to the larger, count as equal: they differ by rounding, of sums and of stored
-volumes, whose probabilities are kept on logarithmic levels (each within 1e-4, sums over voxels much closer).
-`confidence` is linear in the probabilities, so all families have one mean: otherwise rounding would be an effect."""
+"""Two values closer than this, relative to the larger, count as equal: they differ only by the rounding of sums and of
+stored volumes, whose probabilities are kept on logarithmic levels (each within 1e-4, sums over voxels much closer).
+`confidence` is linear in the probabilities, so all families have the same mean; without this rule, rounding would be
+tested as an effect."""
 ENUMERATED = 20_000
 """Most ways to choose a patient's first family that are listed and drawn from; with more, predictors are shuffled."""
 BLOCK = 4_000_000
@@ -52,18 +53,18 @@ def randomise(
     """Test the mean win probability of the first family against ½ by randomisation within patients.
 
     A patient's win probability is the share of (first, second) predictor pairs in which the first is better, ties half.
-    Under the hypothesis that, within a patient, it makes no difference which predictors are called the first family, each
-    choice of as many of the patient's predictors is equally likely. A draw makes such a choice for every patient and
-    averages over patients, as for what was observed. So nothing is assumed of the values' shape, of how patients differ,
-    or of how many predictors a patient has; p counts what was observed as a draw of its own, (1 + k) / (1 + draws), and
-    therefore rejects at most as often as its level says.
+    Under the hypothesis that it makes no difference within a patient which predictors are called the first family,
+    every choice of that many of the patient's predictors is equally likely. A draw makes such a choice for every
+    patient and averages the win probabilities over patients, as is done for the observed families. So nothing is
+    assumed of the values' shape, of how patients differ, or of how many predictors a patient has; p counts what was
+    observed as a draw of its own, (1 + k) / (1 + draws), and therefore rejects at most as often as its level says.
 
     Args:
         first: (patients, predictors of the first family) values; NaN where there is none. An infinite distance is the worst.
         second: (patients, predictors of the second family).
         alternative: `greater` where higher is better, `less` where lower is.
         draws: how many.
-        seed: of the draws; or a generator, to go on with.
+        seed: of the draws; or a generator, from which they continue.
 
     References:
         Phipson & Smyth 2010, doi:10.2202/1544-6115.1585 (the observed one counts); Acion et al. 2006,

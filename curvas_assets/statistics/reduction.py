@@ -161,7 +161,9 @@ def _whole_first(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFr
 
 
 def _mean(table: pd.DataFrame, keys: list[str], values: str | None = None, missing: str | None = None) -> pd.DataFrame:
-    """Mean of `value` without NaN, how many values went in and how many were left out, summed from below."""
+    """Mean of `value` without NaN, how many values it averages and how many it leaves out. `values` and `missing` name
+    columns with these counts of an earlier average.
+    """
     undefined = table["value"].isna()
     work = table[keys].assign(
         total=table["value"].fillna(0.0),

@@ -23,7 +23,7 @@ def shown_unit(unit: str) -> str:
 
 
 def with_unit(name: str, unit: str) -> str:
-    """A metric's name as people read it.
+    """A metric's name with the unit in which people read it.
 
     >>> with_unit("crps", "mm³"), with_unit("CRPS (cut)", "mm³"), with_unit("dice", "")
     ('crps (cm³)', 'CRPS (cut, cm³)', 'dice')

@@ -29,8 +29,8 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[\w-]*:s3[\w-]*:.+")
 LONGEST_LINK = timedelta(days=7)
 """What a signature of version 4 may last."""
 CHECK_SECONDS = 8.0
-"""How long `check` waits. A firewall that drops packets, or a port that takes them and stays silent, would otherwise
-hold boto3 for minutes: 5 s to connect and 120 s to read, five times over."""
+"""How long `check` waits. Without this limit, a firewall that drops packets, or a port that accepts them and stays
+silent, would hold boto3 for minutes: five attempts of 5 s to connect and 120 s to read."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def check(store: ObjectStore, *, seconds: float = CHECK_SECONDS) -> None:
     def attempt() -> None:
         try:
             next(iter(store.list(".curvas-check/")), None)
-        except BaseException as error:  # told by the caller, below
+        except BaseException as error:  # the caller reports it, below
             failures.append(error)
 
     # A daemon: an attempt that boto3 still retries does not keep the process from ending.
@@ -241,7 +241,7 @@ def token_expiry(token: str) -> datetime | None:
 
 
 def expiry_warning(settings: S3Settings, now: datetime, needed: timedelta) -> str | None:
-    """What to tell, before work begins, of a session token that ends before the work may.
+    """The warning, before work begins, that the session token may end before the work does.
 
     Args:
         settings: with the token, if there is one.
@@ -276,7 +276,7 @@ def _span(length: timedelta) -> str:
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
-    """Without this, botocore asks for a bucket's region by HEAD for ever at an endpoint that redirects everything."""
+    """Without this, botocore asks an endpoint that redirects everything by HEAD for a bucket's region, for ever."""
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 

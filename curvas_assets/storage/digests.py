@@ -1,7 +1,7 @@
-"""Ensures that what is read is what was written: digests inside artefacts, and another reading if they do not match.
+"""Ensures that what is read is what was written: artefacts contain digests, and are read again if these do not match.
 
-A store need not keep checksums, and a connection may damage what passes. So records and tables carry a SHA-256 of
-themselves, in a place that other readers of JSON and Parquet skip. Older artefacts, without one, are read as they are.
+A store need not keep checksums, and a connection may damage what passes. So records and tables contain their own
+SHA-256, in a place that other readers of JSON and Parquet skip. Older artefacts have none and are read without a check.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def read_soundly(
     Args:
         read: fetches the content once.
         verify: raises a CorruptArtefactError if the content is not what was written.
-        fingerprint: tells two contents apart.
+        fingerprint: distinguishes two contents.
         subject: of the error.
 
     Raises:

@@ -4,8 +4,8 @@
     <key>/<place>/<file>            the files, under their own names; each writing has a place of its own (`versions`)
 
 The version is a digest of the files, so a folder that is written again unchanged sends nothing. Readers go through the
-manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. A reader in the middle of a
-version that was replaced and removed begins anew with the next one.
+manifest, which one PUT replaces: they see the old folder or the new one, never a mixture. If a version is replaced and
+removed while it is read, the reader starts again with the next one.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class StoredDirectory:
         version: digest of names and contents.
         size: bytes of all files.
         files: how many there are.
-        unchanged: whether the same content stood there already.
+        unchanged: whether the same content was stored there already.
         place: where they stand below the key.
     """
 
@@ -85,7 +85,7 @@ def write_files(store: ObjectStore, key: str, paths: Mapping[str, Path], *, reme
         for name in damaged:
             store.upload(f"{key}/{place}/{name}", paths[name])
         named = _manifest_there(store, key)
-        if named is not None and named["place"] == place:  # else somebody replaced it meanwhile, and this comes last
+        if named is not None and named["place"] == place:  # else it was replaced meanwhile: write it again
             with suppress(StorageError):
                 sweep(store, key)
             return StoredDirectory(version, size, len(files), unchanged=not damaged, place=place)
@@ -129,7 +129,7 @@ def fetch_directory(store: ObjectStore, key: str, folder: Path) -> str:
     def fetch(manifest: dict[str, Any]) -> str:
         for name in written - set(manifest["files"]):  # of a version that was replaced meanwhile
             _remove_file(Path(folder), name)
-        targets = {name: within(Path(folder), name) for name in manifest["files"]}  # all, before the first is written
+        targets = {name: within(Path(folder), name) for name in manifest["files"]}  # check all first
         for name, facts in manifest["files"].items():
             target = targets[name]
             if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
@@ -223,7 +223,7 @@ def key_of_file(store: ObjectStore, key: str, name: str) -> str:
 
 
 def size_of(store: ObjectStore, key: str) -> int:
-    """Bytes of the artefact's files, without what older versions still take; 0 if there is none to be read."""
+    """Bytes of the artefact's files, without those of older versions; 0 if there is no readable artefact."""
     manifest = _manifest_there(store, key)
     return 0 if manifest is None else sum(int(facts["size"]) for facts in manifest["files"].values())
 

@@ -4,10 +4,10 @@
 
 A code names one of some thousand probabilities, the `levels`. They are dense and logarithmic near 0 and near 1, where a
 trained network has nearly all its voxels and their order decides AUROC and AURC, and equally spaced between. The
-foreground is coded class by class; the background is what it leaves of 1, so that it is as fine near 1 as the foreground
-near 0. A value is rounded to the level whose cell holds it. A level is the mean of its cell under a density of 1/p, so
-sums and entropies of many voxels are preserved. The label map (argmax, the lowest class wins a tie) is exactly
-that of the probabilities.
+foreground is coded class by class; the background is the rest to 1, so that near 1 it is as finely resolved as the
+foreground near 0. A value is rounded to the level whose cell holds it. A level is the mean of its cell under a density
+of 1/p, so sums and entropies of many voxels are preserved. The label map (argmax, the lowest class wins a tie) is
+exactly that of the probabilities.
 """
 
 from functools import cache
@@ -92,8 +92,8 @@ def labels_of(codes: Codes, levels: Levels) -> npt.NDArray[np.uint8]:
 
 
 def steps_of(codes: Codes) -> Codes:
-    """Differences of neighbours along x modulo 2¹⁶, which pack better: a rise d becomes 2 d, a fall 2 |d| − 1, so that
-    small differences stay small.
+    """Differences of neighbours along x modulo 2¹⁶, which compress better than codes. A rise by d becomes 2 d, a fall
+    by d becomes 2 d − 1, so that small differences stay small.
     """
     steps = np.empty_like(codes)
     with PARALLEL:
@@ -109,9 +109,10 @@ def codes_of(steps: Codes) -> Codes:
 
 
 def _limits(levels: Levels) -> npt.NDArray[np.float64]:
-    """Where a level's cell ends: between two levels lies their logarithmic mean, of p or, near 1, of 1 − p.
+    """Where the levels' cells end: at the logarithmic mean of two neighbouring levels (near 1, of their 1 − p).
 
-    Then every level is nearly the mean of its cell under a density of 1/p. Steps are halved.
+    Every level is then nearly the mean of its cell under a density of 1/p. Between equal steps, cells end in the
+    middle.
     """
     low, high = levels[:-1], levels[1:]
 
@@ -125,8 +126,8 @@ def _limits(levels: Levels) -> npt.NDArray[np.float64]:
 
 
 class _Search(NamedTuple):
-    """What finds the code of a probability: levels, limits of their cells, where to look from p's leading bits and from
-    those of 1 − p, and the first level from which on all are steps, with its code.
+    """Tables that find the code of a probability p: the levels; the limits of their cells; where the search starts, by
+    the leading bits of p and of 1 − p; and the first of the equally spaced levels, with its code.
     """
 
     levels: Levels
@@ -153,7 +154,7 @@ def _search() -> _Search:
 
 @njit(cache=True, nogil=True, inline="always")
 def _bucket(x):
-    """Leading bits of a float: sign, exponent and seven of the mantissa. In the tail, no bucket has two limits."""
+    """Leading bits of a float: sign, exponent and seven bits of mantissa. In the tail, no bucket has two limits."""
     return np.float32(x).view(np.int32) >> 16
 
 
@@ -219,7 +220,7 @@ def _winners(p, z, row, labels, foreground):
 
 @njit(cache=True, nogil=True)
 def _nearest(p, z, row, search, codes, coded):
-    """Of each voxel of a row: the codes of its foreground, each for itself, and the sum of their levels."""
+    """For each voxel of a row: the codes of its foreground, each rounded by itself, and the sum of their levels."""
     coded[:] = 0.0
     for c in range(codes.shape[0]):
         values, out = p[c + 1, z, row], codes[c, z, row]
@@ -231,7 +232,7 @@ def _nearest(p, z, row, search, codes, coded):
 
 @njit(cache=True, nogil=True, inline="always")
 def _needs_more(background, label, foreground, coded):
-    """Whether a voxel's codes, each for itself, may break a promise: on the sum, the winner, or a background of exactly 1."""
+    """Whether codes rounded one by one may break a promise: on the sum, the winner, or a background of exactly 1."""
     certain = background >= np.float32(1.0)
     return (
         (label > 0)
@@ -249,7 +250,7 @@ def _settle(x, label, search, code):
     if abs(total - 1.0) > UNIFORM:
         x /= total
     foreground = x[1:].sum()
-    # A float32 softmax has backgrounds of exactly 1, one tied group in every ranking: that group is kept.
+    # In a float32 softmax many backgrounds are exactly 1, and tied in every ranking: exactly these stay 1.
     certain = np.float32(x[0]) >= np.float32(1.0)
     scale = 1.0
     if label == 0 and foreground > 0.0 and certain != (foreground < LEAST_FOREGROUND):
@@ -289,7 +290,7 @@ def _step_over(code, certain, levels):
 
 @njit(cache=True, nogil=True)
 def _lower(code, wanted, levels):
-    """Take one step from the largest of the classes that lose, or from the winner if these are all small."""
+    """Lower the code of the largest losing class by one, or the winner's if all losing classes are small."""
     largest = -1
     for c in range(code.size):
         if c + 1 != wanted and (largest < 0 or code[c] > code[largest]):

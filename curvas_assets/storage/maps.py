@@ -4,7 +4,8 @@
 
 Entropies are whole thousandths of a nat (int16 with NIfTI's own scale, which viewers apply): as float32 a map takes 150 MB
 at clinical size, nearly all for the noise far from organs. The file grows in a scratch folder, a few slices at a time, and
-reaches the store as one object once it is whole. Gzip's own length and CRC-32 are its digest: `download_map` reads to them.
+reaches the store as one object once it is whole. Gzip's own length and CRC-32, at the end of the file, are its digest:
+`download_map` reads that far.
 """
 
 import gzip
@@ -31,7 +32,7 @@ GZIP_LEVEL = 1
 HEADER_BYTES = 352
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
-"""Smaller values are written as 0: they are the entropy of tails, noise that would take most of the file."""
+"""Smaller values are written as 0. They are the entropy of the tails: noise that would take most of the file."""
 Kind = Literal["entropy", "labels", "probability"]
 DTYPES: dict[Kind, str] = {"entropy": "<i2", "labels": "u1", "probability": "<f4"}
 

@@ -1,9 +1,9 @@
-"""nnU-Net's own prediction files to softmax volumes and back, so that predictions made elsewhere come in and ours go out.
+"""Converts nnU-Net's own prediction files to softmax volumes and back, to import and export predictions.
 
     <case>.npz       `probabilities` (class, z, y, x), float, in the order of the label values; in the voxel order into which
                      nnU-Net's reader brought the scan, which for NibabelIOWithReorient is RAS and not the scan's
     <case>.nii.gz    the label map on the scan's voxels
-    <case>.pkl       geometry as nnU-Net keeps it; written for it, never read: unpickling runs what a file says
+    <case>.pkl       geometry as nnU-Net keeps it; written for nnU-Net, never read, because unpickling can execute code
 
 Both ways hold a few slices in memory. An npz is compressed from the first class to the last, so reading it slab by slab
 needs an unpacked copy on disk while the import lasts. An array is unpacked only if its header fits the patient.
@@ -249,7 +249,7 @@ class _UnpackedArray:
     inter: float = 0
 
     def slab(self, z0: int, z1: int, turn: Turn) -> npt.NDArray[Any]:
-        """Slices of the scan, (…, dz, Y, X) on its own voxels; `turn` leads from these to the file's."""
+        """Slices of the scan, (…, dz, Y, X) on its own voxels; `turn` maps these to the file's."""
         # Mapped anew for each slab, so that what was read does not count as this process's memory.
         whole = np.memmap(self.file, self.dtype, "r", self.begin, self.shape)
         values = np.ascontiguousarray(turn.back(np.asarray(whole))[..., z0:z1, :, :])
@@ -259,7 +259,9 @@ class _UnpackedArray:
 
 @contextmanager
 def _unpacked(npz: Path, scratch: Path | None, allowed: Sequence[tuple[int, ...]]) -> Generator[_UnpackedArray]:
-    """The probabilities of an npz as a file to be read anywhere, of one of the shapes allowed; its checksum was verified."""
+    """The probabilities of an npz, unpacked to a file that allows random access. The checksum and the shape, one of
+    those allowed, are verified.
+    """
     with tempfile.TemporaryFile(prefix="nnunet-", dir=scratch) as copy:
         try:
             with zipfile.ZipFile(npz) as archive:

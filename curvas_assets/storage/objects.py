@@ -394,7 +394,9 @@ class S3Objects:
         self._ask("giving up the upload of", upload.key, give_up)
 
     def _pages(self, operation: str, action: str, prefix: str, follow: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """The pages of a listing, each asked for by itself: argument of the next request → field of the last answer."""
+        """Pages of a listing, each requested by itself. `follow`: argument of the next request → field of the last
+        answer.
+        """
 
         def page(after: dict[str, str]) -> dict[str, Any]:
             answer = getattr(self.client, operation)(Bucket=self.bucket, Prefix=prefix, **after)
@@ -414,7 +416,7 @@ class S3Objects:
             after = {name: answer[value] for name, value in follow.items() if answer.get(value)}
 
     def _upload_in_parts(self, key: str, path: Path, size: int, digest: str) -> None:
-        """A part that was sent is kept: only what an outage cut off is sent again."""
+        """Upload in parts. Parts that arrived are kept: after an outage, only missing ones are sent again."""
         try:
             self._send_parts(key, path, size, digest)
         except _UploadGoneError:  # the store has forgotten it, or somebody gave it up
@@ -461,7 +463,7 @@ class S3Objects:
             parts = in_parallel(send, range(1, -(-size // step) + 1), stop)
             self._ask("uploading", key, complete)
         except BaseException:
-            with suppress(Exception):  # the sweep of leftovers comes to it otherwise
+            with suppress(Exception):  # if this fails, the job `sweep` removes the upload later
                 self.client.abort_multipart_upload(**target, UploadId=upload)
             raise
 
@@ -519,7 +521,7 @@ class S3Objects:
             return all(in_parallel(fetch, range(0, max(size, 1), step), stop))
 
     def _is_stored(self, key: str, digest: str) -> bool:
-        """Whether an object with this digest is stored; asked after the answer to a request was lost."""
+        """Whether an object with this digest is stored; asked when the answer to a request was lost."""
         try:
             return _digest_of(self.client.head_object(Bucket=self.bucket, Key=key)) == digest
         except ClientError as error:
@@ -542,7 +544,7 @@ class S3Objects:
         raise AssertionError("not reached")
 
     def _head(self, key: str) -> dict[str, Any]:
-        """The head of an object. A refused HEAD has no body, so that a small GET asks why."""
+        """The head of an object. A refused HEAD has no body, so a small GET then asks for the reason."""
         try:
             return self.client.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
@@ -554,7 +556,7 @@ class S3Objects:
             raise
 
     def _ask(self, action: str, key: str, ask: Callable[[], Answer], stop: threading.Event | None = None) -> Answer:
-        """What a request returns, its failure told as one clear line, after waiting for a store that is away."""
+        """What a request returns, after waiting for a store that is away; its failure is raised as one clear line."""
 
         def explained() -> Answer:
             with self._explained(action, key):
@@ -564,7 +566,7 @@ class S3Objects:
 
     @contextmanager
     def _explained(self, action: str, key: str) -> Generator[None]:
-        """Turn whatever the store fails with into an error of ours that is one clear line."""
+        """Turn any failure of the store into an error of ours, in one clear line."""
         try:
             yield
         except ClientError as error:

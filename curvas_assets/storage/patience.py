@@ -1,7 +1,7 @@
 """Waiting for a store that is away: an outage costs time, not work. What a failure means is not decided here.
 
-One `Patience` is shared by all who use a store in a process, so that an outage is told once, not by every thread, and
-waited for once, not by every one of a batch's partitions.
+One `Patience` is shared by all who use a store in a process, so that an outage is reported once, not by every thread,
+and the waiting time counts once, not for each partition of a batch.
 """
 
 import threading
@@ -16,13 +16,14 @@ from curvas_assets.errors import StorageError, StoreAwayError
 Answer = TypeVar("Answer")
 
 TELL_SECONDS = 20.0
-"""Between two lines of the log."""
+"""Least time between two lines of the log."""
 HICCUP_SECONDS = 4.0
 """An outage that is shorter is not worth a line."""
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)
 """Waits before a request is sent again, s; the last one is repeated."""
 SETTLE_SECONDS = 5.0
-"""A store that comes back may answer before it knows its keys, buckets and objects: what it refuses first is asked again."""
+"""A store that comes back may answer before it knows its keys, buckets and objects. Requests that it refuses within
+this time are repeated."""
 NEW_OUTAGE_SECONDS = 60.0
 """After this long without a failure, the next failure begins a new outage."""
 
@@ -132,7 +133,7 @@ class Patience:
 
     @contextmanager
     def _watched(self, what: str) -> Generator[None]:
-        """A request that is neither answered nor refused is told too: a store may take requests and stay silent."""
+        """Also report a request that is neither answered nor refused: a store may accept requests and stay silent."""
         begin, sent = time.monotonic(), datetime.now(UTC)
         ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What a store's refusal means, and what mends it: one sentence for each thing that goes wrong, not for each code.
+"""What a store's refusal means, and how to fix it: one sentence for each kind of problem, not for each code.
 
 Stores share Amazon's codes, mostly, and name their own beside them. Where the code is unknown, the store's own message is
 told. Nothing here sends a request.
@@ -85,7 +85,7 @@ class Refusal:
         found: in the store's words or ours.
         remedy: what to do next.
         may_retry: whether the same request can succeed later.
-        away: whether it will, once the store is back or less busy: this is worth waiting for.
+        away: whether it will succeed once the store is back or less busy, so that it is worth waiting.
     """
 
     found: str

@@ -1,6 +1,6 @@
-"""Which columns a stored table has: what the code that makes it promises, checked where it is written and where it is read.
+"""Which columns a stored table has: what the code that makes the table promises, checked on writing and on reading.
 
-Belongs here: how a table is held against its columns. Does not belong here: the columns themselves, which stand in
+Belongs here: how a table is checked against its columns. Does not belong here: the columns themselves, which stand in
 `curvas_assets.stages.schemas`.
 """
 
@@ -81,7 +81,7 @@ def _column_problems(wanted: pa.Field, column: pa.ChunkedArray) -> list[str]:
 
 
 def _fits(wanted: pa.DataType, found: pa.DataType) -> bool:
-    """Whether a type is the wanted one, in whichever width: a whole number is a number, too."""
+    """Whether a type is the wanted one, in any width; whole numbers also count as numbers."""
     kinds = {
         pa.string(): (pa.types.is_string, pa.types.is_large_string),
         pa.int64(): (pa.types.is_integer,),

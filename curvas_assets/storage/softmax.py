@@ -135,7 +135,7 @@ class SoftmaxWriter:
         self.class_names = names
         self.provenance = dict(provenance or {})
         self.beside: dict[str, str] = {}
-        """Map beside the volume → what tells it from others of its name; to be filled before the block ends."""
+        """Map beside the volume → its check, which tells it from others of its name; filled before the block ends."""
         self.facts: SoftmaxFacts
         self._chunking = _Chunking(self.shape)
         self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
@@ -464,8 +464,8 @@ class SoftmaxVolume:
     def code_slabs(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
         """(z0, z1, codes) from the first slice to the last, 16 slices at a time.
 
-        Compressed bytes are fetched for several slabs at once and ahead, and the next slab is decoded meanwhile, so that
-        what is held is two slabs, whatever the volume.
+        Compressed bytes are fetched ahead, for several slabs at once, and the next slab is decoded in the meantime. So
+        only two decoded slabs are held, however large the volume is.
         """
         return self._stream(0, self._chunking.depths)
 

@@ -1,11 +1,12 @@
-"""Versions of artefacts that are several objects: every writing has a place of its own, and one small object names one.
+"""Versions of artefacts that are several objects: each writing has its own place; one small object names the current
+one.
 
     <key>/<marker>          names the current place; one PUT replaces it, last of all
     <key>/<place>/…         what one writer sent; the place is a digest of the content and a random part
 
-No two writers ever send to the same place, so whatever one of them does, or leaves when it is killed, the marker names a
-whole version: the last one that was announced. What no marker names is removed once nothing was added to it for `UNTOUCHED`,
-by the store's own clock. That is longer than any upload stands still, and a writer that did stand still for half of it
+No two writers ever send to the same place. So whatever one of them does, or leaves behind when it is killed, the marker
+names a whole version: the last one that was announced. A place that no marker names is removed once nothing was added
+to it for `UNTOUCHED`, by the store's own clock. No upload pauses for that long, and a writer that paused for half of it
 sends everything again before it announces. Removal happens whenever the artefact is written, and in the job `sweep`.
 """
 
@@ -70,7 +71,7 @@ def publish(
             may_retry=True,
         )
     store.put(f"{key}/{marker}", mark(place))
-    with suppress(StorageError):  # it is stored, and stays so if this key may not delete
+    with suppress(StorageError):  # the artefact is stored, even if this key may not delete
         remove_untouched(store, found, {place, *kept()})
     return place
 
@@ -115,14 +116,14 @@ def remove_untouched(
     current: Collection[str],
     least: timedelta | None = None,
 ) -> int:
-    """Remove what `untouched` names; how many bytes went."""
+    """Remove what `untouched` names; returns the number of bytes removed."""
     old = untouched(store, found, current, least)
     store.delete([item.key for item in old])
     return sum(item.size for item in old)
 
 
 def age(items: Sequence[ObjectInfo], now: datetime | None) -> timedelta:
-    """How long ago the last of some objects was written; no time at all where the store does not say."""
+    """How long ago the last of some objects was written; zero if the store does not say."""
     if now is None or any(item.modified is None for item in items):
         return timedelta(0)
     return now - max(item.modified for item in items if item.modified is not None)
@@ -168,7 +169,7 @@ def replaced(subject: str) -> StorageError:
 
 
 def _is_whole(store: ObjectStore, place: str, found: Sequence[ObjectInfo], sizes: Mapping[str, int]) -> bool:
-    """Whether all that was sent stands there, and nobody may take it for forgotten before it is announced."""
+    """Whether all that was sent is stored, and is too new to be removed as abandoned before it is announced."""
     there = {item.key: item.size for item in found}
     for name, size in sizes.items():
         if there.get(f"{place}/{name}") != size:

@@ -209,7 +209,7 @@ def test_what_has_no_rank_cost_or_readable_value_is_told():
             event = dg.AssetMaterialization("trained_model", partition=partition, metadata=used)
             instance.report_runless_asset_event(event)
         (line,) = not_recorded(instance, materialisation_ledger(instance))
-    assert line.startswith("trained_model: m2 and 1 more used nothing here")
+    assert line.startswith("trained_model: no work is recorded for m2 and 1 more")
 
     assert unusable(pd.DataFrame({"reason": []})) == []
     assert unusable(pd.DataFrame({"reason": ["no number", "no number"]})) == ["no number (2 ×)"]

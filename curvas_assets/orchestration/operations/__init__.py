@@ -1,4 +1,4 @@
-"""What people do with the platform beside making assets: upload, download, look, empty; each a job with a launchpad."""
+"""What people do apart from making assets (upload, download, look, empty): each is a job with a launchpad."""
 
 import dagster as dg
 

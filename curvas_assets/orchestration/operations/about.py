@@ -1,4 +1,4 @@
-"""What this deployment is: study, versions, store, patients, and what the study has no more. The lineage's state: `state`."""
+"""Facts of this deployment: study, versions, store, patients, orphans. The lineage's state is in `state`."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -67,7 +67,7 @@ def about_orphans(instance: dg.DagsterInstance, graph: AssetGraph) -> pd.DataFra
 
 
 def about_patients(study: Study, known: Collection[str], folders: Collection[str]) -> dict[str, Any]:
-    """How many registered patients each set has, and who is missing on either side.
+    """How many registered patients each set has, and who is missing in the bucket or in the sets.
 
     Args:
         study: whose sets count.

@@ -26,10 +26,10 @@ VOLUME = "softmax.zarr"
 
 @dataclass
 class Fetched:
-    """What a download came to.
+    """The result of a download.
 
     Args:
-        fetched: how many artefacts stand in the folder.
+        fetched: how many artefacts are in the folder.
         size: their bytes.
         missing: names of what is not in the bucket, and should be.
         unscored: patients of whom nothing is there because the study does not predict them.
@@ -196,7 +196,7 @@ def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
     volume = f"{key}/softmax.zarr"
     try:
         place = place_of(objects, volume)
-    except (MissingArtefactError, CorruptArtefactError):  # no volume, or not one of ours: as it stands
+    except (MissingArtefactError, CorruptArtefactError):  # no volume, or not one of ours: download it as it is
         return found
     stay = (f"{volume}/{place}/", f"{volume}/{GROUP}")
     return [info for info in found if not info.key.startswith(f"{volume}/") or info.key.startswith(stay)]

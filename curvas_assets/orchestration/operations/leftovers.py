@@ -31,7 +31,8 @@ from curvas_assets.storage.objects import ObjectInfo, ObjectStore, UnfinishedUpl
 from curvas_assets.study import ModelId
 
 CLOCK_RESOLUTION = timedelta(seconds=1)
-"""Stores give times in whole seconds: an object of the second in which the clock was read may be younger than it."""
+"""Stores give times in whole seconds: an object dated to the very second of the clock's reading may be younger than
+that reading."""
 NO_MEMORY = pd.DataFrame(columns=["asset", "partition"])
 MARKERS = (directories.MANIFEST, softmax.GROUP)
 
@@ -150,13 +151,13 @@ def _keys_of(run: dg.DagsterRun, graph: AssetGraph, instance: dg.DagsterInstance
             continue
         try:
             found |= set(tagged_partitions(definition, run.tags, instance))
-        except Exception:  # Dagster has several ways to say that an end is no partition any more
+        except Exception:  # Dagster raises different errors if an end of the range is no partition any more
             return None
     return found
 
 
 def remove_orphan(objects: ObjectStore, orphan: Orphan) -> None:
-    """Remove what stands of an orphan, markers first, so that none names what has gone."""
+    """Remove the objects of an orphan, markers first, so that no marker names a missing object."""
     objects.delete(_markers_first(orphan.objects))
 
 
@@ -167,7 +168,7 @@ def removal_event(graph: AssetGraph, orphan: Orphan) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         key,
         partition=orphan.partition,
-        description="removed by remove_orphans: the study has it no more",
+        description="removed by remove_orphans: it had left the study",
         metadata={"removed objects": len(orphan.objects), "removed bytes": orphan.size},
         tags={CODE_VERSION_TAG: REMOVED, DATA_VERSION_TAG: REMOVED, **dimensions},
     )
@@ -212,14 +213,14 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Older versions and remains of killed writers, finished trainings' checkpoints, and uploads that were not completed.
 
-    Only what the platform itself has named is taken for one of these.
+    Only objects with names that the platform itself gives can count as one of these.
 
     Args:
         objects: the bucket.
         layout: where things stand in it.
         tell: told of what could not be judged.
         before: find everything that is untouched since this time on the store's clock, however young. None leaves what
-            is younger than `versions.UNTOUCHED`. Unfinished uploads are always left that long: they may be anybody's.
+            is younger than `versions.UNTOUCHED`. Unfinished uploads always stay that long: anybody may own them.
     """
     now = objects.clock() if before is None else before
     least = versions.UNTOUCHED if before is None else CLOCK_RESOLUTION
@@ -266,7 +267,7 @@ def _of_artefact(
         try:
             current = set((softmax.place_of(objects, root),) if is_volume else directories.places_of(objects, root))
         except MissingArtefactError:
-            return  # it goes just now
+            return  # it is just being removed
         if not current:
             raise CorruptArtefactError("reading a manifest", root, "it is damaged", "Materialise it again.")
     elif root.startswith(training) and any(item.key.count("/") == root.count("/") + 1 for item in items):

@@ -14,7 +14,8 @@ def same_content(info: ObjectInfo | None, path: Path) -> bool:
     """Whether a stored object holds a file's bytes, by size and the store's own checksum, without fetching it.
 
     An S3 tag is the MD5 of the content, or, for an upload in parts, the MD5 of the parts' MD5s. A tag of another kind
-    (server-side encryption, other part sizes) counts as different: the file is sent again, which is right and only slower.
+    (server-side encryption, other part sizes) counts as different: the file is sent again, which costs time but is
+    always correct.
     """
     if info is None or info.size != path.stat().st_size:
         return False

@@ -18,7 +18,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Upload:
-    """What an upload came to.
+    """The result of an upload.
 
     Args:
         uploaded: patients of whom at least one file was sent.

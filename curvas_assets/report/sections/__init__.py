@@ -1,7 +1,7 @@
 """The sections of the report, in the order of reading.
 
-Belongs here: one module a section, each with one public door, `write`. Does not belong here: what several sections need
-(`facts`), markup.
+Belongs here: one module per section, each with one public function, `write`. Does not belong here: what several
+sections need (`facts`), markup.
 """
 
 from collections.abc import Callable, Mapping

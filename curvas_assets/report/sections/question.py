@@ -65,7 +65,7 @@ def _not_inferior(facts: Facts) -> list[str]:
 
 
 def _against_individual(table: pd.DataFrame, metric: str | None = None) -> pd.Series | None:
-    """The row of the general ensemble against the individual models, of a metric or of the only one; None without it."""
+    """The row of the general ensemble against the individual models, of a metric or the only one; None if missing."""
     if table.empty:
         return None
     wanted = (table["first"] == "general") & (table["second"] == "individual")
@@ -74,7 +74,7 @@ def _against_individual(table: pd.DataFrame, metric: str | None = None) -> pd.Se
 
 
 def _beaten(facts: Facts) -> list[str]:
-    """Where individual models do better than the general ensemble: a reader would miss it among the means of families."""
+    """Which individual models do better than the general ensemble: the means of families alone would hide this."""
     lines = []
     for metric in facts.study.statistics.primary.values():
         sign = {"higher": 1, "lower": -1}.get(facts.directions.get(metric, ""), 0)

@@ -1,8 +1,8 @@
 """The words of the report, one file a language beside this one, and how a language writes numbers.
 
 Belongs here: finding and filling in what a language's file says. Does not belong here: the words themselves (`en.yaml`,
-`fr.yaml`), anything computed. Another language is another file with the same keys; what it need not say, because other
-modules say it in English, is `organs`, `reasons`, `sentences` and `patterns`.
+`fr.yaml`), anything computed. Another language is another file with the same keys; beside them, `organs`, `reasons`,
+`sentences` and `patterns` can translate what other modules say in English.
 """
 
 import re
@@ -89,7 +89,7 @@ class Words:
     def told(self, text: str) -> str:
         """A note, reason or definition that another module wrote in English, or several joined by `; `.
 
-        What is not known stays as it is.
+        A text that is not in the file stays as it is.
 
         >>> Words("fr").told("3 of 9 undefined; one annotator; something new")
         '3 sur 9 non définis ; un seul annotateur ; something new'
