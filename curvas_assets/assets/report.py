@@ -23,6 +23,7 @@ from curvas_assets.report import Provenance
 from curvas_assets.stages import table
 from curvas_assets.stages import write_up as stage
 from curvas_assets.stages.stored import Artefact, Artefacts, Picture, Stored
+from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.study import Study
 
 
@@ -67,18 +68,6 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
     ):
         tools = declare.tools(context, bucket)
         state = state_table(Staleness(graph(), context.instance), without=(figures.name, page.name))
-        patients = sorted(map(str, study_scores.table()["patient"].unique()))
-        tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS]
-        provenance = Provenance(
-            generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            git_commit=git_commit(),
-            packages=package_versions(),
-            data_versions={
-                **data_versions(context.instance, tables, [""]),
-                **data_versions(context.instance, [table.TRAINED_MODEL], sorted(trained_model)),
-                **data_versions(context.instance, [table.SCAN, table.SCORES], patients),
-            },
-        )
         behind = stage.Behind(
             cohort,
             study_scores,
@@ -89,41 +78,66 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             scores,
             trained_model,
         )
+        provenance = _provenance(context.instance, behind)
         written = stage.write_report(tools, behind, provenance, state, keep_in=deployment().report_folder)
-        report = written.report
-        places = {row: row.place(tools.layout) for row in (figures, page)}
-        yield dg.Output(
-            Stored(places[figures], written.figures.version),
-            output_name=figures.name,
-            data_version=dg.DataVersion(written.figures.version),
-            metadata=metadata.shown(
-                {
-                    "figures": len(report.figures),
-                    "bytes": written.figures.size,
-                    metadata.URI: f"{tools.objects.name}/{places[figures]}",
-                    **{
-                        name: Picture(report.attachments[f"figures/{name}.png"], name)
-                        for name in report.figures[:4]
-                        if f"figures/{name}.png" in report.attachments
-                    },
-                }
-            ),
-        )
-        yield dg.Output(
-            Stored(places[page], written.page.version),
-            output_name=page.name,
-            data_version=dg.DataVersion(written.page.version),
-            metadata={
-                **metadata.link(bucket.report_link()),
-                "in short": dg.MetadataValue.md(stage.in_short(report)),
-                "report": f"{tools.objects.name}/{places[page]}/{written.page.place}/report.html",
-                "patients": len(written.patients),
-                "bytes": written.page.size,
-                "pictures of": written.pictured,
-            },
-        )
-        yield verdicts.result(stage.FIGURES_CHECK, figures.name, stage.undrawn(report))
-        yield verdicts.result(stage.REPORT_CHECK, page.name, stage.missing_parts(report))
+        yield _figures_output(tools, written)
+        yield _page_output(tools, written, bucket)
+        yield verdicts.result(stage.FIGURES_CHECK, figures.name, stage.undrawn(written.report))
+        yield verdicts.result(stage.REPORT_CHECK, page.name, stage.missing_parts(written.report))
         yield verdicts.result(stage.CURRENT_CHECK, page.name, stage.out_of_date(state))
 
     return [write_report]
+
+
+def _provenance(instance: dg.DagsterInstance, behind: stage.Behind) -> Provenance:
+    """When the report is written, by which code, and from which versions of the data."""
+    patients = sorted(map(str, behind.study_scores.table()["patient"].unique()))
+    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS]
+    return Provenance(
+        generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        git_commit=git_commit(),
+        packages=package_versions(),
+        data_versions={
+            **data_versions(instance, tables, [""]),
+            **data_versions(instance, [table.TRAINED_MODEL], sorted(behind.trained_model)),
+            **data_versions(instance, [table.SCAN, table.SCORES], patients),
+        },
+    )
+
+
+def _figures_output(tools: Toolkit, written: stage.Written) -> dg.Output[Stored]:
+    report, place = written.report, table.FIGURES.place(tools.layout)
+    return dg.Output(
+        Stored(place, written.figures.version),
+        output_name=table.FIGURES.name,
+        data_version=dg.DataVersion(written.figures.version),
+        metadata=metadata.shown(
+            {
+                "figures": len(report.figures),
+                "bytes": written.figures.size,
+                metadata.URI: f"{tools.objects.name}/{place}",
+                **{
+                    name: Picture(report.attachments[f"figures/{name}.png"], name)
+                    for name in report.figures[:4]
+                    if f"figures/{name}.png" in report.attachments
+                },
+            }
+        ),
+    )
+
+
+def _page_output(tools: Toolkit, written: stage.Written, bucket: Bucket) -> dg.Output[Stored]:
+    place = table.REPORT_PAGE.place(tools.layout)
+    return dg.Output(
+        Stored(place, written.page.version),
+        output_name=table.REPORT_PAGE.name,
+        data_version=dg.DataVersion(written.page.version),
+        metadata={
+            **metadata.link(bucket.report_link()),
+            "in short": dg.MetadataValue.md(stage.in_short(written.report)),
+            "report": f"{tools.objects.name}/{place}/{written.page.place}/report.html",
+            "patients": len(written.patients),
+            "bytes": written.page.size,
+            "pictures of": written.pictured,
+        },
+    )
