@@ -180,7 +180,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert "No published table of the study was given" in page
     state = page.split("## State of the study")[1]
     assert f"| ensemble_all | 2 | 1 | {', '.join(map(str, study.models))} |" in state
-    assert "Nothing behind this report was out of date" in state
+    assert "Nothing that this report depends on was out of date" in state
     assert "| scan | 5 | 4 | 0 | 1 | 0 |  |" in state
 
     objects.put(layout.published_table(study.report.published_table), objects.get(layout.merged_csv()))

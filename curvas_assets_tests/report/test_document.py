@@ -560,7 +560,7 @@ def test_the_state_when_it_was_written_stands_on_the_page():
         )[-1]
     assert "| softmax | 27 | 27 | 9 | 0 | 0 | test_scan has a new data version (9) |" in found["en"]
     assert "| ensemble_all | 8 | 3 | a, b |" in found["en"]
-    assert "Nothing behind this report was out of date" not in found["en"]
+    assert "Nothing that this report depends on was out of date" not in found["en"]
     assert "test_scan a changé (9)" in found["fr"]
     fresh_state = state.assign(stale=0, why="")
     fresh = build_report(make_inputs(study, state=fresh_state, **TABLES_ONLY), image_formats=(), page=False)
