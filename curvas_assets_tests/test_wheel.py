@@ -101,7 +101,7 @@ def test_the_demo_starts_in_an_empty_folder(python, tmp_path):
             rest, _ = demo.communicate(timeout=120)
     assert demo.returncode == 130, "".join([*told, rest])
     assert "of 9, PHANTOM009 uploaded" in "".join(told)
-    assert "stopped: the next `make demo` goes on from here" in rest
+    assert "stopped: the next `python -m curvas_assets.local.demo --state .state` goes on from here" in rest
     assert {path.name for path in tmp_path.iterdir()} == {".state"}
 
 

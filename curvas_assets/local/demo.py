@@ -16,7 +16,7 @@ from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import CurvasError
-from curvas_assets.local.deployment import LocalDeployment, require_port
+from curvas_assets.local.deployment import LocalDeployment, require_port, typed_as
 from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
@@ -56,7 +56,7 @@ def main() -> None:
     except CurvasError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        print("stopped: the next `make demo` goes on from here", flush=True)
+        print(f"stopped: the next `{typed_as('demo', arguments.state)}` goes on from here", flush=True)
         sys.exit(130)
     sys.exit(0 if succeeded else 1)
 
@@ -70,7 +70,7 @@ def run(state: Path, port: int, tell: Progress) -> bool:
     """
     deployment = LocalDeployment(state, study="phantom", alone=True)
     end_cleanly_when_told(deployment.state)
-    with owner(deployment.state, "make demo", f"http://127.0.0.1:{port}"):
+    with owner(deployment.state, typed_as("demo", state), f"http://127.0.0.1:{port}"):
         require_port(port)
         with deployment.s3:
             environment = deployment.environment() | {EXECUTOR: chosen_executor(os.environ.get(EXECUTOR, ""), tell)}
@@ -170,8 +170,9 @@ def summarise(
     study: Study, settings: S3Settings, deployment: LocalDeployment, state: Path, tell: Progress, succeeded: bool
 ) -> None:
     """The results in a few lines, the report on disk, and what to do next."""
+    ui = typed_as("ui", state)
     if not succeeded:
-        tell(f"the study did not succeed: `make ui` shows why; Dagster's own log is {deployment.logs / 'dagster.log'}")
+        tell(f"the study did not succeed: `{ui}` shows why; Dagster's own log is {deployment.logs / 'dagster.log'}")
         return
     from curvas_assets.statistics import shown_scores, with_unit
     from curvas_assets.storage import directories
@@ -185,7 +186,7 @@ def summarise(
     means = shown.assign(metric=titled).groupby(["family", "metric"], sort=False)["value"].mean().unstack("metric")
     print(f"\n{study.title}: mean over {scores['patient'].nunique()} test patients\n\n{means.round(4).to_string()}\n")
     tell("done")
-    print(f"Report:  {report / 'report.html'}   (each new one is copied there)\nUI:      make ui\n")
+    print(f"Report:  {report / 'report.html'}   (each new one is copied there)\nUI:      {ui}\n")
 
 
 if __name__ == "__main__":

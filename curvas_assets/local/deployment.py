@@ -40,6 +40,12 @@ STORE = {
 """The other variables that describe a store, with the values of the embedded one. They are set so that no `.env` overrides them."""
 
 
+def typed_as(program: str, state: Path) -> str:
+    """What a user types for a program of this package: `make demo` in a checkout, Python's module elsewhere."""
+    in_checkout = (ROOT / "Makefile").is_file()
+    return f"make {program}" if in_checkout else f"python -m curvas_assets.local.{program} --state {state}"
+
+
 class LocalDeployment:
     """Everything below one git-ignored folder: the bucket, Dagster's home, scratch.
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from curvas_assets.errors import CurvasError
-from curvas_assets.local.deployment import LocalDeployment, require_port
+from curvas_assets.local.deployment import LocalDeployment, require_port, typed_as
 from curvas_assets.local.processes import end_cleanly_when_told, owner
 from curvas_assets.orchestration.environment import deployment as settings_here
 from curvas_assets.orchestration.environment import variable
@@ -33,7 +33,7 @@ def serve(deployment: LocalDeployment, port: int) -> None:
     """
     url = f"http://127.0.0.1:{port}"
     end_cleanly_when_told(deployment.state)
-    with owner(deployment.state, "make ui", url):
+    with owner(deployment.state, typed_as("ui", deployment.state), url):
         require_port(port)
         with deployment.s3:
             variables = deployment.environment()
