@@ -16,6 +16,8 @@ MEASURED := $(addprefix curvas_assets_tests/,cohort ensembling statistics test_s
 
 export DAGSTER_HOME := $(abspath $(STATE))/dagster
 export CURVAS_SCRATCH := $(abspath $(STATE))/scratch
+# Images set it for small layers; here it would make each of Dagster's many processes compile everything anew, 7 s of CPU.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo ui env test coverage lint docs bench clean distclean install lock
 
