@@ -97,6 +97,11 @@ def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
     return z, y, x
 
 
+def mm(spacing: Sequence[float]) -> str:
+    """Voxel sizes for people, such as 5 × 0.8 × 0.8."""
+    return " × ".join(f"{s:.4g}" for s in spacing)
+
+
 def tilt_degrees(affine: npt.ArrayLike) -> float:
     """Tilt, degrees: how far the worst pair of axes is from a right angle. In a sheared CT it is the gantry's tilt."""
     directions = _directions(np.asarray(affine, np.float64))
@@ -166,7 +171,7 @@ def require_one_reading(
         raise error(
             attempted,
             subject,
-            f"its header gives two voxel sizes: {_mm(grid.spacing_mm)} mm (z × y × x) by the affine that nibabel reads, {_mm(sizes)} by pixdim",
+            f"its header gives two voxel sizes: {mm(grid.spacing_mm)} mm (z × y × x) by the affine that nibabel reads, {mm(sizes)} by pixdim",
             "Find out the true size (DICOM: PixelSpacing, and the distance of the slices), and write it to both (nibabel: "
             "image.set_sform(affine, 1); image.set_qform(affine, 1)), in the scan and its annotations alike.",
         )
@@ -175,7 +180,7 @@ def require_one_reading(
             raise error(
                 attempted,
                 subject,
-                f"voxels are {_mm(grid.spacing_mm)} mm (z × y × x) as nibabel reads them, {_mm(spacing_of(affine))} by {reader}; "
+                f"voxels are {mm(grid.spacing_mm)} mm (z × y × x) as nibabel reads them, {mm(spacing_of(affine))} by {reader}; "
                 f"the header's unit of length has the code {int(header['xyzt_units']) & 7} (2 is mm)",
                 "Write the true size and the unit mm (nibabel: image.set_sform(affine, 1); image.set_qform(affine, 1); "
                 "image.header.set_xyzt_units('mm')), in the scan and its annotations alike.",
@@ -297,10 +302,6 @@ def _directions(affine: Affine) -> npt.NDArray[np.float64]:
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.abs(np.subtract(one, other)).max())  # NaN stays NaN
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " × ".join(f"{s:.4g}" for s in spacing)
 
 
 def _point(affine: Affine) -> str:

@@ -475,7 +475,7 @@ def _require_same_grid(
         raise PatientError(attempt, patient, found, RESAMPLE)
     spacing = turned.spacing_mm, ours.spacing_mm
     if max(abs(a - b) for a, b in zip(*spacing, strict=True)) > study.intake.spacing_tolerance_mm:
-        found = f"the annotation's spacing is {_mm(spacing[0])} mm{also}, the image's {_mm(spacing[1])}"
+        found = f"the annotation's spacing is {geometry.mm(spacing[0])} mm{also}, the image's {geometry.mm(spacing[1])}"
         tolerance = f" (tolerance {study.intake.spacing_tolerance_mm:g})"
         raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
     if not geometry.same_place(turned, ours, study.intake.origin_tolerance_mm):
@@ -543,7 +543,3 @@ def _describe_annotations(
 
 def _by(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " × ".join(f"{s:.4g}" for s in spacing)

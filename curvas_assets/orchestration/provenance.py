@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,19 +21,21 @@ def git_commit() -> str:
     A package that is installed inside somebody else's repository, such as in a virtual environment there, is not that
     repository's code: its commit is unknown.
     """
-    if named := deployment().git_commit:
-        return named
+    return deployment().git_commit or _of_checkout(Path(__file__))
+
+
+@cache
+def _of_checkout(file: Path) -> str:
+    """Asked once: a process runs the code that it has loaded, whatever becomes of the checkout meanwhile."""
     try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=12")
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-    )
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     return answer.stdout.strip()
 
 

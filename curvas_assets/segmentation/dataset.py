@@ -1,6 +1,6 @@
 """nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
 
-nnU-Net gets every scan in one voxel order (`grid.CANONICAL`), which `dataset.json` records and the model inherits.
+nnU-Net gets every scan in one voxel order (`voxel_order.CANONICAL`), which `dataset.json` records and the model inherits.
 nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
 """
 
@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import Grid, displacement_mm, order_of, same_place
+from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, same_place
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
@@ -262,7 +262,7 @@ def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArra
         )
     sizes = turned.spacing_mm, scan.spacing_mm
     if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
-        theirs, ours = (" × ".join(f"{size:.4g}" for size in each) for each in sizes)
+        theirs, ours = map(mm, sizes)
         raise SegmentationError(
             told["attempted"],
             patient,

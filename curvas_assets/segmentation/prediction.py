@@ -1,7 +1,7 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
 nnU-Net's own preprocessing and sliding window are unchanged. nnU-Net gets the scan in the voxel order that the model
-was trained on (`grid`), whatever the scan's own. nnU-Net's export, which holds several whole volumes in float64, is
+was trained on (`voxel_order`), whatever the scan's own. nnU-Net's export, which holds several whole volumes in float64, is
 replaced by the same resampling done slab by slab (linear; nearest across coarse slices), followed by softmax and the
 reversal of crop, transposition and voxel order.
 """

@@ -562,7 +562,8 @@ def write_softmax(
     }
     softmax = as_probabilities(softmax, **told)
     names = ["background", *(f"class_{c}" for c in range(1, softmax.shape[0]))] if class_names is None else class_names
-    if isinstance(names, str) or not isinstance(names, Iterable) or len(names := tuple(names)) != softmax.shape[0]:
+    names = tuple(names) if isinstance(names, Iterable) else ()
+    if len(names) != softmax.shape[0]:
         found = f"{softmax.shape[0]} classes, named {class_names!r:.200}"
         raise StorageError(told["attempted"], told["subject"], found, "Give one name per class, background first.")
     grid = as_grid(softmax.shape[1:], spacing_mm, affine, **told)

@@ -22,11 +22,13 @@ def test_the_commit_is_that_of_the_code_and_never_of_a_repository_around_it(tmp_
             ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout
 
+    provenance._of_checkout.cache_clear()  # as another process
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "theirs")
     assert provenance.git_commit() == "unknown"
     git("add", ".")
     git("commit", "-q", "-m", "ours")
+    provenance._of_checkout.cache_clear()
     commit = provenance.git_commit()
     assert len(commit) >= 12
     assert git("rev-parse", "HEAD").startswith(commit)
