@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from curvas_assets.errors import MissingArtefactError, SegmentationError
+from curvas_assets.geometry import order_of
 from curvas_assets.segmentation import prepare_dataset
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.patients import fetch_files, grid_of
+from curvas_assets.stages.patients import fetch_files
 from curvas_assets.stages.stored import Artefacts, Outcome, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories, tables
@@ -129,7 +130,7 @@ def order_of_training_scans(objects: ObjectStore, layout: Layout, study: Study) 
     orders: set[str] = set()
     for patient in study.training_patients():
         try:
-            orders.add(grid_of(tables.read_json(objects, layout.scan(patient))).orientation)
+            orders.add(order_of(tables.read_json(objects, layout.scan(patient))["affine"]))
         except MissingArtefactError:
             continue
     return orders.pop() if len(orders) == 1 else None
