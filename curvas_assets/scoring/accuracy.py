@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+import scipy
 
 from curvas_assets.scoring.counting import Counts
 from curvas_assets.scoring.registry import Row
@@ -96,7 +96,9 @@ def crps(volume: float, volumes: npt.NDArray[np.floating] | Sequence[float]) -> 
     if np.ptp(volumes) == 0:
         return abs(volume - mean)
     z = (volume - mean) / deviation
-    return float(deviation * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi)))
+    return float(
+        deviation * (z * (2 * scipy.stats.norm.cdf(z) - 1) + 2 * scipy.stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
+    )
 
 
 def crps_published(volume: float, volumes: npt.NDArray[np.floating] | Sequence[float]) -> float:
@@ -113,4 +115,8 @@ def crps_published(volume: float, volumes: npt.NDArray[np.floating] | Sequence[f
 
 def _squared_cdf(t: float) -> float:
     """∫ Φ² from −∞ to t."""
-    return float(t * norm.cdf(t) ** 2 + 2 * norm.cdf(t) * norm.pdf(t) - norm.cdf(math.sqrt(2) * t) / math.sqrt(math.pi))
+    return float(
+        t * scipy.stats.norm.cdf(t) ** 2
+        + 2 * scipy.stats.norm.cdf(t) * scipy.stats.norm.pdf(t)
+        - scipy.stats.norm.cdf(math.sqrt(2) * t) / math.sqrt(math.pi)
+    )

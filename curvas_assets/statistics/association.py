@@ -8,7 +8,7 @@ from math import factorial
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics.families import FEWEST
@@ -131,7 +131,7 @@ def _association(pairs: pd.DataFrame, family: str, seed: int) -> dict[str, objec
         return row | {"note": "one of the two is constant"}
     from sklearn.feature_selection import mutual_info_regression
 
-    pearson, spearman, line = stats.pearsonr(x, y), stats.spearmanr(x, y), stats.linregress(x, y)
+    pearson, spearman, line = scipy.stats.pearsonr(x, y), scipy.stats.spearmanr(x, y), scipy.stats.linregress(x, y)
     row |= {
         "pearson": float(pearson.statistic),
         "spearman": float(spearman.statistic),

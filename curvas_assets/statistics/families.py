@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics.directions import directions
@@ -299,7 +299,7 @@ def _published(reduced: pd.DataFrame, first: str, second: str, alternative: Alte
         empty = " and ".join(family for family, values in ((first, x), (second, y)) if not values.size)
         return row | {"note_published": f"no defined value of {empty}"}
     with np.errstate(divide="ignore", invalid="ignore"):  # all values equal: the variance is 0 and p is 1
-        test = stats.mannwhitneyu(x, y, alternative=alternative, method="asymptotic", use_continuity=True)
+        test = scipy.stats.mannwhitneyu(x, y, alternative=alternative, method="asymptotic", use_continuity=True)
     return row | {"U": float(test.statistic), "p": float(test.pvalue)}
 
 
@@ -389,7 +389,7 @@ def bca_interval(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # degenerate resamples: NaN, told in the note
-        interval = stats.bootstrap(
+        interval = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=draws,
