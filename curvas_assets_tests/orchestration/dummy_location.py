@@ -1,7 +1,8 @@
 """A code location of the published study's shape with instant, dummy computations: 65 test patients × 9 models.
 
 Loaded by Dagster's own processes in the tests of scale and in `benchmarks/orchestration.py`, and in this process by the
-tests that launch runs. What fails is said by `CURVAS_TEST_BROKEN` (partition keys, comma-separated) at load.
+tests that launch runs. What fails is said by `CURVAS_TEST_BROKEN` (partition keys, comma-separated) at load, another study
+by `CURVAS_TEST_STUDY`.
 """
 
 import os
@@ -11,17 +12,19 @@ from dagster._core.execution.api import execute_run
 from dagster._core.run_coordinator import RunCoordinator
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.study import load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
 REPOSITORY = ReconstructableRepository.for_module(
     "curvas_assets_tests.orchestration.dummy_location", "defs", working_directory=os.getcwd()
 )
 LINEAGE = DummyLineage(
+    study=load_study(os.environ.get("CURVAS_TEST_STUDY", "curvas")),
     broken={
         key: SegmentationError("predicting", key, "it is broken", "Mend it.")
         for key in os.environ.get("CURVAS_TEST_BROKEN", "").split(",")
         if key
-    }
+    },
 )
 defs = LINEAGE.definitions
 

@@ -1,5 +1,6 @@
 """The study's lineage with instant, dummy computations: what the tests of the orchestration run on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -122,13 +123,20 @@ class DummyLineage:
         keys = self.staleness.partitions(dg.AssetKey(row.name))
         assert self.run(row.name, str(keys[0]), str(keys[-1])).success
 
-    def record_all(self) -> None:
-        """Every partition of every asset, as if each asset had been made in one run: its events, without the runs."""
+    def record_all(self, *, only: Sequence[str] = (), but: str = "") -> None:
+        """Every partition of every asset, as if each asset had been made in one run: its events, without the runs.
+
+        Args:
+            only: the assets that are recorded; if not given, all.
+            but: a patient of whom nothing is recorded.
+        """
         graph = self.definitions.resolve_asset_graph()
-        for key in (dg.AssetKey(row.name) for row in CELLS):
+        for key in (dg.AssetKey(row.name) for row in CELLS if row.name in only or not only):
             definition = graph.assets_def_for_key(key)
             tags = provenance_tags(self.instance, definition, "all")
             for one in map(str, self.staleness.partitions(key)):
+                if but in one.split("|"):
+                    continue
                 stored = Stored("key", self._version(key.to_user_string(), one))
                 self.instance.report_runless_asset_event(cell_event(definition, one, stored, {}, tags))
 
