@@ -145,6 +145,10 @@ class Staleness:
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
         return [p for p in partitions if self._of(key).latest(p) <= since]
 
+    def inputs(self, key: dg.AssetKey, partition: str | None, parent: dg.AssetKey) -> list[str | None]:
+        """The partitions of a parent that a partition is made from, whether they exist or not."""
+        return self._parent_partitions(key, partition, parent)
+
     def made(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether a partition exists."""
         return self._of(key).has(partition)
