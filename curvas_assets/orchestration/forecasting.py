@@ -15,9 +15,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from curvas_assets.orchestration.asset_keys import key_of, name_of
+from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.environment import Deployment
 from curvas_assets.orchestration.execution import GPU_POOL, StageNeeds
+from curvas_assets.orchestration.launches import batches
 from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
@@ -43,6 +44,8 @@ MOST_SHAPES = 2000
 """Test patients whose sizes are looked up; the others count as the median."""
 MOST_FAILURES = 50
 """Failed runs that are looked at, the newest."""
+STEP_EVENTS = 500
+"""Of a failed run; one that launches others has few steps."""
 TABLES = "tables and report"
 ON_A_CLUSTER = ("celery", "kubernetes")
 
@@ -171,26 +174,40 @@ def study_sizes(
 def lost_seconds(instance: dg.DagsterInstance, newest: Mapping[Asset, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     """Asset → seconds that failed runs worked without making anything, as far back as the asset's cells were read.
 
-    A run counts from the start of its first step: it waits for a GPU before. Attempts that a later attempt of the same
-    run made good are not seen.
+    A step counts from its first start, because it may have waited for a GPU before. Attempts that a later attempt of the
+    same run made good are not seen.
     """
     lost: dict[str, float] = {}
     since = {row.name: (0.0 if len(cells) < NEWEST_CELLS else cells[-1]["made"]) for row, cells in newest.items()}
+    of_step = {"__".join(key_of(row).path): row.name for row in newest}
+    """A step is named like its asset, with the deployment's prefix before it."""
     made = Counter[tuple[str, str]]()
     for cells in newest.values():
         for one in cells:
             made[one["run"], one["asset"]] += one["seconds"]
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]), limit=MOST_FAILURES):
-        run = record.dagster_run
-        assets = {name_of(key) for key in run.asset_selection or ()} & set(since)
-        if not assets or not record.end_time:
-            continue
-        begun = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_START, limit=1).records
-        for asset in assets if begun else ():
-            if record.end_time > since[asset]:
-                worked = (record.end_time - begun[0].timestamp) / len(assets)
-                lost[asset] = lost.get(asset, 0.0) + max(0.0, worked - made[run.run_id, asset])
+        run_id = record.dagster_run.run_id
+        for step, seconds in _failed_steps(instance, run_id, record.end_time or 0.0).items():
+            asset = of_step.get(step)
+            if asset and (record.end_time or 0.0) > since[asset]:
+                lost[asset] = lost.get(asset, 0.0) + max(0.0, seconds - made[run_id, asset])
     return lost
+
+
+def _failed_steps(instance: dg.DagsterInstance, run_id: str, run_ended: float) -> dict[str, float]:
+    """Step of a failed run → seconds from its first start to its failure, or to the run's end if it was killed."""
+    kinds = {dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_SUCCESS}
+    started: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    for record in instance.get_records_for_run(run_id, of_type=kinds, limit=STEP_EVENTS, ascending=True).records:
+        step, event = record.event_log_entry.step_key or "", record.event_log_entry.get_dagster_event()
+        if event.is_step_start:
+            started.setdefault(step, record.timestamp)
+        elif event.is_step_success:
+            ended[step] = started.get(step, record.timestamp)
+        else:
+            ended[step] = record.timestamp
+    return {step: ended.get(step, run_ended) - start for step, start in started.items()}
 
 
 @dataclass(frozen=True)
@@ -228,7 +245,7 @@ class _View:
             to_come=[sizes.of(row, one) for one in coming],
             prior=prior(self.study, row, gpu=device == "cuda"),
             measured=measured,
-            under_way=self._under_way(row, coming),
+            begin=self._runs_to_begin(row, coming),
             per_run=row.per_run,
             workers=self.machine.gpu_steps if needs.pool else self.machine.runs,
             gpu=device == "cuda",
@@ -236,6 +253,7 @@ class _View:
             disk_bytes=sizes.scratch_bytes(
                 row, coming, self._bytes_of(PREPROCESSED_DATASET), self._bytes_of(TRAINED_MODEL)
             ),
+            piece="patient" if row is ENSEMBLE_SOFTMAX else "cell",
             failing=lost / worked if worked else 0.0,
             least_factor=least_factor,
             note=note,
@@ -250,6 +268,7 @@ class _View:
             to_come=[self.sizes.of(row, "") for row in rows if row.name in coming],
             prior=prior(self.study, rows[0], gpu=False),
             measured=[self._measured(row, one, self.sizes) for row, one in used],
+            begin=int(any(row.name in coming for row in rows)),
             per_run=len(rows),
         )
 
@@ -271,15 +290,14 @@ class _View:
             others = Counter(str(one["device"]).split()[0] for one in cells)
             told = ", ".join(f"{count} on {kind}" for kind, count in others.items())
             return [], f"{told} do not count for {device}" if told else "", LEAST_FACTOR
-        now = [one for one in here if one["code"] == self.staleness.graph.get(key_of(row)).code_version]
+        code = self.staleness.graph.get(key_of(row)).code_version
+        now = [one for one in here if one["code"] == code]
         return (now, "", LEAST_FACTOR) if now else (here, "made with other code or settings", FACTOR_OF_ONE)
 
     def _measured(
         self, row: Asset, one: Mapping[str, Any], sizes: StudySizes, began: bool = False, fetched: float = 0.0
     ) -> Measured:
-        trained = (
-            (one["epochs"] or self.study.training.epochs) - (one["resumed"] or 0) if row is TRAINED_MODEL else None
-        )
+        trained = max(1, (one["epochs"] or self.study.training.epochs) - (one["resumed"] or 0))
         stored = one["bytes_up"] if one["bytes"] is None else one["bytes"]
         return Measured(
             sizes.of(row, one["partition"], epochs=trained),
@@ -294,11 +312,12 @@ class _View:
         partitions = self.staleness.partitions(key)
         return sum(self.staleness.made(key, one) and (one or "") not in again for one in partitions)
 
-    def _under_way(self, row: Asset, coming: Collection[str]) -> int:
-        """How many belong to runs that have made a cell already, so that these runs' starts are paid for."""
-        begun = {one["run"] for one in self.newest[row]}
-        key = key_of(row)
-        return sum(any(maker.id in begun for maker in self.under_way.makers(key, one)) for one in coming)
+    def _runs_to_begin(self, row: Asset, coming: Collection[str]) -> int:
+        """Runs that will make the cells to come; without those that have made a cell already, which have begun."""
+        begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
+        left = [one for one in coming if not any(maker.id in begun for maker in self.under_way.makers(key, one))]
+        definition = self.staleness.graph.get(key).partitions_def
+        return len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
 
     def _fetched(self, row: Asset, coming: Collection[str]) -> float:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""

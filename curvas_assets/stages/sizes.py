@@ -1,6 +1,6 @@
 """What the cost of a cell grows with, and what it takes where nothing was measured yet. For forecasts; makes nothing.
 
-Each figure of `PRIORS` says where it was measured. Most stem from one scan of full size, 866 × 512 × 512 voxels.
+Each figure says where it was measured. Most stem from one scan of full size, 866 × 512 × 512 voxels.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,13 +13,12 @@ from curvas_assets.stages.ensemble import MAP_BYTES
 from curvas_assets.stages.prepare import PREPROCESSING_GROWTH
 from curvas_assets.stages.table import (
     ENSEMBLE_SOFTMAX,
+    FAMILY_COMPARISONS,
     FIGURES,
     PREPROCESSED_DATASET,
-    REPORT_PAGE,
     SCAN,
     SCORES,
     SOFTMAX,
-    STUDY_SCORES,
     TEST_SCAN,
     TRAINED_MODEL,
     Asset,
@@ -42,9 +41,11 @@ MAPS_BYTES = 15e6 / FULL_SIZE
 """Of an ensemble's maps, per voxel: 15 MB at full size (D080)."""
 MODEL_BYTES = 1e9
 """Of a trained model: the study's own, 9 GB for 9 models (its table 4)."""
-TABLE_SECONDS = {STUDY_SCORES.name: 1.0, FIGURES.name: 10.0, REPORT_PAGE.name: 10.0}
-"""Of a demo's tables that take more than a fraction of a second; figures and report are made in one step."""
+TABLE_SECONDS = {FAMILY_COMPARISONS.name: 6.0, FIGURES.name: 17.0}
+"""Of a demo's tables that took more than two seconds, on two cores at load 5; the figures' step makes the report, too."""
 SMALL_TABLE_SECONDS = 0.5
+FULL_WIDTH = (32 / 8) ** 2 * 2
+"""Work per voxel of nnU-Net's usual network (32 features, two convolutions a stage), as a multiple of the demo's."""
 STARTS = {
     SCAN.name: 1.0,
     PREPROCESSED_DATASET.name: 4.5,
@@ -191,9 +192,7 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
         return Prior(seconds, FILE_BYTES, 2300, origin, each=0.3, start=STARTS[row.name])
     if row is PREPROCESSED_DATASET:
         origin = "210–265 s per patient and annotator at full size"
-        return Prior(
-            240 / FULL_SIZE, (1 + len(study.annotators)) * FILE_BYTES, DATASET_BYTES, origin, start=STARTS[row.name]
-        )
+        return Prior(240 / FULL_SIZE, 0, DATASET_BYTES, origin, start=STARTS[row.name])  # a run fetches the scans once
     if row is TRAINED_MODEL:
         seconds, origin = _training_seconds(study, gpu=gpu)
         return Prior(seconds, DATASET_BYTES, MODEL_BYTES, origin)
@@ -202,9 +201,8 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
         return Prior(seconds, FILE_BYTES, VOLUME_BYTES, origin, start=STARTS[row.name])
     if row is ENSEMBLE_SOFTMAX:
         origin = "47 s for four ensembles of 18 members at full size"
-        return Prior(
-            47 / (18 * FULL_SIZE), VOLUME_BYTES, VOLUME_BYTES + MAPS_BYTES, origin, each=0.5, start=STARTS[row.name]
-        )
+        seconds, stored = 47 / (18 * FULL_SIZE), VOLUME_BYTES + MAPS_BYTES
+        return Prior(seconds, VOLUME_BYTES, stored, origin, each=0.5, start=STARTS[row.name])
     if row is SCORES:
         origin = "59–83 s for a patient of full size, 35 volumes read"
         return Prior(71 / (35 * FULL_SIZE), VOLUME_BYTES, 1e6, origin, each=5, start=STARTS[row.name])
@@ -216,9 +214,8 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
 def _training_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
     """Seconds per voxel of a batch, and their origin."""
     if gpu:
-        return 17 / 40 / (
-            2 * 64 * 112 * 112
-        ), "an epoch of 40 batches of 2 × 64 × 112 × 112 took 17 s on an H200, mostly waiting for the loader"
+        origin = "an epoch of 40 batches of 2 × 64 × 112 × 112 took 17 s on an H200, mostly waiting for the loader"
+        return 17 / (40 * 2 * 64 * 112 * 112), origin
     origin = "a demo's training takes 13.7 CPU s, scaled by voxels, features and convolutions"
     return 13.7 / (7 * 23 * 2 * 24 * 40 * 40) * _width(study), origin
 
@@ -232,10 +229,6 @@ def _prediction_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
     windows = study.prediction.tile_step**-3 * (8 if study.prediction.mirroring else 1)
     origin = "a tile of 128³ takes 20 CPU s, scaled by windows, features and convolutions"
     return 20 / 128**3 * windows * _width(study) / FULL_WIDTH + around, origin
-
-
-FULL_WIDTH = (32 / 8) ** 2 * 2
-"""Of nnU-Net's usual network: 32 features, two convolutions a stage."""
 
 
 def _width(study: Study) -> float:

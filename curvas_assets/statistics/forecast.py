@@ -108,13 +108,14 @@ class Stage:
         to_come: sizes of the cells that will be made.
         prior: of a cell.
         measured: cells made by the present code on the kind of device that the cells to come will use.
-        under_way: cells to come that belong to runs which have begun.
-        per_run: cells that one run makes.
+        begin: runs that are still to begin.
+        per_run: cells that one run makes at most.
         workers: runs that go on at a time.
         gpu: whether a cell keeps a GPU.
         fetched_bytes: that each run reads first, such as its models.
         disk_bytes: scratch of one run.
         failing: seconds that failures took, per second of cells that were made.
+        piece: what one measured cell is, for people.
         least_factor: of the range, where cells were measured.
         note: what people should know of the basis.
     """
@@ -124,20 +125,21 @@ class Stage:
     to_come: Sequence[Sizes]
     prior: Prior
     measured: Sequence[Measured] = ()
-    under_way: int = 0
+    begin: int = 1
     per_run: int = 1
     workers: int = 1
     gpu: bool = False
     fetched_bytes: float = 0.0
     disk_bytes: float = 0.0
     failing: float = 0.0
+    piece: str = "cell"
     least_factor: float = LEAST_FACTOR
     note: str = ""
 
     @property
     def runs(self) -> int:
-        """How many runs are still to begin, if each takes as many cells as it may."""
-        return math.ceil((len(self.to_come) - self.under_way) / self.per_run)
+        """Runs that are still to begin; none if no cell is to come."""
+        return self.begin if self.to_come else 0
 
 
 def forecast(stages: Sequence[Stage], prices: Prices) -> pd.DataFrame:
@@ -262,7 +264,7 @@ def _basis(stage: Stage) -> str:
     if not stage.to_come:
         return "all are made" if stage.done else "none are needed"
     cells = len(stage.measured)
-    said = f"measured on {cells} cell{'s' if cells > 1 else ''}" if cells else f"prior: {stage.prior.origin}"
+    said = f"measured on {cells} {stage.piece}{'s' if cells > 1 else ''}" if cells else f"prior: {stage.prior.origin}"
     return f"{said}; {stage.note}" if stage.note else said
 
 
@@ -305,7 +307,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
             "read": size(row["gb_down"]),
             "stored": size(row["gb_stored"]),
             "disk at once": size(row["gb_disk"]),
-            "euros (range)": _ranged(_figure, row["euros"], row["euros_low"], row["euros_high"]),
+            "euros (range)": _ranged(_money, row["euros"], row["euros_low"], row["euros_high"]),
             "basis": row["basis"],
         }
         for row in table.to_dict("records")
@@ -316,12 +318,12 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
 def duration(hours: float) -> str:
     """A time as people say it.
 
-    >>> duration(3.337), duration(0.75), duration(0.005), duration(100)
-    ('3 h 20 min', '45 min', '18 s', '100 h')
+    >>> duration(3.337), duration(0.75), duration(0.03), duration(0.005), duration(100)
+    ('3 h 20 min', '45 min', '1 min 48 s', '18 s', '100 h')
     """
     seconds = round(hours * 3600)
-    if seconds < 100:
-        return f"{seconds} s"
+    if seconds < 600:
+        return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
@@ -345,5 +347,12 @@ def _figure(value: float) -> str:
     return "0" if not value else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
+def _money(euros: float) -> str:
+    return f"{euros:.2f}" if euros >= 0.005 else "< 0.01"
+
+
 def _ranged(shown: Callable[[float], str], value: float, low: float, high: float) -> str:
-    return f"{shown(value)} ({shown(low)} to {shown(high)})" if value else "0"
+    if not value:
+        return "0"
+    figure, ends = shown(value), (shown(low), shown(high))
+    return figure if ends == (figure, figure) else f"{figure} ({ends[0]} to {ends[1]})"

@@ -45,7 +45,7 @@ def test_the_rest_of_a_ledger_of_another_size_is_forecast_from_its_first_tenth()
     for seed in range(100):
         ledger = synthetic(seed)
         first, rest = ledger[:59], ledger[59:]
-        stage = Stage("s", 59, [one.sizes for one in rest], PRIOR, first, per_run=90, under_way=31)
+        stage = Stage("s", 59, [one.sizes for one in rest], PRIOR, first, begin=6, per_run=90)
         found = row(stage)
         truth = sum(one.seconds for one in rest) / 3600
         near.append(abs(found.hours / truth - 1) <= 0.25)
@@ -59,7 +59,17 @@ def test_a_rate_a_start_and_what_runs_fetch_by_hand():
     measured = [Measured(sized(1), 7, 2e9, 1e9, True), Measured(sized(1), 2, 2e9, 1e9), Measured(sized(2), 4, 4e9, 2e9)]
     prices = Prices(gpu_hour_eur=36, cpu_hour_eur=1, storage_gb_month_eur=3, storage_days=10, egress_gb_eur=0.5)
     stage = Stage(
-        "s", 3, [sized(3)] * 4, PRIOR, measured, per_run=2, workers=1, gpu=True, fetched_bytes=5e9, disk_bytes=6e9
+        "s",
+        3,
+        [sized(3)] * 4,
+        PRIOR,
+        measured,
+        begin=2,
+        per_run=2,
+        workers=1,
+        gpu=True,
+        fetched_bytes=5e9,
+        disk_bytes=6e9,
     )
     found = forecast([stage, Stage("t", 0, [sized(5)], PRIOR)], prices)
     one, other, total = (found.iloc[at] for at in range(3))
@@ -78,7 +88,7 @@ def test_a_rate_a_start_and_what_runs_fetch_by_hand():
 
 def test_runs_side_by_side_shorten_wall_time_and_not_work():
     cells = [sized(1)] * 6
-    alone, three = (row(Stage("s", 0, cells, PRIOR, workers=workers, disk_bytes=1e9)) for workers in (1, 3))
+    alone, three = (row(Stage("s", 0, cells, PRIOR, begin=6, workers=workers, disk_bytes=1e9)) for workers in (1, 3))
     assert alone.hours == three.hours
     assert alone.wall_hours == pytest.approx(3 * three.wall_hours)
     assert (alone.gb_disk, three.gb_disk) == (1, 3)
@@ -86,7 +96,7 @@ def test_runs_side_by_side_shorten_wall_time_and_not_work():
 
 def test_the_start_of_a_run_that_has_begun_is_paid_for():
     measured = [Measured(sized(1), 50, began_run=True), Measured(sized(1), 1), Measured(sized(1), 1)]
-    late = row(Stage("s", 3, [sized(1)] * 6, PRIOR, measured, under_way=6, per_run=9))
+    late = row(Stage("s", 3, [sized(1)] * 6, PRIOR, measured, begin=0, per_run=9))
     new = row(Stage("s", 3, [sized(1)] * 6, PRIOR, measured, per_run=9))
     assert late.hours * 3600 == pytest.approx(6)
     assert (new.hours - late.hours) * 3600 == pytest.approx(49)
@@ -95,7 +105,7 @@ def test_the_start_of_a_run_that_has_begun_is_paid_for():
 @pytest.mark.parametrize(("seconds", "expected"), [(50, 30), (8, 2)])  # 20 s of start; but not more than three quarters
 def test_the_first_cell_of_a_run_does_not_pass_for_all_others(seconds, expected):
     measured = [Measured(sized(1), seconds, began_run=True)]
-    found = row(Stage("s", 1, [sized(1)], PRIOR, measured, under_way=1, per_run=9))
+    found = row(Stage("s", 1, [sized(1)], PRIOR, measured, begin=0, per_run=9))
     assert found.hours * 3600 == pytest.approx(expected)
     assert found.factor == 2
 
@@ -132,7 +142,7 @@ def test_people_read_a_sentence_and_few_digits():
     stage = Stage("s", 1, [Sizes(3600, 1e9, 12e9)] * 2, Prior(1.0, 1.0, 1.0, "x"), gpu=True, disk_bytes=2.5e9)
     found = forecast([stage], Prices(gpu_hour_eur=0.5, egress_gb_eur=0, storage_gb_month_eur=0))
     assert in_words(found) == (
-        "About 2 h 0 min of wall time (40 min to 6 h 1 min), 2 GPU h, 24 GB stored, 2.5 GB of disk, "
+        "About 2 h 0 min of wall time (40 min to 6 h 0 min), 2 GPU h, 24 GB stored, 2.5 GB of disk, "
         "€1.00 (€0.33 to €3.00) still to come, for 2 partitions."
     )
     shown = as_shown(found).iloc[0]

@@ -100,13 +100,11 @@ def what_a_forecast_leaves_out(study: Study, known: Collection[str], folders: Co
     told: list[str] = []
     if waiting:
         told.append(
-            f"{len(waiting)} patients in the bucket are not registered yet and not counted ({_some(waiting)}): the sensor "
-            "register_patients registers them within a minute, and `study` does."
+            f"In the bucket but not registered yet: {len(waiting)} ({_some(waiting)}). The sensor register_patients registers "
+            "them within a minute, and so does `study`."
         )
     if absent:
-        told.append(
-            f"{len(absent)} patients of the study have no folder in the bucket and are not counted ({_some(absent)})."
-        )
+        told.append(f"In the study but not in the bucket: {len(absent)} ({_some(absent)}).")
     return told
 
 

@@ -20,8 +20,6 @@ from curvas_assets.orchestration.state import state_table
 from curvas_assets.stages.patients import patient_folders
 from curvas_assets.statistics.forecast import as_shown, in_words
 
-STILL_TO_COME, FORECAST = "still to come", "forecast"
-
 
 class Forecast(dg.Config):
     stages: list[str] = Field(
@@ -55,18 +53,19 @@ def _what_is_to_come(
     folders: Collection[str],
     assets: Collection[str] | None = None,
 ) -> dict[str, dg.MetadataValue]:
-    """A forecast as metadata, the sentence first; told in the log as well."""
+    """A forecast as metadata, the sentence first, without stages of which nothing is to come; the log tells these too."""
     machine = Machine.of(session.instance, deployment())
     found = forecast_study(session.study, staleness, scope, machine, assets)
     shown, sentence = as_shown(found), in_words(found)
     known = set(session.known())
     notes = about.what_a_forecast_leaves_out(session.study, known, folders)
     session.tell("\n".join([sentence, str(machine), *notes, shown.to_string(index=False)]))
+    coming = shown[shown["to come"] > 0]
     return {
-        STILL_TO_COME: dg.MetadataValue.text(sentence),
-        FORECAST: metadata.table(shown),
-        "on": dg.MetadataValue.text(str(machine)),
-        **({"not counted": dg.MetadataValue.text(" ".join(notes))} if notes else {}),
+        "still to come": dg.MetadataValue.text(sentence),
+        **({"forecast": metadata.table(coming)} if len(coming) else {}),
+        "machine": dg.MetadataValue.text(str(machine)),
+        **({"patients not counted": dg.MetadataValue.text(" ".join(notes))} if notes else {}),
     }
 
 
