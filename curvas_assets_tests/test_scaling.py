@@ -4,11 +4,26 @@
 - On one worker of each kind the study's own costs add up to its 984 hours.
 - Nine GPUs train nine models in the time of one; ten do no better. Money used does not depend on how many share the work.
 - What one more worker of a kind saves is what names the bottleneck.
+- Our own costs are the priors of forecasts, at full size; those of a ledger are the means of its cells, a patient's ensembles
+  together; a GPU's cells count before others. Each figure has an origin.
 """
 
+import pandas as pd
 import pytest
 
-from benchmarks.scaling import STUDY, STUDY_HOURS, Task, bottleneck, euros, simulate, study_tasks
+from benchmarks.scaling import (
+    STAGES,
+    STUDY,
+    STUDY_HOURS,
+    Task,
+    bottleneck,
+    euros,
+    ledger_costs,
+    measured_costs,
+    simulate,
+    study_tasks,
+)
+from curvas_assets.errors import CurvasError
 from curvas_assets.study import Prices
 
 
@@ -59,3 +74,32 @@ def test_one_more_worker_names_the_bottleneck():
     assert bottleneck(tasks, {"gpu": 1, "cpu": 2}) == "gpu"
     assert bottleneck(tasks, {"gpu": 6, "cpu": 1}) == "cpu"
     assert bottleneck(tasks, {"gpu": 6, "cpu": 2}) == "size of runs"
+
+
+def test_our_costs_are_those_that_were_measured_at_full_size():
+    ours = measured_costs()
+    assert ours.ensembling * 3600 == pytest.approx(47)
+    assert ours.scoring * 3600 == pytest.approx(71)
+    # 60 s of preprocessing for three models of an annotator, 20 s of export, and 0.3 s of a GPU for 96 × 224 × 224
+    assert ours.prediction * 3600 == pytest.approx(60 / 3 + 20 + 0.3 * (866 * 512 * 512) / (96 * 224 * 224))
+    assert len(ours.origins) == len(STUDY.origins) == len(STAGES)
+    assert "H200" in ours.origins[0]
+
+
+def test_a_ledgers_costs_are_the_means_of_its_cells():
+    rows = [
+        *(("trained_model", f"m{n}", 3600.0 * n, "cpu") for n in (1, 3)),
+        *(("softmax", f"m|P{n}", 36.0, "cpu") for n in (1, 2)),
+        ("softmax", "m|P3", 7.2, "cuda (H200) 0"),
+        *((("ensemble_softmax", f"{name}|P{n}", 18.0 * n, "cpu")) for name in ("a", "b") for n in (1, 2)),
+        ("scores", "P1", 360.0, "cpu"),
+    ]
+    table = pd.DataFrame(rows, columns=["asset", "partition", "seconds", "device"])
+    costs = ledger_costs(table)
+    assert (costs.training, costs.prediction) == pytest.approx((2, 0.002))
+    assert (costs.ensembling, costs.scoring) == pytest.approx((54 / 3600, 0.1))
+    assert costs.origins[1:3] == ("mean of 1 cells on GPUs", "mean of 2 patients on CPUs")
+    with pytest.raises(CurvasError, match="scores: reading the ledger failed: it has no cell"):
+        ledger_costs(table[table["asset"] != "scores"])
+    with pytest.raises(CurvasError, match="device absent"):
+        ledger_costs(table.drop(columns="device"))

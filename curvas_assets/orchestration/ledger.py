@@ -1,12 +1,14 @@
 """The cost ledger: what every materialisation of this instance recorded, and the study's table 4 made from it."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
 from curvas_assets.orchestration.asset_keys import asset_key, key_of, name_of
+from curvas_assets.orchestration.dagster_internals import CODE_VERSION_TAG
 from curvas_assets.stages.table import ASSETS, COST_ROWS
 from curvas_assets.study import Prices
 
@@ -30,16 +32,35 @@ def materialisation_ledger(instance: dg.DagsterInstance) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, Any]]:
+def newest_rows(
+    instance: dg.DagsterInstance, of: dg.AssetKey | dg.AssetRecordsFilter, most: int
+) -> list[dict[str, Any]]:
+    """The rows of an asset's newest materialisations, the newest first; more facts than the ledger has.
+
+    These are `made` (when, s since 1970), `shape` and `epochs` as the artefact's metadata have them, `resumed` (epochs
+    that an earlier attempt of a training had made), and `code` (the code version).
+
+    Args:
+        instance: whose.
+        of: the asset, or some of its partitions.
+        most: rows.
+    """
+    return list(islice(_rows(instance, of, page=min(most, PAGE)), most))
+
+
+def _rows(
+    instance: dg.DagsterInstance, of: dg.AssetKey | dg.AssetRecordsFilter, page: int | None = None
+) -> Iterator[dict[str, Any]]:
+    asset = name_of(of.asset_key if isinstance(of, dg.AssetRecordsFilter) else of)
     cursor = None
     while True:
-        page = instance.fetch_materializations(key, limit=PAGE, cursor=cursor)
-        for record in page.records:
+        found = instance.fetch_materializations(of, limit=page or PAGE, cursor=cursor)
+        for record in found.records:
             event = record.asset_materialization
             value = {name: entry.value for name, entry in event.metadata.items()} if event else {}
             if "seconds" in value:
                 yield {
-                    "asset": name_of(key),
+                    "asset": asset,
                     "partition": record.partition_key or "",
                     "run": record.run_id,
                     **{
@@ -47,10 +68,15 @@ def _rows(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dict[str, 
                         for name in ("seconds", "bytes_down", "bytes_up", "peak_memory_mib", "bytes")
                     },
                     "device": value.get("device", "cpu"),
+                    "made": record.timestamp,
+                    "shape": value.get("shape"),
+                    "epochs": value.get("epochs"),
+                    "resumed": value.get("resumed at epoch"),
+                    "code": (event.tags or {}).get(CODE_VERSION_TAG) if event else None,
                 }
-        if not page.has_more:
+        if not found.has_more:
             return
-        cursor = page.cursor
+        cursor = found.cursor
 
 
 def cost_table(ledger: pd.DataFrame, prices: Prices) -> pd.DataFrame:

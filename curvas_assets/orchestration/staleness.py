@@ -74,6 +74,8 @@ class Staleness:
         self._partitions: dict[dg.AssetKey, list[str | None]] = {}
         self._records: dict[dg.AssetKey, _Records] = {}
         self._mapped: dict[tuple[dg.AssetKey, dg.AssetKey], Callable[[str], list[str]]] = {}
+        self._fresh: dict[tuple[dg.AssetKey, str | None], bool] = {}
+        """Of partitions that exist, as far as it was asked: `about` asks twice of each."""
 
     def partitions(self, key: dg.AssetKey) -> list[str | None]:
         """All partition keys of an asset that belong to the study; `[None]` if it has none."""
@@ -88,6 +90,7 @@ class Staleness:
         if not records.has(partition):
             return PartitionStatus(partition, StaleStatus.MISSING, elsewhere=elsewhere)
         reasons = () if self.graph.get(key).is_external else tuple(self._stale_reasons(key, partition))
+        self._fresh[key, partition] = not reasons
         return PartitionStatus(partition, StaleStatus.STALE if reasons else StaleStatus.FRESH, reasons, elsewhere)
 
     def elsewhere(self, key: dg.AssetKey, partition: str | None) -> bool:
@@ -144,6 +147,10 @@ class Staleness:
         """The wanted partitions that have not been made after the event `since`, whatever their state."""
         partitions = [p for p in self.partitions(key) if wanted is None or wanted(p)]
         return [p for p in partitions if self._of(key).latest(p) <= since]
+
+    def inputs(self, key: dg.AssetKey, partition: str | None, parent: dg.AssetKey) -> list[str | None]:
+        """The partitions of a parent that a partition is made from, whether they exist or not."""
+        return self._parent_partitions(key, partition, parent)
 
     def made(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether a partition exists."""
@@ -202,7 +209,10 @@ class Staleness:
     def _is_due(self, key: dg.AssetKey, partition: str | None) -> bool:
         if not self._of(key).has(partition):
             return True
-        return not self.graph.get(key).is_external and next(self._stale_reasons(key, partition), None) is not None
+        if (key, partition) not in self._fresh:
+            external = self.graph.get(key).is_external
+            self._fresh[key, partition] = external or next(self._stale_reasons(key, partition), None) is None
+        return not self._fresh[key, partition]
 
     def _of(self, key: dg.AssetKey) -> "_Records":
         if key not in self._records:

@@ -110,7 +110,8 @@ def study_job(study_definition: Study, partitions: Partitions, bucket_resource: 
         resource_defs={"io_manager": dg.mem_io_manager, "bucket": bucket_resource},
         executor_def=dg.in_process_executor,
         tags=launcher_tags(STUDY_JOB),
-        description="The whole study: every stage, whatever is missing or stale. Safe to launch again at any time.",
+        description="The whole study: every stage, whatever is missing or stale. Safe to launch again at any time. The job "
+        "`forecast` tells beforehand what that will take.",
     )
     def study() -> None:
         left = run_registration()

@@ -84,3 +84,29 @@ def about_patients(study: Study, known: Collection[str], folders: Collection[str
         "registered, no longer in the bucket": ", ".join(sorted(set(known) - set(folders))) or "none",
         "in a set, not in the bucket": ", ".join(sorted(named - set(folders))) or "none",
     }
+
+
+def what_a_forecast_leaves_out(study: Study, known: Collection[str], folders: Collection[str]) -> list[str]:
+    """Sentences about patients who are not partitions yet, so that no forecast counts them.
+
+    Args:
+        study: whose sets count.
+        known: registered patients.
+        folders: patients with a folder in the bucket.
+    """
+    named = {one for members in study.sets.values() for one in members} - set(study.exclusions)
+    waiting = sorted({one for one in folders if study.patient_set(one) and one not in study.exclusions} - set(known))
+    absent = sorted(named - set(folders) - set(known))
+    told: list[str] = []
+    if waiting:
+        told.append(
+            f"In the bucket but not registered yet: {len(waiting)} ({_some(waiting)}). The sensor register_patients registers "
+            "them within a minute, and so does `study`."
+        )
+    if absent:
+        told.append(f"In the study but not in the bucket: {len(absent)} ({_some(absent)}).")
+    return told
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

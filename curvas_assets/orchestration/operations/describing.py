@@ -1,14 +1,72 @@
-"""What this deployment is, as an operation."""
+"""What this deployment is, and what the study will still take on it, as operations."""
+
+from collections.abc import Collection
+from dataclasses import replace
 
 import dagster as dg
+from pydantic import Field
 
 from curvas_assets.orchestration import metadata
-from curvas_assets.orchestration.operations import about, leftovers
+from curvas_assets.orchestration.environment import deployment
+from curvas_assets.orchestration.forecasting import Machine, forecast_study
+from curvas_assets.orchestration.operations import about, leftovers, selection
+from curvas_assets.orchestration.operations.making import chosen_assets
 from curvas_assets.orchestration.operations.operation import NoSettings, Operation, Session
 from curvas_assets.orchestration.operations.transfer import human_bytes
+from curvas_assets.orchestration.scope import Scope, columns_of
 from curvas_assets.orchestration.sensors import digests
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.stages.patients import patient_folders
+from curvas_assets.statistics.forecast import as_shown, in_words
+
+
+class Forecast(dg.Config):
+    stages: list[str] = Field(
+        default=["all"],
+        description="Stages that would be made: all, as `study` makes them, or assets such as softmax and scores, or jobs "
+        "such as predict.",
+    )
+    patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
+    models: list[str] = Field(
+        default=["all"],
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
+    )
+
+
+def _forecast(session: Session, settings: Forecast) -> dg.Output[None]:
+    study = session.study
+    assets = {name for names in chosen_assets(study, settings.stages).values() for name in names}
+    scope = Scope.of_study(study)
+    if settings.patients != [selection.ALL]:
+        scope = replace(scope, patients=frozenset(session.patients(settings.patients)))
+    if settings.models != [selection.ALL]:
+        scope = replace(scope, columns=columns_of(study, selection.choose_predictors(study, settings.models)))
+    folders = digests(study, patient_folders(session.objects(), session.layout))[0]
+    return dg.Output(None, metadata=_what_is_to_come(session, session.staleness(), scope, folders, assets))
+
+
+def _what_is_to_come(
+    session: Session,
+    staleness: Staleness,
+    scope: Scope,
+    folders: Collection[str],
+    assets: Collection[str] | None = None,
+) -> dict[str, dg.MetadataValue]:
+    """A forecast as metadata, the sentence first, without stages of which nothing is to come; the log tells these too."""
+    machine = Machine.of(session.instance, deployment())
+    found = forecast_study(session.study, staleness, scope, machine, assets)
+    shown, sentence = as_shown(found), in_words(found)
+    known = set(session.known())
+    notes = about.what_a_forecast_leaves_out(session.study, known, folders)
+    session.tell("\n".join([sentence, str(machine), *notes, shown.to_string(index=False)]))
+    coming = shown[shown["to come"] > 0]
+    return {
+        "still to come": dg.MetadataValue.text(sentence),
+        **({"forecast": metadata.table(coming)} if len(coming) else {}),
+        "machine": dg.MetadataValue.text(str(machine)),
+        **({"patients not counted": dg.MetadataValue.text(" ".join(notes))} if notes else {}),
+    }
 
 
 def _about(session: Session, _: NoSettings) -> dg.Output[None]:
@@ -20,7 +78,9 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
         about.about_orphans(session.instance, session.graph),
     )
     stored = about.about_storage(objects, layout)
-    state = state_table(session.staleness())
+    staleness = session.staleness()
+    state = state_table(staleness)
+    coming = _what_is_to_come(session, staleness, Scope.of_study(study), folders)
     versions = about.about_code()
     for title, text in (
         ("study", "\n".join(f"{name}: {value}" for name, value in facts.items())),
@@ -36,6 +96,7 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
     return dg.Output(
         None,
         metadata={
+            **coming,
             "study": dg.MetadataValue.json(facts),
             "versions": dg.MetadataValue.json(versions),
             "store": metadata.table(stored),
@@ -49,6 +110,16 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
 
 OPERATIONS = (
     Operation(
-        "about", "Reports study, versions, store and counts in this step's log and metadata.", NoSettings, _about
+        "about",
+        "Reports study, versions, store, counts and what is still to come, in this step's log and metadata.",
+        NoSettings,
+        _about,
+    ),
+    Operation(
+        "forecast",
+        "Before a launch: hours, GPU hours, bytes, disk and euros that `study` would still take, per stage and with ranges. "
+        "Makes nothing. Once the first cells are made, their measured costs count; see this step's metadata.",
+        Forecast,
+        _forecast,
     ),
 )

@@ -5,7 +5,7 @@
 - An uploaded dataset and model are partitions that are fresh, with their origin; a changed dataset makes the model stale.
 - Predictions of nnU-Net become cells of softmax; one that is not of its patient's scan is refused, and the others stay.
 - The classes and the reader that nnU-Net put beside predictions count; an uploaded model's voxel order is told.
-- `about` tells study, versions, store and counts.
+- `about` tells study, versions, store, counts and what is still to come; `forecast` tells the latter for what one would make.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
 - A download of what is not there fails, saying so.
@@ -42,6 +42,7 @@ OPERATIONS = {
     "redo",
     "refresh_scores",
     "about",
+    "forecast",
     "empty_data",
     "empty_artifacts",
     "remove_orphans",
@@ -234,6 +235,28 @@ def test_about_tells_study_versions_store_and_counts(platform):
     assert {"prefix": f"{platform.objects.name}/data", "objects": "1", "bytes": "5"} in stored
     (row,) = (one for one in made if one["asset"] == "trained_model")
     assert (row["partitions"], row["made"], row["missing"], row["elsewhere"]) == ("9", "0", "9", "0")
+    assert next(iter(told)) == "still to come"
+    assert "for 21 partitions" in told["still to come"]  # a scan, 3 datasets, 9 models, 8 tables with the report
+
+
+def test_a_forecast_is_asked_for_before_a_launch(platform):
+    platform.objects.put("data/PHANTOM001/image.nii.gz", b"12345")
+    platform.objects.put("data/PHANTOM007/image.nii.gz", b"12345")
+    platform.instance.add_dynamic_partitions("patient", ["PHANTOM001"])
+    ok, _, told = platform.run("forecast")
+    assert ok
+    assert "In the bucket but not registered yet: 1 (PHANTOM007)." in told["patients not counted"]
+    assert "In the study but not in the bucket: " in told["patients not counted"]
+    rows = {row["stage"]: row for row in (dict(record.data) for record in told["forecast"].records)}
+    assert (rows["trained_model"]["to come"], rows["scan"]["to come"]) == ("9", "1")
+    assert rows["trained_model"]["basis"].startswith("prior: ")
+    ok, _, told = platform.run("forecast", stages=["train_models"], models=[MODEL])
+    assert ok
+    rows = {row["stage"]: row for row in (dict(record.data) for record in told["forecast"].records)}
+    assert {name: row["to come"] for name, row in rows.items()} == {"trained_model": "1", "total": "1"}
+    ok, says, _ = platform.run("forecast", stages=["training"])
+    assert not ok
+    assert "training is no stage" in says
 
 
 def _fill(platform):

@@ -1,0 +1,83 @@
+"""Claims proved here: what the cost of a cell grows with, and what it takes where nothing was measured.
+
+- By hand, for each asset; a patient who was not taken in counts as the median of those who were, else as full size.
+- Under cross-validation a patient has the members of the fold that held it out, and no others.
+- Every asset that a study makes has a prior with an origin, on a GPU and without.
+- Priors follow the study's settings: epochs, iterations, patch, network, seeds.
+- Disk: the raw files that a dataset is made from, the models that a prediction fetches, the maps of a patient's ensembles.
+"""
+
+import pytest
+
+from curvas_assets.stages import sizes, table
+from curvas_assets.stages.sizes import FULL_SIZE, StudySizes, batch_voxels, prior, voxels_in
+from curvas_assets.study import Study, load_study
+
+PHANTOM = load_study("phantom")
+TRAINING = PHANTOM.training_patients()
+MODEL = str(PHANTOM.models[0])
+
+
+def changed(**parts) -> Study:
+    return Study.model_validate({**PHANTOM.model_dump(mode="json"), **parts})
+
+
+def test_what_costs_grow_with():
+    known = StudySizes(PHANTOM, {"PHANTOM007": 100, "PHANTOM008": 300, "PHANTOM001": 50}, {})
+    assert known.of(table.SCAN, "PHANTOM008").work == 4 * 300
+    assert known.of(table.SCAN, "PHANTOM009").work == 4 * 100  # the median
+    assert known.of(table.PREPROCESSED_DATASET, "anno1").work == 50 + 4 * 100
+    assert known.of(table.TRAINED_MODEL, MODEL).work == 7 * (20 + 3) * 2 * 24 * 40 * 40
+    assert known.of(table.TRAINED_MODEL, MODEL, epochs=1).work == 23 * 2 * 24 * 40 * 40
+    cell = known.of(table.ENSEMBLE_SOFTMAX, "ensemble_all|PHANTOM008")
+    assert (cell.work, cell.read, cell.stored) == (9 * 300, 9 * 300, 300)
+    assert known.of(table.SCORES, "PHANTOM007").work == 100 * (9 + 4 * 2 + 18)
+    assert known.of(table.SOFTMAX, f"{MODEL}|PHANTOM008").work == 300
+    assert StudySizes(PHANTOM, {}, {}).voxels_of("PHANTOM007") == FULL_SIZE
+
+
+def test_under_cross_validation_only_the_models_that_did_not_see_a_patient_count():
+    study = changed(
+        sets={"train": [*PHANTOM.sets["train"]]}, folds=[0, 1, 2, 3, 4], groups={}, in_distribution_group=None
+    )
+    assert study.cross_validated
+    found = StudySizes(study, dict.fromkeys(TRAINING, 10), {})
+    assert found.of(table.ENSEMBLE_SOFTMAX, f"ensemble_all|{TRAINING[0]}").work == 9 * 10
+    assert found.of(table.SCORES, TRAINING[0]).work == 10 * (9 + 4 * 2 + 18)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("row", table.ASSETS, ids=str)
+def test_every_asset_has_a_prior(row, gpu):
+    found = prior(PHANTOM, row, gpu=gpu)
+    assert found.seconds > 0
+    assert found.origin
+
+
+def test_priors_follow_the_studys_settings():
+    twice = changed(training={**PHANTOM.training.model_dump(), "epochs": 14})
+    one, two = (StudySizes(study, {}, {}).of(table.TRAINED_MODEL, MODEL).work for study in (PHANTOM, twice))
+    assert two == 2 * one
+    wide = changed(plans={**PHANTOM.plans.model_dump(), "features_per_stage": [16, 32, 64, 128]})
+    assert (
+        prior(wide, table.TRAINED_MODEL, gpu=False).seconds
+        == 4 * prior(PHANTOM, table.TRAINED_MODEL, gpu=False).seconds
+    )
+    assert batch_voxels(load_study("curvas")) == sizes.FULL_BATCH
+    alone = changed(seeds=[1])
+    assert prior(alone, table.SOFTMAX, gpu=True).seconds > prior(PHANTOM, table.SOFTMAX, gpu=True).seconds
+
+
+def test_disk_that_runs_keep():
+    known = StudySizes(PHANTOM, {"PHANTOM007": 100, "PHANTOM008": 300}, dict.fromkeys(TRAINING, 1e6))
+    cells = [f"{model}|PHANTOM007" for model in PHANTOM.models[:3]]
+    assert known.scratch_bytes(table.PREPROCESSED_DATASET, ["anno1"], 0, 0) == 7 * 5e6
+    assert known.scratch_bytes(table.TRAINED_MODEL, [MODEL], 5.0, 2.0) == 9
+    assert known.scratch_bytes(table.SOFTMAX, cells, 5.0, 2.0) == 3 * 2 + known.file_bytes("PHANTOM007")
+    assert known.scratch_bytes(table.ENSEMBLE_SOFTMAX, ["ensemble_all|PHANTOM008"], 0, 0) == 4 * 5 * 300
+    assert known.scratch_bytes(table.COHORT, [""], 0, 0) == known.scratch_bytes(table.SCAN, [], 0, 0) == 0
+
+
+def test_shapes_are_read_as_metadata_show_them():
+    assert voxels_in("48 × 96 × 96") == 48 * 96 * 96
+    assert voxels_in("4 × 48 × 96 × 96") is voxels_in(None) is voxels_in("?") is None
