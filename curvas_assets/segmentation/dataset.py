@@ -390,6 +390,7 @@ def _preprocess_case(
     """One case, as files named like `target`. A shared image is made once for the datasets of all annotators."""
     from curvas_assets.segmentation.preprocessing import (
         Frame,
+        estimate_memory,
         is_known,
         preprocess,
         preprocess_image,
@@ -401,9 +402,10 @@ def _preprocess_case(
     voxels, labels, properties = scan.voxels(), np.asarray(case.labels()[0]), scan.properties()
     if not is_known(configuration):
         image, seg, properties = preprocess(voxels, labels, properties, plans, configuration, dataset)
-        _save(target, image, seg, properties, configuration)
+        save_case(target, image, seg, properties, configuration)
         return
     frame = Frame.of(voxels, properties, plans, configuration, scan.box)
+    _require_memory(case.patient, frame.shape, frame.wanted, estimate_memory(frame, voxels.itemsize))
     seg = preprocess_labels(frame, voxels, labels, configuration, threads=threads)
     del labels
     properties["class_locations"] = sample_organs(seg, plans, dataset)
@@ -411,7 +413,7 @@ def _preprocess_case(
     depends_on = json.dumps([str(scan.file), *settings], sort_keys=True, default=str)
     made = case.read.images.get(depends_on)
     image = None if made else preprocess_image(frame, voxels, plans, configuration, threads=threads)
-    _save(target, image, seg, properties, configuration)
+    save_case(target, image, seg, properties, configuration)
     stored = target.with_name(f"{target.name}.b2nd")
     if made:
         stored.unlink()
@@ -421,7 +423,23 @@ def _preprocess_case(
         _link(stored, kept)
 
 
-def _save(
+def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], needed: int) -> None:
+    """An error if less memory is free than a case needs, which says so before the process is killed for it."""
+    from curvas_assets.segmentation.prediction import available_memory  # which needs this module
+
+    available = available_memory()
+    if needed > available:
+        voxels, resampled = (" × ".join(map(str, sizes)) for sizes in (shape, wanted))
+        raise SegmentationError(
+            "preprocessing the scan",
+            patient,
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {voxels} voxels, {resampled} at the plans' spacing, "
+            f"and {available / 2**30:.1f} GiB are free",
+            "Give the step more memory, or choose a coarser plans.spacing_mm.",
+        )
+
+
+def save_case(
     target: Path, image: npt.NDArray[Any] | None, seg: Any, properties: dict[str, Any], configuration: Any
 ) -> None:
     """As nnU-Net's preprocessor saves a case; without an image, a file that stands for it."""

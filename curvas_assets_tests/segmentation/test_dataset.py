@@ -9,6 +9,7 @@
 - Scans that are read once for several annotators make the datasets that each would make alone.
 - The digest that decides whether models are stale is of the content.
 - Plans that do not fit are refused with what to change.
+- A scan for which memory does not suffice is refused with what it needs, not killed.
 - No process is forked: a fork of a process with threads may hang for good.
 """
 
@@ -209,6 +210,12 @@ def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
         prepare_dataset(_changed(configuration="3d_lowres"), "anno1", _scans(scans, 1), tmp_path / "b")
     with pytest.raises(SegmentationError, match="no training patient"):
         prepare_dataset(tiny_study(), "anno1", {}, tmp_path / "c")
+
+
+def test_a_scan_for_which_memory_does_not_suffice_is_refused_with_what_it_needs(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("curvas_assets.segmentation.prediction.available_memory", lambda: 1 << 20)
+    with pytest.raises(SegmentationError, match=r"PHANTOM001: .* needed for 30 × 56 × 56 voxels, .* 0.0 GiB are free"):
+        prepare_dataset(tiny_study(), "anno1", _scans(scans, 1), tmp_path / "dataset")
 
 
 def test_no_process_is_forked(scans, tmp_path, monkeypatch):
