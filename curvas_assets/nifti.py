@@ -122,7 +122,6 @@ def read_slabs(
     Raises:
         CurvasError: of the kind `error`: the file is cut short, damaged, or goes on far beyond its last voxel, which is not read.
     """
-    told: Any = attempted, subject
     again = "Upload it again from its source."
     stored = image.dataobj
     x, y, z = (int(n) for n in stored.shape)
@@ -139,7 +138,7 @@ def read_slabs(
                 if len(content) < wanted:
                     ends = z0 + len(content) * depth // wanted
                     found = f"the file holds fewer voxels than its header promises: it ends in slice {ends} of {z}"
-                    raise error(*told, found, again)
+                    raise error(attempted, subject, found, again)
                 voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
                 if scaled is not None:
                     with np.errstate(over="ignore", invalid="ignore"):  # infinity is reported when voxels are checked
@@ -151,9 +150,9 @@ def read_slabs(
                     f"the file goes on after its last voxel: its header promises {promised} bytes, "
                     f"and more than {TRAILING_BYTES} follow"
                 )
-                raise error(*told, found, "Convert it again from its source; the rest was not read.")
+                raise error(attempted, subject, found, "Convert it again from its source; the rest was not read.")
     except (EOFError, zlib.error, gzip.BadGzipFile) as reason:
-        raise error(*told, f"the file is truncated or damaged ({reason})", again) from reason
+        raise error(attempted, subject, f"the file is truncated or damaged ({reason})", again) from reason
 
 
 class Unpacked:
@@ -202,18 +201,20 @@ class Unpacked:
 
     def _unpack(self, most: int) -> bytes:
         """At least one byte, or none at the end of the last part."""
-        while (self._part is not None and not self._part.eof) or self._next_part():
+        while (part := self._open_part()) is not None:
             given = self._given or self._file.read(PACKED_PIECE)
-            piece = self._part.decompress(given, most)
-            self._given = self._part.unused_data if self._part.eof else self._part.unconsumed_tail
+            piece = part.decompress(given, most)
+            self._given = part.unused_data if part.eof else part.unconsumed_tail
             if piece:
                 return piece
-            if not given and not self._part.eof:
+            if not given and not part.eof:
                 raise EOFError("it ends in the middle of its compressed data")
         return b""
 
-    def _next_part(self) -> bool:
-        """Go on to the next of the parts that a .gz may consist of; zeros between and after them are padding."""
+    def _open_part(self) -> Any:
+        """The part that is being unpacked, or the next of those that a .gz may consist of; zeros after a part are padding."""
+        if self._part is not None and not self._part.eof:
+            return self._part
         if self._part is None:
             self._given = self._file.read(PACKED_PIECE)
         else:
@@ -221,10 +222,10 @@ class Unpacked:
             while not self._given and (more := self._file.read(PACKED_PIECE)):
                 self._given = more.lstrip(b"\0")
         if not self._given:
-            return False
+            return None
         if len(self._given) < len(GZIP):
             self._given += self._file.read(len(GZIP))
         if not self._given.startswith(GZIP):
             raise gzip.BadGzipFile("what follows its compressed data is no gzip")
         self._part = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        return True
+        return self._part

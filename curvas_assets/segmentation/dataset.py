@@ -154,7 +154,8 @@ def dataset_digest(folder: Path) -> str:
         depth = int(array.chunks[1])
         for channel in range(array.shape[0]):
             for z in range(0, array.shape[1], depth):
-                digest.update(np.ascontiguousarray(array[channel, z : z + depth]))
+                slab: Any = np.ascontiguousarray(array[channel, z : z + depth])
+                digest.update(slab)
     return digest.hexdigest()[:16]
 
 
