@@ -154,7 +154,7 @@ def estimate_memory(frame: "Frame", itemsize: int) -> int:
     """
     voxels, wanted = math.prod(frame.shape), math.prod(frame.wanted)
     slices = SLICES_IN_FLIGHT * 8 * math.prod(frame.shape[1:])
-    return (1 if frame.axes == [0, 1, 2] else 2) * itemsize * voxels + max(3 * voxels + wanted, 8 * wanted) + slices
+    return (1 if frame.axes == [0, 1, 2] else 2) * itemsize * voxels + max(3 * voxels + wanted, 9 * wanted) + slices
 
 
 # Where a scan lies, before and after ---------------------------------------------------------------------------------
