@@ -5,8 +5,8 @@ for 866 × 512 × 512. The patient is a noisy phantom with three annotations. Ea
 seconds and highest resident set are printed; nnU-Net's own takes 13 GiB at full size, and `--without-stock` leaves it out. The
 CT of 1 × 0.8 × 0.8 mm is resampled to 1.1 × 0.8 × 0.8 mm, along which axis hardly matters. Fails when
 
-- the intake finds other voxels or facts than plain code, takes more CPU time (it also verifies, and plain code does not), or
-  more memory than what it returns and 0.4 GiB;
+- the intake finds other voxels or facts than plain code, takes more memory than what it returns and 0.4 GiB, or (at full
+  size) more CPU time, although it also verifies every byte and plain code does not;
 - preprocessing differs from nnU-Net's in a bit, or takes more than half of its CPU time or (at full size) of its memory.
 """
 
@@ -258,7 +258,9 @@ def main(shape: Shape, *, stock: bool = True) -> int:
     """Every part; 1 if a target was missed."""
     missed: list[str] = []
 
-    def compare(what: str, ours: dict[str, Any], theirs: dict[str, Any], *, most: float, most_memory: float) -> None:
+    def compare(
+        what: str, ours: dict[str, Any], theirs: dict[str, Any], *, most: float, most_memory: float = math.inf
+    ) -> None:
         cpu, memory = ours["cpu_s"] / theirs["cpu_s"], ours["GiB"] / theirs["GiB"]
         print(f"   {what}: {cpu:.2f} of the CPU time, {memory:.2f} of the memory")
         missed.extend([f"{what}: {cpu:.2f} of the CPU time, must be ≤ {most:g}"] if cpu > most else [])
@@ -277,7 +279,7 @@ def main(shape: Shape, *, stock: bool = True) -> int:
         )
         _run("plans", folder)
         ours, theirs = _run("read", folder), _run("plain_read", folder)
-        compare("read_patient beside plain nibabel", ours, theirs, most=1, most_memory=math.inf)
+        compare("read_patient beside plain nibabel", ours, theirs, most=1 if shape == FULL_SIZE else math.inf)
         most = ours["returned_GiB"] + READING_GIB
         missed.extend([f"read_patient: {ours['GiB']:.2f} GiB, must be ≤ {most:.2f}"] if ours["GiB"] > most else [])
         for what in ("voxels", "described"):
