@@ -29,7 +29,7 @@ FIRST_VOXEL = 352
 TRAILING_BYTES = 1 << 20
 """Bytes allowed after the last voxel, since some writers pad. More means a wrong header or a decompression bomb."""
 SLAB = 16
-"""Slices that are read at a time: 8 MiB of a clinical CT."""
+"""Slices that are read at a time: 8 MiB of a clinical CT, and what `PackedLabels` takes."""
 GZIP = b"\x1f\x8b"
 PACKED_PIECE, UNPACKED_PIECE = 1 << 18, 1 << 22
 """Bytes that a .gz is read by, and the most that are unpacked at a time."""

@@ -420,8 +420,9 @@ def _preprocess_case(
         stored.unlink()
         _link(made, stored)
     elif shared:
-        kept = case.read.images[depends_on] = case.read.folder / f"image{len(case.read.images)}.b2nd"
+        kept = case.read.folder / f"image{len(case.read.images)}.b2nd"
         _link(stored, kept)
+        case.read.images[depends_on] = kept
 
 
 def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], needed: int) -> None:

@@ -43,7 +43,7 @@ def preprocess(
     """What nnU-Net trains on or predicts from, of one scan in the voxel order that the network knows.
 
     Args:
-        voxels: CT in HU, of any type of number, (Z, Y, X).
+        voxels: CT in HU, of any type of number, (Z, Y, X); with NaN or infinity, nnU-Net itself is asked.
         labels: uint8 (Z, Y, X); None for a scan to be predicted.
         properties: at least `spacing`, mm along (Z, Y, X); nnU-Net's remarks on the crop and on organs are added.
         plans: nnU-Net's PlansManager.
@@ -55,7 +55,7 @@ def preprocess(
         The image float32 (1, Z, Y, X); the label map int8 (1, Z, Y, X), int16 if labels exceed 127, −1 outside the body
         of a scan that is 0 there, None without labels; and the properties.
     """
-    if not is_known(configuration):
+    if not is_known(configuration) or not all(np.isfinite(slab).all() for _, slab in _slabs(voxels)):
         given = None if labels is None else labels[None].astype(np.float32)
         preprocessor = configuration.preprocessor_class(verbose=False)
         data, seg, properties = preprocessor.run_case_npy(

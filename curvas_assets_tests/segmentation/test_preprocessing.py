@@ -5,7 +5,7 @@
 - Resampling gives nnU-Net's own values to the bit for any shapes, on flat ground and where labels tie, by any number of
   threads.
 - The sample of intensities is the one that nnU-Net's fingerprint extractor draws.
-- Settings that are not known here go to nnU-Net itself.
+- Settings that are not known here, and scans with NaN, go to nnU-Net itself.
 - A whole dataset has the arrays, plans and fingerprint of nnU-Net's own functions.
 """
 
@@ -124,6 +124,16 @@ def test_a_scan_without_organs_or_labels_or_zeros_is_nnunets_to_the_bit(plans):
     (image, seg, _), (ours, drawn, _) = _both(plans, np.zeros_like(hu), labels, **settings)
     _same(ours, image)
     _same(drawn, seg)
+
+
+def test_a_scan_with_nan_goes_to_nnunet(plans):
+    hu, _ = _scan((14, 23, 26))
+    holed = hu.astype(np.float32)
+    holed[5, 5, 5] = np.nan
+    with np.errstate(invalid="ignore"):
+        (image, _, _), (ours, _, _) = _both(plans, holed, None, **SETTINGS["coarser along z"])
+    assert np.isnan(image).any()
+    _same(ours, image)
 
 
 def test_labels_above_127_are_nnunets_to_the_bit(plans):
