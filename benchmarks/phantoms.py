@@ -18,8 +18,13 @@ some millimetres. What they are far from an organ depends on the network:
   assumption: no network of a clinical grid was at hand.
 """
 
+import gzip
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
@@ -29,6 +34,10 @@ ORGANS = {name: c for c, name in enumerate(CLASSES) if c}
 FULL_SIZE = (866, 512, 512)
 SPACING_MM = (1.0, 0.8, 0.8)
 DEPTH = 16
+AFFINE = np.diag([-SPACING_MM[2], -SPACING_MM[1], SPACING_MM[0], 1.0])
+HU = np.array([40, 110, 150, 160], np.float32)
+"""Of the body and of each organ."""
+NOISE_HU = {"body": 20, "air": 8}
 
 # class, centre and half-axes, as shares of the field of view (z, y, x)
 _ELLIPSOIDS = np.array(
@@ -56,6 +65,41 @@ def label_maps(shape: tuple[int, int, int], annotators: int = 3) -> npt.NDArray[
     for r, z0, slab in label_slabs(shape, annotators):
         out[r, z0 : z0 + len(slab)] = slab
     return out
+
+
+def write_patient(folder: Path, shape: tuple[int, int, int], image: str, annotations: list[str]) -> None:
+    """A patient's files as a scanner's archive has them: a noisy CT in HU, int16, and label maps, uint8; all .nii.gz.
+
+    Noise is what gzip cannot pack: a CT takes half of its bytes, as clinical ones do.
+    """
+    folder.mkdir(parents=True)
+    body, random = in_body(shape), np.random.default_rng(20250515)
+    noise = np.where(body, NOISE_HU["body"], NOISE_HU["air"]).astype(np.float32)
+    with ExitStack() as held:
+        scan, *drawn = (
+            held.enter_context(_packed(folder / name, shape, dtype))
+            for name, dtype in [(image, np.int16), *((name, np.uint8) for name in annotations)]
+        )
+        for r, _, labels in label_slabs(shape, len(annotations)):
+            drawn[r].write(labels.tobytes())
+            if r == 0:
+                hu = np.where(body, HU[labels], -1000) + noise * random.standard_normal(labels.shape, np.float32)
+                scan.write(np.maximum(hu, -1024).astype("<i2").tobytes())
+
+
+@contextmanager
+def _packed(path: Path, shape: tuple[int, int, int], dtype: Any) -> Iterator[gzip.GzipFile]:
+    """A .nii.gz to which voxels are to be written, z slowest."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape[::-1])
+    header.set_sform(AFFINE, code=1)
+    header.set_qform(AFFINE, code=1)
+    header.set_xyzt_units("mm")
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        yield file
 
 
 def softmax_slabs(

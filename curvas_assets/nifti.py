@@ -1,16 +1,20 @@
-"""Judges a NIfTI file by its header before anything after it is read, because a small file may unpack to any size.
+"""Judges a NIfTI file by its header before anything after it is read, because a small file may unpack to any size; then
+reads its voxels, once, and verifies the file to its end meanwhile.
 
 `geometry` judges where its voxels lie; the reader judges what they mean.
 """
 
 import gzip
 import io
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 
 from curvas_assets.errors import CurvasError
@@ -24,6 +28,11 @@ FIRST_VOXEL = 352
 """Earliest byte at which voxels may begin. Readers treat smaller offsets differently: nibabel as 0, ITK as 352."""
 TRAILING_BYTES = 1 << 20
 """Bytes allowed after the last voxel, since some writers pad. More means a wrong header or a decompression bomb."""
+SLAB = 16
+"""Slices that are read at a time: 8 MiB of a clinical CT, and what `PackedLabels` takes."""
+GZIP = b"\x1f\x8b"
+PACKED_PIECE, UNPACKED_PIECE = 1 << 18, 1 << 22
+"""Bytes that a .gz is read by, and the most that are unpacked at a time."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +94,138 @@ def judge_header(
     return Promise((x, y, z), dtype, int(offset) + voxels)
 
 
-def require_volume(
+def judge_file(
     path: Path, largest_bytes: float, *, limit: str, attempted: str, subject: str, error: type[CurvasError]
-) -> None:
-    """Judge a file's header, then read the file to its end, which verifies a .gz's checksum; arguments as `judge_header`.
+) -> Promise:
+    """What a file's header promises; nothing after the header is read. Arguments and errors as `judge_header`."""
+    with Unpacked(path) as stream:
+        if path.suffix == ".gz" and not stream.compressed:
+            raise ImageFileError("it is not compressed, although its name ends in .gz")
+        return judge_header(stream, largest_bytes, limit=limit, attempted=attempted, subject=subject, error=error)  # type: ignore[arg-type]
+
+
+def read_slabs(
+    image: Any, *, attempted: str, subject: str, error: type[CurvasError]
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """(z0, voxels (≤ 16, Y, X)) from the first slice to the last; as stored if the scale is trivial, else scaled.
+
+    The file is read once. When the last slab has been taken and the iterator asked on, it is verified to its end. In a
+    NIfTI file x varies fastest and z slowest, so that the bytes of a slab, one after the other, are in (Z, Y, X) order:
+    the one place where axes are swapped.
+
+    Args:
+        image: of nibabel, three axes.
+        attempted: what the voxels are wanted for, for the message.
+        subject: whose they are.
+        error: the kind of error to raise.
 
     Raises:
-        CurvasError: as `judge_header`; or the file goes on far beyond its last voxel, which is not read.
-        Exception: nibabel's or the decompressor's own, of many kinds.
+        CurvasError: of the kind `error`: the file is cut short, damaged, or goes on far beyond its last voxel, which is not read.
     """
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if path.suffix == ".gz" and not compressed:
-        raise ImageFileError("it is not compressed, although its name ends in .gz")
-    with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
-        told: Any = {"attempted": attempted, "subject": subject, "error": error}
-        promised = judge_header(stream, largest_bytes, limit=limit, **told).size  # type: ignore[arg-type]
-        found = stream.tell()
-        while found <= promised + TRAILING_BYTES and (block := stream.read(1 << 22)):
-            found += len(block)
-    if found > promised + TRAILING_BYTES:
-        raise error(
-            attempted,
-            subject,
-            f"the file goes on after its last voxel: its header promises {promised} bytes, and more than {TRAILING_BYTES} follow",
-            "Convert it again from its source; the rest was not read.",
-        )
+    again = "Upload it again from its source."
+    stored = image.dataobj
+    x, y, z = (int(n) for n in stored.shape)
+    scaled = (
+        None if (stored.slope, stored.inter) == (1, 0) else np.float32 if stored.dtype.itemsize <= 2 else np.float64
+    )
+    try:
+        with Unpacked(Path(image.get_filename())) as file:
+            file.read(stored.offset)
+            for z0 in range(0, z, SLAB):
+                depth = min(SLAB, z - z0)
+                wanted = depth * y * x * stored.dtype.itemsize
+                content = file.read(wanted)
+                if len(content) < wanted:
+                    ends = z0 + len(content) * depth // wanted
+                    found = f"the file holds fewer voxels than its header promises: it ends in slice {ends} of {z}"
+                    raise error(attempted, subject, found, again)
+                voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
+                if scaled is not None:
+                    with np.errstate(over="ignore", invalid="ignore"):  # infinity is reported when voxels are checked
+                        voxels = voxels.astype(scaled) * stored.slope + stored.inter
+                yield z0, voxels
+            promised = file.tell()
+            if len(file.read(TRAILING_BYTES + 1)) > TRAILING_BYTES:
+                found = (
+                    f"the file goes on after its last voxel: its header promises {promised} bytes, "
+                    f"and more than {TRAILING_BYTES} follow"
+                )
+                raise error(attempted, subject, found, "Convert it again from its source; the rest was not read.")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as reason:
+        raise error(attempted, subject, f"the file is truncated or damaged ({reason})", again) from reason
+
+
+class Unpacked:
+    """The bytes of a file from the first to the last, unpacked if it is a .gz, whose checksums are verified on the way.
+
+    zlib itself reads header, checksum and length of a .gz: half the time of Python's `gzip`, and threads run beside it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: the file cannot be read; `gzip.BadGzipFile` where what follows a part is no gzip.
+        EOFError: a .gz is cut short; raised where it ends.
+        zlib.error: a .gz is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        self.compressed = self._file.peek(2)[:2] == GZIP
+        self._given, self._taken = b"", 0
+        self._part: Any = None
+
+    def __enter__(self) -> "Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self._taken
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; fewer than asked for only at the end."""
+        if not self.compressed:
+            content = self._file.read(size)
+        else:
+            pieces: list[bytes] = []
+            missing = size
+            while missing and (piece := self._unpack(min(missing, UNPACKED_PIECE))):
+                pieces.append(piece)
+                missing -= len(piece)
+            content = b"".join(pieces)
+        self._taken += len(content)
+        return content
+
+    def _unpack(self, most: int) -> bytes:
+        """At least one byte, or none at the end of the last part."""
+        while (part := self._open_part()) is not None:
+            given = self._given or self._file.read(PACKED_PIECE)
+            piece = part.decompress(given, most)
+            self._given = part.unused_data if part.eof else part.unconsumed_tail
+            if piece:
+                return piece
+            if not given and not part.eof:
+                raise EOFError("it ends in the middle of its compressed data")
+        return b""
+
+    def _open_part(self) -> Any:
+        """The part that is being unpacked, or the next of those that a .gz may consist of; zeros after a part are padding."""
+        if self._part is not None and not self._part.eof:
+            return self._part
+        if self._part is None:
+            self._given = self._file.read(PACKED_PIECE)
+        else:
+            self._given = self._given.lstrip(b"\0")
+            while not self._given and (more := self._file.read(PACKED_PIECE)):
+                self._given = more.lstrip(b"\0")
+        if not self._given:
+            return None
+        if len(self._given) < len(GZIP):
+            self._given += self._file.read(len(GZIP))
+        if not self._given.startswith(GZIP):
+            raise gzip.BadGzipFile("what follows its compressed data is no gzip")
+        self._part = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        return self._part

@@ -6,7 +6,8 @@ Nothing is stored here, and nothing outside the patient's folder is read.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +16,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.openers import ImageOpener
 
 from curvas_assets import geometry
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
-from curvas_assets.nifti import require_volume
+from curvas_assets.nifti import judge_file, read_slabs
 from curvas_assets.storage.labels import DEPTH, PackedLabels
 from curvas_assets.study import Annotator, Study, load_study
 
@@ -36,6 +36,8 @@ SAME_MM = 1e-3
 SOFT_TISSUE_HU = (-200, 300)
 LEAST_SOFT_TISSUE = 0.005
 """Least share of a CT's voxels that are soft tissue or fat. A body fills a tenth of its field of view or more."""
+READERS = 2
+"""Files that are read side by side. Unpacking and comparing arrays let other threads run."""
 RESAMPLE = (
     "Resample the annotation onto the scan's voxels by their place in the world, nearest neighbour (SimpleITK: "
     "Resample(annotation, image, Transform(), sitkNearestNeighbor)), and look at it over the scan; do not copy one header over the "
@@ -101,13 +103,16 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     _require_files(folder, study, patient, [study.image, *(a.file for a in study.annotators)])
     image = _load(folder / study.image, study, patient)
     grid = Grid.of(image)
-    scan = _scan(image, patient, study.image)
-    annotations = np.empty((len(study.annotators), *scan.shape), np.uint8)
+    annotations = np.empty((len(study.annotators), *grid.shape), np.uint8)
 
     def keep(r: int, z0: int, slab: Labels) -> None:
         annotations[r, z0 : z0 + len(slab)] = slab
 
-    read = _annotations(folder, study, patient, grid, study.image, keep)
+    with ThreadPoolExecutor(READERS) as threads:
+        reading = threads.submit(_scan, image, patient, study.image)
+        found = threads.submit(_annotations, folder, study, patient, grid, study.image, keep)
+        scan = reading.result()  # if both are at fault, the scan is told of
+        read = found.result()
     facts = {
         "shape": list(scan.shape),
         "spacing_mm": list(grid.spacing_mm),
@@ -247,7 +252,7 @@ def _require_files(folder: Path, study: Study, patient: str, names: Sequence[str
 
 
 def _load(path: Path, study: Study, patient: str) -> Any:
-    """A NIfTI image whose file was read to its end, and whose header is that of one 3-D volume in one place.
+    """A NIfTI image whose header is that of one 3-D volume in one place; `_slabs` reads and verifies what follows.
 
     The header is judged first and limits how much is read after it, because a small file may unpack to any size.
     """
@@ -258,7 +263,7 @@ def _load(path: Path, study: Study, patient: str) -> Any:
         f"The most is {gib:g} GiB (intake.largest_volume_gib in the study); raise it if the scan is as large as that."
     )
     try:
-        require_volume(path, gib * 2**30, limit=limit, **told)
+        judge_file(path, gib * 2**30, limit=limit, **told)
         image = nib.Nifti1Image.from_filename(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PatientError(
@@ -289,35 +294,9 @@ def _no_nifti(attempt: str, patient: str, error: Exception) -> PatientError:
     return PatientError(attempt, patient, f"it is no NIfTI file ({words:.200})", "Convert it to .nii.gz and upload it.")
 
 
-def _slabs(image: Any, patient: str, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """(z0, voxels (≤ 16, Y, X)) from the first slice to the last; as stored if the scale is trivial, else scaled.
-
-    In a NIfTI file x varies fastest and z slowest, so that the bytes of a slab, one after the other, are in (Z, Y, X)
-    order: the one place where axes are swapped.
-    """
-    stored = image.dataobj
-    x, y, z = stored.shape
-    scaled = (
-        None if (stored.slope, stored.inter) == (1, 0) else np.float32 if stored.dtype.itemsize <= 2 else np.float64
-    )
-    with ImageOpener(image.get_filename()) as file:
-        file.seek(stored.offset)
-        for z0 in range(0, z, DEPTH):
-            depth = min(DEPTH, z - z0)
-            wanted = depth * y * x * stored.dtype.itemsize
-            content = file.read(wanted)
-            if len(content) < wanted:
-                raise PatientError(
-                    f"reading {name}",
-                    patient,
-                    f"the file holds fewer voxels than its header promises: it ends in slice {z0 + len(content) * depth // wanted} of {z}",
-                    "Upload it again from its source.",
-                )
-            voxels = np.frombuffer(content, stored.dtype).reshape(depth, y, x)
-            if scaled is not None:
-                with np.errstate(over="ignore", invalid="ignore"):  # infinity is reported when voxels are checked
-                    voxels = voxels.astype(scaled) * stored.slope + stored.inter
-            yield z0, voxels
+def _slabs(image: Any, patient: str, name: str) -> Any:
+    """A file's voxels, 16 slices at a time, as `read_slabs` gives them."""
+    return read_slabs(image, attempted=f"reading {name}", subject=patient, error=PatientError)
 
 
 # The scan ------------------------------------------------------------------------------------------------------------
@@ -412,12 +391,12 @@ def _annotations(
         present = np.zeros(len(study.organs) + 1, np.int64)
         rounded = 0.0
         for z0, slab in _slabs(annotation, patient, annotator.file):
-            labels, far = _labels(slab, study, patient, annotator.file)
+            labels, drawn, far = _labels(slab, study, patient, annotator.file)
             if same_order:
                 keep(r, z0, labels)
             else:
                 turned[z0 : z0 + len(labels)] = labels
-            present += np.bincount(labels.ravel(), minlength=len(present))
+            present += drawn
             rounded = max(rounded, far)
         if not same_order:
             turned = geometry.reordered(turned, order)
@@ -485,8 +464,10 @@ def _require_same_grid(
         raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
 
 
-def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tuple[Labels, float]:
-    """A slab's labels as whole numbers, and the largest distance from one."""
+def _labels(
+    slab: npt.NDArray[Any], study: Study, patient: str, name: str
+) -> tuple[Labels, npt.NDArray[np.int64], float]:
+    """A slab's labels as whole numbers, how often each organ's occurs, and the largest distance from a whole number."""
     allowed = {0: "background", **{label: organ for organ, label in study.organs.items()}}
     whole, worst = slab, 0.0
     if not np.issubdtype(slab.dtype, np.integer):
@@ -497,7 +478,8 @@ def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tu
             )
         whole = np.round(slab)
         worst = float(np.abs(slab - whole).max())
-    strange = [f"{label:g}" for label in np.unique(whole) if label not in allowed]
+    found, times = np.unique(whole[whole != 0], return_counts=True)  # nearly all is background
+    strange = [f"{label:g}" for label in found if label not in allowed]
     if strange or worst > study.intake.label_tolerance:
         what = f"label {', '.join(strange[:5])}" if strange else f"labels up to {worst:.3g} from an integer"
         raise PatientError(
@@ -506,7 +488,9 @@ def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tu
             f"{what} (allowed: {', '.join(f'{k} {v}' for k, v in sorted(allowed.items()))})",
             "Map the labels to the study's, or add the organ to the study.",
         )
-    return whole.astype(np.uint8), worst
+    drawn = np.zeros(len(allowed), np.int64)
+    drawn[found.astype(np.int64)] = times
+    return whole.astype(np.uint8, copy=False), drawn, worst
 
 
 def _describe_annotations(
@@ -517,7 +501,15 @@ def _describe_annotations(
     Both are None for annotators who did not annotate the patient.
     """
     classes = len(study.organs) + 1
-    counts = [np.bincount(a.ravel(), minlength=classes) for a in annotations]
+    joint = {pair: np.zeros((classes, classes), np.int64) for pair in combinations(range(len(annotations)), 2)}
+    counts = np.zeros((len(annotations), classes), np.int64)
+    for z in range(0, annotations.shape[1], BLOCK):
+        slab = annotations[:, z : z + BLOCK]
+        drawn = slab[:, slab.any(axis=0)]  # background for every annotator is nearly all, and no fact needs it
+        counts += [np.bincount(labels, minlength=classes) for labels in drawn]
+        for (i, j), of_pair in joint.items():
+            both = np.bincount(drawn[i].astype(np.uint16) * classes + drawn[j], minlength=classes * classes)
+            of_pair += both.reshape(classes, classes)
     volumes = {
         organ: {
             a.name: None if a.name in not_annotated else round(float(c[label]) * voxel_ml, 3)
@@ -526,12 +518,8 @@ def _describe_annotations(
         for organ, label in study.organs.items()
     }
     agreement: dict[str, dict[str, float | None]] = {}
-    for i, j in combinations(range(len(annotations)), 2):
-        joint = np.zeros(classes * classes, np.int64)
-        for z in range(0, annotations.shape[1], BLOCK):
-            pair = annotations[i, z : z + BLOCK].astype(np.uint16) * classes + annotations[j, z : z + BLOCK]
-            joint += np.bincount(pair.ravel(), minlength=classes * classes)
-        both = joint.reshape(classes, classes).diagonal()
+    for (i, j), of_pair in joint.items():
+        both = of_pair.diagonal()
         names = f"{study.annotators[i].name}–{study.annotators[j].name}"
         agreement[names] = {}
         blank = {study.annotators[i].name, study.annotators[j].name} & set(not_annotated)

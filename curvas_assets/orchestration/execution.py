@@ -18,7 +18,14 @@ EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
 """`local` and `multiprocess` are the same: a process a step, on this machine."""
 SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
-"""Memory of a step in which nnU-Net holds whole volumes, GiB. Chosen with a margin, not measured."""
+"""Memory of a training beside its loaders, GiB. Chosen with a margin, not measured on a GPU."""
+PREPROCESSING_GIB = 8
+"""Memory of a step that preprocesses scans one after the other, GiB. 2.9 measured for 866 × 512 × 512 voxels resampled from
+1 × 0.8 × 0.8 to 1.1 × 0.8 × 0.8 mm (`benchmarks.intake --full`): 0.9 of process, 2 that grow with the voxels of the scan and
+of the target grid. So three times as many voxels fit. The sizes are known where a step runs, not where it is declared: a
+scan that needs more is refused there with what it needs (`segmentation.preprocessing.estimate_memory`)."""
+REPORT_GIB = 4
+"""Memory of the report's step, GiB: 0.6 measured for 65 patients (`benchmarks.report`), and one label map of full size, 0.2."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,10 @@ class StageNeeds:
         full_training = 300 * 250
         return cls(
             table=Needs(cpus=1, memory_gib=4, hours=0.1, scratch_gib=2),
-            intake=Needs(cpus=1, memory_gib=4 + 4 * annotators, hours=0.1, scratch_gib=5),
-            dataset=Needs(cpus=2, memory_gib=LARGE_MEMORY_GIB, hours=2, scratch_gib=40),
+            # A CT of 866 × 512 × 512 takes 0.4 GiB as int16, an annotation 0.2: 1.3 measured with three. Twice the voxels,
+            # and a CT that is stored as float64 (1.7), fit.
+            intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators, hours=0.1, scratch_gib=5),
+            dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB, hours=2, scratch_gib=40),
             training=Needs(
                 cpus=4 + training.loader_workers,
                 memory_gib=LARGE_MEMORY_GIB + 2 * training.loader_workers,
@@ -147,7 +156,7 @@ class StageNeeds:
             prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
             ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),  # streamed: 0.6 GiB measured, 9 members
             scoring=Needs(cpus=2, memory_gib=4 + 4 * annotators, hours=1, scratch_gib=5),
-            report=Needs(cpus=2, memory_gib=LARGE_MEMORY_GIB, hours=0.5, scratch_gib=5),
+            report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
 
 

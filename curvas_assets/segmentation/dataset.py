@@ -1,11 +1,13 @@
 """nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
 
 nnU-Net gets every scan in one voxel order (`voxel_order.CANONICAL`), which `dataset.json` records and the model inherits.
-nnU-Net's per-case functions are called directly: the same bits as its command line, without its pools of processes.
+Planning is nnU-Net's; its analysis and preprocessing of each case are done here, to the bit, without its pools of processes
+and its copies (`preprocessing`). Scans are read by `scans`.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -17,15 +19,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, same_place
 from curvas_assets.inputs import as_path, existing_file, made_folder
-from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet
+from curvas_assets.nifti import SLAB
+from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet, usable_cores
+from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
+from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD, itk_reads, open_image, turned_grid, turned_image
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
@@ -64,6 +67,7 @@ def prepare_dataset(
     *,
     all_annotations: Mapping[str, Sequence[str | Path]] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
+    read: TrainingScans | None = None,
 ) -> DatasetFacts:
     """Fingerprint, plan and preprocess the training patients as one annotator drew them.
 
@@ -75,6 +79,7 @@ def prepare_dataset(
             preprocessed cases; a stock nnU-Net can use it as a folder of `nnUNet_preprocessed`.
         all_annotations: patient → every annotator's file; needed for `plans.shared_intensity_statistics`.
         on_progress: told (done, total, patient) after each case.
+        read: scans that are read once for the datasets of several annotators; if None, for this one alone.
 
     Raises:
         SegmentationError: there is no patient, a file is not there, nnU-Net cannot read one, an annotation lies elsewhere
@@ -106,22 +111,20 @@ def prepare_dataset(
         told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(pairs)),
     ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
+        scans_read = TrainingScans(study, Path(scratch, "scans")) if read is None else read
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
-            dataset, cases = _write_raw(study, pairs, raw / name)
-            (preprocessed / name).mkdir(parents=True)
-            statistics = (
-                _write_unions(study, cases, annotations, Path(scratch, "unions"), annotator)
-                if study.plans.shared_intensity_statistics
-                else {patient: label for patient, (_, label) in cases.items()}
-            )
-            fingerprint = _fingerprint(study, annotator, cases, statistics)
-            _write_json(preprocessed / name / "dataset_fingerprint.json", fingerprint)
+            cases = [_Case(p, image, drawn, annotations.get(p), scans_read) for p, (image, drawn) in pairs.items()]
+            made = preprocessed / name
+            made.mkdir(parents=True)
+            fingerprint = _fingerprint(study, annotator, cases)
+            _write_json(made / "dataset_fingerprint.json", fingerprint)
+            dataset = _write_raw(study, cases, raw / name)
             plans = _plan(study.plans, name, annotator)
-            _write_json(preprocessed / name / f"{PLANS_NAME}.json", plans)
-            _preprocess(study, annotator, cases, plans, dataset, preprocessed / name, on_progress)
-            _write_json(preprocessed / name / "splits_final.json", splits_of(sorted(cases), study))
-            _write_json(preprocessed / name / "dataset.json", dataset)
-            shutil.copytree(preprocessed / name, folder, dirs_exist_ok=True)
+            _write_json(made / f"{PLANS_NAME}.json", plans)
+            _preprocess(study, cases, plans, dataset, made, on_progress)
+            _write_json(made / "splits_final.json", splits_of(sorted(pairs), study))
+            _write_json(made / "dataset.json", dataset)
+            _move(made, folder)
     configuration = plans["configurations"][study.plans.configuration]
     return DatasetFacts(
         cases=len(cases),
@@ -146,8 +149,13 @@ def dataset_digest(folder: Path) -> str:
     for path in sorted(folder.rglob("*.json")):
         digest.update(path.name.encode() + content_of(path))
     for path in sorted(folder.rglob("*.b2nd")):
-        array = np.ascontiguousarray(blosc2.open(str(path), mode="r")[:])
-        digest.update(f"{path.name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        array: Any = blosc2.open(str(path), mode="r")
+        digest.update(f"{path.name} {array.dtype} {array.shape}".encode())
+        depth = int(array.chunks[1])
+        for channel in range(array.shape[0]):
+            for z in range(0, array.shape[1], depth):
+                slab: Any = np.ascontiguousarray(array[channel, z : z + depth])
+                digest.update(slab)
     return digest.hexdigest()[:16]
 
 
@@ -163,14 +171,14 @@ def content_of(path: Path) -> bytes:
 
 
 def _needed_bytes(scans: Mapping[str, Sequence[Path]]) -> int:
-    """Disk that a dataset takes while it is made, about: images (float32) and labels (int16) twice, and turned copies."""
+    """Disk that a dataset takes while it is made, about: images (float32), labels (int16) and scans as stored (float32 at most)."""
     voxels = 0
     for image, _ in scans.values():
         try:
             voxels += int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
         except DAMAGED:  # reported where it is read
             continue
-    return 16 * voxels
+    return 10 * voxels
 
 
 def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
@@ -184,34 +192,37 @@ def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
     return [existing_file(file, **told) for file in files]
 
 
-def _write_raw(
-    study: Study, scans: Mapping[str, Sequence[Path]], folder: Path
-) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """nnU-Net's raw layout, all in one voxel order: images, and label maps as whole numbers with their image's geometry.
+@dataclass(frozen=True)
+class _Case:
+    """A training patient: files, and what is read of them when it is needed."""
 
-    An image that is in this order already, and that ITK reads as we do, is linked. Others are rewritten with a header
-    that has only one reading. The raw `dataset.json` names every file. Without that nnU-Net's planner looks for them in
-    a pool of twelve forked processes, and a fork of a process with threads (a Dagster step, a test run) may hang for
-    good: seen in CI.
+    patient: str
+    image: Path
+    annotation: Path
+    everybodys: Sequence[Path] | None
+    read: TrainingScans
 
-    Returns:
-        `dataset.json` as it is published, without paths, and patient → (image, label map).
+    def scan(self) -> TrainingScan:
+        return self.read.scan(self.patient, self.image)
+
+    def labels(self) -> PackedLabels:
+        return self.read.labels(self.patient, self.image, self.annotation)
+
+    def foreground(self, study: Study) -> PackedLabels:
+        """Where intensities are sampled: in the annotator's organs, or in anybody's if the statistics are shared."""
+        if not study.plans.shared_intensity_statistics:
+            return self.labels()
+        return self.read.unions(self.patient, self.image, self.everybodys or ())
+
+
+def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, Any]:
+    """`dataset.json` of nnU-Net's raw layout, which its planner reads; returns it as it is published, without paths.
+
+    It names every file, and the reader. Without that the planner looks for files in a pool of twelve forked processes,
+    and a fork of a process with threads (a Dagster step, a test run) may hang for good: seen in CI. And it would read a
+    whole scan to find out that it can.
     """
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    cases: dict[str, tuple[str, str]] = {}
-    for patient, (image, annotation) in scans.items():
-        attempt = "reading the scan and its annotation"
-        handed, label = folder / "imagesTr" / f"{patient}_0000.nii.gz", folder / "labelsTr" / f"{patient}.nii.gz"
-        try:
-            reference = _hand_over(image, handed, patient)
-            labels = _label_map(study, annotation, reference, patient)
-        except CurvasError:
-            raise
-        except DAMAGED as error:
-            raise _unusable(attempt, patient, error) from error
-        nib.save(nib.Nifti1Image(labels, reference.affine, header=_header(reference, labels)), label)
-        cases[patient] = (str(handed), str(label))
+    folder.mkdir(parents=True)
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {name: label for label, name in enumerate(study.class_names)},
@@ -219,125 +230,42 @@ def _write_raw(
         "file_ending": ".nii.gz",
         RECORD: CANONICAL,
     }
-    named = {patient: {"images": [image], "label": label} for patient, (image, label) in cases.items()}
-    _write_json(folder / "dataset.json", {**dataset, "dataset": named})
-    return dataset, cases
+    named = {case.patient: {"images": [str(case.image)], "label": str(case.annotation)} for case in cases}
+    reader = {"overwrite_image_reader_writer": "SimpleITKIO"}
+    _write_json(folder / "dataset.json", {**dataset, **reader, "dataset": named})
+    return dataset
 
 
-def _hand_over(path: Path, handed: Path, patient: str) -> Any:
-    """Put an image, in the canonical order, where nnU-Net reads it; returns the image, which nibabel and ITK now read
-    alike.
-    """
-    told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
-    image = open_image(path, **told)
-    if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
-        handed.symlink_to(path.resolve())
-        return image
-    nib.save(turned_image(image, CANONICAL), handed)
-    turned: Any = nib.Nifti1Image.from_filename(handed)
-    if not itk_reads(handed, turned.affine):
-        raise SegmentationError(
-            told["attempted"],
-            patient,
-            f"ITK, by which nnU-Net reads, takes its grid for another than its affine {np.round(image.affine[:3], 4).tolist()}",
-            "Resample the scan and its annotations to a rectangular grid, with one geometry in the header.",
-        )
-    return turned
+def _fingerprint(study: Study, annotator: str, cases: Sequence[_Case]) -> dict[str, Any]:
+    """nnU-Net's dataset fingerprint: what its extractor finds in each case."""
+    from curvas_assets.segmentation.preprocessing import sample_intensities  # with numba: only when it is asked for
 
-
-def _label_map(study: Study, path: Path, image: Any, patient: str) -> npt.NDArray[np.uint8]:
-    """A label map (X, Y, Z) on the voxels of an image in the canonical order, from a file in any order."""
-    told: Any = {"attempted": f"comparing {path.name} with its scan", "subject": patient, "error": SegmentationError}
-    drawn = open_image(path, **told)
-    turned, scan = turned_grid(Grid.of(drawn), CANONICAL), Grid.of(image)
-    tolerance = study.intake.origin_tolerance_mm
-    if turned.shape != scan.shape or not same_place(turned, scan, tolerance):
-        apart = displacement_mm(turned, scan)
-        raise SegmentationError(
-            told["attempted"],
-            patient,
-            f"the annotation has {turned.shape} voxels (z, y, x), the scan {scan.shape}; their corners are up to "
-            f"{apart:.4g} mm apart (tolerance {tolerance:g})",
-            "Give the annotation of this scan, on its voxels.",
-        )
-    sizes = turned.spacing_mm, scan.spacing_mm
-    if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
-        theirs, ours = map(mm, sizes)
-        raise SegmentationError(
-            told["attempted"],
-            patient,
-            f"the annotation has voxels of {theirs} mm (z × y × x), the scan's are of {ours}",
-            "Give the annotation of this scan, on its voxels.",
-        )
-    values = np.rint(np.asanyarray(drawn.dataobj)).astype(np.uint8)
-    turn = ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL)))
-    return np.asarray(apply_orientation(values, turn))
-
-
-def _header(image: Any, labels: npt.NDArray[np.uint8]) -> Any:
-    header = image.header.copy()
-    header.set_data_dtype(labels.dtype)
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    return header
-
-
-def _write_unions(
-    study: Study,
-    cases: Mapping[str, tuple[str, str]],
-    annotations: Mapping[str, Sequence[Path]],
-    folder: Path,
-    annotator: str,
-) -> dict[str, str]:
-    """Where any annotator sees an organ, as label maps: the foreground of the intensity statistics of all datasets."""
-    missing = sorted(set(cases) - set(annotations))
-    if missing:
+    missing = sorted(case.patient for case in cases if case.everybodys is None)
+    if missing and study.plans.shared_intensity_statistics:
         raise SegmentationError(
             "preparing the dataset",
             annotator,
             f"plans.shared_intensity_statistics needs every annotation, and those of {', '.join(missing)} are not given",
             "Give all annotations, or switch the setting off.",
         )
-    folder.mkdir()
-    unions: dict[str, str] = {}
-    for patient, (_, label) in cases.items():
-        reference = nib.Nifti1Image.from_filename(label)
-        union = np.zeros(reference.shape, np.uint8)
-        for path in annotations[patient]:
-            try:
-                union |= (_label_map(study, path, reference, patient) > 0).astype(np.uint8)
-            except DAMAGED as error:
-                raise _unusable("reading the annotations", patient, error) from error
-        unions[patient] = str(folder / f"{patient}.nii.gz")
-        nib.save(nib.Nifti1Image(union, reference.affine, header=_header(reference, union)), unions[patient])
-    return unions
-
-
-def _fingerprint(
-    study: Study, annotator: str, cases: Mapping[str, tuple[str, str]], statistics: Mapping[str, str]
-) -> dict[str, Any]:
-    """nnU-Net's dataset fingerprint, from its own analysis of each case."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
-    samples = int(study.plans.intensity_samples // len(cases))
-    analysed = []
-    for patient, (image, _) in cases.items():
-        try:
-            with quiet():
-                analysed.append(
-                    DatasetFingerprintExtractor.analyze_case([image], statistics[patient], SimpleITKIO, samples)
-                )
-        except Exception as error:
-            raise _unusable("analysing the scan", patient, error) from error
-    intensities = np.concatenate([case[2][0] for case in analysed])
+    number = int(study.plans.intensity_samples // len(cases))
+    samples: list[npt.NDArray[Any]] = []
+    shapes: list[list[int]] = []
+    for case in cases:
+        scan, drawn = case.scan(), case.foreground(study)
+        case.labels()  # refused now rather than after planning, if it does not fit
+        slabs = (drawn[0, z : z + SLAB] > 0 for z in range(0, drawn.shape[1], SLAB))
+        samples.append(sample_intensities(scan.voxels(), slabs, scan.box, number))
+        shapes.append([stop - start for start, stop in scan.box])
+    intensities = np.concatenate(samples)
     if not intensities.size:
         raise SegmentationError(
             "preparing the dataset", annotator, "no voxel of any organ is annotated", "Check the annotations' labels."
         )
     low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5))
     return {
-        "spacings": [list(map(float, case[1])) for case in analysed],
-        "shapes_after_crop": [list(map(int, case[0])) for case in analysed],
+        "spacings": [list(map(float, case.scan().facts["spacing"])) for case in cases],
+        "shapes_after_crop": shapes,
         "foreground_intensity_properties_per_channel": {
             "0": {
                 "mean": float(np.mean(intensities)),
@@ -349,7 +277,9 @@ def _fingerprint(
                 "percentile_00_5": float(low),
             }
         },
-        "median_relative_size_after_cropping": float(np.median([case[4] for case in analysed])),
+        "median_relative_size_after_cropping": float(
+            np.median([np.prod(s) / np.prod(case.scan().grid.shape) for s, case in zip(shapes, cases, strict=True)])
+        ),
     }
 
 
@@ -429,8 +359,7 @@ def _pyramid(patch: Sequence[int], spacing_mm: Sequence[float], stages: int) -> 
 
 def _preprocess(
     study: Study,
-    annotator: str,
-    cases: Mapping[str, tuple[str, str]],
+    cases: Sequence[_Case],
     plans: dict[str, Any],
     dataset: dict[str, Any],
     folder: Path,
@@ -441,17 +370,106 @@ def _preprocess(
     with quiet():
         manager = PlansManager(plans)
         configuration = manager.get_configuration(study.plans.configuration)
-        preprocessor = configuration.preprocessor_class(verbose=False)
     target = folder / configuration.data_identifier
     target.mkdir()
-    for done, (patient, (image, label)) in enumerate(cases.items(), 1):
+    for done, case in enumerate(cases, 1):
         try:
             with quiet():
-                preprocessor.run_case_save(str(target / patient), [image], label, manager, configuration, dataset)
+                shared = study.plans.shared_intensity_statistics
+                _preprocess_case(case, target / case.patient, manager, configuration, dataset, shared)
+        except CurvasError:
+            raise
         except Exception as error:
-            raise _unusable("preprocessing the scan", patient, error) from error
+            raise unusable("preprocessing the scan", case.patient, error) from error
         if on_progress is not None:
-            on_progress(done, len(cases), patient)
+            on_progress(done, len(cases), case.patient)
+
+
+def _preprocess_case(
+    case: _Case, target: Path, plans: Any, configuration: Any, dataset: dict[str, Any], shared: bool
+) -> None:
+    """One case, as files named like `target`. A shared image is made once for the datasets of all annotators."""
+    from curvas_assets.segmentation.preprocessing import (
+        Frame,
+        estimate_memory,
+        is_known,
+        preprocess,
+        preprocess_image,
+        preprocess_labels,
+        sample_organs,
+    )
+
+    scan, threads = case.scan(), usable_cores()
+    voxels, labels, properties = scan.voxels(), np.asarray(case.labels()[0]), scan.properties()
+    if not is_known(configuration):
+        image, seg, properties = preprocess(voxels, labels, properties, plans, configuration, dataset)
+        save_case(target, image, seg, properties, configuration)
+        return
+    frame = Frame.of(voxels, properties, plans, configuration, scan.box)
+    _require_memory(case.patient, frame.shape, frame.wanted, estimate_memory(frame, voxels.itemsize))
+    seg = preprocess_labels(frame, voxels, labels, configuration, threads=threads)
+    del labels
+    properties["class_locations"] = sample_organs(seg, plans, dataset)
+    settings = [plans.foreground_intensity_properties_per_channel, plans.transpose_forward, configuration.configuration]
+    depends_on = json.dumps([str(scan.file), *settings], sort_keys=True, default=str)
+    made = case.read.images.get(depends_on)
+    image = None if made else preprocess_image(frame, voxels, plans, configuration, threads=threads)
+    save_case(target, image, seg, properties, configuration)
+    stored = target.with_name(f"{target.name}.b2nd")
+    if made:
+        stored.unlink()
+        _link(made, stored)
+    elif shared:
+        kept = case.read.folder / f"image{len(case.read.images)}.b2nd"
+        _link(stored, kept)
+        case.read.images[depends_on] = kept
+
+
+def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], needed: int) -> None:
+    """An error if less memory is free than a case needs, which says so before the process is killed for it."""
+    from curvas_assets.segmentation.prediction import available_memory  # which needs this module
+
+    available = available_memory()
+    if needed > available:
+        voxels, resampled = (" × ".join(map(str, sizes)) for sizes in (shape, wanted))
+        raise SegmentationError(
+            "preprocessing the scan",
+            patient,
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {voxels} voxels, {resampled} at the plans' spacing, "
+            f"and {available / 2**30:.1f} GiB are free",
+            "Give the step more memory, or choose a coarser plans.spacing_mm.",
+        )
+
+
+def save_case(
+    target: Path, image: npt.NDArray[Any] | None, seg: Any, properties: dict[str, Any], configuration: Any
+) -> None:
+    """As nnU-Net's preprocessor saves a case; without an image, a file that stands for it."""
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+    image = np.zeros((1, 1, 1, 1), np.float32) if image is None else image.astype(np.float32, copy=False)
+    seg = seg.astype(np.int16, copy=False)
+    patch = tuple(configuration.patch_size)
+    (blocks, chunks), (blocks_seg, chunks_seg) = (comp_blosc2_params(a.shape, patch, a.itemsize) for a in (image, seg))
+    layout: dict[str, Any] = {"chunks": chunks, "blocks": blocks, "chunks_seg": chunks_seg, "blocks_seg": blocks_seg}
+    nnUNetDatasetBlosc2.save_case(image, seg, properties, str(target), **layout)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file by another name; a copy where the disk knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move all files of a folder into another one on the same disk, over what is there."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            to = target / path.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, to)
 
 
 def splits_of(patients: list[str], study: Study | None = None) -> list[dict[str, list[str]]]:
@@ -474,15 +492,6 @@ def splits_of(patients: list[str], study: Study | None = None) -> list[dict[str,
         {part: [str(p) for p in members] for part, members in split.items()}
         for split in generate_crossval_split(patients, seed=SPLIT_SEED, n_splits=min(FOLDS, len(patients)))
     ]
-
-
-def _unusable(attempt: str, patient: str, error: Exception) -> SegmentationError:
-    return SegmentationError(
-        attempt,
-        patient,
-        f"nnU-Net stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        "If the scan is at fault, name the patient in the study's exclusions; else report it.",
-    )
 
 
 def _write_json(path: Path, content: Any) -> None:

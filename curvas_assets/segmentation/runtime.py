@@ -102,6 +102,14 @@ def pinned_threads(threads: int | None, device: "torch.device") -> Generator[int
         torch.set_num_threads(before)
 
 
+def usable_cores(most: int = 4) -> int:
+    """Cores that this process may use, up to `most`."""
+    try:
+        return min(most, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on Linux
+        return min(most, os.cpu_count() or 1)
+
+
 def dataset_name(annotator: str) -> str:
     """nnU-Net's name of an annotator's dataset, without the hyphens of the annotator's name."""
     return DATASET_NAME.format(annotator=annotator.replace("-", ""))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from curvas_assets import cohort as intake
@@ -188,7 +189,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
 
 def _preview(study: Study, patient: intake.Patient) -> Picture:
     """The slice with most foreground, with every annotator's contours."""
-    z = int((patient.annotations > 0).sum(axis=(0, 2, 3)).argmax())
+    drawn = [int(np.count_nonzero(patient.annotations[:, z])) for z in range(patient.annotations.shape[1])]
+    z = int(np.argmax(drawn))
     png = previews.preview_scan(
         patient.scan[z],
         list(patient.annotations[:, z]),

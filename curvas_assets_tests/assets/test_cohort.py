@@ -93,9 +93,10 @@ def _run(definitions, instance, job, partitions):
 
 
 def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_path, monkeypatch):
-    patients, taken = STUDY.training_patients(), {}
+    patients, taken, shared = STUDY.training_patients(), {}, set()
 
-    def prepared(study, annotator, scans, folder, *, all_annotations, on_progress):
+    def prepared(study, annotator, scans, folder, *, all_annotations, on_progress, read):
+        shared.add(read)
         taken[annotator] = {p: tuple(_loaded(path) for path in files) for p, files in scans.items()}
         assert set(all_annotations) == set(scans)
         (folder / "dataset.json").write_text("{}")
@@ -107,6 +108,7 @@ def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_
         instance.add_dynamic_partitions("patient", patients)
         done = _run(definitions, instance, "take_in_scans", patients)
         _run(definitions, instance, "prepare_datasets", STUDY.annotator_names)
+    assert len(shared) == 1  # scans are read once for all annotators of a step
     records = {p: tables.read_json(platform, Layout().scan(p)) for p in patients}
     assert records[patients[0]]["facts"]["reordered"] == {"anno1": "SAR"}
     assert records[patients[1]]["facts"]["orientation"] == "LSA"

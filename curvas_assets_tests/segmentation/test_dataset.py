@@ -5,9 +5,11 @@
 - Scans in any voxel orders, and annotations in others, make the dataset that LPS scans make, to the bit; it says LPS.
 - An annotation that lies elsewhere, a sheared scan, and a header that ITK reads otherwise: refused, or read as we read it.
 - Labels of a scale slope are whole numbers in the dataset.
-- Shared intensity statistics make the datasets of all annotators use one set.
+- Shared intensity statistics make the datasets of all annotators use one set, and their images are made once.
+- Scans that are read once for several annotators make the datasets that each would make alone.
 - The digest that decides whether models are stale is of the content.
 - Plans that do not fit are refused with what to change.
+- A scan for which memory does not suffice is refused with what it needs, not killed.
 - No process is forked: a fork of a process with threads may hang for good.
 """
 
@@ -21,7 +23,7 @@ import numpy as np
 import pytest
 
 from curvas_assets.errors import SegmentationError
-from curvas_assets.segmentation import prepare_dataset
+from curvas_assets.segmentation import TrainingScans, prepare_dataset
 from curvas_assets.segmentation.dataset import dataset_digest
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import turned_image
@@ -173,6 +175,32 @@ def test_shared_statistics_are_the_same_for_every_annotator(scans, tmp_path):
         prepare_dataset(study, "anno1", _scans(scans, 1), tmp_path / "incomplete")
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_scans_that_are_read_once_make_the_same_datasets(scans, tmp_path, monkeypatch, shared):
+    from curvas_assets.segmentation import preprocessing, resampling
+
+    study = _changed(shared_intensity_statistics=shared, spacing_mm=[9, 6, 6])
+    everybody = {p: [scans / p / f"annotation_{k}.nii.gz" for k in (1, 2, 3)] for p in study.training_patients()}
+
+    def made(folder, **options):
+        return [
+            prepare_dataset(study, f"anno{k}", _scans(scans, k), folder / str(k), all_annotations=everybody, **options)
+            for k in (1, 2)
+        ]
+
+    alone, resampled = made(tmp_path / "alone"), []
+    resample = resampling.resample_image
+
+    def counted(*given, **options):
+        resampled.append(given)
+        return resample(*given, **options)
+
+    monkeypatch.setattr(preprocessing, "resample_image", counted)
+    together = made(tmp_path / "together", read=TrainingScans(study, tmp_path / "scans"))
+    assert [facts.digest for facts in together] == [facts.digest for facts in alone]
+    assert len(resampled) == (3 if shared else 6)
+
+
 def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
     with pytest.raises(SegmentationError, match=r"plans.patch_size \[17, 24, 24\] is no multiple"):
         prepare_dataset(
@@ -182,6 +210,12 @@ def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
         prepare_dataset(_changed(configuration="3d_lowres"), "anno1", _scans(scans, 1), tmp_path / "b")
     with pytest.raises(SegmentationError, match="no training patient"):
         prepare_dataset(tiny_study(), "anno1", {}, tmp_path / "c")
+
+
+def test_a_scan_for_which_memory_does_not_suffice_is_refused_with_what_it_needs(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("curvas_assets.segmentation.prediction.available_memory", lambda: 1 << 20)
+    with pytest.raises(SegmentationError, match=r"PHANTOM001: .* needed for 30 × 56 × 56 voxels, .* 0.0 GiB are free"):
+        prepare_dataset(tiny_study(), "anno1", _scans(scans, 1), tmp_path / "dataset")
 
 
 def test_no_process_is_forked(scans, tmp_path, monkeypatch):

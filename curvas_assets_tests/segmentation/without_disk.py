@@ -15,13 +15,14 @@ from curvas_assets_tests.segmentation.conftest import ANNOTATOR, tiny_study
 if __name__ == "__main__":
     scans, dataset, folder = (Path(name) for name in sys.argv[2:])
     study = tiny_study(epochs=1, iterations_per_epoch=1, validation_iterations_per_epoch=1)
+    plans = study.plans.model_copy(update={"spacing_mm": (4.0, 3.0, 3.0)})  # finer: cases are larger than scans
     drawn = {p: (scans / p / "image.nii.gz", scans / p / "annotation_1.nii.gz") for p in study.training_patients()}
     for what, kibibytes in (trial.split(":") for trial in sys.argv[1].split(",")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(kibibytes) * 1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         target = folder / f"{what}{kibibytes}"
         try:
             if what == "dataset":
-                prepare_dataset(study, ANNOTATOR, drawn, target)
+                prepare_dataset(study.model_copy(update={"plans": plans}), ANNOTATOR, drawn, target)
             else:
                 train_model(study, ModelId(ANNOTATOR, 1, "all"), dataset, target)
             print("done")

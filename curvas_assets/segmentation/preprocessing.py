@@ -1,0 +1,327 @@
+# numba infers the types of its functions:
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
+"""nnU-Net's preprocessing of a scan: crop, normalisation, resampling, and the sample of each organ's voxels.
+
+`preprocess` gives what nnU-Net's `DefaultPreprocessor.run_case_npy` gives, to the bit, for CTs with the settings that its
+planners choose; other settings go to nnU-Net itself. It takes voxels as they are stored (int16), works on them slice by
+slice, and holds no more than them and its results. Files are read elsewhere.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from curvas_assets.segmentation.resampling import resample_image, resample_image_slices, resample_labels
+
+Box = list[list[int]]
+RESAMPLER = "resample_data_or_seg_to_shape"
+NORMALISATION = "CTNormalization"
+SEED = 1234
+"""Of nnU-Net's sample of intensities."""
+LARGEST_INT8 = 127
+SLICES_IN_FLIGHT = 80
+"""Slices of float64 that resampling holds of a clinical scan."""
+FEW = 16
+"""Slices that are looked at side by side."""
+
+
+def preprocess(
+    voxels: npt.NDArray[Any],
+    labels: npt.NDArray[np.uint8] | None,
+    properties: dict[str, Any],
+    plans: Any,
+    configuration: Any,
+    dataset: dict[str, Any],
+    *,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any] | None, dict[str, Any]]:
+    """What nnU-Net trains on or predicts from, of one scan in the voxel order that the network knows.
+
+    Args:
+        voxels: CT in HU, of any type of number, (Z, Y, X); with NaN or infinity, nnU-Net itself is asked.
+        labels: uint8 (Z, Y, X); None for a scan to be predicted.
+        properties: at least `spacing`, mm along (Z, Y, X); nnU-Net's remarks on the crop and on organs are added.
+        plans: nnU-Net's PlansManager.
+        configuration: its ConfigurationManager.
+        dataset: the content of `dataset.json`.
+        threads: that share the work; they change no result.
+
+    Returns:
+        The image float32 (1, Z, Y, X); the label map int8 (1, Z, Y, X), int16 if labels exceed 127, −1 outside the body
+        of a scan that is 0 there, None without labels; and the properties.
+    """
+    if not is_known(configuration) or not all(np.isfinite(slab).all() for _, slab in _slabs(voxels)):
+        given = None if labels is None else labels[None].astype(np.float32)
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        data, seg, properties = preprocessor.run_case_npy(
+            voxels[None], given, properties, plans, configuration, dataset
+        )
+        return data, None if labels is None else seg, properties
+    frame = Frame.of(voxels, properties, plans, configuration)
+    image = preprocess_image(frame, voxels, plans, configuration, threads=threads)
+    if labels is None:
+        return image, None, properties
+    seg = preprocess_labels(frame, voxels, labels, configuration, threads=threads)
+    properties["class_locations"] = sample_organs(seg, plans, dataset)
+    return image, seg, properties
+
+
+def is_known(configuration: Any) -> bool:
+    """Whether a configuration is one whose preprocessing is done here; nnU-Net does the others."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    settings = configuration.configuration
+    image, labels = settings["resampling_fn_data_kwargs"], settings["resampling_fn_seg_kwargs"]
+    return (
+        configuration.preprocessor_class is DefaultPreprocessor
+        and list(configuration.normalization_schemes) == [NORMALISATION]
+        and settings["resampling_fn_data"] == settings["resampling_fn_seg"] == RESAMPLER
+        and set(image) == set(labels) == {"is_seg", "order", "order_z", "force_separate_z"}
+        and (image["is_seg"], image["order"], image["order_z"]) == (False, 3, 0)
+        and (labels["is_seg"], labels["order"], labels["order_z"]) == (True, 1, 0)
+    )
+
+
+def preprocess_image(
+    frame: "Frame", voxels: npt.NDArray[Any], plans: Any, configuration: Any, *, threads: int = 1
+) -> npt.NDArray[np.float32]:
+    """The image alone, of a configuration that `is_known`; arguments and result as `preprocess`."""
+    cropped = frame.crop(voxels)
+    normalise = _normalisation(plans, configuration)
+    axis = frame.thick(configuration.configuration["resampling_fn_data_kwargs"])
+    if axis:
+        cropped = np.moveaxis(cropped, axis, 0)
+    wanted = _with_first(frame.wanted, axis or 0)
+
+    def plane(z: int) -> npt.NDArray[np.float32]:
+        return normalise(cropped[z].astype(np.float32))
+
+    if frame.shape == frame.wanted:
+        image = np.empty(cropped.shape, np.float32)
+        for z in range(len(image)):
+            image[z] = plane(z)
+    elif axis is None:
+        image = resample_image(plane, frame.shape, wanted, threads=threads)
+    else:
+        image = resample_image_slices(plane, _with_first(frame.shape, axis), wanted, threads=threads)
+    return np.ascontiguousarray(np.moveaxis(image, 0, axis or 0))[None]
+
+
+def preprocess_labels(
+    frame: "Frame", voxels: npt.NDArray[Any], labels: npt.NDArray[np.uint8], configuration: Any, *, threads: int = 1
+) -> npt.NDArray[Any]:
+    """The label map alone, of a configuration that `is_known`; arguments and result as `preprocess`."""
+    seg = frame.crop(labels).astype(np.int16 if labels.max() > LARGEST_INT8 else np.int8)
+    outside = outside_body(frame.crop(voxels))
+    if outside is not None:
+        for z in range(len(seg)):
+            seg[z][(seg[z] == 0) & outside[z]] = -1
+        del outside
+    if frame.shape != frame.wanted:
+        axis = frame.thick(configuration.configuration["resampling_fn_seg_kwargs"])
+        moved = np.ascontiguousarray(np.moveaxis(seg, axis or 0, 0))
+        wanted = _with_first(frame.wanted, axis or 0)
+        moved = resample_labels(moved, wanted, slices=axis is not None, threads=threads)
+        seg = np.ascontiguousarray(np.moveaxis(moved, 0, axis or 0))
+    return seg.astype(np.int16 if seg.max() > LARGEST_INT8 else np.int8, copy=False)[None]
+
+
+def sample_organs(seg: npt.NDArray[Any], plans: Any, dataset: dict[str, Any]) -> dict[Any, Any]:
+    """nnU-Net's sample of each organ's voxels, from which training draws patches."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    manager = plans.get_label_manager(dataset)
+    organs = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    if manager.has_ignore_label:
+        organs.append([-1, *manager.all_labels])
+    return DefaultPreprocessor._sample_foreground_locations(seg, organs)
+
+
+def estimate_memory(frame: "Frame", itemsize: int) -> int:
+    """Memory that preprocessing one scan takes beside the process itself, and storing the result, bytes.
+
+    The scan as it is stored, and either its label map in several forms or the results, as they are and as they are
+    stored; and the slices in flight. Measured at 866 × 512 × 512, int16, from 1.0 to 1.1 mm: see `benchmarks.intake`.
+
+    Args:
+        frame: of the scan.
+        itemsize: bytes of a voxel as it is stored.
+    """
+    voxels, wanted = math.prod(frame.shape), math.prod(frame.wanted)
+    slices = SLICES_IN_FLIGHT * 8 * math.prod(frame.shape[1:])
+    return (1 if frame.axes == [0, 1, 2] else 2) * itemsize * voxels + max(3 * voxels + wanted, 9 * wanted) + slices
+
+
+# Where a scan lies, before and after ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The box of a scan in nnU-Net's order of axes, and its shape at the target spacing."""
+
+    axes: list[int]
+    box: Box
+    wanted: tuple[int, int, int]
+    spacing_mm: list[float]
+    target_mm: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        voxels: npt.NDArray[Any],
+        properties: dict[str, Any],
+        plans: Any,
+        configuration: Any,
+        box: Box | None = None,
+    ) -> "Frame":
+        """The frame of a scan, which is written into nnU-Net's properties.
+
+        Args:
+            voxels: as `preprocess`, like what follows.
+            properties: of the scan.
+            plans: of nnU-Net.
+            configuration: of nnU-Net.
+            box: `nonzero_box` of the voxels, if it is known.
+        """
+        from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+        axes = [int(axis) for axis in plans.transpose_forward]
+        found = nonzero_box(voxels) if box is None else box
+        found = [list(found[axis]) for axis in axes]
+        shape = tuple(stop - start for start, stop in found)
+        properties["shape_before_cropping"] = tuple(voxels.shape[axis] for axis in axes)
+        properties["bbox_used_for_cropping"] = found
+        properties["shape_after_cropping_and_before_resampling"] = shape
+        spacing = [properties["spacing"][axis] for axis in axes]
+        target = list(configuration.spacing)
+        target = [spacing[0], *target] if len(target) < len(shape) else target
+        wanted = tuple(int(n) for n in compute_new_shape(shape, spacing, target))
+        return cls(axes, found, wanted, spacing, target)  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        z, y, x = (stop - start for start, stop in self.box)
+        return z, y, x
+
+    def crop(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A volume in this frame; contiguous slices, because they are asked for several times."""
+        part = volume.transpose(self.axes)[tuple(slice(*span) for span in self.box)]
+        return part if self.axes == [0, 1, 2] else np.ascontiguousarray(part)
+
+    def thick(self, options: dict[str, Any]) -> int | None:
+        """The axis along which slices are so thick that nnU-Net resamples each by itself; None if there is none."""
+        from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+
+        separate, axis = determine_do_sep_z_and_axis(options["force_separate_z"], self.spacing_mm, self.target_mm)
+        return int(axis) if separate and axis is not None else None
+
+
+def _with_first(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """A shape whose axis has become the first."""
+    a, b, c = (shape[axis], *(n for i, n in enumerate(shape) if i != axis))
+    return a, b, c
+
+
+def _normalisation(plans: Any, configuration: Any) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """nnU-Net's own, of a float32 array that it may overwrite."""
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+
+    return CTNormalization(
+        configuration.use_mask_for_norm[0], plans.foreground_intensity_properties_per_channel["0"]
+    ).run
+
+
+def nonzero_box(voxels: npt.NDArray[Any]) -> Box:
+    """[start, stop] along (Z, Y, X) of the voxels that are not 0; all of it if there is none.
+
+    nnU-Net first fills holes, which does not change the box: a hole has voxels around it.
+    """
+    seen = [np.zeros(n, bool) for n in voxels.shape]
+    for z0, slab in _slabs(voxels):
+        occupied = slab != 0
+        in_plane = occupied.any(axis=0)
+        seen[0][z0 : z0 + len(slab)] = occupied.any(axis=(1, 2))
+        seen[1] |= in_plane.any(axis=1)
+        seen[2] |= in_plane.any(axis=0)
+    spans = [np.flatnonzero(axis) for axis in seen]
+    return [[int(at[0]), int(at[-1]) + 1] if at.size else [0, n] for at, n in zip(spans, voxels.shape, strict=True)]
+
+
+def outside_body(voxels: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Where a scan is 0 from its border inwards, (Z, Y, X); None if nowhere. A scan in HU is −1000 there, not 0."""
+    faces = [np.take(voxels, end, axis) for axis in range(3) for end in (0, -1)]
+    if all((face.astype(np.float32) != 0).all() for face in faces):
+        return None
+    state = np.empty(voxels.shape, np.uint8)
+    for z0, slab in _slabs(voxels):
+        state[z0 : z0 + len(slab)] = slab == 0
+    while _reach(state):
+        pass
+    return np.equal(state, 2, out=state.view(np.bool_))
+
+
+def _slabs(voxels: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """(z0, some slices) as float32 if they are fractions, as nnU-Net takes them: tiny ones are 0 then."""
+    for z0 in range(0, len(voxels), FEW):
+        slab = voxels[z0 : z0 + FEW]
+        yield z0, slab.astype(np.float32, copy=False) if slab.dtype.kind == "f" else slab
+
+
+@njit(nogil=True, cache=True)
+def _reach(state):
+    """Once forth and back: a 1 at the border or beside a 2 becomes 2. Returns whether any did."""
+    depth, height, width = state.shape
+    changed = False
+    for direction in (1, -1):
+        for i in range(depth):
+            z = i if direction == 1 else depth - 1 - i
+            for j in range(height):
+                y = j if direction == 1 else height - 1 - j
+                for k in range(width):
+                    x = k if direction == 1 else width - 1 - k
+                    if state[z, y, x] != 1:
+                        continue
+                    border = z in (0, depth - 1) or y in (0, height - 1) or x in (0, width - 1)
+                    if (
+                        border
+                        or state[z - direction, y, x] == 2
+                        or state[z, y - direction, x] == 2
+                        or state[z, y, x - direction] == 2
+                    ):
+                        state[z, y, x] = 2
+                        changed = True
+    return changed
+
+
+# Intensities ---------------------------------------------------------------------------------------------------------
+
+
+def sample_intensities(
+    voxels: npt.NDArray[Any], slabs: Iterator[npt.NDArray[np.bool_]], box: Box, number: int
+) -> npt.NDArray[Any]:
+    """The intensities of the annotated voxels that nnU-Net's fingerprint of a scan takes.
+
+    Args:
+        voxels: CT in HU, (Z, Y, X).
+        slabs: where it is annotated, 16 slices after 16.
+        box: of the voxels that are not 0, which nnU-Net crops to.
+        number: of intensities, drawn with replacement; none if nothing is annotated.
+    """
+    (low, high), *in_plane = box
+    y, x = (slice(*span) for span in in_plane)
+    found: list[npt.NDArray[np.float32]] = []
+    z = 0
+    for drawn in slabs:
+        rows = slice(max(low - z, 0), max(high - z, 0))
+        where = drawn[rows, y, x]
+        found.append(voxels[z : z + len(drawn)][rows, y, x][where].astype(np.float32))
+        z += len(drawn)
+    foreground = np.concatenate(found)
+    if not foreground.size:
+        return np.empty(0)
+    return np.random.RandomState(SEED).choice(foreground, number, replace=True)

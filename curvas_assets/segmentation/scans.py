@@ -1,0 +1,205 @@
+"""Training scans and their label maps as nnU-Net is to see them, read once, however many annotators' datasets are made.
+
+All are brought into one voxel order (`voxel_order.CANONICAL`). Plans and intensities are the dataset's business.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from curvas_assets.errors import CurvasError, SegmentationError
+from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, reordered, same_place
+from curvas_assets.nifti import SLAB, read_slabs
+from curvas_assets.storage.labels import PackedLabels
+from curvas_assets.study import Study
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_grid, turned_image
+
+
+@dataclass(frozen=True)
+class TrainingScan:
+    """A CT in the canonical order.
+
+    Args:
+        file: of its voxels as they are stored, (Z, Y, X), for NumPy.
+        grid: of the voxels.
+        box: of the voxels that are not 0, [start, stop] along (Z, Y, X).
+        facts: `spacing` (mm along Z, Y, X) and ITK's geometry, as nnU-Net's reader gives them.
+    """
+
+    file: Path
+    grid: Grid
+    box: list[list[int]]
+    facts: dict[str, Any]
+
+    def voxels(self) -> npt.NDArray[Any]:
+        """CT in HU (Z, Y, X), mapped from its file."""
+        return np.load(self.file, mmap_mode="r")
+
+    def properties(self) -> dict[str, Any]:
+        """The facts, for nnU-Net to add its own."""
+        return deepcopy(self.facts)
+
+
+class TrainingScans:
+    """Reads scans and label maps when they are first asked for, and keeps them: CTs on disk, label maps compressed in memory.
+
+    Args:
+        study: organs and tolerances.
+        folder: receives voxels as they are stored, two bytes each of a CT, and images that annotators share.
+    """
+
+    def __init__(self, study: Study, folder: str | Path):
+        self.study, self.folder = study, Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.images: dict[str, Path] = {}
+        """Preprocessed images that several annotators may share, by all that they depend on."""
+        self._scans: dict[tuple[str, Path], TrainingScan] = {}
+        self._labels: dict[tuple[str, Path, Path], PackedLabels] = {}
+
+    def scan(self, patient: str, image: Path) -> TrainingScan:
+        """A patient's CT.
+
+        Raises:
+            SegmentationError: the file is damaged, or ITK, by which nnU-Net reads, has another geometry of it.
+        """
+        if (patient, image) not in self._scans:
+            self._scans[patient, image] = _saying_whose(
+                "reading the scan", patient, lambda: _read_scan(image, patient, self.folder / f"{len(self._scans)}.npy")
+            )
+        return self._scans[patient, image]
+
+    def labels(self, patient: str, image: Path, annotation: Path) -> PackedLabels:
+        """A label map of a patient on the voxels of the scan: uint8 (1, Z, Y, X), whatever order its file has.
+
+        Raises:
+            SegmentationError: the file is damaged, or lies elsewhere than the scan.
+        """
+        key = patient, image, annotation
+        if key not in self._labels:
+            grid = self.scan(patient, image).grid
+            self._labels[key] = _saying_whose(
+                "reading the annotation", patient, lambda: _read_labels(self.study, annotation, grid, patient)
+            )
+        return self._labels[key]
+
+    def unions(self, patient: str, image: Path, annotations: Sequence[Path]) -> PackedLabels:
+        """1 where any annotator sees an organ, as `labels`."""
+        grid = self.scan(patient, image).grid
+        drawn = [self.labels(patient, image, annotation) for annotation in annotations]
+        union = PackedLabels(1, grid.shape)
+        for z0 in range(0, grid.shape[0], SLAB):
+            anywhere = np.any([one[0, z0 : z0 + SLAB] for one in drawn], axis=0)
+            union.put(0, z0, anywhere.astype(np.uint8))
+        return union
+
+
+def unusable(attempt: str, patient: str, error: Exception) -> SegmentationError:
+    """The error of a patient at whom nnU-Net, or a reader of files, stopped."""
+    return SegmentationError(
+        attempt,
+        patient,
+        f"nnU-Net stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "If the scan is at fault, name the patient in the study's exclusions; else report it.",
+    )
+
+
+def _saying_whose(attempt: str, patient: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except CurvasError:
+        raise
+    except (*DAMAGED, RuntimeError) as error:  # RuntimeError is ITK's
+        raise unusable(attempt, patient, error) from error
+
+
+def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
+    """A CT, whose voxels are written to `target`.
+
+    A file that is in the canonical order already, and that ITK reads as we do, is read as it is. Another is rewritten
+    first with a header that has only one reading.
+    """
+    told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
+    image = open_image(path, **told)
+    if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
+        return _read_by_itk(path, image, target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        handed = Path(folder, "turned.nii")
+        nib.save(turned_image(image, CANONICAL), handed)
+        turned: Any = nib.Nifti1Image.from_filename(handed)
+        if not itk_reads(handed, turned.affine):
+            raise SegmentationError(
+                told["attempted"],
+                patient,
+                f"ITK, by which nnU-Net reads, takes its grid for another than its affine {np.round(image.affine[:3], 4).tolist()}",
+                "Resample the scan and its annotations to a rectangular grid, with one geometry in the header.",
+            )
+        return _read_by_itk(handed, turned, target)
+
+
+def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
+    """As nnU-Net's reader `SimpleITKIO`, but for its copy as float32."""
+    import SimpleITK as sitk
+
+    from curvas_assets.segmentation.preprocessing import nonzero_box
+
+    read = sitk.ReadImage(str(path))
+    voxels = sitk.GetArrayViewFromImage(read)
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels.sum(dtype=np.float64)):
+        raise ValueError("voxels are NaN or infinite")
+    np.save(target, voxels)
+    spacing = read.GetSpacing()
+    place = {"spacing": spacing, "origin": read.GetOrigin(), "direction": read.GetDirection()}
+    facts = {"sitk_stuff": place, "spacing": list(np.abs(list(spacing)[::-1]))}
+    return TrainingScan(target, Grid.of(image), nonzero_box(voxels), facts)
+
+
+def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLabels:
+    """A label map on the grid of a scan in the canonical order, from a file in any order."""
+    attempt = f"comparing {path.name} with its scan"
+    drawn = open_image(path, attempted=attempt, subject=patient, error=SegmentationError)
+    _require_same_grid(study, turned_grid(Grid.of(drawn), CANONICAL), scan, attempt, patient)
+    labels = PackedLabels(1, scan.shape)
+    canonical = order_of(drawn.affine) == CANONICAL
+    whole = np.empty(() if canonical else drawn.shape[::-1], np.uint8)
+    for z0, slab in read_slabs(drawn, attempted=f"reading {path.name}", subject=patient, error=SegmentationError):
+        values = (slab if slab.dtype.kind in "iu" else np.rint(slab)).astype(np.uint8, copy=False)
+        if canonical:
+            labels.put(0, z0, values)
+        else:
+            whole[z0 : z0 + len(values)] = values
+    if not canonical:
+        whole = reordered(whole, ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL))))
+        for z0 in range(0, len(whole), SLAB):
+            labels.put(0, z0, whole[z0 : z0 + SLAB])
+    return labels
+
+
+def _require_same_grid(study: Study, turned: Grid, scan: Grid, attempt: str, patient: str) -> None:
+    """Require that an annotation, in the canonical order, has the scan's shape, place and voxel sizes."""
+    tolerance = study.intake.origin_tolerance_mm
+    if turned.shape != scan.shape or not same_place(turned, scan, tolerance):
+        apart = displacement_mm(turned, scan)
+        raise SegmentationError(
+            attempt,
+            patient,
+            f"the annotation has {turned.shape} voxels (z, y, x), the scan {scan.shape}; their corners are up to "
+            f"{apart:.4g} mm apart (tolerance {tolerance:g})",
+            "Give the annotation of this scan, on its voxels.",
+        )
+    sizes = turned.spacing_mm, scan.spacing_mm
+    if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
+        theirs, ours = map(mm, sizes)
+        raise SegmentationError(
+            attempt,
+            patient,
+            f"the annotation has voxels of {theirs} mm (z × y × x), the scan's are of {ours}",
+            "Give the annotation of this scan, on its voxels.",
+        )
