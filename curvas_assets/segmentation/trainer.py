@@ -14,14 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
-from curvas_assets.segmentation.runtime import forked_children_end_with_their_parent
+from curvas_assets.segmentation.loading import (
+    Batches,
+    BatchStream,
+    Loading,
+    Order,
+    bytes_of,
+    free_shared_memory,
+    plan_loading,
+)
+from curvas_assets.segmentation.prediction import available_memory
+from curvas_assets.segmentation.runtime import has_compiler, usable_cores
 
 SETTINGS = "curvas_training"
 """Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""
@@ -47,6 +56,8 @@ class StudyTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings["validation_iterations_per_epoch"]
         self.on_epoch: Callable[[dict[str, Any]], None] | None = None
         self.on_checkpoint: Callable[[Path, int], None] | None = None
+        self.tell: Callable[[str], None] = lambda _: None
+        self.batches: BatchStream | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = -1
         self.held_out: list[str] = []
@@ -59,14 +70,14 @@ class StudyTrainer(nnUNetTrainer):
         super().initialize()
 
     def on_epoch_start(self) -> None:
-        """As nnU-Net does, with generators and loaders that the seed and the epoch determine."""
+        """As nnU-Net does, with generators that the seed and the epoch determine."""
         super().on_epoch_start()
         self._seed(self.current_epoch)
-        if self.settings["loader_workers"]:
-            self._restart_loaders(self.current_epoch)
 
     def _seed(self, epoch: int) -> None:
-        """Every generator that nnU-Net draws from, from (seed, epoch): a resumed epoch draws what it would have."""
+        """Every generator that the network may draw from, from (seed, epoch): a resumed epoch draws what it would have.
+        Batches have generators of their own (`loading`).
+        """
         mixed = np.random.SeedSequence([self.settings["seed"], epoch + 1]).generate_state(3)
         random.seed(int(mixed[0]))
         np.random.seed(int(mixed[1]))  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
@@ -98,7 +109,7 @@ class StudyTrainer(nnUNetTrainer):
         return [p for p in everybody if p not in self.held_out], self.held_out
 
     def get_dataloaders(self):
-        """nnU-Net's loaders, in this process; workers of ours are seeded anew each epoch."""
+        """The batches of nnU-Net's loaders from the present epoch on, as `loading` draws and loads them."""
         before = os.environ.get("nnUNet_n_proc_DA")
         os.environ["nnUNet_n_proc_DA"] = "0"
         try:
@@ -106,23 +117,32 @@ class StudyTrainer(nnUNetTrainer):
         finally:
             os.environ["nnUNet_n_proc_DA"] = before or "1"
         assert isinstance(train, SingleThreadedAugmenter)
-        self._sources = (train.data_loader, validation.data_loader)
-        return train, validation
-
-    def _restart_loaders(self, epoch: int) -> None:
-        self._finish_loaders()
-        forked_children_end_with_their_parent()
-        workers = self.settings["loader_workers"]
-        seeds = np.random.SeedSequence([self.settings["seed"], epoch + 1, 1]).generate_state(2 * workers).tolist()
-        self.dataloader_train, self.dataloader_val = (
-            MultiThreadedAugmenter(source, None, workers, 2, seeds=part, pin_memory=self.device.type == "cuda")
-            for source, part in zip(self._sources, (seeds[:workers], seeds[workers:]), strict=True)
+        order = Order(
+            self.current_epoch,
+            self.num_epochs,
+            {"train": self.num_iterations_per_epoch, "validation": self.num_val_iterations_per_epoch},
         )
+        sources = {"train": train.data_loader, "validation": validation.data_loader}
+        loading = self._planned_loading(next(validation))
+        self.tell(loading.why)
+        self.batches = BatchStream(
+            Batches(self.settings["seed"], sources, loading.through),
+            order,
+            loading,
+            pin=self.device.type == "cuda",
+            tell=self.tell,
+        )
+        return self.batches.of("train"), self.batches.of("validation")
 
-    def _finish_loaders(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if isinstance(loader, MultiThreadedAugmenter):
-                loader._finish()
+    def _planned_loading(self, batch: dict[str, Any]) -> Loading:
+        return plan_loading(
+            self.settings["loader_workers"],
+            self.device.type,
+            bytes_of(batch),
+            cores=usable_cores(),
+            memory_bytes=available_memory(),
+            shared_bytes=free_shared_memory(),
+        )
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any):
@@ -142,6 +162,15 @@ class StudyTrainer(nnUNetTrainer):
         if not self.settings["mirroring"]:
             mirror_axes = self.inference_allowed_mirroring_axes = None
         return rotation, dummy_2d, patch_size, mirror_axes
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net does (on CUDA, unless `nnUNet_compile` says no), if this machine has the compiler that it takes."""
+        wanted = super()._do_i_compile()
+        if wanted and not has_compiler():
+            self.tell(
+                "the network is not compiled, which makes it slower: this machine has no C compiler (gcc or clang)"
+            )
+        return wanted and has_compiler()
 
     def configure_optimizers(self):
         """nnU-Net's SGD, or AdamW with the same schedule of the learning rate."""
@@ -170,7 +199,14 @@ class StudyTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """nnU-Net's loop, ended by patience, and not entered again once it has ended."""
-        self.on_train_start()
+        try:
+            self.on_train_start()
+            self._run_epochs()
+        finally:
+            if self.batches is not None:
+                self.batches.close()
+
+    def _run_epochs(self) -> None:
         while not self.finished:
             self.on_epoch_start()
             self.on_train_epoch_start()
@@ -183,7 +219,6 @@ class StudyTrainer(nnUNetTrainer):
                     [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
                 )
             self.on_epoch_end()
-        self._finish_loaders()
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """nnU-Net's, but an epoch whose patches held no organ at all counts 0 instead of turning the EMA into NaN."""

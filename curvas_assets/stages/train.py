@@ -49,6 +49,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
                     resume_from=resume_from,
                     on_epoch=lambda epoch: tools.tell(_progress(name, epoch)),
                     on_checkpoint=unfinished.keep,
+                    tell=lambda line: tools.tell(f"{name}: {line}"),
                 )
                 require_finite(outcome.curve, name)
             except SegmentationError as error:
@@ -71,6 +72,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
             "stopped because": outcome.stopped_because,
             "resumed at epoch": outcome.resumed_at_epoch or 0,
             "device": device_name(outcome.device, leased),
+            "loading": outcome.loading,
             "bytes": stored.size,
             "training curve": curve_picture(outcome.curve, name),
         },
