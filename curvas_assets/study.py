@@ -140,6 +140,14 @@ def _fold(value: Any) -> Any:
     return value
 
 
+def _count_or_auto(value: Any) -> Any:
+    """One message for both forms, where pydantic would give one for each."""
+    if value != "auto" and (type(value) is not int or not 0 <= value <= MOST_COUNTED):
+        raise ValueError(f"allowed is auto, or a whole number from 0 to {MOST_COUNTED}")
+    return value
+
+
+MOST_COUNTED = 256
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Millimetres = Annotated[Number, Field(gt=0, le=100)]
@@ -273,7 +281,9 @@ class Training(_Part):
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     """Threads of torch. They are fixed because sums on the CPU depend on their number. Left out: 1 to train, as nnU-Net does on a GPU;
     to predict, 1 on the CPU and torch's choice elsewhere."""
-    loader_workers: Annotated[Whole, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    loader_workers: Annotated[
+        Annotated[int, Field(ge=0, le=MOST_COUNTED)] | Literal["auto"], BeforeValidator(_count_or_auto)
+    ] = "auto"
     """Processes that load and augment patches; with 0 the training process does it. Batches are the same with any number. `auto`: on
     CUDA as many as the machine's cores and memory allow, at most 12; else 0."""
     checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1

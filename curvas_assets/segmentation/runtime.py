@@ -90,7 +90,8 @@ def pinned_threads(threads: int | None, device: "torch.device") -> Generator[int
 @contextmanager
 def cudnn_as_stock() -> Generator[None]:
     """What nnU-Net's `run_training` sets before it trains: cuDNN takes the fastest algorithm it finds, if that is not
-    deterministic either."""
+    deterministic either.
+    """
     from torch.backends import cudnn
 
     before = cudnn.benchmark, cudnn.deterministic
