@@ -781,7 +781,7 @@ class Study(_Part):
             parts: names of fields; `training_patients`, `scored_patients`, `members` (ensemble → models) and
                 `held_out` (cross-validated patient → fold) stand for what they return.
         """
-        whole = {
+        whole: dict[str, Any] = {
             **self.model_dump(mode="json"),
             "training_patients": self.training_patients(),
             "scored_patients": self.scored_patients(),

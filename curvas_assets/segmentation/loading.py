@@ -11,6 +11,7 @@ and by loader processes.
 
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -129,6 +130,13 @@ class Batches(Dataset[Batch]):
     def __init__(self, seed: int, sources: Mapping[Phase, Source], through: Literal["shared memory", "pipe"]):
         self.seed, self.sources, self.through = seed, dict(sources), through
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader process. Plain pickling: torch's own would put what tensors there are into shared memory."""
+        return {**vars(self), "sources": pickle.dumps(self.sources)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, sources=pickle.loads(state["sources"]))
+
     def __getitem__(self, step: Step) -> Batch:
         with drawing(self.seed, step):
             batch = next(self.sources[step.phase])
@@ -198,7 +206,7 @@ def plan_loading(
         return Loading(0, "shared memory", why)
     needed = (AHEAD * workers + 2) * batch_bytes
     if shared_bytes is not None and needed > 0.8 * shared_bytes:
-        found = f"/dev/shm has {_mib(shared_bytes)} free, and {workers} processes need {_mib(needed)}"
+        found = f"/dev/shm has {_mib(shared_bytes)} free, and batches made ahead take {_mib(needed)}"
         return Loading(workers, "pipe", f"{why}; batches come through pipes, which is slower, because {found}")
     return Loading(workers, "shared memory", why)
 

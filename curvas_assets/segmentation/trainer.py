@@ -125,6 +125,10 @@ class StudyTrainer(nnUNetTrainer):
         sources = {"train": train.data_loader, "validation": validation.data_loader}
         loading = self._planned_loading(next(validation))
         self.tell(loading.why)
+        for transform in _transforms_of(
+            train.data_loader.transforms
+        ):  # else 25 MiB for each process, at a patch of 128³
+            getattr(transform, "_grid_cache", {}).clear()
         self.batches = BatchStream(
             Batches(self.settings["seed"], sources, loading.through),
             order,
@@ -148,10 +152,9 @@ class StudyTrainer(nnUNetTrainer):
     def get_training_transforms(*args: Any, **kwargs: Any):
         """nnU-Net's, without the blur's timing, which would choose the algorithm by the load of the machine."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
-        for transform in transforms.transforms:
-            inner = getattr(transform, "transform", transform)
-            if isinstance(inner, GaussianBlurTransform):
-                inner.benchmark = False
+        for transform in _transforms_of(transforms):
+            if isinstance(transform, GaussianBlurTransform):
+                transform.benchmark = False
         return transforms
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
@@ -333,6 +336,11 @@ class StudyTrainer(nnUNetTrainer):
 
     def _save_debug_information(self) -> None:
         """Not written: it names the host."""
+
+
+def _transforms_of(composed: Any) -> list[Any]:
+    """nnU-Net's transforms, out of what applies some of them only at times."""
+    return [getattr(transform, "transform", transform) for transform in composed.transforms]
 
 
 def _plain(value: Any) -> Any:

@@ -376,17 +376,17 @@ def _how_it_ran(trainer: "StudyTrainer", outcome: TrainingOutcome) -> dict[str, 
 
     computed = numerics()
     on_cuda = trainer.device.type == "cuda"
+    loading = None if trainer.batches is None else trainer.batches.loading
     stock = {
         "threads": computed.pop("threads"),
         "mixed_precision": trainer.grad_scaler is not None,
         "compiled": isinstance(trainer.network, OptimizedModule),
-        "pinned_memory": on_cuda,
+        "pinned_memory": on_cuda and loading is not None and loading.through == "shared memory",
         **(computed if on_cuda else {}),
     }
-    workers = 0 if trainer.batches is None else trainer.batches.loading.workers
     return {
         **stock,
-        "loading": {"workers": workers, "how": outcome.loading},
+        "loading": {"workers": 0 if loading is None else loading.workers, "how": outcome.loading},
         "not_as_stock": list(NOT_AS_STOCK),
     }
 

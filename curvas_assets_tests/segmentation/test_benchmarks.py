@@ -63,7 +63,7 @@ def test_the_gpu_benchmark_fails_if_our_epoch_is_too_slow(ours, fails, monkeypat
     monkeypatch.setattr(gpu, "make_dataset", lambda study, shape, folder: None)
     monkeypatch.setattr(gpu, "_apart", lambda part, options, folder: found[part])
     if fails:
-        with pytest.raises(SystemExit, match="more than 1.05 times"):
+        with pytest.raises(SystemExit, match=r"more than 1\.05 times"):
             gpu.main(["--device", "cpu"])
     else:
         gpu.main(["--device", "cpu"])
