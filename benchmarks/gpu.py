@@ -1,6 +1,7 @@
 """On a machine with a GPU: our training against stock nnU-Net's with the same plans, and a full-size patient by nine models.
 
-Run `python -m benchmarks.gpu` in a checkout: one table, within ten minutes on a current data-centre GPU with 16 cores.
+Run `python -m benchmarks.gpu` in a checkout: one table. It is sized for ten minutes on a current data-centre GPU with 16
+cores, an estimate: no GPU was at hand when it was written (`--iterations`, `--patient` and `--models` make it shorter).
 Each part is a process of its own. An epoch is timed from its predecessor's end, so that it holds the checkpoint (ours
 writes one each epoch, nnU-Net its best and a plot); the first, which compiles and chooses algorithms, is timed apart.
 The patient is predicted without mirroring, which would take eight times as long (`--mirroring`), by nine copies of the
@@ -66,9 +67,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], metavar=("Z", "Y", "X"))
     parser.add_argument("--features", type=int, nargs="+", help="feature maps of the stages; nnU-Net's own if left out")
-    parser.add_argument("--epochs", type=int, default=4, help="of which the first is timed apart")
+    parser.add_argument("--epochs", type=int, default=3, help="of which the first is timed apart")
     parser.add_argument(
-        "--iterations", type=int, default=100, help="training batches in an epoch; a fifth more validate"
+        "--iterations", type=int, default=80, help="training batches in an epoch; a fifth more validate"
     )
     parser.add_argument("--workers", type=int, help="loader processes of both; each its own default if left out")
     parser.add_argument("--patient", type=int, nargs=3, default=phantoms.FULL_SIZE, metavar=("Z", "Y", "X"))

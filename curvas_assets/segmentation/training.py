@@ -76,9 +76,9 @@ class TrainingOutcome:
         resumed_at_epoch: where a checkpoint was taken up; None for a fresh start.
         refused_checkpoint: why a checkpoint that was offered was not taken up; empty otherwise.
         device: `cuda`, `mps` or `cpu`.
-        loading: in words, how many processes loaded batches, and why.
         seconds: of this process, without what was done before a resume.
         curve: per epoch: epoch, train_loss, val_loss, pseudo_dice, ema_dice, learning_rate, seconds.
+        loading: in words, how many processes loaded batches, and why.
     """
 
     epochs: int
@@ -88,9 +88,9 @@ class TrainingOutcome:
     resumed_at_epoch: int | None
     refused_checkpoint: str
     device: str
-    loading: str
     seconds: float
     curve: pd.DataFrame
+    loading: str = ""
 
 
 def train_model(
@@ -300,9 +300,9 @@ def _outcome(
         resumed_at_epoch=resumed_at,
         refused_checkpoint=refused,
         device=_device_name(device),
-        loading=trainer.batches.loading.why if trainer.batches is not None else "",
         seconds=round(time.perf_counter() - start, 3),
         curve=curve,
+        loading=trainer.batches.loading.why if trainer.batches is not None else "",
     )
 
 

@@ -73,7 +73,7 @@ def test_a_killed_training_resumes_elsewhere_and_ends_like_an_unbroken_one(datas
         assert len(started) >= 2
         first.send_signal(signal.SIGKILL)
     assert first.returncode == -signal.SIGKILL
-    _, left = psutil.wait_procs(started, timeout=30)
+    _, left = psutil.wait_procs(started, timeout=60)
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "here" / "model").exists()
 
