@@ -53,6 +53,8 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
                 )
                 require_finite(outcome.curve, name)
             except SegmentationError as error:
+                if error.may_retry:  # a loader process was killed, which says nothing about the model
+                    raise
                 raise checks["training_is_sound"].refuse(name, error) from error
         key = layout.model(name)
         stored = directories.write_directory(objects, key, Path(scratch, "model"))
