@@ -8,6 +8,7 @@ import math
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import time
 from typing import Any
@@ -58,6 +59,7 @@ class StudyTrainer(nnUNetTrainer):
         self.on_checkpoint: Callable[[Path, int], None] | None = None
         self.tell: Callable[[str], None] = lambda _: None
         self.batches: BatchStream | None = None
+        self._writing: Future[None] | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = -1
         self.held_out: list[str] = []
@@ -203,8 +205,11 @@ class StudyTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """nnU-Net's loop, ended by patience, and not entered again once it has ended."""
         try:
-            self.on_train_start()
-            self._run_epochs()
+            with ThreadPoolExecutor(
+                1, "checkpoint"
+            ) as self._writer:  # waits for the last checkpoint, also after a failure
+                self.on_train_start()
+                self._run_epochs()
         finally:
             if self.batches is not None:
                 self.batches.close()
@@ -249,10 +254,23 @@ class StudyTrainer(nnUNetTrainer):
         if self.on_epoch is not None:
             self.on_epoch(self.curve()[-1])
         if self.current_epoch % self.settings["checkpoint_every"] == 0 or self.finished:
-            path = Path(self.output_folder, LATEST)
-            self.save_checkpoint(str(path))
-            if self.on_checkpoint is not None:
-                self.on_checkpoint(path, epoch)
+            self._checkpoint_written()
+            state, path = self._state(), Path(self.output_folder, LATEST)
+            self._writing = self._writer.submit(self._write_checkpoint, state, path, epoch)
+        if self.finished:
+            self._checkpoint_written()
+
+    def _write_checkpoint(self, state: dict[str, Any], path: Path, epoch: int) -> None:
+        """In a thread, while the next epoch trains: write a checkpoint, and have it copied away."""
+        _save(state, str(path))
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(path, epoch)
+
+    def _checkpoint_written(self) -> None:
+        """Wait for the checkpoint that is being written, and raise what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def curve(self) -> list[dict[str, Any]]:
         """One row per finished epoch."""
@@ -283,9 +301,13 @@ class StudyTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Everything that a resumed training needs, in one file without a path in it, under its name once complete."""
-        state = {
-            "network_weights": self._module.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
+        _save(self._state(), filename)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, as it is now: training goes on while it is written."""
+        return {
+            "network_weights": _copied(self._module.state_dict()),
+            "optimizer_state": _copied(self.optimizer.state_dict()),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": _plain(self.logger.get_checkpoint()),
             "best_weights": self.best_weights,
@@ -294,9 +316,6 @@ class StudyTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "identity": self.settings["identity"],
         }
-        temporary = f"{filename}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Continue from what `save_checkpoint` wrote, on any machine."""
@@ -336,6 +355,21 @@ class StudyTrainer(nnUNetTrainer):
 
     def _save_debug_information(self) -> None:
         """Not written: it names the host."""
+
+
+def _save(state: dict[str, Any], filename: str) -> None:
+    temporary = f"{filename}.part"
+    torch.save(state, temporary)
+    os.replace(temporary, filename)
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own, in host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _transforms_of(composed: Any) -> list[Any]:

@@ -118,7 +118,8 @@ def train_model(
         resume_from: a checkpoint that `on_checkpoint` was given, of this model with these settings and data; another one
             is refused, and training starts over.
         on_epoch: told after each epoch.
-        on_checkpoint: given the path of a whole checkpoint and its epoch; to be copied away before it returns.
+        on_checkpoint: given the path of a whole checkpoint and its epoch; to be copied away before it returns. Called in a
+            thread, one at a time, while the next epoch trains; what it raises ends the training.
         tell: told in words how batches are loaded, and what the machine lacks.
 
     Returns:

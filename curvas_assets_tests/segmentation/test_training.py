@@ -4,6 +4,7 @@
 - A training that is killed (SIGKILL) in mid-epoch and resumed elsewhere ends with the weights of an unbroken one, if
   with another number of loader processes.
 - Its loader processes, and the server that forked them, end with it.
+- A training goes on while a checkpoint is copied away, and ends with the error if that fails.
 - A checkpoint of another seed, setting or dataset is refused, and said; a damaged one too.
 - Patience counts from the history that the checkpoint carries, so it survives a resume; a finished training is not
   entered again.
@@ -18,14 +19,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from curvas_assets.errors import SegmentationError
+from curvas_assets.errors import SegmentationError, StorageError
 from curvas_assets.segmentation import train_model
+from curvas_assets.segmentation.trainer import StudyTrainer
 from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation import killed_training
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -107,6 +110,35 @@ def test_a_checkpoint_of_another_training_is_refused(dataset, tmp_path):
     kept.write_bytes(kept.read_bytes()[:1000])
     damaged = train_model(tiny_study(epochs=1), MODEL, dataset, tmp_path / "c", resume_from=kept)
     assert "cannot be read" in damaged.refused_checkpoint
+
+
+def test_a_training_goes_on_while_a_checkpoint_is_copied_away(dataset, tmp_path, monkeypatch):
+    next_epoch, waited = threading.Event(), []
+    step = StudyTrainer.train_step
+
+    def train_step(self, batch):
+        if self.current_epoch == 1:
+            next_epoch.set()
+        return step(self, batch)
+
+    monkeypatch.setattr(StudyTrainer, "train_step", train_step)
+    train_model(
+        tiny_study(epochs=2),
+        MODEL,
+        dataset,
+        tmp_path / "model",
+        on_checkpoint=lambda path, epoch: waited.append((epoch, next_epoch.wait(60), path.exists())),
+    )
+    assert waited == [(0, True, True), (1, True, True)]
+
+
+def test_a_checkpoint_that_cannot_be_copied_away_ends_the_training(dataset, tmp_path):
+    def refuse(path: Path, epoch: int) -> None:
+        raise StorageError("storing the checkpoint", "anno1_init7_foldall", f"epoch {epoch}", "Look.", may_retry=True)
+
+    with pytest.raises(StorageError, match="storing the checkpoint failed: epoch 0"):
+        train_model(tiny_study(epochs=3), MODEL, dataset, tmp_path / "model", on_checkpoint=refuse)
+    assert not (tmp_path / "model").exists()
 
 
 def test_patience_survives_a_resume_and_a_finished_training_is_not_entered_again(dataset, tmp_path):
