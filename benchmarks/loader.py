@@ -154,9 +154,11 @@ def _rate(
     take: Callable[[], object], workers: Sequence[Any], batches: int, start: float, ahead: int | None = None
 ) -> Rate:
     """Of `batches`, once those that were made ahead are used up; the first since `start`."""
+    from curvas_assets.segmentation.loading import AHEAD
+
     take()
     first = time.perf_counter() - start
-    for _ in range((2 * len(workers) if ahead is None else ahead) if workers else 0):
+    for _ in range((AHEAD * len(workers) if ahead is None else ahead) if workers else 0):
         take()
     begin, used = time.perf_counter(), _cpu(workers)
     for _ in range(batches):

@@ -138,8 +138,8 @@ class StageNeeds:
         gpu: dict[str, Any] = {
             "gpus": 1,
             "gpu_memory_gb": plans.gpu_memory_gb,
-            # Each loader process is two batches ahead; a training whose batches fill more takes pipes, which are slower.
-            "shared_memory_gib": 1 + ceil(2.5 * workers * batch_gib),
+            # Each loader process is four batches ahead; a training whose batches fill more takes pipes, which are slower.
+            "shared_memory_gib": 1 + ceil(5 * workers * batch_gib),
         }
         full_training = 300 * 250
         return cls(
@@ -149,7 +149,7 @@ class StageNeeds:
             training=Needs(
                 cpus=max(4, 2 + workers),  # `auto` starts fewer on a machine that has fewer
                 memory_gib=LARGE_MEMORY_GIB
-                + ceil(workers * (1 + 16 * batch_gib)),  # twice what they are estimated to take
+                + ceil(workers * (1 + 20 * batch_gib)),  # twice what they are estimated to take
                 hours=24 * training.epochs * training.iterations_per_epoch / full_training,
                 scratch_gib=40,
                 **gpu,

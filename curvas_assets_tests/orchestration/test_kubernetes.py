@@ -72,7 +72,7 @@ def test_gpus_are_asked_for_where_they_are_used_and_nowhere_else(jobs):
         assert tolerated == (["nvidia.com/gpu"] if gpu else []), stage
         assert ("affinity" in pod) is gpu
         shared = [v["emptyDir"] for v in pod.get("volumes", []) if v["name"] == "shm"]
-        assert shared == ([{"medium": "Memory", "sizeLimit": "2Gi"}] if gpu else [])
+        assert shared == ([{"medium": "Memory", "sizeLimit": "3Gi"}] if gpu else [])
         assert ("/dev/shm" in {m["mountPath"] for m in container["volumeMounts"]}) is gpu
     (rule,) = _pod(jobs["train_models"])[0]["affinity"]["nodeAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
@@ -85,7 +85,7 @@ def test_gpus_are_asked_for_where_they_are_used_and_nowhere_else(jobs):
 def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     asked = {stage: _pod(job)[1]["resources"]["requests"] for stage, job in jobs.items()}
     assert asked["train_models"]["cpu"] == "6"  # four of them load
-    assert asked["train_models"]["memory"] == f"{(16 + 9 + 2) * 1024}Mi"
+    assert asked["train_models"]["memory"] == f"{(16 + 10 + 3) * 1024}Mi"
     heavy = ("train_models", "predict", "build_ensembles", "score_patients")
     assert len({tuple(sorted(asked[stage].items())) for stage in heavy}) == len(heavy)
     more = load_study("curvas").model_dump(mode="json")

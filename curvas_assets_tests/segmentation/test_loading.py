@@ -229,7 +229,7 @@ def test_a_loop_in_another_order_than_the_streams_is_noticed():
         ({}, 12, "auto: 12 loader processes (nnU-Net's own number)"),
         ({"cores": 5}, 4, "auto: 4 loader processes (5 cores, of which one trains)"),
         ({"cores": 1}, 0, "auto: no loader process (1 cores, of which one trains)"),
-        ({"memory_bytes": 4800 * MIB}, 4, "auto: 4 loader processes (4,800 MiB of memory, 600 MiB each)"),
+        ({"memory_bytes": 5200 * MIB}, 4, "auto: 4 loader processes (5,200 MiB of memory, 650 MiB each)"),
         ({"memory_bytes": 100 * MIB}, 0, "auto: no loader process"),
         ({"device": "cpu"}, 0, "auto: the training process itself loads, as the device is cpu"),
         ({"device": "mps"}, 0, "as the device is mps"),
@@ -249,8 +249,8 @@ def test_pipes_are_taken_where_shared_memory_does_not_hold_what_is_made_ahead():
     asked = {"device": "cuda", "batch_bytes": 25 * MIB, "cores": 8, "memory_bytes": 2**40}
     small = plan_loading(4, shared_bytes=64 * MIB, **asked)
     assert (small.workers, small.through) == (4, "pipe")
-    assert "/dev/shm has 64 MiB free, and batches made ahead take 250 MiB" in small.why
-    assert plan_loading(4, shared_bytes=500 * MIB, **asked).through == "shared memory"
+    assert "/dev/shm has 64 MiB free, and batches made ahead take 450 MiB" in small.why
+    assert plan_loading(4, shared_bytes=600 * MIB, **asked).through == "shared memory"
     assert plan_loading(4, shared_bytes=None, **asked).through == "shared memory"
     assert plan_loading(0, shared_bytes=0, **asked).through == "shared memory"
 
