@@ -119,7 +119,7 @@ def part_preprocess_three(folder: Path) -> dict[str, Any]:
 def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     from curvas_assets.nifti import SLAB
     from curvas_assets.segmentation import TrainingScans
-    from curvas_assets.segmentation.dataset import save_case
+    from curvas_assets.segmentation.dataset import MOST_THREADS, save_case
     from curvas_assets.segmentation.preprocessing import Frame, estimate_memory, preprocess, sample_intensities
     from curvas_assets.segmentation.runtime import usable_cores
 
@@ -138,7 +138,7 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
                 plans,
                 configuration,
                 dataset,
-                threads=usable_cores(),
+                threads=min(MOST_THREADS, usable_cores()),
             )
             save_case(out / name, *case, configuration)
             del case

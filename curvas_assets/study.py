@@ -37,6 +37,8 @@ FOLDS = 5
 """nnU-Net's cross-validation."""
 SPLIT_SEED = 12345
 """nnU-Net's own seed of its five folds."""
+MOST_LOADER_WORKERS = 12
+"""What `training.loader_workers: auto` starts at most: nnU-Net's own number on a machine that it does not know."""
 SetName = Literal["train", "validation", "test"]
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator and organ names: no comma, `|` or underscore, which partition keys use as separators."""
@@ -138,6 +140,14 @@ def _fold(value: Any) -> Any:
     return value
 
 
+def _count_or_auto(value: Any) -> Any:
+    """One message for both forms, where pydantic would give one for each."""
+    if value != "auto" and (type(value) is not int or not 0 <= value <= MOST_COUNTED):
+        raise ValueError(f"allowed is auto, or a whole number from 0 to {MOST_COUNTED}")
+    return value
+
+
+MOST_COUNTED = 256
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Millimetres = Annotated[Number, Field(gt=0, le=100)]
@@ -269,11 +279,22 @@ class Training(_Part):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """`auto` takes CUDA, else MPS, else the CPU."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
-    """Threads of torch. They are fixed because sums on the CPU depend on their number. Left out: 1 on the CPU, torch's choice elsewhere."""
-    loader_workers: Annotated[Whole, Field(ge=0, le=256)] = 0
-    """Processes that load and augment patches. With 0 the training process does it, which gives the same bits everywhere."""
+    """Threads of torch. They are fixed because sums on the CPU depend on their number. Left out: 1 to train, as nnU-Net does on a GPU;
+    to predict, 1 on the CPU and torch's choice elsewhere."""
+    loader_workers: Annotated[
+        Annotated[int, Field(ge=0, le=MOST_COUNTED)] | Literal["auto"], BeforeValidator(_count_or_auto)
+    ] = "auto"
+    """Processes that load and augment patches; with 0 the training process does it. Batches are the same with any number. `auto`: on
+    CUDA as many as the machine's cores and memory allow, at most 12; else 0."""
     checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Epochs between two checkpoints in the bucket, from which a killed training resumes."""
+
+    @property
+    def most_loader_workers(self) -> int:
+        """Loader processes that a training starts at most, which a machine for it must bear."""
+        if self.loader_workers != "auto":
+            return self.loader_workers
+        return 0 if self.device in ("cpu", "mps") else MOST_LOADER_WORKERS
 
 
 class Prediction(_Part):
@@ -760,7 +781,7 @@ class Study(_Part):
             parts: names of fields; `training_patients`, `scored_patients`, `members` (ensemble → models) and
                 `held_out` (cross-validated patient → fold) stand for what they return.
         """
-        whole = {
+        whole: dict[str, Any] = {
             **self.model_dump(mode="json"),
             "training_patients": self.training_patients(),
             "scored_patients": self.scored_patients(),
@@ -769,6 +790,7 @@ class Study(_Part):
             "held_out": self._fold_of if self.cross_validated else {},
         }
         del whole["rest"]  # hashed with the sets, and only if given: studies without the rule keep their fingerprint
+        del whole["training"]["loader_workers"]  # batches do not depend on it
         chosen = {part: whole[part] for part in parts} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -6,6 +6,7 @@ executor.
 """
 
 from dataclasses import dataclass
+from math import ceil, prod
 from typing import Any, Literal
 
 import dagster as dg
@@ -26,6 +27,13 @@ of the target grid. So three times as many voxels fit. The sizes are known where
 scan that needs more is refused there with what it needs (`segmentation.preprocessing.estimate_memory`)."""
 REPORT_GIB = 4
 """Memory of the report's step, GiB: 0.6 measured for 65 patients (`benchmarks.report`), and one label map of full size, 0.2."""
+PLANNED_GPU_GB = {"nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
+"""GPU memory for which nnU-Net's planners plan if they are not told, GB; the others plan for 8."""
+BYTES_A_VOXEL = 6.3
+"""Of a training batch: float32, and int16 labels for each output of the network."""
+BATCH_GIB_A_GB = 0.0031
+"""Size of a training batch as loader processes pass it, GiB per GB of GPU memory for which it is planned: 25 MiB (2 × 128³
+voxels, measured) for 8 GB."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,12 @@ class StageNeeds:
         """
         plans, training = study.plans, study.training
         annotators, classes = len(study.annotators), len(study.class_names)
+        workers, batch_gib = training.most_loader_workers, _batch_gib(study)
         gpu: dict[str, Any] = {
             "gpus": 1,
             "gpu_memory_gb": plans.gpu_memory_gb,
-            "shared_memory_gib": 1 + training.loader_workers,
+            # Each loader process is four batches ahead; a training whose batches fill more takes pipes, which are slower.
+            "shared_memory_gib": 1 + ceil(5 * workers * batch_gib),
         }
         full_training = 300 * 250
         return cls(
@@ -146,8 +156,9 @@ class StageNeeds:
             intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators, hours=0.1, scratch_gib=5),
             dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB, hours=2, scratch_gib=40),
             training=Needs(
-                cpus=4 + training.loader_workers,
-                memory_gib=LARGE_MEMORY_GIB + 2 * training.loader_workers,
+                cpus=max(4, 2 + workers),  # `auto` starts fewer on a machine that has fewer
+                memory_gib=LARGE_MEMORY_GIB
+                + ceil(workers * (1 + 20 * batch_gib)),  # twice what they are estimated to take
                 hours=24 * training.epochs * training.iterations_per_epoch / full_training,
                 scratch_gib=40,
                 **gpu,
@@ -158,6 +169,14 @@ class StageNeeds:
             scoring=Needs(cpus=2, memory_gib=4 + 4 * annotators, hours=1, scratch_gib=5),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
+
+
+def _batch_gib(study: Study) -> float:
+    """About the size of a training batch with its targets, GiB."""
+    plans = study.plans
+    if plans.patch_size is not None and plans.batch_size is not None:
+        return plans.batch_size * prod(plans.patch_size) * BYTES_A_VOXEL / 2**30
+    return BATCH_GIB_A_GB * (plans.gpu_memory_gb or PLANNED_GPU_GB.get(plans.planner, 8))
 
 
 RETRY = dg.RetryPolicy(max_retries=4, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)

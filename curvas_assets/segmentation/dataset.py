@@ -32,6 +32,8 @@ from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
+MOST_THREADS = 4
+"""Threads that preprocess a scan, at most: each holds slices of its own."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +401,7 @@ def _preprocess_case(
         sample_organs,
     )
 
-    scan, threads = case.scan(), usable_cores()
+    scan, threads = case.scan(), min(MOST_THREADS, usable_cores())
     voxels, labels, properties = scan.voxels(), np.asarray(case.labels()[0]), scan.properties()
     if not is_known(configuration):
         image, seg, properties = preprocess(voxels, labels, properties, plans, configuration, dataset)

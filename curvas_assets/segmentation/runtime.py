@@ -1,16 +1,13 @@
 """What nnU-Net expects of its process: path variables, process counts, threads, a device. Set here and nowhere else."""
 
-import ctypes
 import os
-import signal
-import sys
+import shutil
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +15,6 @@ if TYPE_CHECKING:
 PLANS_NAME = "nnUNetPlans"
 DATASET_NAME = "Dataset001_{annotator}"
 """nnU-Net's name of an annotator's dataset; it is in the plans, and a stock installation needs that form."""
-
-PR_SET_PDEATHSIG = 1
 
 _FIXED = {
     "nnUNet_def_n_proc": "1",  # read when nnunetv2 is imported
@@ -57,16 +52,6 @@ def nnunet_folders(
                 os.environ[name] = value
 
 
-@cache
-def forked_children_end_with_their_parent() -> None:
-    """On Linux, make all loaders that this process forks from now on end with it, even when it is killed. Otherwise
-    they would keep their memory and wait for ever for somebody to take their batches.
-    """
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
-
-
 @contextmanager
 def quiet() -> Generator[StringIO]:
     """Keep what nnU-Net prints off the step's output; the text is at hand for an error."""
@@ -102,12 +87,44 @@ def pinned_threads(threads: int | None, device: "torch.device") -> Generator[int
         torch.set_num_threads(before)
 
 
-def usable_cores(most: int = 4) -> int:
-    """Cores that this process may use, up to `most`."""
+@contextmanager
+def cudnn_as_stock() -> Generator[None]:
+    """What nnU-Net's `run_training` sets before it trains: cuDNN takes the fastest algorithm it finds, if that is not
+    deterministic either.
+    """
+    from torch.backends import cudnn
+
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = True, False
     try:
-        return min(most, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on Linux
-        return min(most, os.cpu_count() or 1)
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def numerics() -> dict[str, Any]:
+    """How torch computes at the moment, for the record of a training."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
+        "cudnn_deterministic": bool(torch.backends.cudnn.deterministic),
+        "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32),
+        "tf32_matrix_products": bool(torch.backends.cuda.matmul.allow_tf32),
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and its container's share of time."""
+    from joblib import cpu_count  # of scikit-learn; os.cpu_count knows the machine alone
+
+    return int(cpu_count())
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C compiler that Triton takes."""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def dataset_name(annotator: str) -> str:

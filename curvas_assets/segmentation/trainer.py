@@ -8,20 +8,30 @@ import math
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
-from curvas_assets.segmentation.runtime import forked_children_end_with_their_parent
+from curvas_assets.segmentation.loading import (
+    Batches,
+    BatchStream,
+    Loading,
+    Order,
+    bytes_of,
+    free_shared_memory,
+    plan_loading,
+)
+from curvas_assets.segmentation.prediction import available_memory
+from curvas_assets.segmentation.runtime import has_compiler, usable_cores
 
 SETTINGS = "curvas_training"
 """Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""
@@ -47,6 +57,9 @@ class StudyTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings["validation_iterations_per_epoch"]
         self.on_epoch: Callable[[dict[str, Any]], None] | None = None
         self.on_checkpoint: Callable[[Path, int], None] | None = None
+        self.tell: Callable[[str], None] = lambda _: None
+        self.batches: BatchStream | None = None
+        self._writing: Future[None] | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = -1
         self.held_out: list[str] = []
@@ -59,14 +72,14 @@ class StudyTrainer(nnUNetTrainer):
         super().initialize()
 
     def on_epoch_start(self) -> None:
-        """As nnU-Net does, with generators and loaders that the seed and the epoch determine."""
+        """As nnU-Net does, with generators that the seed and the epoch determine."""
         super().on_epoch_start()
         self._seed(self.current_epoch)
-        if self.settings["loader_workers"]:
-            self._restart_loaders(self.current_epoch)
 
     def _seed(self, epoch: int) -> None:
-        """Every generator that nnU-Net draws from, from (seed, epoch): a resumed epoch draws what it would have."""
+        """Every generator that the network may draw from, from (seed, epoch): a resumed epoch draws what it would have.
+        Batches have generators of their own (`loading`).
+        """
         mixed = np.random.SeedSequence([self.settings["seed"], epoch + 1]).generate_state(3)
         random.seed(int(mixed[0]))
         np.random.seed(int(mixed[1]))  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
@@ -98,7 +111,7 @@ class StudyTrainer(nnUNetTrainer):
         return [p for p in everybody if p not in self.held_out], self.held_out
 
     def get_dataloaders(self):
-        """nnU-Net's loaders, in this process; workers of ours are seeded anew each epoch."""
+        """The batches of nnU-Net's loaders from the present epoch on, as `loading` draws and loads them."""
         before = os.environ.get("nnUNet_n_proc_DA")
         os.environ["nnUNet_n_proc_DA"] = "0"
         try:
@@ -106,32 +119,44 @@ class StudyTrainer(nnUNetTrainer):
         finally:
             os.environ["nnUNet_n_proc_DA"] = before or "1"
         assert isinstance(train, SingleThreadedAugmenter)
-        self._sources = (train.data_loader, validation.data_loader)
-        return train, validation
-
-    def _restart_loaders(self, epoch: int) -> None:
-        self._finish_loaders()
-        forked_children_end_with_their_parent()
-        workers = self.settings["loader_workers"]
-        seeds = np.random.SeedSequence([self.settings["seed"], epoch + 1, 1]).generate_state(2 * workers).tolist()
-        self.dataloader_train, self.dataloader_val = (
-            MultiThreadedAugmenter(source, None, workers, 2, seeds=part, pin_memory=self.device.type == "cuda")
-            for source, part in zip(self._sources, (seeds[:workers], seeds[workers:]), strict=True)
+        order = Order(
+            self.current_epoch,
+            self.num_epochs,
+            {"train": self.num_iterations_per_epoch, "validation": self.num_val_iterations_per_epoch},
         )
+        sources = {"train": train.data_loader, "validation": validation.data_loader}
+        loading = self._planned_loading(next(validation))
+        self.tell(loading.why)
+        for transform in _transforms_of(
+            train.data_loader.transforms
+        ):  # else 25 MiB for each process, at a patch of 128³
+            getattr(transform, "_grid_cache", {}).clear()
+        self.batches = BatchStream(
+            Batches(self.settings["seed"], sources, loading.through),
+            order,
+            loading,
+            pin=self.device.type == "cuda",
+            tell=self.tell,
+        )
+        return self.batches.of("train"), self.batches.of("validation")
 
-    def _finish_loaders(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if isinstance(loader, MultiThreadedAugmenter):
-                loader._finish()
+    def _planned_loading(self, batch: dict[str, Any]) -> Loading:
+        return plan_loading(
+            self.settings["loader_workers"],
+            self.device.type,
+            bytes_of(batch),
+            cores=usable_cores(),
+            memory_bytes=available_memory(),
+            shared_bytes=free_shared_memory(),
+        )
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any):
         """nnU-Net's, without the blur's timing, which would choose the algorithm by the load of the machine."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
-        for transform in transforms.transforms:
-            inner = getattr(transform, "transform", transform)
-            if isinstance(inner, GaussianBlurTransform):
-                inner.benchmark = False
+        for transform in _transforms_of(transforms):
+            if isinstance(transform, GaussianBlurTransform):
+                transform.benchmark = False
         return transforms
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
@@ -142,6 +167,15 @@ class StudyTrainer(nnUNetTrainer):
         if not self.settings["mirroring"]:
             mirror_axes = self.inference_allowed_mirroring_axes = None
         return rotation, dummy_2d, patch_size, mirror_axes
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net does (on CUDA, unless `nnUNet_compile` says no), if this machine has the compiler that it takes."""
+        wanted = super()._do_i_compile()
+        if wanted and not has_compiler():
+            self.tell(
+                "the network is not compiled, which makes it slower: this machine has no C compiler (gcc or clang)"
+            )
+        return wanted and has_compiler()
 
     def configure_optimizers(self):
         """nnU-Net's SGD, or AdamW with the same schedule of the learning rate."""
@@ -170,7 +204,17 @@ class StudyTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """nnU-Net's loop, ended by patience, and not entered again once it has ended."""
-        self.on_train_start()
+        try:
+            with ThreadPoolExecutor(
+                1, "checkpoint"
+            ) as self._writer:  # waits for the last checkpoint, also after a failure
+                self.on_train_start()
+                self._run_epochs()
+        finally:
+            if self.batches is not None:
+                self.batches.close()
+
+    def _run_epochs(self) -> None:
         while not self.finished:
             self.on_epoch_start()
             self.on_train_epoch_start()
@@ -183,7 +227,6 @@ class StudyTrainer(nnUNetTrainer):
                     [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
                 )
             self.on_epoch_end()
-        self._finish_loaders()
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """nnU-Net's, but an epoch whose patches held no organ at all counts 0 instead of turning the EMA into NaN."""
@@ -211,10 +254,23 @@ class StudyTrainer(nnUNetTrainer):
         if self.on_epoch is not None:
             self.on_epoch(self.curve()[-1])
         if self.current_epoch % self.settings["checkpoint_every"] == 0 or self.finished:
-            path = Path(self.output_folder, LATEST)
-            self.save_checkpoint(str(path))
-            if self.on_checkpoint is not None:
-                self.on_checkpoint(path, epoch)
+            self._checkpoint_written()
+            state, path = self._state(), Path(self.output_folder, LATEST)
+            self._writing = self._writer.submit(self._write_checkpoint, state, path, epoch)
+        if self.finished:
+            self._checkpoint_written()
+
+    def _write_checkpoint(self, state: dict[str, Any], path: Path, epoch: int) -> None:
+        """In a thread, while the next epoch trains: write a checkpoint, and have it copied away."""
+        _save(state, str(path))
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(path, epoch)
+
+    def _checkpoint_written(self) -> None:
+        """Wait for the checkpoint that is being written, and raise what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def curve(self) -> list[dict[str, Any]]:
         """One row per finished epoch."""
@@ -245,9 +301,13 @@ class StudyTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Everything that a resumed training needs, in one file without a path in it, under its name once complete."""
-        state = {
-            "network_weights": self._module.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
+        _save(self._state(), filename)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, as it is now: training goes on while it is written."""
+        return {
+            "network_weights": _copied(self._module.state_dict()),
+            "optimizer_state": _copied(self.optimizer.state_dict()),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": _plain(self.logger.get_checkpoint()),
             "best_weights": self.best_weights,
@@ -256,9 +316,6 @@ class StudyTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "identity": self.settings["identity"],
         }
-        temporary = f"{filename}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Continue from what `save_checkpoint` wrote, on any machine."""
@@ -298,6 +355,26 @@ class StudyTrainer(nnUNetTrainer):
 
     def _save_debug_information(self) -> None:
         """Not written: it names the host."""
+
+
+def _save(state: dict[str, Any], filename: str) -> None:
+    temporary = f"{filename}.part"
+    torch.save(state, temporary)
+    os.replace(temporary, filename)
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own, in host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _transforms_of(composed: Any) -> list[Any]:
+    """nnU-Net's transforms, out of what applies some of them only at times."""
+    return [getattr(transform, "transform", transform) for transform in composed.transforms]
 
 
 def _plain(value: Any) -> Any:

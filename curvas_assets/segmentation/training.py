@@ -24,19 +24,30 @@ from curvas_assets.segmentation.requirements import Told
 from curvas_assets.segmentation.runtime import (
     PLANS_NAME,
     choose_device,
+    cudnn_as_stock,
     dataset_name,
     nnunet_folders,
+    numerics,
     pinned_threads,
     quiet,
 )
 from curvas_assets.study import ModelId, Study, load_study
 
 if TYPE_CHECKING:
+    import torch
+
     from curvas_assets.segmentation.trainer import StudyTrainer
 
 BEST = "checkpoint_best.pth"
 TRAINED_ON = "trained_on"
 """In a model's record: the patients it has seen."""
+NOT_AS_STOCK = (
+    "each batch is drawn from (seed, epoch, phase, number), so that batches do not depend on the loader processes",
+    "blurring always uses the same algorithm; stock nnU-Net takes the one that is faster at the moment",
+    "torch uses one thread on the CPU, unless training.threads says more",
+)
+"""Where reproducibility is preferred to what stock nnU-Net does; everything else (mixed precision, compilation, cuDNN's
+choice of algorithms, TF32) is as it sets it, also where that makes results on a GPU differ in the last digits."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class TrainingOutcome:
         device: `cuda`, `mps` or `cpu`.
         seconds: of this process, without what was done before a resume.
         curve: per epoch: epoch, train_loss, val_loss, pseudo_dice, ema_dice, learning_rate, seconds.
+        loading: in words, how many processes loaded batches, and why.
     """
 
     epochs: int
@@ -78,6 +90,7 @@ class TrainingOutcome:
     device: str
     seconds: float
     curve: pd.DataFrame
+    loading: str = ""
 
 
 def train_model(
@@ -89,8 +102,12 @@ def train_model(
     resume_from: str | Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> TrainingOutcome:
     """Train a model, or go on training it.
+
+    Loader processes, if the study wants any, end with the training, however it ends. Only the server that forked them
+    stays, idle, until this process ends.
 
     Args:
         study: training settings; the study itself, or its name or path for `load_study`.
@@ -101,15 +118,17 @@ def train_model(
         resume_from: a checkpoint that `on_checkpoint` was given, of this model with these settings and data; another one
             is refused, and training starts over.
         on_epoch: told after each epoch.
-        on_checkpoint: given the path of a whole checkpoint and its epoch; to be copied away before it returns.
+        on_checkpoint: given the path of a whole checkpoint and its epoch; to be copied away before it returns. Called in a
+            thread, one at a time, while the next epoch trains; what it raises ends the training.
+        tell: told in words how batches are loaded, and what the machine lacks.
 
     Returns:
         How it ended. On the CPU with the same number of threads the published weights depend on study, model and data
-        alone, not on how often it was killed and resumed.
+        alone, not on the number of loader processes, nor on how often it was killed and resumed.
 
     Raises:
         SegmentationError: there is no dataset, the folder cannot be made, or the dataset has no such fold; the loss is no
-            number, or memory does not suffice; says which setting to change.
+            number, memory does not suffice, or a loader process ended; says what to do.
         DiskError: the disk is full; says how much is needed.
         StudyError: there is no such study, or it is no model's name.
     """
@@ -132,7 +151,8 @@ def train_model(
         tempfile.TemporaryDirectory(prefix="training-", dir=model_folder.parent) as scratch,
         told_of_disk("training", str(model), model_folder.parent, lambda: _disk_bytes(trainer)),
         _folders_for_nnunet(Path(scratch), model, dataset_folder),
-        pinned_threads(study.training.threads, device) as threads,
+        pinned_threads(study.training.threads or _threads(device), device),
+        cudnn_as_stock(),
         quiet(),
     ):
         trainer = StudyTrainer(
@@ -142,6 +162,7 @@ def train_model(
             dataset,
             device,
         )
+        trainer.tell = tell
         trainer.initialize()
         resumed_at, refused = _resume(trainer, resume_from, settings["identity"])
         if on_epoch is not None:
@@ -149,8 +170,13 @@ def train_model(
         trainer.on_checkpoint = on_checkpoint
         _run(trainer, model)
         outcome = _outcome(trainer, device, start, resumed_at, refused)
-        _publish(trainer, dataset_folder, model_folder, plans, model, outcome, threads)
+        _publish(trainer, dataset_folder, model_folder, plans, model, outcome)
     return outcome
+
+
+def _threads(device: "torch.device") -> int | None:
+    """Threads of torch where the study does not say: one on a GPU, as nnU-Net has it, and on the CPU; else torch's choice."""
+    return 1 if device.type in ("cuda", "cpu") else None
 
 
 def _settings(study: Study, model: ModelId, dataset_folder: Path) -> dict[str, Any]:
@@ -240,10 +266,20 @@ def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> 
 
 def _run(trainer: "StudyTrainer", model: ModelId) -> None:
     """Train to the end; failures whose cause is known are told with what to change."""
+    from curvas_assets.segmentation.loading import LoaderEndedError
     from curvas_assets.segmentation.trainer import NotFiniteError
 
     try:
         trainer.run_training()
+    except LoaderEndedError as error:
+        raise SegmentationError(
+            "training",
+            str(model),
+            str(error),
+            "If it was killed, memory probably did not suffice: give the step more, or lower training.loader_workers. "
+            "Launch again; training continues from its last checkpoint.",
+            may_retry=True,
+        ) from error
     except NotFiniteError as error:
         raise SegmentationError(
             "training", str(model), str(error), "Lower training.learning_rate, or look for damaged scans."
@@ -267,13 +303,18 @@ def _outcome(
         device=_device_name(device),
         seconds=round(time.perf_counter() - start, 3),
         curve=curve,
+        loading=trainer.batches.loading.why if trainer.batches is not None else "",
     )
 
 
 def _identity(study: Study, model: ModelId, dataset_folder: Path) -> str:
-    """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint and cases."""
+    """What must be equal for a checkpoint to be taken up: model, settings, plans, fingerprint, cases, and the rule by
+    which batches are drawn. The number of loader processes is no part of it.
+    """
+    from curvas_assets.segmentation.loading import SEQUENCE
+
     held_out = f" {study.fingerprint('held_out')}" if study.cross_validated else ""
-    digest = hashlib.sha256(f"{model} {study.fingerprint('training', 'plans')}{held_out}".encode())
+    digest = hashlib.sha256(f"{SEQUENCE} {model} {study.fingerprint('training', 'plans')}{held_out}".encode())
     for name in (f"{PLANS_NAME}.json", "dataset_fingerprint.json", "dataset.json"):
         digest.update(content_of(dataset_folder / name))
     digest.update(repr(sorted(p.name for p in dataset_folder.rglob("*.b2nd"))).encode())
@@ -298,7 +339,6 @@ def _publish(
     plans: dict[str, Any],
     model: ModelId,
     outcome: TrainingOutcome,
-    threads: int,
 ) -> None:
     import torch
 
@@ -320,7 +360,7 @@ def _publish(
         "held_out": trainer.held_out,
         TRAINED_ON: sorted({str(patient) for part in trainer.do_split() for patient in part}),
         "device": outcome.device,
-        "threads": threads,
+        **_how_it_ran(trainer, outcome),
         "settings": {k: v for k, v in trainer.settings.items() if k != "identity"},
         "versions": {
             "python": platform.python_version(),
@@ -329,6 +369,27 @@ def _publish(
         "curve": outcome.curve.drop(columns="seconds").to_dict(orient="list"),
     }
     (model_folder / "training.json").write_text(json.dumps(record, indent=1))
+
+
+def _how_it_ran(trainer: "StudyTrainer", outcome: TrainingOutcome) -> dict[str, Any]:
+    """For the record: what the machine, nnU-Net's defaults and our choices made of the training."""
+    from torch._dynamo import OptimizedModule
+
+    computed = numerics()
+    on_cuda = trainer.device.type == "cuda"
+    loading = None if trainer.batches is None else trainer.batches.loading
+    stock = {
+        "threads": computed.pop("threads"),
+        "mixed_precision": trainer.grad_scaler is not None,
+        "compiled": isinstance(trainer.network, OptimizedModule),
+        "pinned_memory": on_cuda and loading is not None and loading.through == "shared memory",
+        **(computed if on_cuda else {}),
+    }
+    return {
+        **stock,
+        "loading": {"workers": 0 if loading is None else loading.workers, "how": outcome.loading},
+        "not_as_stock": list(NOT_AS_STOCK),
+    }
 
 
 def trained_on(model_folder: Path) -> frozenset[str]:

@@ -91,7 +91,7 @@ def _settings(number: int, *parts: str) -> Callable[[Study], str]:
 
 def _of_training(study: Study) -> str:
     held_out = f"-{study.fingerprint('held_out')}" if study.cross_validated else ""
-    return f"1-{study.fingerprint('plans', 'training')}{held_out}"
+    return f"2-{study.fingerprint('plans', 'training')}{held_out}"
 
 
 def _volume(layout: Layout, key: str) -> str:

@@ -49,9 +49,12 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
                     resume_from=resume_from,
                     on_epoch=lambda epoch: tools.tell(_progress(name, epoch)),
                     on_checkpoint=unfinished.keep,
+                    tell=lambda line: tools.tell(f"{name}: {line}"),
                 )
                 require_finite(outcome.curve, name)
             except SegmentationError as error:
+                if error.may_retry:  # a loader process was killed, which says nothing about the model
+                    raise
                 raise checks["training_is_sound"].refuse(name, error) from error
         key = layout.model(name)
         stored = directories.write_directory(objects, key, Path(scratch, "model"))
@@ -71,6 +74,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
             "stopped because": outcome.stopped_because,
             "resumed at epoch": outcome.resumed_at_epoch or 0,
             "device": device_name(outcome.device, leased),
+            "loading": outcome.loading,
             "bytes": stored.size,
             "training curve": curve_picture(outcome.curve, name),
         },

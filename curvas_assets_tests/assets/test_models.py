@@ -5,13 +5,22 @@
 - One that was kept before there was a manifest is resumed from.
 - A training of many epochs keeps two; one that is resumed removes what the killed one kept. Another training of the same
   model beside it loses nothing, whichever of them ends first.
+- A training that ended for the machine's sake gives no verdict on the model; one that ended for its own sake does.
 """
+
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from curvas_assets.errors import SegmentationError
+from curvas_assets.stages import train
+from curvas_assets.stages.checks import StepChecks
 from curvas_assets.stages.train import Checkpoints
+from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.study import load_study
 
 KEY = "artifacts/training/anno1_init1_foldall"
 
@@ -112,3 +121,26 @@ def test_a_checkpoint_that_its_manifest_names_in_vain_is_told_and_training_begin
     told = []
     assert Checkpoints(store, KEY, told.append).fetch(tmp_path / "back") is None
     assert "which is gone" in told[0]
+
+
+@pytest.mark.parametrize("may_retry", [True, False])
+def test_only_a_training_that_fails_for_its_own_sake_is_unsound(store, tmp_path, monkeypatch, may_retry):
+    def fail(*_: object, **__: object) -> None:
+        raise SegmentationError("training", "anno1_init112233_foldall", "something", "Do it.", may_retry=may_retry)
+
+    monkeypatch.setattr(train, "train_model", fail)
+    monkeypatch.setattr(train.directories, "size_of", lambda *_: 0)
+    tools = SimpleNamespace(
+        study=load_study("phantom"),
+        objects=store,
+        layout=Layout(),
+        tell=print,
+        warn=print,
+        scratch=lambda *_: nullcontext(tmp_path),
+        device=lambda: nullcontext(None),
+    )
+    checks = StepChecks(*train.CHECKS)
+    dataset = {"anno1": SimpleNamespace(folder=lambda into: into)}
+    ((name, outcome),) = train.train_models(tools, ["anno1_init112233_foldall"], checks, preprocessed_dataset=dataset)
+    assert isinstance(outcome, SegmentationError)
+    assert checks["training_is_sound"].found == ({} if may_retry else {name: ["training failed: something. Do it."]})

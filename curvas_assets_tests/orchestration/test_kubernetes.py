@@ -18,7 +18,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from curvas_assets.orchestration.execution import StageNeeds
+from curvas_assets.orchestration.execution import Needs, StageNeeds
+from curvas_assets.segmentation.loading import Loading, plan_loading
 from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration import manifests
@@ -71,7 +72,7 @@ def test_gpus_are_asked_for_where_they_are_used_and_nowhere_else(jobs):
         assert tolerated == (["nvidia.com/gpu"] if gpu else []), stage
         assert ("affinity" in pod) is gpu
         shared = [v["emptyDir"] for v in pod.get("volumes", []) if v["name"] == "shm"]
-        assert shared == ([{"medium": "Memory", "sizeLimit": "5Gi"}] if gpu else [])
+        assert shared == ([{"medium": "Memory", "sizeLimit": "3Gi"}] if gpu else [])
         assert ("/dev/shm" in {m["mountPath"] for m in container["volumeMounts"]}) is gpu
     (rule,) = _pod(jobs["train_models"])[0]["affinity"]["nodeAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
@@ -83,8 +84,8 @@ def test_gpus_are_asked_for_where_they_are_used_and_nowhere_else(jobs):
 
 def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     asked = {stage: _pod(job)[1]["resources"]["requests"] for stage, job in jobs.items()}
-    assert asked["train_models"]["cpu"] == "8"  # four of them load
-    assert asked["train_models"]["memory"] == f"{(16 + 2 * 4 + 5) * 1024}Mi"
+    assert asked["train_models"]["cpu"] == "6"  # four of them load
+    assert asked["train_models"]["memory"] == f"{(16 + 10 + 3) * 1024}Mi"
     heavy = ("train_models", "predict", "build_ensembles", "score_patients")
     assert len({tuple(sorted(asked[stage].items())) for stage in heavy}) == len(heavy)
     more = load_study("curvas").model_dump(mode="json")
@@ -96,6 +97,32 @@ def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     assert many.prediction.memory_gib > few.prediction.memory_gib
     assert many.scoring.memory_gib > few.scoring.memory_gib
     assert StageNeeds.of(load_study("phantom")).training.hours < few.training.hours == 24
+
+
+def _plan(wanted: int | str, needs: Needs, batch_bytes: int) -> Loading:
+    """How a training loads in a pod that has what its stage asks for, and nothing else."""
+    return plan_loading(
+        wanted,
+        "cuda",
+        batch_bytes,
+        cores=needs.cpus,
+        memory_bytes=round(needs.memory_gib * 2**30),
+        shared_bytes=needs.shared_memory_gib * 2**30,
+    )
+
+
+@pytest.mark.parametrize(("gpu_memory_gb", "batch_mib"), [(None, 25), (24, 77), (80, 260)])
+def test_a_training_asks_for_what_its_loader_processes_take(gpu_memory_gb, batch_mib):
+    raw = load_study("curvas").model_dump(mode="json")
+    raw["plans"]["gpu_memory_gb"] = gpu_memory_gb
+    for wanted, workers in (("auto", 12), (3, 3)):
+        raw["training"]["loader_workers"] = wanted
+        needs = StageNeeds.of(Study.model_validate(raw)).training
+        assert needs.cpus == max(4, 2 + workers)
+        plan = _plan(wanted, needs, batch_mib << 20)
+        assert (plan.workers, plan.through) == (workers, "shared memory")
+    raw["training"] |= {"loader_workers": "auto", "device": "cpu"}
+    assert StageNeeds.of(Study.model_validate(raw)).training.cpus == 4
 
 
 def test_scratch_is_a_bounded_volume_of_its_own(jobs):

@@ -1,14 +1,16 @@
 """Claims proved here.
 
 - The same seed gives the same weights to the bit; another seed gives others.
-- A training that is killed (SIGKILL) in mid-epoch and resumed elsewhere ends with the weights of an unbroken one.
+- A training that is killed (SIGKILL) in mid-epoch and resumed elsewhere ends with the weights of an unbroken one, if
+  with another number of loader processes.
+- Its loader processes, and the server that forked them, end with it.
+- A training goes on while a checkpoint is copied away, and ends with the error if that fails.
 - A checkpoint of another seed, setting or dataset is refused, and said; a damaged one too.
 - Patience counts from the history that the checkpoint carries, so it survives a resume; a finished training is not
   entered again.
 - With fold `all` a part of the patients is held out, or it is said that there is none; fold 0 uses nnU-Net's split.
 - A fold that the dataset was not split into, or whose patients it does not hold, is refused: nnU-Net would draw one at random.
 - A loss that is no number stops the training with an error that says what to change.
-- Loaders that a training has forked end with it when it is killed.
 - The published model holds no optimizer state and no path, and a stock nnU-Net loads it.
 """
 
@@ -17,15 +19,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from curvas_assets.errors import SegmentationError
+from curvas_assets.errors import SegmentationError, StorageError
 from curvas_assets.segmentation import train_model
+from curvas_assets.segmentation.trainer import StudyTrainer
 from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation import killed_training
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -61,7 +64,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, u
 
 def test_a_killed_training_resumes_elsewhere_and_ends_like_an_unbroken_one(dataset, unbroken, tmp_path):
     study_file = tmp_path / "study.json"
-    study_file.write_text(tiny_study().model_dump_json())
+    study_file.write_text(tiny_study(loader_workers=1).model_dump_json())
     checkpoint = tmp_path / "kept.pth"
     command = [sys.executable, "-m", killed_training.__name__, str(study_file), str(dataset)]
     (tmp_path / "here").mkdir()
@@ -69,8 +72,12 @@ def test_a_killed_training_resumes_elsewhere_and_ends_like_an_unbroken_one(datas
         [*command, str(tmp_path / "here" / "model"), str(checkpoint)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout.readline().strip() == "0"
+        started = psutil.Process(first.pid).children(recursive=True)
+        assert len(started) >= 2
         first.send_signal(signal.SIGKILL)
     assert first.returncode == -signal.SIGKILL
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "here" / "model").exists()
 
     (tmp_path / "elsewhere").mkdir()
@@ -103,6 +110,35 @@ def test_a_checkpoint_of_another_training_is_refused(dataset, tmp_path):
     kept.write_bytes(kept.read_bytes()[:1000])
     damaged = train_model(tiny_study(epochs=1), MODEL, dataset, tmp_path / "c", resume_from=kept)
     assert "cannot be read" in damaged.refused_checkpoint
+
+
+def test_a_training_goes_on_while_a_checkpoint_is_copied_away(dataset, tmp_path, monkeypatch):
+    next_epoch, waited = threading.Event(), []
+    step = StudyTrainer.train_step
+
+    def train_step(self, batch):
+        if self.current_epoch == 1:
+            next_epoch.set()
+        return step(self, batch)
+
+    monkeypatch.setattr(StudyTrainer, "train_step", train_step)
+    train_model(
+        tiny_study(epochs=2),
+        MODEL,
+        dataset,
+        tmp_path / "model",
+        on_checkpoint=lambda path, epoch: waited.append((epoch, next_epoch.wait(60), path.exists())),
+    )
+    assert waited == [(0, True, True), (1, True, True)]
+
+
+def test_a_checkpoint_that_cannot_be_copied_away_ends_the_training(dataset, tmp_path):
+    def refuse(path: Path, epoch: int) -> None:
+        raise StorageError("storing the checkpoint", "anno1_init7_foldall", f"epoch {epoch}", "Look.", may_retry=True)
+
+    with pytest.raises(StorageError, match="storing the checkpoint failed: epoch 0"):
+        train_model(tiny_study(epochs=3), MODEL, dataset, tmp_path / "model", on_checkpoint=refuse)
+    assert not (tmp_path / "model").exists()
 
 
 def test_patience_survives_a_resume_and_a_finished_training_is_not_entered_again(dataset, tmp_path):
@@ -196,23 +232,3 @@ def test_a_fold_that_the_dataset_does_not_have_is_refused(dataset, tmp_path, spl
     with pytest.raises(SegmentationError, match=f"anno1_init7_fold3: training failed: .*{says}"):
         train_model(tiny_study(), ModelId("anno1", 7, 3), source, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_loaders_end_with_a_training_that_is_killed():
-    code = (
-        "import multiprocessing, os, signal, time\n"
-        "from curvas_assets.segmentation.runtime import forked_children_end_with_their_parent\n"
-        "forked_children_end_with_their_parent()\n"
-        "loader = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
-        "loader.start()\n"
-        "print(loader.pid, flush=True)\n"
-        "time.sleep(0.2)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    training = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert training.returncode == -signal.SIGKILL
-    loader = psutil.Process(int(training.stdout)) if psutil.pid_exists(int(training.stdout)) else None
-    deadline = time.monotonic() + 10
-    while loader is not None and loader.is_running() and loader.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
