@@ -238,7 +238,7 @@ def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
 
 
 def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeypatch):
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     predictor = Predictor(tiny_study())
@@ -248,9 +248,9 @@ def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeyp
 
 
 def test_also_when_it_runs_out_while_slabs_are_made_and_the_next_model_goes_on(model, scans, monkeypatch):
-    from curvas_assets.segmentation import prediction as module
+    from curvas_assets.segmentation import export as module
 
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise MemoryError
 
     predictor = Predictor(tiny_study())
