@@ -1,5 +1,6 @@
 """Predictions: the softmax of one patient by one model."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -46,25 +47,35 @@ def predict(
             yield from ((key, error) for key in cells)
             return
         leased = held.enter_context(tools.device())
-        work = held.enter_context(_Cells(tools, scratch, leased, checks, trained_model, test_scan))
+        work = _Cells(tools, scratch, leased, checks, trained_model, test_scan)
         with closing(overlapped(cells, Steps(work.prepare, work.compute, work.finish), tools.tell)) as outcomes:
             yield from outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class _Preparation:
+    """A scan as models with equal preprocessing see it, for the cells from the one at `first` on."""
+
+    scan: PreparedScan
+    sharing: str
+    first: int
+    memory: StepMemory
 
 
 @dataclass(frozen=True)
 class _Ready:
     """A cell whose network can begin."""
 
-    scan: PreparedScan
+    preparation: _Preparation
     model_folder: Path
     model_version: str
-    memory: StepMemory
 
 
-class _Cells(ExitStack):
+class _Cells:
     """The three steps of a cell, each called in a thread of its own, and what cells share.
 
-    At most two preprocessed scans are held: the one that models see now, and the next.
+    At most two preprocessed scans are held: the one that models see now, and the next. If a model asks for one that was
+    let go (models of different plans take turns), it is made again.
     """
 
     def __init__(
@@ -76,7 +87,6 @@ class _Cells(ExitStack):
         trained_model: Artefacts,
         test_scan: Artefacts,
     ):
-        super().__init__()
         self.tools, self.scratch, self.leased, self.checks = tools, scratch, leased, checks
         self.trained_model, self.test_scan = trained_model, test_scan
         self.code = tools.code("nnunetv2", "torch")
@@ -86,12 +96,11 @@ class _Cells(ExitStack):
 
         self.predictor = Predictor(tools.study, unrecorded_order=cache(order))
         self._scan: PreparedScan | None = None
-        self._files = self.enter_context(ExitStack())
         self._models: dict[str, tuple[Path, str]] = {}
-        self._preparations: list[tuple[PreparedScan, str, int, StepMemory]] = []
-        """Scan, kind of preprocessing, first cell and memory of what was preprocessed, the last two."""
+        self._preparations: list[_Preparation] = []
+        """The last two."""
         self._preparing = False
-        self._seen: tuple[PreparedScan, str] | None = None
+        self._seen: _Preparation | None = None
         self._exporting = 0
 
     def prepare(self, cell: str, turn: Turn) -> _Ready:
@@ -101,42 +110,52 @@ class _Cells(ExitStack):
         scan = self._fetched_scan(patient)
         folder, version = self._fetched_model(model)
         require_unseen(folder, model, patient)
-        sharing, memory = self.predictor.sharing(folder), self.predictor.memory(scan, folder)
-        if sharing not in scan.preprocessed:
-            alone = self._make_room(turn, scan, sharing, memory)
+        preparation = self._preparation(turn, scan, folder)
+        if preparation.sharing not in scan.preprocessed:
+            alone = self._make_room(turn, preparation)
             self._preparing = True
             try:
                 self.predictor.prepare(scan, folder, checked=not alone)
             finally:
                 self._preparing = False
-        return _Ready(scan, folder, version, memory)
+        return _Ready(preparation, folder, version)
 
-    def _make_room(self, turn: Turn, scan: PreparedScan, sharing: str, memory: StepMemory) -> bool:
+    def _preparation(self, turn: Turn, scan: PreparedScan, model_folder: Path) -> _Preparation:
+        """The one that the model shares, or a new one as soon as no other waits for its first network."""
+        sharing = self.predictor.sharing(model_folder)
+        for one in self._preparations:
+            if one.scan is scan and one.sharing == sharing:
+                return one
+        for one in self._preparations[-1:]:
+            turn.until_computed(one.first)
+        for one in self._preparations[:-1]:
+            one.scan.preprocessed.pop(one.sharing, None)
+        new = _Preparation(scan, sharing, turn.index, self.predictor.memory(scan, model_folder))
+        self._preparations = [*self._preparations[-1:], new]
+        return new
+
+    def _make_room(self, turn: Turn, preparation: _Preparation) -> bool:
         """Wait until a scan may be preprocessed; returns whether nothing else is under way then."""
-        if not self._preparations or self._preparations[-1][:2] != (scan, sharing):
-            if self._preparations:
-                turn.until_computed(self._preparations[-1][2])
-                for seen, kind, *_ in self._preparations[:-1]:  # nobody sees it any more
-                    seen.preprocessed.pop(kind, None)
-            self._preparations = [*self._preparations[-1:], (scan, sharing, turn.index, memory)]
-        beside = [of_earlier for *_, of_earlier in self._preparations[:-1]]
-        under_way = sum(one.prepared + one.window for one in beside) + max(
-            [self._exporting, *(one.export for one in beside)]
-        )
-        if beside and self.predictor.available_bytes() >= memory.preparing + under_way:
-            return False
+        beside = [one.memory for one in self._preparations if one is not preparation]
+        if beside:
+            under_way = sum(one.prepared + one.window for one in beside)
+            under_way += max(self._exporting, *(one.export for one in beside))
+            if self.predictor.available_bytes() >= preparation.memory.preparing + under_way:
+                return False
         turn.until_finished(turn.index)
         return True
 
     def _fetched_scan(self, patient: str) -> PreparedScan:
-        """The patient's scan; its file is there until the next patient's is fetched."""
+        """The patient's scan; its file is there until models see the next patient."""
         if self._scan is None or self._scan.patient != patient:
             self._scan = None
-            self._files.close()
-            folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(dir=self.scratch)))
-            image = self.tools.study.image
-            fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
-            self._scan = self.predictor.open(folder / image, patient)
+            folder, image = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image
+            try:
+                fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
+                self._scan = self.predictor.open(folder / image, patient)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return self._scan
 
     def _fetched_model(self, model: str) -> tuple[Path, str]:
@@ -148,19 +167,23 @@ class _Cells(ExitStack):
 
     def compute(self, cell: str, ready: _Ready, turn: Turn) -> tuple[_Ready, Prediction]:
         """The network's logits; the volume follows from them slab by slab."""
-        seeing = ready.scan, self.predictor.sharing(ready.model_folder)
-        if self._seen is not None and self._seen != seeing:
-            self._seen[0].preprocessed.pop(self._seen[1], None)
-        self._seen = seeing
-        memory = ready.memory
+        self._let_go_of_what_was_seen(ready.preparation)
+        memory = ready.preparation.memory
         fits = self.predictor.available_bytes() >= memory.prepared + memory.window + self._exporting
         if not fits:
             turn.until_finished(turn.index)
         prediction = self.predictor.predict(
-            ready.scan, ready.model_folder, checked=fits or self._preparing, proceed=turn.go_on
+            ready.preparation.scan, ready.model_folder, checked=fits or self._preparing, proceed=turn.go_on
         )
         self._exporting = memory.export
         return ready, prediction
+
+    def _let_go_of_what_was_seen(self, following: _Preparation) -> None:
+        seen, self._seen = self._seen, following
+        if seen is not None and seen is not following:
+            seen.scan.preprocessed.pop(seen.sharing, None)
+            if seen.scan is not following.scan:
+                shutil.rmtree(seen.scan.image.parent, ignore_errors=True)
 
     def finish(self, cell: str, computed: tuple[_Ready, Prediction], turn: Turn) -> Stored:
         """Encode a volume and store it, slab by slab."""

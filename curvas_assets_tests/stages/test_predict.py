@@ -1,11 +1,11 @@
 """Claims proved here, with the untrained networks of the benchmark.
 
 - A step's volumes are, bit for bit, those of one prediction after the other; so are those that are resampled and encoded
-  by the code for GPUs. They come in the cells' order.
+  by the code for GPUs, and those of models of different preprocessing that take turns. They come in the cells' order.
 - Models with equal preprocessing share it, all models share the fetched patient and one network; a scan that no model
   needs any more is let go.
 - Steps of different cells overlap only where the memory for it is there; with less, nothing does, and the volumes are the
-  same.
+  same; with less than one cell needs, it fails and says so.
 - A patient that cannot be fetched or read, a network that fails or gives no probabilities, an export or a store that fails:
   each fails its cells alone, and what is wrong with probabilities is a verdict of the check.
 - After the end, a failure, or a caller who stops, no thread is left, nnU-Net's own included, and no scratch; what was
@@ -133,6 +133,12 @@ def test_volumes_are_those_of_one_after_the_other_and_come_in_order(step, expect
     assert step.scratch() == []
 
 
+def test_so_are_they_if_models_of_different_preprocessing_take_turns(step, expected):
+    cells = [str(Cell(MODELS[i], patient)) for patient in PATIENTS for i in (0, 2, 1)]
+    assert {cell: outcome.data_version for cell, outcome in step.run(cells)} == expected
+    assert step.scratch() == []
+
+
 def test_so_are_those_of_the_code_for_gpus(step, expected, monkeypatch):
     monkeypatch.setattr(predict, "Predictor", partial(Predictor, export_device="cpu"))
     assert step.versions() == expected
@@ -217,6 +223,13 @@ def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, r
         assert together == {("prepare",), ("compute",), ("finish",)}
     else:
         assert ("compute", "finish") in together
+
+
+def test_with_less_memory_than_one_cell_needs_each_fails_and_says_so(step, monkeypatch):
+    monkeypatch.setattr(predict, "Predictor", partial(Predictor, memory_bytes=1 << 20))
+    for cell, outcome in step.run(CELLS[:2]):
+        assert isinstance(outcome, SegmentationError), cell
+        assert "GiB of memory are needed" in str(outcome)
 
 
 class Breaking(MeteredObjects):
