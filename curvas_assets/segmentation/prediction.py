@@ -9,7 +9,7 @@ import json
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
@@ -230,6 +230,14 @@ class Predictor:
         """What a prediction is estimated to take, step by step."""
         spacing_mm = self.load(model_folder).configuration.configuration["spacing"]
         return estimate_steps(scan.grid, spacing_mm, len(self.study.class_names))
+
+    def pinned(self) -> AbstractContextManager[int]:
+        """The number of torch's threads, fixed for a block in which threads of this process predict.
+
+        A thread takes the process's number at its first call of torch and then sets it again for all, which would change
+        the sums of a network that has just pinned another.
+        """
+        return pinned_threads(self.study.training.threads, choose_device(self.study.prediction.device))
 
     def available_bytes(self) -> int:
         """Memory that may be taken: what was given, or what is free now."""

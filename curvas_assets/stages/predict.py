@@ -48,6 +48,7 @@ def predict(
             return
         leased = held.enter_context(tools.device())
         work = _Cells(tools, scratch, leased, checks, trained_model, test_scan)
+        held.enter_context(work.predictor.pinned())
         with closing(overlapped(cells, Steps(work.prepare, work.compute, work.finish), tools.tell)) as outcomes:
             yield from outcomes
 
