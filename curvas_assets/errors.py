@@ -76,6 +76,10 @@ class SegmentationError(CurvasError):
     """nnU-Net could not prepare, train or predict."""
 
 
+class SoftmaxError(SegmentationError):
+    """A network's output is no distribution over the classes."""
+
+
 class EnsembleError(CurvasError):
     """The members of an ensemble are incomplete or do not fit together."""
 

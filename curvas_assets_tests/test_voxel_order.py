@@ -23,7 +23,7 @@ from nibabel.affines import apply_affine
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid, displacement_mm, order_of, same_place
-from curvas_assets.segmentation import prediction as module
+from curvas_assets.segmentation import export
 from curvas_assets.segmentation.prediction import Predictor, _Model
 from curvas_assets.voxel_order import (
     CANONICAL,
@@ -145,7 +145,7 @@ class Repeating(Predictor):
         configuration = plans.get_configuration("3d_fullres")
         return _Model("repeating", None, plans, configuration, {}, READERS[reader] or order, "one")
 
-    def _logits(self, model, data):
+    def _logits(self, model, data, proceed):
         import torch
 
         return torch.stack([100.0 * (data[0] == label) for label in range(4)])
@@ -165,7 +165,7 @@ def test_a_prediction_that_repeats_the_scan_lies_on_the_scans_own_voxels(image, 
         _, spacing = read_voxels(open_image(path, **TOLD), order)
         predictor = Repeating(reader, list(forward), spacing, known)
         prediction = predictor.predict(predictor.open(path, "P1"), folder)
-        with patch.object(module, "SLAB", 3):  # several slabs, the last one cut short
+        with patch.object(export, "SLAB", 3):  # several slabs, the last one cut short
             softmax = np.concatenate([slab for _, slab in prediction.slabs], axis=1)
     assert prediction.shape == softmax.shape == (4, *own.shape)
     np.testing.assert_array_equal(softmax.argmax(axis=0), own)

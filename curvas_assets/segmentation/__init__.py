@@ -6,7 +6,7 @@ neither torch nor nnunetv2; its functions do when they are called.
 
 from curvas_assets.segmentation.adoption import AdoptedModel, adopt_dataset, adopt_model
 from curvas_assets.segmentation.dataset import DatasetFacts, prepare_dataset
-from curvas_assets.segmentation.prediction import Prediction, Predictor, PreparedScan, estimate_memory
+from curvas_assets.segmentation.prediction import Prediction, Predictor, PreparedScan, StepMemory, estimate_memory
 from curvas_assets.segmentation.scans import TrainingScans
 from curvas_assets.segmentation.training import EpochReport, TrainingOutcome, train_model, trained_on
 
@@ -17,6 +17,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "PreparedScan",
+    "StepMemory",
     "TrainingOutcome",
     "TrainingScans",
     "adopt_dataset",

@@ -1,52 +1,54 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
 nnU-Net's own preprocessing and sliding window are unchanged. nnU-Net gets the scan in the voxel order that the model
-was trained on (`voxel_order`), whatever the scan's own. nnU-Net's export, which holds several whole volumes in float64, is
-replaced by the same resampling done slab by slab (linear; nearest across coarse slices), followed by softmax and the
-reversal of crop, transposition and voxel order.
+was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
+Preprocessing, sliding window and export of different volumes may run side by side, each in one thread.
 """
 
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import Queue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_path
-from curvas_assets.segmentation.requirements import (
-    Told,
-    recorded_order,
-    require_classes,
-    require_linear,
-    require_plans,
-)
+from curvas_assets.segmentation.export import SLAB, Export, SoftmaxSlab
+from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
 from curvas_assets.segmentation.training import BEST
+from curvas_assets.storage.encoding import EncodedSlab
 from curvas_assets.study import Study, load_study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, read_voxels
 
 if TYPE_CHECKING:
     import torch
 
-SLAB = 16
-"""Slices produced together: the depth of the store's chunks."""
-MODELS_KEPT = 12
-"""Networks kept between patients; more are loaded again."""
+WEIGHTS_SHARE = 0.2
+"""Part of the memory in which weights are kept from patient to patient; those of further models are read again."""
+Slab = TypeVar("Slab")
 CGROUP = Path("/sys/fs/cgroup")
 """Folder in which Linux states how much memory this container may use."""
-SoftmaxSlab = tuple[int, npt.NDArray[np.float32]]
-"""z0, and probabilities (C, dz, Y, X) from slice z0 on."""
 
 
 @dataclass
 class PreparedScan:
-    """One patient's scan, and what models with equal preprocessing share of it."""
+    """One patient's scan, and what models with equal preprocessing share of it.
+
+    Args:
+        image: the file.
+        patient: whose it is.
+        grid: of the file.
+        preprocessed: `Predictor.sharing` of a model → the network's input and nnU-Net's properties. Whoever needs an
+            entry no longer may remove it; it is made again if it is asked for.
+    """
 
     image: Path
     patient: str
@@ -55,8 +57,25 @@ class PreparedScan:
 
 
 @dataclass(frozen=True)
+class StepMemory:
+    """Host memory that the steps of one prediction take at most, beside torch, nnU-Net and the weights; bytes.
+
+    Args:
+        preparing: while the scan is preprocessed.
+        prepared: the network's input, from then on until the last model has seen it.
+        window: the sliding window, beside its input.
+        export: from the logits to the stored volume.
+    """
+
+    preparing: int
+    prepared: int
+    window: int
+    export: int
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """A softmax volume that is computed as it is read, once.
+    """A softmax volume that is computed as it is read, once: either `slabs` or `encoded`.
 
     Args:
         classes: C, background included.
@@ -64,6 +83,8 @@ class Prediction:
         device: `cuda …`, `mps` or `cpu`.
         memory_bytes: host memory that was estimated before the start.
         slabs: (z0, probabilities float32 (C, dz, Y, X)) from the first slice to the last.
+        encoded: (z0, codes of 16 slices) for `SoftmaxWriter.write_encoded`, resampled and encoded on the GPU if the
+            network runs on one. A SoftmaxError if the network's output is no distribution over the classes.
     """
 
     classes: int
@@ -71,6 +92,7 @@ class Prediction:
     device: str
     memory_bytes: int
     slabs: Iterator[SoftmaxSlab] = field(repr=False)
+    encoded: Iterator[tuple[int, EncodedSlab]] = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -80,7 +102,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Model:
-    """A network ready for nnU-Net's predictor, and the voxel order of the scans it knows (None: it does not say)."""
+    """A model without its weights: nnU-Net's predictor with a network that models of equal architecture share, and the
+    voxel order of the scans it knows (None: it does not say).
+    """
 
     name: str
     predictor: Any
@@ -89,10 +113,13 @@ class _Model:
     dataset: dict[str, Any]
     order: str | None
     sharing: str
+    checkpoint: Path = Path()
 
 
 class Predictor:
-    """Applies models to patients, one after the other, keeping what they share.
+    """Applies models to patients, keeping what they share.
+
+    `load` and `prepare` may run in another thread than `predict`, and the slabs of a prediction may be read in a third.
 
     Args:
         study: prediction settings and class names; the study itself, or its name or path for `load_study`.
@@ -101,6 +128,8 @@ class Predictor:
         unrecorded_order: voxel order of the scans that models were trained on whose `dataset.json` does not say it: those
             made elsewhere, or by this platform before it reordered scans. Called when such a model is loaded; if it
             returns None, the model predicts LPS scans only.
+        export_device: torch's name of the device that resamples and encodes volumes; None takes the network's GPU, and
+            without one the CPU.
     """
 
     def __init__(
@@ -110,12 +139,18 @@ class Predictor:
         memory_bytes: int | None = None,
         tell: Callable[[str], None] = lambda message: None,
         unrecorded_order: Callable[[], str | None] = lambda: None,
+        export_device: str | None = None,
     ):
         self.study = load_study(study)
         self.unrecorded_order = unrecorded_order
         self.memory_bytes = memory_bytes
         self.tell = tell
-        self._models: OrderedDict[Path, _Model] = OrderedDict()
+        self.export_device = export_device
+        self._models: dict[Path, _Model] = {}
+        self._networks: dict[str, Any] = {}
+        self._weights: dict[Path, Mapping[str, torch.Tensor]] = {}
+        self._room_for_weights: float | None = None
+        self._loading = threading.Lock()
 
     def open(self, image: str | Path, patient: str) -> PreparedScan:
         """A patient's scan; nothing is decoded before the first model needs it.
@@ -127,12 +162,39 @@ class Predictor:
         opened = open_image(image, **told)
         return PreparedScan(Path(opened.get_filename()), str(patient), Grid.of(opened))
 
-    def predict(self, scan: PreparedScan, model_folder: str | Path) -> Prediction:
+    def prepare(self, scan: PreparedScan, model_folder: str | Path, *, checked: bool = False) -> None:
+        """Preprocess a patient for a model, unless that was done for one with equal preprocessing.
+
+        Args:
+            scan: from `open`.
+            model_folder: as for `predict`.
+            checked: whether the caller has made sure that memory suffices.
+
+        Raises:
+            SegmentationError: as for `predict`.
+        """
+        model = self.load(model_folder)
+        self._turn(scan, model)
+        if model.sharing not in scan.preprocessed:
+            self._require_memory(scan, model, checked)
+            with _explaining_memory(scan, model):
+                self._preprocess(scan, model)
+
+    def predict(
+        self,
+        scan: PreparedScan,
+        model_folder: str | Path,
+        *,
+        checked: bool = False,
+        proceed: Callable[[], None] = lambda: None,
+    ) -> Prediction:
         """Predict a patient by one model.
 
         Args:
             scan: from `open`.
             model_folder: as `train_model` filled it, or a stock nnU-Net model with one fold.
+            checked: whether the caller has made sure that memory suffices.
+            proceed: called before each tile; what it raises ends the prediction.
 
         Raises:
             SegmentationError: it is no opened scan; the model cannot be loaded, is not the study's, or does not say which
@@ -144,16 +206,42 @@ class Predictor:
             raise SegmentationError("predicting", str(scan)[:80], found, "Give what Predictor.open returns.")
         model = self.load(model_folder)
         turn = self._turn(scan, model)
-        needed = self._require_memory(scan, model)
-        try:
+        needed = self._require_memory(scan, model, checked)
+        with _explaining_memory(scan, model):
             data, properties = self._preprocess(scan, model)
-            logits = self._logits(model, data)
-        except (MemoryError, RuntimeError) as error:
-            raise _out_of_memory(scan, model, error) or error from error
-        slabs = _explaining_memory(
-            scan, model, _export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn)
+            logits = self._logits(model, data, proceed)
+        subject = f"{model.name} of {scan.patient}"
+        export = Export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn, subject)
+        device = self.export_device or self._gpu()
+        return Prediction(
+            len(self.study.class_names),
+            scan.grid,
+            self._device_name(),
+            needed,
+            _with_memory_explained(scan, model, export.slabs()),
+            _with_memory_explained(scan, model, export.encoded(device)),
         )
-        return Prediction(len(self.study.class_names), scan.grid, self._device_name(), needed, slabs)
+
+    def sharing(self, model_folder: str | Path) -> str:
+        """What models have in common whose preprocessing gives equal inputs: the key in `PreparedScan.preprocessed`."""
+        return self.load(model_folder).sharing
+
+    def memory(self, scan: PreparedScan, model_folder: str | Path) -> StepMemory:
+        """What a prediction is estimated to take, step by step."""
+        spacing_mm = self.load(model_folder).configuration.configuration["spacing"]
+        return estimate_steps(scan.grid, spacing_mm, len(self.study.class_names))
+
+    def pinned(self) -> AbstractContextManager[int]:
+        """The number of torch's threads, fixed for a block in which threads of this process predict.
+
+        A thread takes the process's number at its first call of torch and then sets it again for all, which would change
+        the sums of a network that has just pinned another.
+        """
+        return pinned_threads(self.study.training.threads, choose_device(self.study.prediction.device))
+
+    def available_bytes(self) -> int:
+        """Memory that may be taken: what was given, or what is free now."""
+        return available_memory() if self.memory_bytes is None else self.memory_bytes
 
     def rehearse(self, model_folder: str | Path, scratch: Path) -> None:
         """Take a made-up scan through all of a prediction except the network, to find plans that cannot be followed.
@@ -176,25 +264,30 @@ class Predictor:
         turn = self._turn(scan, model)
         data, properties = self._preprocess(scan, model)
         logits = torch.zeros((len(self.study.class_names), *data.shape[1:]))
-        for _, slab in _export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn):
+        for _, slab in Export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn).slabs():
             assert slab.shape[1:] == scan.grid.shape, slab.shape
 
     def load(self, folder: str | Path) -> _Model:
-        """The network of a model folder, ready.
+        """The network of a model folder, ready, and its weights at hand as far as there is room for them.
 
         Raises:
             SegmentationError: files are missing, classes are not the study's, or something in its plans is unknown here.
+            RuntimeError: the weights do not fit the network.
         """
         folder = as_path(folder, attempted="loading the model", subject="the model", error=SegmentationError)
+        known = self._models.get(folder)
+        if known is not None:
+            return known
+        with self._loading:
+            if folder not in self._models:
+                self._models[folder] = self._read(folder)
+            return self._models[folder]
+
+    def _read(self, folder: Path) -> _Model:
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        if folder in self._models:
-            self._models.move_to_end(folder)
-            return self._models[folder]
         told = Told("loading the model", folder.name)
         try:
             (checkpoint_file,) = sorted(folder.glob(f"fold_*/{BEST}"))
@@ -215,14 +308,6 @@ class Predictor:
         with nnunet_folders(), quiet():
             plans = PlansManager(plans_json)
             configuration = plans.get_configuration(name)
-            network = nnUNetTrainer.build_network_architecture(
-                plans,
-                configuration,
-                determine_num_input_channels(plans, configuration, dataset),
-                plans.get_label_manager(dataset).num_segmentation_heads,
-                enable_deep_supervision=False,
-            )
-            network.load_state_dict(checkpoint["network_weights"])
             predictor = nnUNetPredictor(
                 tile_step_size=self.study.prediction.tile_step,
                 use_gaussian=True,
@@ -231,33 +316,54 @@ class Predictor:
                 device=device,
                 allow_tqdm=False,
             )
+            key, network = self._network(plans, configuration, dataset)
             predictor.manual_initialization(
                 network,
                 plans,
                 configuration,
-                [checkpoint["network_weights"]],
+                [],
                 dataset,
                 "nnUNetTrainer",
                 checkpoint["inference_allowed_mirroring_axes"],
             )
-        sharing = json.dumps(
-            [
-                configuration.configuration["spacing"],
-                configuration.configuration["normalization_schemes"],
-                configuration.configuration["resampling_fn_data_kwargs"],
-                configuration.configuration["resampling_fn_data"],
-                configuration.configuration["preprocessor_name"],
-                configuration.configuration["use_mask_for_norm"],
-                plans.foreground_intensity_properties_per_channel,
-                plans_json["transpose_forward"],
-                order,
-            ],
-            sort_keys=True,
-        )
-        self._models[folder] = _Model(folder.name, predictor, plans, configuration, dataset, order, sharing)
-        while len(self._models) > MODELS_KEPT:
-            self._models.popitem(last=False)
-        return self._models[folder]
+            self._networks[key] = predictor.network
+        _require_fitting(predictor.network, checkpoint["network_weights"])
+        self._keep(checkpoint_file, checkpoint["network_weights"])
+        sharing = _sharing(plans_json, plans, configuration, order)
+        return _Model(folder.name, predictor, plans, configuration, dataset, order, sharing, checkpoint_file)
+
+    def _network(self, plans: Any, configuration: Any, dataset: Mapping[str, Any]) -> tuple[str, Any]:
+        """The network of an architecture, built once, and the architecture's key. Its weights are those of the last user."""
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+        channels = determine_num_input_channels(plans, configuration, dataset)
+        heads = plans.get_label_manager(dataset).num_segmentation_heads
+        names = ("network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import")
+        key = json.dumps([*(getattr(configuration, name) for name in names), channels, heads], sort_keys=True)
+        if key not in self._networks:
+            self._networks[key] = nnUNetTrainer.build_network_architecture(
+                plans, configuration, channels, heads, enable_deep_supervision=False
+            )
+        return key, self._networks[key]
+
+    def _keep(self, checkpoint: Path, weights: Mapping[str, "torch.Tensor"]) -> None:
+        """Keep weights for the next patient if there is room. Models come in the same order for each patient, so the first
+        ones are kept: to forget the oldest would be to read each of them again each time.
+        """
+        if self._room_for_weights is None:
+            self._room_for_weights = WEIGHTS_SHARE * self.available_bytes()
+        size = sum(one.numel() * one.element_size() for one in weights.values())
+        if size <= self._room_for_weights:
+            self._weights[checkpoint] = weights
+            self._room_for_weights -= size
+
+    def _weights_of(self, model: _Model) -> Mapping[str, "torch.Tensor"]:
+        import torch
+
+        if model.checkpoint in self._weights:
+            return self._weights[model.checkpoint]
+        return torch.load(model.checkpoint, map_location="cpu", weights_only=True)["network_weights"]
 
     def _turn(self, scan: PreparedScan, model: _Model) -> Turn:
         """From the scan's voxel order to the one that the model knows."""
@@ -285,26 +391,36 @@ class Predictor:
             with nnunet_folders(), quiet():
                 preprocessor = model.configuration.preprocessor_class(verbose=False)
                 data, _, properties = preprocessor.run_case_npy(
-                    voxels, None, {"spacing": spacing}, model.plans, model.configuration, model.dataset
+                    voxels, None, {"spacing": spacing}, model.plans, _ImageAlone(model.configuration), model.dataset
                 )
             scan.preprocessed[model.sharing] = (torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties)
         return scan.preprocessed[model.sharing]
 
-    def _logits(self, model: _Model, data: Any) -> "torch.Tensor":
-        with pinned_threads(self.study.training.threads, model.predictor.device), nnunet_folders(), quiet():
-            return model.predictor.predict_logits_from_preprocessed_data(data)
+    def _logits(self, model: _Model, data: Any, proceed: Callable[[], None]) -> "torch.Tensor":
+        predictor = model.predictor
+        predictor.list_of_parameters = [self._weights_of(model)]
+        before_each_tile = predictor.network.register_forward_pre_hook(lambda *_: proceed())
+        try:
+            with pinned_threads(self.study.training.threads, predictor.device), nnunet_folders(), quiet():
+                return predictor.predict_logits_from_preprocessed_data(data)
+        except BaseException as error:
+            _end_the_cutting_of_tiles(error)
+            raise
+        finally:
+            before_each_tile.remove()
+            predictor.list_of_parameters = []
 
-    def _require_memory(self, scan: PreparedScan, model: _Model) -> int:
-        """The estimated memory, bytes; an error if less is free."""
+    def _require_memory(self, scan: PreparedScan, model: _Model, checked: bool) -> int:
+        """The estimated memory, bytes; an error if less is free, unless the caller has looked at it."""
         target_spacing_mm = model.configuration.configuration["spacing"]
         needed = estimate_memory(scan.grid, target_spacing_mm, classes=len(self.study.class_names))
-        available = available_memory() if self.memory_bytes is None else self.memory_bytes
+        available = self.available_bytes()
         found = (
             f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels, "
             f"{available / 2**30:.1f} GiB are free"
         )
         subject = f"{scan.patient} by {model.name}"
-        if needed > available:
+        if needed > available and not checked:
             raise SegmentationError(
                 "predicting",
                 subject,
@@ -314,11 +430,65 @@ class Predictor:
         self.tell(f"{subject}: {found}")
         return needed
 
+    def _gpu(self) -> str | None:
+        device = choose_device(self.study.prediction.device)
+        return str(device) if device.type == "cuda" else None
+
     def _device_name(self) -> str:
         import torch
 
         device = choose_device(self.study.prediction.device)
         return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+class _ImageAlone:
+    """A configuration whose preprocessing leaves the label map as it is: without one, nnU-Net resamples a mask of the
+    image that nobody reads.
+    """
+
+    def __init__(self, configuration: Any):
+        self._configuration = configuration
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._configuration, name)
+
+    @property
+    def resampling_fn_seg(self) -> Callable[..., Any]:
+        return lambda label_map, *_: label_map
+
+
+def _sharing(plans_json: Mapping[str, Any], plans: Any, configuration: Any, order: str | None) -> str:
+    """Everything on which the input of a network depends beside the scan."""
+    names = (
+        *("spacing", "normalization_schemes", "resampling_fn_data_kwargs", "resampling_fn_data"),
+        *("preprocessor_name", "use_mask_for_norm"),
+    )
+    statistics = plans.foreground_intensity_properties_per_channel
+    parts = [configuration.configuration[name] for name in names]
+    return json.dumps([*parts, statistics, plans_json["transpose_forward"], order], sort_keys=True)
+
+
+def _require_fitting(network: Any, weights: Mapping[str, Any]) -> None:
+    """A RuntimeError unless the network can load these weights; it is not touched, because it may be at work."""
+    own = getattr(network, "_orig_mod", network).state_dict()
+    if strange := sorted(set(own) ^ set(weights)):
+        raise RuntimeError(f"weights and network differ in {', '.join(strange[:5])}")
+    for name, part in own.items():
+        if part.shape != weights[name].shape:
+            raise RuntimeError(f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(part.shape)}")
+
+
+def _end_the_cutting_of_tiles(error: BaseException) -> None:
+    """If a network raises, nnU-Net's sliding window leaves the thread that cuts its tiles waiting for ever: end it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = frame.f_locals
+        thread, tiles, waiting = found.get("t"), found.get("slicers"), found.get("queue")
+        if isinstance(thread, threading.Thread) and isinstance(tiles, list) and isinstance(waiting, Queue):
+            tiles.clear()
+            while thread.is_alive():
+                while not waiting.empty():
+                    waiting.get()
+                thread.join(0.01)
 
 
 def estimate_memory(grid: Grid, target_spacing_mm: Sequence[float], classes: int) -> int:
@@ -328,96 +498,28 @@ def estimate_memory(grid: Grid, target_spacing_mm: Sequence[float], classes: int
     on float64 copies. Measured at 866 × 512 × 512 from 1.0 to 1.1 mm: 9.0 GiB (10.0 with the process), 9.3 by this
     estimate. Then come the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
     """
+    steps = estimate_steps(grid, target_spacing_mm, classes)
+    return max(steps.preparing, steps.prepared + steps.window + _slabs_in_flight(grid, classes))
+
+
+def estimate_steps(grid: Grid, target_spacing_mm: Sequence[float], classes: int) -> StepMemory:
+    """The same, step by step, as far as steps of different volumes run side by side.
+
+    A stored volume takes less than a byte a voxel; it is in memory twice when it is sent.
+    """
     voxels, spacing_mm = float(np.prod(grid.shape, dtype=float)), grid.spacing_mm
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
-    slab_voxels = SLAB * float(np.prod(grid.shape[1:], dtype=float))
-    preprocessing = 26 * voxels + 20 * network_voxels
-    window = 4 * network_voxels + 2 * (2 * classes + 2) * network_voxels
-    return int(max(preprocessing, window + 6 * 4 * classes * slab_voxels))
-
-
-# Export --------------------------------------------------------------------------------------------------------------
-
-
-def _export(
-    logits: "torch.Tensor",
-    plans: Any,
-    configuration: Any,
-    properties: Mapping[str, Any],
-    shape: tuple[int, int, int],
-    turn: Turn,
-) -> Iterator[SoftmaxSlab]:
-    """Logits on the network's grid to probabilities on the scan's, slab by slab along the scan's Z.
-
-    The frame of the logits is the scan's, turned to the model's voxel order, with its axes permuted by `transpose_forward`
-    and cropped to `bbox`.
-    """
-    import torch
-
-    forward = list(plans.transpose_forward)
-    box = [tuple(int(v) for v in span) for span in properties["bbox_used_for_cropping"]]
-    cropped = [int(n) for n in properties["shape_after_cropping_and_before_resampling"]]
-    modes = _resampling_modes(configuration, properties, forward)
-    own = [forward.index(axis) for axis in turn.axes]  # the network's axis along each of the scan's
-    back = [0, *(axis + 1 for axis in own)]
-    slab_axis, depth = own[0], shape[0]
-    start, stop = box[slab_axis]
-    classes = logits.shape[0]
-    order = [slab_axis, *(axis for axis in range(3) if axis != slab_axis)]
-    with torch.inference_mode():
-        for z0 in range(0, depth, SLAB):
-            z1 = min(z0 + SLAB, depth)
-            first, last = (depth - z1, depth - z0) if turn.flipped[0] else (z0, z1)
-            slab = np.zeros((classes, z1 - z0, *shape[1:]), np.float32)
-            slab[0] = 1
-            lo, hi = max(first, start), min(last, stop)
-            if lo < hi:
-                part = logits
-                for axis in order:
-                    wanted = range(lo - start, hi - start) if axis == slab_axis else range(cropped[axis])
-                    part = _resample_axis(part, axis + 1, wanted, cropped[axis], modes[axis])
-                inside = torch.softmax(part.float(), 0).permute(back).numpy()
-                where = [slice(lo - first, hi - first), *(slice(*box[axis]) for axis in own[1:])]
-                slab[:, where[0], where[1], where[2]] = inside
-            flips = tuple(slice(None, None, -1 if flipped else 1) for flipped in turn.flipped)
-            yield z0, np.ascontiguousarray(slab[(slice(None), *flips)])
-
-
-def _resampling_modes(configuration: Any, properties: Mapping[str, Any], forward: Sequence[int]) -> list[str]:
-    """`linear` or `nearest` for each axis of the network's frame, as nnU-Net's export decides it."""
-    from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
-
-    options = configuration.configuration["resampling_fn_probabilities_kwargs"]
-    threshold = require_linear(
-        configuration.configuration["resampling_fn_probabilities"],
-        options,
-        Told("exporting the prediction", "the model"),
+    return StepMemory(
+        preparing=int(26 * voxels + 20 * network_voxels),
+        prepared=int(4 * network_voxels),
+        window=int(2 * (2 * classes + 2) * network_voxels),
+        export=int(2 * classes * network_voxels + 2 * voxels) + _slabs_in_flight(grid, classes),
     )
-    original = [float(properties["spacing"][axis]) for axis in forward]
-    current = list(configuration.spacing)
-    if len(current) == 2:
-        current = [original[0], *current]
-    separate, axis = determine_do_sep_z_and_axis(options.get("force_separate_z"), current, original, threshold)
-    return ["nearest" if separate and i == axis else "linear" for i in range(3)]
 
 
-def _resample_axis(volume: "torch.Tensor", dim: int, wanted: range, size: int, mode: str) -> "torch.Tensor":
-    """Some positions of one axis resampled from its present length to `size`: voxel centres aligned, edges repeated."""
-    import torch
-
-    length = volume.shape[dim]
-    if length == size:
-        return volume.narrow(dim, wanted.start, len(wanted)).float()
-    position = (torch.arange(wanted.start, wanted.stop, dtype=torch.float64) + 0.5) * (length / size) - 0.5
-    position = position.clamp(0, length - 1)
-    if mode == "nearest":
-        return volume.index_select(dim, torch.floor(position + 0.5).long().clamp(max=length - 1)).float()
-    below = position.floor().long()
-    above = (below + 1).clamp(max=length - 1)
-    weight = (position - below).float().reshape([-1 if axis == dim else 1 for axis in range(volume.ndim)])
-    low = volume.index_select(dim, below).float()
-    return low + weight * (volume.index_select(dim, above).float() - low)
+def _slabs_in_flight(grid: Grid, classes: int) -> int:
+    return 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
 
 
 def available_memory(cgroup: Path = CGROUP) -> int:
@@ -434,12 +536,19 @@ def available_memory(cgroup: Path = CGROUP) -> int:
     return free if limit == "max" else min(free, int(limit) - int(held) + int(pages.get("inactive_file", 0)))
 
 
-def _explaining_memory(scan: PreparedScan, model: _Model, slabs: Iterator[SoftmaxSlab]) -> Iterator[SoftmaxSlab]:
-    """The same slabs; an error that says what to do if memory runs out while they are made."""
+@contextmanager
+def _explaining_memory(scan: PreparedScan, model: _Model) -> Generator[None]:
+    """An error that says what to do if memory runs out in a block."""
     try:
-        yield from slabs
+        yield
     except (MemoryError, RuntimeError) as error:
         raise _out_of_memory(scan, model, error) or error from error
+
+
+def _with_memory_explained(scan: PreparedScan, model: _Model, slabs: Iterator[Slab]) -> Iterator[Slab]:
+    """The same slabs; an error that says what to do if memory runs out while they are made."""
+    with _explaining_memory(scan, model):
+        yield from slabs
 
 
 def _out_of_memory(scan: PreparedScan, model: _Model, error: BaseException) -> SegmentationError | None:

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import sys
+import threading
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from io import TextIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -23,23 +25,30 @@ _FIXED = {
 }
 
 
+class _UntilTheLastLeaves:
+    """A block that several threads are in at once: the first one sets it up, the last one takes it down."""
+
+    def __init__(self, set_up: Callable[[], AbstractContextManager[object]]):
+        self._set_up, self._lock, self._inside, self._held = set_up, threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Generator[None]:
+        with self._lock:
+            if not self._inside:
+                self._held.enter_context(self._set_up())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._held.close()
+
+
 @contextmanager
-def nnunet_folders(
-    raw: Path | None = None, preprocessed: Path | None = None, results: Path | None = None
-) -> Generator[None]:
-    """nnU-Net's path variables for the length of a block; nnU-Net 2.8 reads them when it uses them."""
-    wanted = {
-        **_FIXED,
-        **{
-            name: str(folder)
-            for name, folder in (
-                ("nnUNet_raw", raw),
-                ("nnUNet_preprocessed", preprocessed),
-                ("nnUNet_results", results),
-            )
-            if folder is not None
-        },
-    }
+def _variables(wanted: Mapping[str, str]) -> Generator[None]:
+    """Environment variables for the length of a block."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -52,13 +61,58 @@ def nnunet_folders(
                 os.environ[name] = value
 
 
+_fixed_variables = _UntilTheLastLeaves(lambda: _variables(_FIXED))
+
+
 @contextmanager
-def quiet() -> Generator[StringIO]:
-    """Keep what nnU-Net prints off the step's output; the text is at hand for an error."""
-    printed = StringIO()
-    with redirect_stdout(printed), warnings.catch_warnings():
+def nnunet_folders(
+    raw: Path | None = None, preprocessed: Path | None = None, results: Path | None = None
+) -> Generator[None]:
+    """nnU-Net's path variables for the length of a block; nnU-Net 2.8 reads them when it uses them.
+
+    Several threads may be in such blocks at once, as long as no two of them name folders.
+    """
+    folders = {"nnUNet_raw": raw, "nnUNet_preprocessed": preprocessed, "nnUNet_results": results}
+    wanted = {name: str(folder) for name, folder in folders.items() if folder is not None}
+    with _fixed_variables(), _variables(wanted):
+        yield
+
+
+class _Hushed(TextIOBase):
+    """Standard output without what threads print inside `quiet`."""
+
+    def __init__(self, beyond: TextIO):
+        self.beyond = beyond
+
+    def write(self, text: str) -> int:
+        return len(text) if getattr(_this_thread, "quiet_blocks", 0) else self.beyond.write(text)
+
+    def flush(self) -> None:
+        self.beyond.flush()
+
+
+_this_thread = threading.local()
+
+
+@contextmanager
+def _hushed_process() -> Generator[None]:
+    with redirect_stdout(_Hushed(sys.stdout)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield printed
+        yield
+
+
+_hushed = _UntilTheLastLeaves(_hushed_process)
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Drop what nnU-Net prints in this thread. Warnings are off in the whole process while any thread is in such a block."""
+    with _hushed():
+        _this_thread.quiet_blocks = getattr(_this_thread, "quiet_blocks", 0) + 1
+        try:
+            yield
+        finally:
+            _this_thread.quiet_blocks -= 1
 
 
 def choose_device(wanted: str) -> "torch.device":

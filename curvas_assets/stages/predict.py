@@ -1,27 +1,25 @@
 """Predictions: the softmax of one patient by one model."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from curvas_assets.errors import DiskError, SegmentationError
-from curvas_assets.probabilities import require_probabilities
+from curvas_assets.errors import DiskError, SegmentationError, SoftmaxError
 from curvas_assets.report import previews
-from curvas_assets.segmentation import Predictor, PreparedScan, trained_on
+from curvas_assets.segmentation import Prediction, Predictor, PreparedScan, StepMemory, trained_on
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
+from curvas_assets.stages.pipeline import Steps, Turn, overlapped
 from curvas_assets.stages.prepare import order_of_training_scans
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, by, device_name
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell
-from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter, open_softmax
+from curvas_assets.storage.softmax import SoftmaxFacts, SoftmaxVolume, SoftmaxWriter, open_softmax
 
 CHECKS = (
     Check("sums_to_one", "The classes of every voxel sum to 1, and none is NaN.", of_defects=True),
@@ -35,14 +33,13 @@ def predict(
 ) -> Iterator[tuple[str, Outcome]]:
     """Volumes of cells of patients × models, patient by patient.
 
-    Each patient is fetched and preprocessed once, each model fetched once; every volume is yielded as soon as it is stored.
+    While the network predicts a cell, the next patient is fetched and preprocessed, and the last volume is encoded and
+    stored, if memory suffices for both; if not, one after the other. Each patient is fetched once and preprocessed once
+    for all models with equal preprocessing, each model fetched once; every volume is yielded as soon as it is stored.
     """
-    study, objects, layout = tools.study, tools.objects, tools.layout
-    predictor = Predictor(
-        study, tell=tools.tell, unrecorded_order=cache(lambda: order_of_training_scans(objects, layout, study))
+    model_bytes = sum(
+        directories.size_of(tools.objects, tools.layout.model(m)) for m in {Cell.of(key).predictor for key in cells}
     )
-    code = tools.code("nnunetv2", "torch")
-    model_bytes = sum(directories.size_of(objects, layout.model(m)) for m in {Cell.of(key).predictor for key in cells})
     with ExitStack() as held:
         try:
             scratch = held.enter_context(tools.scratch("softmax", model_bytes))
@@ -50,72 +47,190 @@ def predict(
             yield from ((key, error) for key in cells)
             return
         leased = held.enter_context(tools.device())
-        models: dict[str, tuple[Path, str]] = {}
-        for patient, of_patient in groupby(cells, key=lambda key: Cell.of(key).patient):
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                opened = None
-                for key in of_patient:
-                    try:
-                        if opened is None:
-                            fetch_files(objects, test_scan[patient].record(), Path(folder), [study.image])
-                            opened = predictor.open(Path(folder, study.image), patient)
-                        model = Cell.of(key).predictor
-                        if model not in models:
-                            into = Path(scratch, "models", model)
-                            models[model] = into, trained_model[model].fetch(into)
-                        model_folder, version = models[model]
-                        require_unseen(model_folder, model, patient)
-                        made_by = {"model_version": version, "code": code}
-                        yield key, _store(tools, predictor, opened, key, model_folder, leased, made_by, checks)
-                    except Exception as error:
-                        yield key, error
+        work = _Cells(tools, scratch, leased, checks, trained_model, test_scan)
+        held.enter_context(work.predictor.pinned())
+        with closing(overlapped(cells, Steps(work.prepare, work.compute, work.finish), tools.tell)) as outcomes:
+            yield from outcomes
 
 
-def _store(
-    tools: Toolkit,
-    predictor: Predictor,
-    opened: PreparedScan,
-    cell: str,
-    model_folder: Path,
-    leased: str | None,
-    made_by: dict[str, Any],
-    checks: StepChecks,
-) -> Stored:
-    """Predict one cell and store it slab by slab."""
-    (model, patient), names = Cell.of(cell), tools.study.class_names
-    prediction = predictor.predict(opened, model_folder)
-    key = tools.layout.softmax(patient, model)
-    with SoftmaxWriter(
-        tools.objects,
-        key,
-        prediction.grid,
-        class_names=names,
-        provenance={"patient": patient, "predictor": model, **made_by},
-    ) as writer:
-        for z0, slab in prediction.slabs:
-            if defect := not_a_distribution(slab, f"{model} of {patient}", z0):
-                raise checks["sums_to_one"].refuse(cell, defect)
-            writer.write(z0, slab)
-    voxels = dict(zip(names, writer.facts.label_voxels, strict=True))
-    volumes_ml = {n: count * prediction.grid.voxel_ml for n, count in voxels.items()}
-    checks["sums_to_one"].look(cell)
-    checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
-    checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, tools.study.checks.volume_ml))
-    return Stored(
-        key,
-        writer.facts.version,
-        {
-            "patient": patient,
-            "model": model,
-            "shape": by(prediction.shape),
-            "bytes": writer.facts.size,
-            "device": device_name(prediction.device, leased),
-            "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
-            "voxels by label": voxels,
-            "volumes (ml)": {n: round(ml, 2) for n, ml in volumes_ml.items()},
-            "preview": preview_softmax(open_softmax(tools.objects, key), f"{model} of {patient}"),
-        },
-    )
+@dataclass(frozen=True, eq=False)
+class _Preparation:
+    """A scan as models with equal preprocessing see it, for the cells from the one at `first` on."""
+
+    scan: PreparedScan
+    sharing: str
+    first: int
+    memory: StepMemory
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A cell whose network can begin."""
+
+    preparation: _Preparation
+    model_folder: Path
+    model_version: str
+
+
+class _Cells:
+    """The three steps of a cell, each called in a thread of its own, and what cells share.
+
+    At most two preprocessed scans are held: the one that models see now, and the next. If a model asks for one that was
+    let go (models of different plans take turns), it is made again.
+    """
+
+    def __init__(
+        self,
+        tools: Toolkit,
+        scratch: Path,
+        leased: str | None,
+        checks: StepChecks,
+        trained_model: Artefacts,
+        test_scan: Artefacts,
+    ):
+        self.tools, self.scratch, self.leased, self.checks = tools, scratch, leased, checks
+        self.trained_model, self.test_scan = trained_model, test_scan
+        self.code = tools.code("nnunetv2", "torch")
+
+        def order() -> str | None:
+            return order_of_training_scans(tools.objects, tools.layout, tools.study)
+
+        self.predictor = Predictor(tools.study, unrecorded_order=cache(order))
+        self._scan: PreparedScan | None = None
+        self._models: dict[str, tuple[Path, str]] = {}
+        self._preparations: list[_Preparation] = []
+        """The last two."""
+        self._preparing = False
+        self._seen: _Preparation | None = None
+        self._exporting = 0
+
+    def prepare(self, cell: str, turn: Turn) -> _Ready:
+        """Fetch the patient and the model, and preprocess."""
+        self.predictor.tell = turn.say  # lines are told by the step's own thread
+        model, patient = Cell.of(cell)
+        scan = self._fetched_scan(patient)
+        folder, version = self._fetched_model(model)
+        require_unseen(folder, model, patient)
+        preparation = self._preparation(turn, scan, folder)
+        if preparation.sharing not in scan.preprocessed:
+            alone = self._make_room(turn, preparation)
+            self._preparing = True
+            try:
+                self.predictor.prepare(scan, folder, checked=not alone)
+            finally:
+                self._preparing = False
+        return _Ready(preparation, folder, version)
+
+    def _preparation(self, turn: Turn, scan: PreparedScan, model_folder: Path) -> _Preparation:
+        """The one that the model shares, or a new one as soon as no other waits for its first network."""
+        sharing = self.predictor.sharing(model_folder)
+        for one in self._preparations:
+            if one.scan is scan and one.sharing == sharing:
+                return one
+        for one in self._preparations[-1:]:
+            turn.until_computed(one.first)
+        for one in self._preparations[:-1]:
+            one.scan.preprocessed.pop(one.sharing, None)
+        new = _Preparation(scan, sharing, turn.index, self.predictor.memory(scan, model_folder))
+        self._preparations = [*self._preparations[-1:], new]
+        return new
+
+    def _make_room(self, turn: Turn, preparation: _Preparation) -> bool:
+        """Wait until a scan may be preprocessed; returns whether nothing else is under way then."""
+        beside = [one.memory for one in self._preparations if one is not preparation]
+        if beside:
+            under_way = sum(one.prepared + one.window for one in beside)
+            under_way += max(self._exporting, *(one.export for one in beside))
+            if self.predictor.available_bytes() >= preparation.memory.preparing + under_way:
+                return False
+        turn.until_finished(turn.index)
+        return True
+
+    def _fetched_scan(self, patient: str) -> PreparedScan:
+        """The patient's scan; its file is there until models see the next patient."""
+        if self._scan is None or self._scan.patient != patient:
+            self._scan = None
+            folder, image = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image
+            try:
+                fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
+                self._scan = self.predictor.open(folder / image, patient)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        return self._scan
+
+    def _fetched_model(self, model: str) -> tuple[Path, str]:
+        """A model's folder and version."""
+        if model not in self._models:
+            folder = Path(self.scratch, "models", model)
+            self._models[model] = folder, self.trained_model[model].fetch(folder)
+        return self._models[model]
+
+    def compute(self, cell: str, ready: _Ready, turn: Turn) -> tuple[_Ready, Prediction]:
+        """The network's logits; the volume follows from them slab by slab."""
+        self._let_go_of_what_was_seen(ready.preparation)
+        memory = ready.preparation.memory
+        fits = self.predictor.available_bytes() >= memory.prepared + memory.window + self._exporting
+        if not fits:
+            turn.until_finished(turn.index)
+        prediction = self.predictor.predict(
+            ready.preparation.scan, ready.model_folder, checked=fits or self._preparing, proceed=turn.go_on
+        )
+        self._exporting = memory.export
+        return ready, prediction
+
+    def _let_go_of_what_was_seen(self, following: _Preparation) -> None:
+        seen, self._seen = self._seen, following
+        if seen is not None and seen is not following:
+            seen.scan.preprocessed.pop(seen.sharing, None)
+            if seen.scan is not following.scan:
+                shutil.rmtree(seen.scan.image.parent, ignore_errors=True)
+
+    def finish(self, cell: str, computed: tuple[_Ready, Prediction], turn: Turn) -> Stored:
+        """Encode a volume and store it, slab by slab."""
+        tools, (ready, prediction), checks = self.tools, computed, self.checks
+        (model, patient), names = Cell.of(cell), tools.study.class_names
+        key = tools.layout.softmax(patient, model)
+        made_by = {"model_version": ready.model_version, "code": self.code}
+        with SoftmaxWriter(
+            tools.objects,
+            key,
+            prediction.grid,
+            class_names=names,
+            provenance={"patient": patient, "predictor": model, **made_by},
+        ) as writer:
+            try:
+                for z0, slab in prediction.encoded:
+                    turn.go_on()
+                    writer.write_encoded(z0, slab)
+            except SoftmaxError as defect:
+                raise checks["sums_to_one"].refuse(cell, defect) from defect
+            turn.go_on()
+        return self._stored(cell, key, prediction, writer.facts)
+
+    def _stored(self, cell: str, key: str, prediction: Prediction, written: SoftmaxFacts) -> Stored:
+        tools, checks = self.tools, self.checks
+        (model, patient), names = Cell.of(cell), tools.study.class_names
+        voxels = dict(zip(names, written.label_voxels, strict=True))
+        volumes_ml = {n: count * prediction.grid.voxel_ml for n, count in voxels.items()}
+        checks["sums_to_one"].look(cell)
+        checks["labels_are_not_empty"].look(cell, [f"no {n}" for n, count in voxels.items() if not count])
+        checks["volumes_are_plausible"].look(cell, implausible_volumes(volumes_ml, tools.study.checks.volume_ml))
+        return Stored(
+            key,
+            written.version,
+            {
+                "patient": patient,
+                "model": model,
+                "shape": by(prediction.shape),
+                "bytes": written.size,
+                "device": device_name(prediction.device, self.leased),
+                "memory estimated (GiB)": round(prediction.memory_bytes / 2**30, 2),
+                "voxels by label": voxels,
+                "volumes (ml)": {n: round(ml, 2) for n, ml in volumes_ml.items()},
+                "preview": preview_softmax(open_softmax(tools.objects, key), f"{model} of {patient}"),
+            },
+        )
 
 
 def require_unseen(model_folder: Path, model: str, patient: str) -> None:
@@ -127,15 +242,6 @@ def require_unseen(model_folder: Path, model: str, patient: str) -> None:
             "the model was trained on this patient, so that its scores would say nothing",
             "Train the model again (its dataset is out of date), or leave the patient out of the test set and of its rule.",
         )
-
-
-def not_a_distribution(slab: np.ndarray, subject: str, z0: int) -> SegmentationError | None:
-    """What is wrong with a model's probabilities (C, dz, Y, X) that begin at slice z0; None if nothing is."""
-    try:
-        require_probabilities(slab, attempted="predicting", subject=subject, error=SegmentationError, z0=z0)
-    except SegmentationError as defect:
-        return defect
-    return None
 
 
 def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:

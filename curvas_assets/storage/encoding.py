@@ -66,8 +66,23 @@ def encode(softmax: npt.NDArray[np.floating]) -> EncodedSlab:
     label_voxels = np.zeros((depth, classes), np.int64)
     soft = np.zeros((depth, classes - 1))
     with PARALLEL:
-        _encode(values, _search(), codes, label_voxels, soft)
+        _encode(values, search_tables(), codes, label_voxels, soft)
     return EncodedSlab(codes, label_voxels.sum(axis=0), soft.sum(axis=0), label_voxels[:, 1:].sum(axis=1))
+
+
+def settle(values: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> Codes:
+    """Codes of single voxels, as `encode` gives them: for an encoder that rounds whole volumes and leaves these.
+
+    Args:
+        values: probabilities (C, n).
+        labels: the most probable class of each, the lowest where two are equal.
+
+    Returns:
+        uint16 (C − 1, n).
+    """
+    codes = np.empty((len(values) - 1, values.shape[1]), np.uint16)
+    _settle_each(np.ascontiguousarray(values.T), labels.astype(np.int64), search_tables(), codes)
+    return codes
 
 
 def decode(codes: Codes, levels: Levels) -> npt.NDArray[np.float32]:
@@ -125,7 +140,7 @@ def _limits(levels: Levels) -> npt.NDArray[np.float64]:
     return np.where(steps, (low + high) / 2, limits)
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
     """Tables that find the code of a probability p: the levels; the limits of their cells; where the search starts, by
     the leading bits of p and of 1 − p; and the first of the equally spaced levels, with its code.
     """
@@ -139,7 +154,8 @@ class _Search(NamedTuple):
 
 
 @cache
-def _search() -> _Search:
+def search_tables() -> Search:
+    """The tables of this format, made once."""
     levels = levels_of(tail(), STEPS)
     limits = np.append(_limits(levels), np.inf)
     buckets = (np.arange((0x3F800000 >> 16) + 2, dtype=np.int64) << 16).astype(np.int32).view(np.float32).astype(float)
@@ -149,7 +165,7 @@ def _search() -> _Search:
 
     near_one = np.maximum(starts(1 - np.append(buckets[1:], 1.0)) - 1, 0)
     first_step = tail()[-1]
-    return _Search(levels, limits, starts(buckets), near_one, first_step, int(np.searchsorted(levels, first_step)))
+    return Search(levels, limits, starts(buckets), near_one, first_step, int(np.searchsorted(levels, first_step)))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -263,6 +279,17 @@ def _settle(x, label, search, code):
         _step_over(code, certain, search.levels)
     if label > 0 or foreground > SAFELY_BACKGROUND:
         _repair(code, label, search.levels)
+
+
+@njit(cache=True, nogil=True)
+def _settle_each(values, labels, search, codes):
+    x, code = np.empty(values.shape[1]), np.empty(values.shape[1] - 1, np.int64)
+    for i in range(values.shape[0]):
+        for c in range(x.size):
+            x[c] = max(np.float64(values[i, c]), 0.0)
+        _settle(x, labels[i], search, code)
+        for c in range(code.size):
+            codes[c, i] = code[c]
 
 
 @njit(cache=True, nogil=True)

@@ -1,5 +1,6 @@
 """An object store that counts what passes through it, for the cost ledger. Stores and decides nothing itself."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,13 @@ class MeteredObjects:
         self.objects = objects
         self.bytes_down = 0
         self.bytes_up = 0
+        self._counting = threading.Lock()
+
+    def _count(self, *, down: int = 0, up: int = 0) -> None:
+        """Several threads of a step may use the store at once."""
+        with self._counting:
+            self.bytes_down += down
+            self.bytes_up += up
 
     @property
     def name(self) -> str:
@@ -21,26 +29,26 @@ class MeteredObjects:
 
     def put(self, key: str, content: Bytes, *, only_if_absent: bool = False) -> bool:
         done = self.objects.put(key, content, only_if_absent=only_if_absent)
-        self.bytes_up += memoryview(content).nbytes
+        self._count(up=memoryview(content).nbytes)
         return done
 
     def upload(self, key: str, path: Path) -> None:
         self.objects.upload(key, path)
-        self.bytes_up += Path(path).stat().st_size
+        self._count(up=Path(path).stat().st_size)
 
     def get(self, key: str) -> bytes:
         content = self.objects.get(key)
-        self.bytes_down += len(content)
+        self._count(down=len(content))
         return content
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         content = self.objects.get_range(key, start, length)
-        self.bytes_down += len(content)
+        self._count(down=len(content))
         return content
 
     def download(self, key: str, path: Path) -> None:
         self.objects.download(key, path)
-        self.bytes_down += Path(path).stat().st_size
+        self._count(down=Path(path).stat().st_size)
 
     def head(self, key: str) -> ObjectInfo | None:
         return self.objects.head(key)

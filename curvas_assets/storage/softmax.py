@@ -45,7 +45,7 @@ from curvas_assets.inputs import as_grid, as_path
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
-from curvas_assets.storage.encoding import codes_of, decode, decode_into, encode, labels_of, steps_of
+from curvas_assets.storage.encoding import EncodedSlab, codes_of, decode, decode_into, encode, labels_of, steps_of
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 FORMAT = "curvas-softmax-2"
@@ -179,6 +179,28 @@ class SoftmaxWriter:
         while self._pending_depth >= DEPTH:
             self._encode(self._take(DEPTH))
 
+    def write_encoded(self, z0: int, encoded: EncodedSlab) -> None:
+        """The next slices, encoded already: as deep as a chunk, but for the last ones.
+
+        Args:
+            z0: of the slab's first slice.
+            encoded: of these slices.
+        """
+        depth = min(DEPTH, self.shape[1] - z0)
+        if (
+            z0 != self._next_z
+            or self._pending_depth
+            or encoded.codes.shape != (self.shape[0] - 1, depth, *self.shape[2:])
+        ):
+            raise StorageError(
+                "writing a softmax volume",
+                self.key,
+                f"codes of shape {encoded.codes.shape} at slice {z0}; expected slice {self._next_z} of {self.shape}",
+                f"Write encoded slabs of {DEPTH} slices from the first to the last.",
+            )
+        self._next_z += depth
+        self._pack(z0, encoded)
+
     def _take(self, depth: int) -> npt.NDArray[Any]:
         whole = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=1)
         self._pending = [whole[:, depth:]] if whole.shape[1] > depth else []
@@ -186,8 +208,9 @@ class SoftmaxWriter:
         return whole[:, :depth]
 
     def _encode(self, slab: npt.NDArray[Any]) -> None:
-        z0 = self._next_z - self._pending_depth - slab.shape[1]
-        encoded = encode(slab)
+        self._pack(self._next_z - self._pending_depth - slab.shape[1], encode(slab))
+
+    def _pack(self, z0: int, encoded: EncodedSlab) -> None:
         self._label_voxels += encoded.label_voxels
         self._soft += encoded.soft_voxels
         if encoded.foreground.max() > self._fullest[0]:

@@ -5,7 +5,7 @@
 - A warning lets its partition pass; a defect fails that partition alone, and its check says so as an error.
 - Intake: odd voxels, extents and intensities are told; those of a CT are not.
 - Training: a loss that is no number is refused; a Dice below the study's floor, and a training cut short, are told.
-- Softmax: classes that do not sum to 1, and NaN, are refused; implausible volumes are told.
+- Softmax: implausible volumes are told.
 - Tables: who was not taken in or not scored, what was not tested, ranked, recorded or readable is told; what is whole is not.
 - Report: a missing section or picture is told, and a figure that lacks a format.
 - A real damaged patient in a batch: the others are stored, and its verdict is its own; what was not looked at has none.
@@ -29,7 +29,7 @@ from curvas_assets.segmentation import TrainingOutcome
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.cohort import not_taken_in, unusual_geometry
 from curvas_assets.stages.compare import not_ranked, not_tested, unusable
-from curvas_assets.stages.predict import implausible_volumes, not_a_distribution
+from curvas_assets.stages.predict import implausible_volumes
 from curvas_assets.stages.score import not_scored
 from curvas_assets.stages.train import below_floor, ended_early, require_finite
 from curvas_assets.stages.write_up import missing_parts, undrawn
@@ -125,20 +125,6 @@ def test_a_worthless_model_and_a_training_cut_short_are_told():
     assert ended_early(outcome(100, 99), training) == []
     assert ended_early(outcome(50, 29), training) == []
     assert ended_early(outcome(50, 40), training) == ["50 of 100 epochs: interrupted"]
-
-
-def test_probabilities_that_do_not_sum_to_one_are_refused():
-    slab = np.full((4, 2, 3, 3), 0.25, np.float32)
-    assert not_a_distribution(slab, "m of P", 0) is None
-    assert not_a_distribution(slab.astype(np.float16), "m of P", 0) is None
-    slab[0, 1, 2, 2] = 0.3
-    defect = str(not_a_distribution(slab, "m of P", 16))
-    assert defect.startswith(
-        "m of P: predicting failed: classes of a voxel sum to 1 … 1.05 between the slices 16 and 17"
-    )
-    slab[0, 1, 2, 2] = np.nan
-    assert "NaN or infinity in 1 voxels between the slices 0 and 1" in str(not_a_distribution(slab, "m of P", 0))
-    assert isinstance(not_a_distribution(np.full((4, 1, 3, 3), -3.0, np.float32), "m of P", 0), SegmentationError)
 
 
 def test_implausible_volumes_are_told():

@@ -6,7 +6,8 @@
   model knows, turned back.
 - A model that does not say which order it knows is told the training scans', or predicts LPS scans only.
 - Outside nnU-Net's crop everything is background.
-- Preprocessing is done once for models that share it.
+- Preprocessing is nnU-Net's, and done once for models that share it; they share a network too, each with its own weights.
+- Weights are kept as far as there is room, and read again beyond it.
 - Memory is estimated before the start and told, a container's limit counts; too little is an error that says what to
   change.
 - A model with other classes, or without its files, is refused.
@@ -22,11 +23,11 @@ import torch
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
-from curvas_assets.segmentation import Predictor, estimate_memory, train_model
+from curvas_assets.segmentation import Predictor, estimate_memory, prediction, train_model
 from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
-from curvas_assets.voxel_order import READERS, Turn, turned_image
+from curvas_assets.voxel_order import READERS, Turn, read_voxels, turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
 
@@ -197,13 +198,51 @@ def test_a_scan_that_is_cut_short_is_told_before_anything_is_predicted(model, sc
         predictor.predict(predictor.open(tmp_path / "image.nii.gz", "PHANTOM007"), model)
 
 
-def test_models_with_equal_preprocessing_share_it(model, scans, tmp_path):
-    other = shutil.copytree(model, tmp_path / "other")
+def test_models_with_equal_preprocessing_share_it_and_one_network(model, scans, tmp_path):
+    other = _with_plans(model, tmp_path, dataset_name="Dataset001_anno2")
+    path = other / "fold_all" / "checkpoint_best.pth"
+    state = torch.load(path, weights_only=True)
+    for part in state["network_weights"].values():
+        part *= 0.9
+    torch.save(state, path)
     predictor = Predictor(tiny_study())
     scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
-    for folder in (model, other):
-        list(predictor.predict(scan, folder).slabs)
+    volumes = [next(predictor.predict(scan, folder).slabs)[1] for folder in (model, other, model)]
     assert len(scan.preprocessed) == 1
+    assert predictor.load(model).predictor.network is predictor.load(other).predictor.network
+    assert np.abs(volumes[0] - volumes[1]).max() > 1e-4
+    np.testing.assert_array_equal(volumes[0], volumes[2])
+
+
+def test_weights_for_which_there_is_no_room_are_read_again(model, scans, monkeypatch):
+    scan = scans / "PHANTOM007" / "image.nii.gz"
+    kept = Predictor(tiny_study())
+    expected = next(kept.predict(kept.open(scan, "PHANTOM007"), model).slabs)[1]
+    assert len(kept._weights) == 1
+    monkeypatch.setattr(prediction, "WEIGHTS_SHARE", 0)
+    poor = Predictor(tiny_study())
+    np.testing.assert_array_equal(next(poor.predict(poor.open(scan, "PHANTOM007"), model).slabs)[1], expected)
+    assert poor._weights == {}
+
+
+def test_the_networks_input_is_that_of_nnunets_own_preprocessing(model, scans, tmp_path):
+    def thick(voxels, affine):
+        voxels[:4] = 0
+        affine[:3, 2] *= 3.3
+        return voxels[:-3, :-1, ::3], affine
+
+    predictor, path = Predictor(tiny_study()), _resaved(scans, tmp_path, thick)
+    scan = predictor.open(path, "PHANTOM007")
+    predictor.prepare(scan, model)
+    loaded = predictor.load(model)
+    voxels, spacing = read_voxels(nib.load(path), loaded.order)
+    with nnunet_folders(), quiet():
+        data, _, properties = loaded.configuration.preprocessor_class(verbose=False).run_case_npy(
+            voxels, None, {"spacing": spacing}, loaded.plans, loaded.configuration, loaded.dataset
+        )
+    ours, ours_properties = scan.preprocessed[predictor.sharing(model)]
+    np.testing.assert_array_equal(ours.numpy(), data)
+    assert str(ours_properties) == str(properties)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_change(model, scans):
@@ -238,7 +277,7 @@ def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():
 
 
 def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeypatch):
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     predictor = Predictor(tiny_study())
@@ -248,9 +287,9 @@ def test_running_out_of_memory_is_told_with_what_to_change(model, scans, monkeyp
 
 
 def test_also_when_it_runs_out_while_slabs_are_made_and_the_next_model_goes_on(model, scans, monkeypatch):
-    from curvas_assets.segmentation import prediction as module
+    from curvas_assets.segmentation import export as module
 
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise MemoryError
 
     predictor = Predictor(tiny_study())

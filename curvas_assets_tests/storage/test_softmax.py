@@ -138,7 +138,7 @@ def test_scores_of_what_is_stored_are_those_of_the_network(confident):
 
 def test_every_float_gets_the_code_of_its_cell():
     rng = np.random.default_rng(3)
-    search = encoding._search()
+    search = encoding.search_tables()
     bits = rng.integers(0, 0x3F800001, 200_000).astype(np.int32).view(np.float32)
     at_limits = search.limits[:-1].astype(np.float32)
     values = np.concatenate([bits, rng.random(100_000, np.float32), 1 - bits[:50_000], at_limits, [0, 1]])
