@@ -45,7 +45,7 @@ from curvas_assets.inputs import as_grid, as_path
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
-from curvas_assets.storage.encoding import codes_of, decode, decode_into, encode, labels_of, steps_of
+from curvas_assets.storage.encoding import codes_of, decode, decode_into, encode, labels_of, place_steps, steps_of
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 FORMAT = "curvas-softmax-2"
@@ -315,6 +315,19 @@ def _description(store: ObjectStore, key: str, subject: str) -> dict[str, Any]:
     return read_soundly(lambda: store.get(key), parse, sha256_of_bytes, subject)
 
 
+@dataclass(frozen=True)
+class FetchedChunks:
+    """Compressed chunks of a volume, whose checksums have been compared.
+
+    Args:
+        content: their bytes.
+        start: where they begin in the payload.
+    """
+
+    content: memoryview
+    start: int
+
+
 class SoftmaxVolume:
     """A handle on a stored volume: what it is, and any slab of it. Two threads may read from it.
 
@@ -497,6 +510,36 @@ class SoftmaxVolume:
             for depth in range(begin, end):
                 codes, ahead = [ahead.result()], next(slabs, None) or Future()
                 yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes.pop()  # held by the caller alone
+
+    def fetch(self, first: int, last: int) -> FetchedChunks:
+        """The chunks at depths first … last − 1, still compressed; one request.
+
+        Raises:
+            CorruptArtefactError: a chunk is not what was written.
+        """
+        return FetchedChunks(self._fetch(first, last), self._span(first, last)[0])
+
+    def decode_into(self, depth: int, chunks: FetchedChunks, out: npt.NDArray[np.uint16]) -> None:
+        """Codes of the slices at a depth of chunks, by one thread.
+
+        Args:
+            depth: 0 for the first 16 slices, and so on.
+            chunks: of this depth, and perhaps others.
+            out: uint16 (C − 1, slices, Y, X), overwritten.
+        """
+        scratch = np.empty(self._chunking.chunk, "<u2")
+        for i, (at, size) in enumerate(self._chunks(depth, depth + 1)):
+            _, row, column = self._chunking.position(i)
+            part = out[:, :, row : row + self._chunking.tile[0], column : column + self._chunking.tile[1]]
+            if at == ABSENT:
+                scratch[...] = 0
+            else:
+                offset = int(at) - chunks.start
+                self._chunking.unpack_into(chunks.content[offset : offset + int(size)], scratch)
+            if self.keeps_ranking:
+                place_steps(scratch, out, row, column)
+            else:
+                part[...] = scratch[:, : part.shape[1], : part.shape[2], : part.shape[3]]
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
@@ -724,6 +767,12 @@ class _Chunking:
         from numcodecs import blosc
 
         return np.frombuffer(blosc.decompress(bytes(content[:-4])), "<u2").reshape(self.chunk)
+
+    def unpack_into(self, content: memoryview, chunk: npt.NDArray[np.uint16]) -> None:
+        """The same, into memory that is there."""
+        from numcodecs import blosc
+
+        blosc.decompress(content[:-4], chunk)
 
 
 def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
