@@ -36,6 +36,8 @@ SURE = 0.99
 MOST_VOXELS = 2**32 - 1
 NEARLY = 0.95
 """Share of 1 / C, the least possible confidence; lower values come from sums that are not quite 1."""
+SOMETHING, SOFT, UNSURE, DRAWN = (np.uint8(1 << bit) for bit in range(4))
+"""Kinds of voxels, see `kinds_in`; `DRAWN`: an annotator gave it to an organ."""
 ONE = int(np.float32(1.0).view(np.int32))
 OFTEN = ONE - 2**20
 """Confidences from here on (bits of 15/16) have a counter each; what is below is less common, and is noted."""
@@ -147,7 +149,8 @@ class Tables(NamedTuple):
         least: bits of the smallest confidence that is told from others.
         levels: p of each code, as it is decoded.
         entropy: −p ln p of each code.
-        rounded: −p ln p of each code's decoded p; the same, unless levels are no float32 (the first format).
+        rounded: −p ln p of each code's decoded p.
+        exact: whether that is the same, as it is unless levels are no float32 (the first format).
         votes_entropy: −q ln q of q = k / R, for k of R annotators.
         units: how many units of the entropy map make a nat.
     """
@@ -156,6 +159,7 @@ class Tables(NamedTuple):
     levels: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float64]
     rounded: npt.NDArray[np.float64]
+    exact: bool
     votes_entropy: npt.NDArray[np.float64]
     units: float
 
@@ -226,13 +230,15 @@ class Scratch(NamedTuple):
 
     Args:
         rows, foreground: of a row of voxels: probabilities float32 (C, width), and the sum of the foreground's.
+        terms: of a row: −p ln p of each organ's p (C − 1, width).
+        kinds: of a row, padded to whole runs: what a voxel is not, see `_look`.
+        near, u, of_member, squares, losses: of a row, by voxel, right where it is background for all: the background's part
+            of the entropy, the entropy, the entropy as members add it up, the squared distance, and −ln of the background.
         p: probability of each class at a voxel.
         bins: its bin.
         given: how many annotators gave the class.
         answers: by group of annotators, the combination of their answers about one organ.
         all_yes: by group, the combination in which all say yes.
-        u, of_member, near, squares: of a run, by voxel: entropy, entropy as members add it up, the background's term,
-            and the sum of p² over the organs.
         row: of a row, by class: voxels of the consensus, true positives and false positives.
         low, high: of a row, by class: the least and the largest x that hold it.
         seldom, wrong: notes of the bits of confidences: those below `OFTEN`, and (annotator, note) the wrong ones.
@@ -241,15 +247,18 @@ class Scratch(NamedTuple):
 
     rows: npt.NDArray[np.float32]
     foreground: npt.NDArray[np.float64]
+    terms: npt.NDArray[np.float64]
+    kinds: npt.NDArray[np.uint8]
+    near: npt.NDArray[np.float64]
+    u: npt.NDArray[np.float64]
+    of_member: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
     p: npt.NDArray[np.float64]
     bins: npt.NDArray[np.int64]
     given: npt.NDArray[np.int64]
     answers: npt.NDArray[np.int64]
     all_yes: npt.NDArray[np.int64]
-    u: npt.NDArray[np.float64]
-    of_member: npt.NDArray[np.float64]
-    near: npt.NDArray[np.float64]
-    squares: npt.NDArray[np.float64]
     row: npt.NDArray[np.int64]
     low: npt.NDArray[np.int64]
     high: npt.NDArray[np.int64]
@@ -266,15 +275,18 @@ def scratch(classes: int, annotators: int, slices: int, height: int, width: int)
     return Scratch(
         rows=np.empty((classes, width), np.float32),
         foreground=np.empty(width),
+        terms=np.empty((classes - 1, width)),
+        kinds=np.zeros(-(-width // RUN) * RUN, np.uint8),
+        near=np.empty(width),
+        u=np.empty(width),
+        of_member=np.empty(width),
+        squares=np.empty(width),
+        losses=np.empty(width),
         p=np.empty(classes),
         bins=np.empty(classes, np.int64),
         given=np.empty(classes, np.int64),
         answers=np.empty(groups, np.int64),
         all_yes=np.array([2**n - 1 for n in members], np.int64),
-        u=np.empty(RUN),
-        of_member=np.empty(RUN),
-        near=np.empty(RUN),
-        squares=np.empty(RUN),
         row=np.empty((3, classes), np.int64),
         low=np.empty(classes, np.int64),
         high=np.empty(classes, np.int64),
@@ -287,13 +299,15 @@ def scratch(classes: int, annotators: int, slices: int, height: int, width: int)
 def tables(classes: int, annotators: int, units: float, levels: Levels | None) -> Tables:
     """What the kernels look up of a predictor; `levels` are the probabilities of its codes, if it has any."""
     known = np.zeros(1) if levels is None else levels
+    decoded = known.astype(np.float32)
     return Tables(
-        int(np.float32(NEARLY / classes).view(np.int32)),
-        known.astype(np.float32),
-        entropy_of_codes(known),
-        entropy_of_codes(known.astype(np.float32).astype(np.float64)),
-        _votes_entropy(annotators),
-        units,
+        least=int(np.float32(NEARLY / classes).view(np.int32)),
+        levels=decoded,
+        entropy=entropy_of_codes(known),
+        rounded=entropy_of_codes(decoded.astype(np.float64)),
+        exact=np.array_equal(known, decoded),
+        votes_entropy=_votes_entropy(annotators),
+        units=units,
     )
 
 
@@ -529,10 +543,14 @@ def _bits(value):
 @njit(cache=True, nogil=True, inline="always")
 def _loss(p):
     """−ln p, clipped; near 1 by its series in 1 − p."""
-    if p >= 0.99:
-        s = 1.0 - p
-        return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
-    return -np.log(max(p, CLIP))
+    return _loss_near_one(p) if p >= 0.99 else -np.log(max(p, CLIP))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _loss_near_one(p):
+    """The same from 0.99 on."""
+    s = 1.0 - p
+    return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
 
 
 # The kernels do without numba's runtime (`_nrt=False`): nothing in them makes or keeps an array, but references to two
@@ -572,57 +590,53 @@ def load_row(z, y, slices, levels, rows, foreground):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def nothing_in(rows, x, stop):
-    """Whether a run of voxels is certainly background."""
-    for i in range(x, stop):
-        if rows[0, i] != np.float32(1.0):
-            return False
-    something = False
-    for c in range(1, rows.shape[0]):
-        for i in range(x, stop):
-            something |= rows[c, i] > np.float32(0.0)
-    return not something
+def _kind_of_background(p, last):
+    """What a probability of the background says of its voxel's kind."""
+    return (
+        np.uint8(p != np.float32(1.0)) * SOMETHING
+        | np.uint8(not p > last) * SOFT
+        | np.uint8(not (p >= np.float32(1.0 - NEARLY_NOTHING))) * UNSURE
+        | np.uint8(not (p <= np.float32(1.0))) * UNSURE
+    )
 
 
 @njit(cache=True, nogil=True, inline="always")
-def is_unsure(rows, x, stop):
-    """Whether a run of voxels has a probability that is not nearly 1 for the background, or 0 for an organ."""
-    unsure = False
-    background = rows[0]
-    for i in range(x, stop):
-        unsure |= not (np.float32(1.0 - NEARLY_NOTHING) <= background[i] <= np.float32(1.0))
-    for c in range(1, rows.shape[0]):
-        values = rows[c]
-        for i in range(x, stop):
-            unsure |= not (np.float32(0.0) <= values[i] <= np.float32(NEARLY_NOTHING))
-    return unsure
+def _kind_of_organ(p, first):
+    """What a probability of an organ says of its voxel's kind."""
+    return (
+        np.uint8(p > np.float32(0.0)) * SOMETHING
+        | np.uint8(not p < first) * SOFT
+        | np.uint8(not (p >= np.float32(0.0))) * UNSURE
+        | np.uint8(not (p <= np.float32(NEARLY_NOTHING))) * UNSURE
+    )
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _drawn_in(drawn, z, y, x, stop):
-    """Whether an annotator drew an organ in a run of voxels."""
-    something = False
-    for r in range(drawn.shape[0]):
-        values = drawn[r, z, y]
-        for i in range(x, stop):
-            something |= values[i] != 0
-    return something
+# The loops below run over rows and few arrays each, so that they are vectorised.
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _surely_background(rows, x, stop, bins):
-    """Whether a run is background, with probabilities only in the outermost bins, so that sums suffice."""
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def kinds_in(rows, bins, kinds):
+    """What each voxel of a row is not: `SOMETHING` if it is not certain background (1, and 0 for every organ), `SOFT` if a
+    probability lies in another than the outermost bins, `UNSURE` if one is not nearly 1 or 0.
+    """
     last = np.float32(max(1.0 - 1.0 / bins, SURE))
     first = np.float32(1.0 / bins)
-    unsure = False
     background = rows[0]
-    for i in range(x, stop):
-        unsure |= not background[i] > last
+    for i in range(background.size):
+        kinds[i] = _kind_of_background(background[i], last)
     for c in range(1, rows.shape[0]):
         values = rows[c]
-        for i in range(x, stop):
-            unsure |= not values[i] < first
-    return not unsure
+        for i in range(values.size):
+            kinds[i] |= _kind_of_organ(values[i], first)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def kind_of_run(kinds, x):
+    """What is not true of all voxels of a run."""
+    kind = np.uint8(0)
+    for i in range(x, x + RUN):
+        kind |= kinds[i]
+    return kind
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -656,7 +670,6 @@ def _count(first, last, slices, tables, tallies, sums, rows, maps, own):
 def _count_slice(z, slices, tables, tallies, sums, rows, maps, scratch):
     """Count one slice, row by row, in runs of voxels: skipped, sure to be background, or looked at one by one."""
     height, width = slices.drawn.shape[2:]
-    bins = tallies.binned.shape[1]
     skipped = 0
     of_members = maps.entropies.shape[0] > 0
     maps.labels[z] = 0
@@ -665,91 +678,126 @@ def _count_slice(z, slices, tables, tallies, sums, rows, maps, scratch):
         scratch.low[:] = width
         scratch.high[:] = -1
         load_row(z, y, slices, tables.levels, scratch.rows, scratch.foreground)
+        _look(z, y, slices, tables, tallies.binned.shape[1], scratch)
+        _write_row(scratch.rows[0], scratch.u, tables.units, maps.confidence[z, y], maps.nats[z, y])
+        if of_members:
+            _write_entropies(scratch.of_member, maps.entropies[z, y])
         for x in range(0, width, RUN):
+            kind = kind_of_run(scratch.kinds, x)
             stop = min(x + RUN, width)
-            drawn = _drawn_in(slices.drawn, z, y, x, stop)
-            unsure = False
-            if not drawn and nothing_in(scratch.rows, x, stop):
+            if kind & (SOMETHING | DRAWN) == 0:
                 skipped += stop - x
-                for i in range(x, stop):
-                    maps.nats[z, y, i] = 0
-                    maps.confidence[z, y, i] = np.float32(1.0)
-                if of_members:
-                    maps.entropies[z, y, x:stop] = 0.0
-            elif not drawn and _surely_background(scratch.rows, x, stop, bins):
-                _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch)
-                unsure = of_members and is_unsure(scratch.rows, x, stop)
+            elif kind & (SOFT | DRAWN) == 0:
+                _count_background(z, y, x, stop, slices, tables, tallies, sums, scratch)
             else:
                 for i in range(x, stop):
                     _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch)
-                unsure = True
             if of_members:
-                maps.unsure[z, y, x // RUN] = unsure
+                maps.unsure[z, y, x // RUN] = kind & UNSURE != 0
         _close_row(slices.z_first + z, y, scratch, rows, tallies.boxes)
     tallies.empty[0] += skipped
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch):
-    """Count a run of voxels that are background for all, class by class, so that the loops run in vectors."""
-    classes, annotators, bins = scratch.rows.shape[0], slices.drawn.shape[0], tallies.binned.shape[1]
-    n = stop - x
-    u, of_member, near, run_squares = scratch.u, scratch.of_member, scratch.near, scratch.squares
-    of_members = maps.entropies.shape[0] > 0
-    background = scratch.rows[0, x:stop]
-    for i in range(n):
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def _look(z, y, slices, tables, bins, scratch):
+    """Whatever of a row can be computed for all its voxels at once, taking them for background."""
+    rows, kinds, terms = scratch.rows, scratch.kinds, scratch.terms
+    width = rows.shape[1]
+    kinds_in(rows, bins, kinds)
+    for r in range(slices.drawn.shape[0]):
+        labels = slices.drawn[r, z, y]
+        for i in range(width):
+            kinds[i] |= np.uint8(labels[i] != 0) * DRAWN
+    u, of_member, near = scratch.u, scratch.of_member, scratch.near
+    squares, losses, background = scratch.squares, scratch.losses, rows[0]
+    for i in range(width):
         near[i] = entropy_near_one(np.float64(min(background[i], np.float32(1.0))))
-        of_member[i] = near[i]
-        u[i] = 0.0
-        run_squares[i] = 0.0
+    for i in range(width):
+        losses[i] = _loss_near_one(np.float64(min(background[i], np.float32(1.0))))
+    of_member[:] = 0.0
+    u[:] = 0.0
+    squares[:] = 0.0
+    _add_row(near, of_member)
+    for c in range(1, rows.shape[0]):
+        own, values = terms[c - 1], rows[c]
+        if slices.codes.shape[0] > 0:
+            codes = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 : slices.x0 + width]
+            for i in range(width):
+                own[i] = tables.rounded[codes[i]]
+            _add_row(own, of_member)
+            if not tables.exact:
+                for i in range(width):
+                    own[i] = tables.entropy[codes[i]]
+        else:
+            for i in range(width):
+                own[i] = entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
+            _add_row(own, of_member)
+        _add_row(own, u)
+        for i in range(width):
+            p = np.float64(max(values[i], np.float32(0.0)))
+            squares[i] += p * p
+    for i in range(width):
+        p = np.float64(min(background[i], np.float32(1.0)))
+        squares[i] += (p - 1.0) * (p - 1.0)
+    _add_row(near, u)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_row(values, total):
+    for i in range(total.size):
+        total[i] += values[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def _write_row(background, u, units, confidence, nats):
+    """Write a row's maps, taking its voxels for background."""
+    for i in range(confidence.size):
+        confidence[i] = min(background[i], np.float32(1.0))
+    for i in range(nats.size):
+        nats[i] = np.int32(u[i] * units + 0.5)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _write_entropies(of_member, entropies):
+    for i in range(entropies.size):
+        entropies[i] = of_member[i]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_background(z, y, x, stop, slices, tables, tallies, sums, scratch):
+    """Count a run of voxels that are background for all, from what `_look` has found."""
+    classes, annotators, bins = scratch.rows.shape[0], slices.drawn.shape[0], tallies.binned.shape[1]
     for c in range(1, classes):
         values, total = scratch.rows[c, x:stop], 0.0
-        for i in range(n):
-            own = np.float64(max(values[i], np.float32(0.0)))
-            total += own
-            run_squares[i] += own * own
-        tallies.binned[c, 0] += n
+        for i in range(values.size):
+            total += np.float64(max(values[i], np.float32(0.0)))
+        tallies.binned[c, 0] += stop - x
         sums.mass[c, 0] += total
-        if slices.codes.shape[0] > 0:
-            codes = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + x : slices.x0 + stop]
-            for i in range(n):
-                u[i] += tables.entropy[codes[i]]
-            if of_members:
-                for i in range(n):
-                    of_member[i] += tables.rounded[codes[i]]
-            for g in range(tallies.ranks.shape[1]):
-                ranks = tallies.ranks[c - 1, g, 0]
-                for i in range(n):
-                    ranks[codes[i]] += np.uint32(1)
-        else:
-            for i in range(n):
-                term = entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
-                u[i] += term
-                of_member[i] += term
+    for c in range(1, slices.codes.shape[0] + 1):
+        codes = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + x : slices.x0 + stop]
+        for g in range(tallies.ranks.shape[1]):
+            ranks = tallies.ranks[c - 1, g, 0]
+            for i in range(codes.size):
+                ranks[codes[i]] += np.uint32(1)
+    background, u = scratch.rows[0, x:stop], scratch.u[x:stop]
+    of_run, losses_of_run = scratch.squares[x:stop], scratch.losses[x:stop]
     total = squares = losses = 0.0
     squared_entropy = sums.disagreement[3]  # added voxel by voxel, as when voxels are counted one by one
-    for i in range(n):
-        own = np.float64(min(background[i], np.float32(1.0)))
-        total += own
-        squares += run_squares[i] + (own - 1.0) * (own - 1.0)
-        losses += _loss(own)
-        u[i] += near[i]
+    for i in range(background.size):
+        total += np.float64(min(background[i], np.float32(1.0)))
+        squares += of_run[i]
+        losses += losses_of_run[i]
         squared_entropy += u[i] * u[i]
-        maps.nats[z, y, x + i] = np.int32(u[i] * tables.units + 0.5)
-        maps.confidence[z, y, x + i] = own
-    for i in range(n):
+    for i in range(background.size):
         tallies.often[_bits(min(background[i], np.float32(1.0))) - OFTEN] += np.uint32(1)
-    if of_members:
-        for i in range(n):
-            maps.entropies[z, y, x + i] = of_member[i]
     sums.disagreement[3] = squared_entropy
-    tallies.binned[0, bins - 1] += n
+    tallies.binned[0, bins - 1] += stop - x
     sums.mass[0, bins - 1] += total
-    tallies.hits[annotators, 0, bins - 1] += n
+    tallies.hits[annotators, 0, bins - 1] += stop - x
     sums.proper[annotators, 0] += squares
     sums.proper[annotators, 1] += losses
     sums.where[0, 0] += total
-    tallies.agreed[0, 0] += n
+    tallies.agreed[0, 0] += stop - x
 
 
 @njit(cache=True, nogil=True, inline="always")

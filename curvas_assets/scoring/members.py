@@ -15,7 +15,18 @@ from numba import njit
 from curvas_assets.codes import leads
 from curvas_assets.entropy import entropy_term
 from curvas_assets.errors import ScoringError
-from curvas_assets.scoring.counting import RUN, Maps, Scratch, Slices, Tables, is_unsure, load_row, nothing_in
+from curvas_assets.scoring.counting import (
+    RUN,
+    SOMETHING,
+    UNSURE,
+    Maps,
+    Scratch,
+    Slices,
+    Tables,
+    kind_of_run,
+    kinds_in,
+    load_row,
+)
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 
 NOT_THE_MEAN = 2e-3
@@ -117,7 +128,7 @@ class EnsemblePass:
 
 def describe(slices: Slices, tables: Tables, maps: Maps, own: Scratch) -> None:
     """Write the label map and the entropies of a member that has no scores of its own."""
-    _describe(slices, tables, maps, own.rows, own.foreground)
+    _describe(slices, tables, maps, own.rows, own.foreground, own.kinds)
 
 
 def overlaps(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int64]:
@@ -128,15 +139,17 @@ def overlaps(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int6
 
 
 @njit(cache=True, nogil=True)
-def _describe(slices, tables, maps, rows, foreground):
+def _describe(slices, tables, maps, rows, foreground, kinds):
     classes, width = rows.shape
     for z in range(maps.labels.shape[0]):
         for y in range(maps.labels.shape[1]):
             load_row(z, y, slices, tables.levels, rows, foreground)
+            kinds_in(rows, 1, kinds)
             for x in range(0, width, RUN):
                 stop = min(x + RUN, width)
-                maps.unsure[z, y, x // RUN] = is_unsure(rows, x, stop)
-                if nothing_in(rows, x, stop):
+                kind = kind_of_run(kinds, x)
+                maps.unsure[z, y, x // RUN] = kind & UNSURE != 0
+                if kind & SOMETHING == 0:
                     maps.labels[z, y, x:stop] = 0
                     maps.entropies[z, y, x:stop] = 0.0
                     continue
