@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import IO, Any
 
 import google_crc32c
@@ -101,6 +101,7 @@ class SoftmaxWriter:
         grid: of the scan.
         class_names: one per class, C of them, background first.
         provenance: who made it, e.g. patient, predictor; goes into the attributes.
+        scratch: a folder that holds the compressed volume until the block ends; None keeps up to 256 MB of it in memory.
 
     Attributes:
         shape: (C, Z, Y, X), background included.
@@ -118,6 +119,7 @@ class SoftmaxWriter:
         *,
         class_names: Sequence[str],
         provenance: Mapping[str, Any] | None = None,
+        scratch: Path | None = None,
     ):
         names = tuple(class_names) if isinstance(class_names, Iterable) else ()
         if not isinstance(grid, Grid):
@@ -138,7 +140,11 @@ class SoftmaxWriter:
         """Map beside the volume → its check, which tells it from others of its name; filled before the block ends."""
         self.facts: SoftmaxFacts
         self._chunking = _Chunking(self.shape)
-        self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
+        self._payload: IO[bytes]
+        if scratch is None:
+            self._payload = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
+        else:
+            self._payload = TemporaryFile(dir=scratch)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._index: list[tuple[int, int]] = []
         self._pending: list[npt.NDArray[Any]] = []
