@@ -534,25 +534,6 @@ def _votes_entropy(annotators: int) -> npt.NDArray[np.float64]:
     return entropy_terms(np.arange(annotators + 1) / annotators)
 
 
-@njit(cache=True, nogil=True)
-def _bits(value):
-    """The bits of a float32, which increase with its value."""
-    return np.float32(value).view(np.int32)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _loss(p):
-    """−ln p, clipped; near 1 by its series in 1 − p."""
-    return _loss_near_one(p) if p >= 0.99 else -np.log(max(p, CLIP))
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _loss_near_one(p):
-    """The same from 0.99 on."""
-    s = 1.0 - p
-    return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
-
-
 # The kernels do without numba's runtime (`_nrt=False`): nothing in them makes or keeps an array, but references to two
 # dozen arrays would be counted up and down for every voxel, which takes a quarter of the time.
 
@@ -648,10 +629,14 @@ def _bits(value):
 @njit(cache=True, nogil=True, inline="always")
 def _loss(p):
     """−ln p, clipped; near 1 by its series in 1 − p."""
-    if p >= 0.99:
-        s = 1.0 - p
-        return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
-    return -np.log(max(p, CLIP))
+    return _loss_near_one(p) if p >= 0.99 else -np.log(max(p, CLIP))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _loss_near_one(p):
+    """The same from 0.99 on."""
+    s = 1.0 - p
+    return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ and label maps from memory. A predictor's slices are divided among threads where
 """
 
 import queue
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,9 +142,9 @@ class _OnePass:
         ]
         size = (self._step, *shape[1:])
         runs = -(-shape[2] // RUN)
-        described = len(names) if ensembles else 0
-        self._entropies = np.empty((described, *size))
-        self._unsure = np.empty((described, *size[:2], runs), np.uint8)
+        described = self._step if ensembles else 0
+        self._entropies = np.empty((len(names), described, *shape[1:]))
+        self._unsure = np.empty((len(names), described, shape[1], runs), np.uint8)
         self._labels = np.empty((len(names), *size), np.uint8)
         self._overlap = np.zeros((len(self._members) + annotators,) * 2 + (classes,), np.int64)
         divided = self._passes if self._parts > 1 else ()
@@ -218,15 +218,12 @@ class _OnePass:
         self._each(lambda v: self._passes[v].take(slices[v], maps[v]), maps)
 
     def _maps(self, v: int, slices: Slices, confidence: npt.NDArray[np.float32], nats: npt.NDArray[np.int32]) -> Maps:
-        depth = slices.drawn.shape[1]
-        entropies, unsure = (
-            each[v, :depth] if self._ensembles else np.empty((0, 0, 0), each.dtype)
-            for each in (self._entropies, self._unsure)
-        )
-        return Maps(self._labels[v, :depth], confidence[:depth], nats[:depth], entropies, unsure)
+        d = slices.drawn.shape[1]
+        entropies, unsure = self._entropies[v, :d], self._unsure[v, :d]
+        return Maps(self._labels[v, :d], confidence[:d], nats[:d], entropies, unsure)
 
     @contextmanager
-    def _lent(self) -> Iterator[tuple[Scratch, npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
+    def _lent(self) -> Generator[tuple[Scratch, npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         """Working arrays, and maps of confidence and entropy, for one thread."""
         lent = self._scratch.get()
         try:

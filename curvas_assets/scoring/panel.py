@@ -1,7 +1,10 @@
 """The whole panel of one patient and predictor: one pass over its voxels, then every metric. Definitions: `registry`."""
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,7 @@ from curvas_assets.scoring.arguments import (
 )
 from curvas_assets.scoring.counting import Counts, region_of
 from curvas_assets.scoring.members import MemberCounts
-from curvas_assets.scoring.one_pass import Setting, count_all
+from curvas_assets.scoring.one_pass import Setting, count_all, workers
 from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.registry import METRICS, Row
 from curvas_assets.storage.labels import PackedLabels
@@ -36,6 +39,10 @@ APPROXIMATE = "approximate: ranked from a volume of the first format, which pool
 NOT_ANNOTATED = "not annotated: the label map is blank, and the study says what that means"
 HIGH_SHARE = 0.1
 """Share of the largest entropy, ln C, above which an uncertainty counts as high unless a threshold is given."""
+
+
+LARGE_BOX = 1 << 24
+"""Voxels of an organ's box from which on the distances of one predictor alone are measured at a time, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +175,19 @@ class PatientReference:
         """Scores of the wanted ones of some predictors, after one pass over all of them."""
         setting = Setting(self.annotations, len(self.organs) + 1, self.region, self.threshold, self.ece_bins)
         found = count_all(volumes, setting, ensembles, wanted, progress)
-        for name in wanted:
-            rankless = [
-                one for one in (name, *ensembles.get(name, ())) if not getattr(volumes[one], "keeps_ranking", True)
-            ]
+        alone = threading.Lock()
+
+        def scores(name: str) -> PatientScores:
+            behind = [volumes[one] for one in (name, *ensembles.get(name, ()))]
+            approximate = not all(getattr(one, "keeps_ranking", True) for one in behind)
             counts = found.counts.pop(name)
-            yield name, self._scores(volumes[name], counts, found.members.get(name), approximate=bool(rankless))
+            with alone if _largest_box(counts) > LARGE_BOX else nullcontext():
+                return self._scores(volumes[name], counts, found.members.get(name), approximate=approximate)
+
+        with ThreadPoolExecutor(workers(), thread_name_prefix="curvas-score") as threads:
+            coming = {name: threads.submit(scores, name) for name in wanted}
+            for name in wanted:
+                yield name, coming.pop(name).result()
 
     def _scores(
         self, predictor: Any, found: Counts, of_members: MemberCounts | None, *, approximate: bool
@@ -274,6 +288,11 @@ def score(
         entropy_threshold=entropy_threshold,
     )
     return reference.score(softmax, members).table
+
+
+def _largest_box(found: Counts) -> int:
+    """Voxels of the largest box that holds an organ."""
+    return max((math.prod(span.stop - span.start for span in box) for box in found.boxes if box), default=0)
 
 
 def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
