@@ -230,13 +230,22 @@ def part_members(shape: Shape) -> dict[str, Any]:
 
 def part_ensembles(shape: Shape) -> dict[str, Any]:
     """Nine members to four ensembles with their maps, as the asset does it: fetch, average, encode, map, store."""
-    from curvas_assets.assets.ensembles import store_ensembles
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from curvas_assets.stages.ensemble import _store_ensembles
     from curvas_assets.storage.layout import Layout
 
+    @contextmanager
+    def scratch(_subject: str, _bytes: int = 0) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
     objects, layout = store(), Layout()
+    tools = SimpleNamespace(objects=objects, layout=layout, scratch=scratch, code=lambda *_: {})
     volumes = {name: open_softmax(objects, key_of(shape, name)) for name in MEMBERS}
     with Clock() as work:
-        store_ensembles(objects, layout, f"{shape[0]}", volumes, GROUPS)
+        _store_ensembles(tools, f"{shape[0]}", volumes, GROUPS)
     sizes = {
         name: objects.head(layout.ensemble_map(f"{shape[0]}", "ensemble_all", name)).size / 1e6
         for name in ("entropy", "mutual_information", "labels")

@@ -3,34 +3,22 @@
 """All ensembles of one patient in one pass over the stored members: memory for a few slabs, whatever the volume."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from curvas_assets.codes import NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
+from curvas_assets.codes import NOTHING, Levels, background_of, entropy_of_codes, leads
 from curvas_assets.entropy import divided, entropy_term
 from curvas_assets.errors import EnsembleError
-from curvas_assets.geometry import Grid
 from curvas_assets.parallel import PARALLEL
+from curvas_assets.storage.side_by_side import code_slabs_of
+from curvas_assets.storage.softmax import SoftmaxVolume
 
 Map = npt.NDArray[np.float32]
-
-
-class Member(Protocol):
-    """What is needed of a stored softmax volume."""
-
-    shape: tuple[int, ...]
-    class_names: tuple[str, ...]
-    grid: Grid
-    provenance: dict[str, Any]
-    levels: Levels
-
-    def code_slabs(self) -> Iterator[tuple[int, int, Codes]]:
-        """(z0, z1, codes of the foreground uint16 (C − 1, z1 − z0, Y, X)) from the first slice to the last."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class EnsembleSlab:
 
 
 def stream_ensembles(
-    members: Mapping[str, Member], ensembles: Mapping[str, Sequence[str]]
+    members: Mapping[str, SoftmaxVolume], ensembles: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[int, int, dict[str, EnsembleSlab]]]:
     """Every ensemble of a patient, slab by slab; each member is read once.
 
@@ -68,36 +56,30 @@ def stream_ensembles(
     levels, level_of = _tables([member.levels for member in members.values()])
     entropies = np.stack([entropy_of_codes(table) for table in levels])
     classes = next(iter(members.values())).shape[0]
-    streams = [members[name].code_slabs() for name in names]
-    held: Codes | None = None
-    for z0, z1, first in streams[0]:
-        others = [next(stream)[2] for stream in streams[1:]]
-        slab = _empty_slab((len(ensembles),), classes, first.shape[1:])
-        if held is None or held.shape[2:] != first.shape[1:]:
-            held = np.empty((len(names), *first.shape), np.uint16)
-        codes = np.stack([first, *others], out=held)
-        del others, first  # copied; they would take a quarter of the memory held
-        with PARALLEL:
-            _combine(
-                codes,
-                groups,
-                counts,
-                levels,
-                entropies,
-                level_of,
-                slab.mean,
-                slab.predictive_entropy,
-                slab.expected_entropy,
-                slab.mutual_information,
-                slab.labels,
-            )
-        found = {
-            name: EnsembleSlab(*(part[e] for part in (getattr(slab, field.name) for field in fields(slab))))
-            for e, name in enumerate(ensembles)
-        }
-        del slab
-        yield z0, z1, found
-        del found
+    with ThreadPoolExecutor(numba.get_num_threads(), thread_name_prefix="curvas-decode") as decoding:
+        for z0, z1, codes in code_slabs_of(list(members.values()), decoding):
+            slab = _empty_slab((len(ensembles),), classes, codes.shape[2:])
+            with PARALLEL:
+                _combine(
+                    codes,
+                    groups,
+                    counts,
+                    levels,
+                    entropies,
+                    level_of,
+                    slab.mean,
+                    slab.predictive_entropy,
+                    slab.expected_entropy,
+                    slab.mutual_information,
+                    slab.labels,
+                )
+            found = {
+                name: EnsembleSlab(*(part[e] for part in (getattr(slab, field.name) for field in fields(slab))))
+                for e, name in enumerate(ensembles)
+            }
+            del slab
+            yield z0, z1, found
+            del found
 
 
 def _empty_slab(ensembles: tuple[int, ...], classes: int, voxels: tuple[int, ...]) -> EnsembleSlab:
@@ -193,7 +175,7 @@ def _combine(codes, groups, counts, levels, entropies, level_of, mean, predictiv
                 labels[e, z, y, x] = best
 
 
-def _require_complete(members: Mapping[str, Member], ensembles: Mapping[str, Sequence[str]]) -> None:
+def _require_complete(members: Mapping[str, SoftmaxVolume], ensembles: Mapping[str, Sequence[str]]) -> None:
     for ensemble, chosen in ensembles.items():
         missing = [name for name in chosen if name not in members]
         if missing or not chosen:
@@ -205,7 +187,7 @@ def _require_complete(members: Mapping[str, Member], ensembles: Mapping[str, Seq
             )
 
 
-def _require_agreement(members: Mapping[str, Member]) -> None:
+def _require_agreement(members: Mapping[str, SoftmaxVolume]) -> None:
     (first_name, first), *others = members.items()
     for name, member in others:
         for what, ours, theirs in (

@@ -4,25 +4,23 @@
 
 Probabilities are taken as they are, in float32, and nothing is sorted: confidences lie between 1 / C and 1, where
 float32 has so few values that each can be counted. Sums are float64 by slice, added up in the order of the slices, so
-that they do not depend on threads. Of runs of voxels in which neither an annotator nor the predictor sees an organ,
+that they do not depend on threads. A stored volume is decoded row by row, where it is counted. Of runs of voxels in which neither an annotator nor the predictor sees an organ,
 only the number of voxels is taken. Where all annotators agree, which is nearly everywhere, one increment per class
 serves them all; pairs of annotators are looked at only where they disagree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit
 
-from curvas_assets.codes import NOTHING, Codes, Levels, entropy_of_codes, leads
+from curvas_assets.codes import NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
 from curvas_assets.entropy import entropy_near_one, entropy_of_small, entropy_term, entropy_terms
-from curvas_assets.errors import ScoringError
-from curvas_assets.parallel import PARALLEL
+from curvas_assets.scoring.occurrences import Occurrences
 from curvas_assets.scoring.published import PublishedCalibration
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 from curvas_assets.storage.labels import DEPTH, PackedLabels
@@ -38,12 +36,16 @@ SURE = 0.99
 MOST_VOXELS = 2**32 - 1
 NEARLY = 0.95
 """Share of 1 / C, the least possible confidence; lower values come from sums that are not quite 1."""
+SOMETHING, SOFT, UNSURE, DRAWN = (np.uint8(1 << bit) for bit in range(4))
+"""Kinds of voxels, see `kinds_in`; `DRAWN`: an annotator gave it to an organ."""
 ONE = int(np.float32(1.0).view(np.int32))
+OFTEN = ONE - 2**20
+"""Confidences from here on (bits of 15/16) have a counter each; what is below is less common, and is noted."""
+NEARLY_NOTHING = 1.9e-3
+"""Two softmaxes that differ from certain background by no more than this differ from each other by no more."""
 
 Spans = tuple[slice, slice, slice]
 """Along (Z, Y, X), each with start and stop."""
-PredictedSlab = tuple[int, int, npt.NDArray[np.float32], Codes | None]
-"""z0, z1, probabilities (C, z1 − z0, Y, X), and the foreground's codes if the softmax is a stored one."""
 
 
 @dataclass(frozen=True)
@@ -120,88 +122,53 @@ class Counts:
         return self.bins[1].sum(axis=1)
 
 
-def count(
-    slabs: Iterator[PredictedSlab],
-    annotations: Any,
-    classes: int,
-    region: Spans,
-    threshold: float,
-    bins: int,
-    levels: Levels | None = None,
-) -> Counts:
-    """Count a predictor's slabs against the annotations.
+class Slices(NamedTuple):
+    """Some slices of a predictor, and what the annotators say of them.
 
     Args:
-        slabs: from the first slice to the last.
-        annotations: uint8 (R, Z, Y, X), sliceable.
-        classes: C, background included.
-        region: voxels outside do not count.
-        threshold: nats, above which a voxel's entropy counts as high.
-        bins: B, of each class's probability.
-        levels: the probability of each code, if slabs have codes.
-
-    Raises:
-        ScoringError: the region holds more voxels than are counted exactly, or an annotation holds a label that is no class.
-    """
-    zs, ys, xs = region
-    shape = (zs.stop - zs.start, ys.stop - ys.start, xs.stop - xs.start)
-    if np.prod(shape, dtype=float) > MOST_VOXELS:
-        raise ScoringError("scoring", "the patient", f"a region of {shape} voxels", "Score parts of it.")
-    found = _Pass(annotations.shape[0], classes, shape, threshold, bins, levels)
-    for z0, z1, softmax, codes in slabs:
-        lo, hi = max(z0, zs.start), min(z1, zs.stop)
-        if lo >= hi:
-            continue
-        drawn = np.ascontiguousarray(annotations[:, lo:hi, ys, xs])
-        if drawn.size and drawn.max() >= classes:
-            raise ScoringError(
-                "scoring",
-                "the patient",
-                f"label {drawn.max()} in the annotations, between slices {lo} and {hi}",
-                f"Labels are 0 to {classes - 1}.",
-            )
-        own = slice(lo - z0, hi - z0)
-        part = np.zeros((0, 1, 1, 1), np.uint16) if codes is None else np.ascontiguousarray(codes[:, own])
-        found.add(_Slices(np.ascontiguousarray(softmax[:, own]), part, drawn, ys.start, xs.start, lo - zs.start))
-    return found.counts()
-
-
-class _Slices(NamedTuple):
-    """What the pass reads of some slices.
-
-    Args:
-        p: probabilities float32 (C, dz, Y, X) of the whole image.
-        codes: uint16 (C − 1, dz, Y, X), of no class where they are not known.
-        drawn: the annotators' label maps uint8 (R, dz, height, width) of the region.
-        y0, x0: where the region begins in the image.
+        p: probabilities float32 (C, z, Y, X) of a slab of the whole image; of no class where codes are known.
+        codes: uint16 (C − 1, z, Y, X) of a stored volume's slab, of no class where they are not known.
+        drawn: the annotators' label maps uint8 (R, dz, height, width) of these slices, in the region.
+        z0, y0, x0: where these slices begin in the slab, and the region in the image.
         z_first: of the first of these slices, counted from the region's beginning.
     """
 
     p: npt.NDArray[np.float32]
     codes: Codes
     drawn: npt.NDArray[np.uint8]
+    z0: int
     y0: int
     x0: int
     z_first: int
 
 
-class _Tables(NamedTuple):
-    """What the pass looks up: `least`, the bits of the smallest confidence that has a count of its own; −p ln p of each
-    code; −q ln q of q = k / R, for k of R annotators; and how many units of the entropy map make a nat.
+class Tables(NamedTuple):
+    """What the kernels look up.
+
+    Args:
+        least: bits of the smallest confidence that is told from others.
+        levels: p of each code, as it is decoded.
+        entropy: −p ln p of each code.
+        rounded: −p ln p of each code's decoded p.
+        exact: whether that is the same, as it is unless levels are no float32 (the first format).
+        votes_entropy: −q ln q of q = k / R, for k of R annotators.
+        units: how many units of the entropy map make a nat.
     """
 
     least: int
+    levels: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float64]
+    rounded: npt.NDArray[np.float64]
+    exact: bool
     votes_entropy: npt.NDArray[np.float64]
     units: float
 
 
 class _Tallies(NamedTuple):
-    """What is counted in whole numbers. The arrays of all threads have the thread as first axis; one thread's lack this
-    axis.
+    """What is counted in whole numbers. The arrays of all parts have the part as first axis; one part's lack this axis.
 
     Args:
-        every: voxels by confidence, float32's bits from `least` on.
+        often: voxels by confidence, float32's bits from `OFTEN` on.
         ranks: voxels by (organ, group of annotators, combination of answers, code).
         binned: voxels by (class, bin).
         hits: voxels by (annotator, class, bin) to which the annotator gave the class; the last row: to which all did.
@@ -212,7 +179,7 @@ class _Tallies(NamedTuple):
         boxes: by class the least and the largest z, y and x that hold it.
     """
 
-    every: npt.NDArray[np.uint32]
+    often: npt.NDArray[np.uint32]
     ranks: npt.NDArray[np.uint32]
     binned: npt.NDArray[np.int64]
     hits: npt.NDArray[np.int64]
@@ -240,16 +207,112 @@ class _Sums(NamedTuple):
     disagreement: npt.NDArray[np.float64]
 
 
-class _Maps(NamedTuple):
-    """What the pass writes of each voxel (dz, height, width): the confidence, the predicted label, the entropy in units."""
+class Maps(NamedTuple):
+    """What is written of each voxel (dz, height, width), or of each run of voxels.
 
-    confidence: npt.NDArray[np.float32]
+    Args:
+        labels: uint8, the predicted label.
+        confidence: float32, its probability.
+        nats: int32, the entropy in units.
+        entropies: float64, the entropy in nats as members add it up; of no slice where no ensemble needs it.
+        unsure: uint8 (dz, height, runs), whether a run is not as good as certain background; likewise.
+    """
+
     labels: npt.NDArray[np.uint8]
+    confidence: npt.NDArray[np.float32]
     nats: npt.NDArray[np.int32]
+    entropies: npt.NDArray[np.float64]
+    unsure: npt.NDArray[np.uint8]
 
 
-class _Pass:
-    """One pass over a region's slices, in order.
+class Scratch(NamedTuple):
+    """Working arrays of one thread, which each slice uses anew.
+
+    Args:
+        rows, foreground: of a row of voxels: probabilities float32 (C, width), and the sum of the foreground's.
+        terms: of a row: −p ln p of each organ's p (C − 1, width).
+        kinds: of a row, padded to whole runs: what a voxel is not, see `_look`.
+        near, u, of_member, squares, losses: of a row, by voxel, right where it is background for all: the background's part
+            of the entropy, the entropy, the entropy as members add it up, the squared distance, and −ln of the background.
+        p: probability of each class at a voxel.
+        bins: its bin.
+        given: how many annotators gave the class.
+        answers: by group of annotators, the combination of their answers about one organ.
+        all_yes: by group, the combination in which all say yes.
+        row: of a row, by class: voxels of the consensus, true positives and false positives.
+        low, high: of a row, by class: the least and the largest x that hold it.
+        seldom, wrong: notes of the bits of confidences: those below `OFTEN`, and (annotator, note) the wrong ones.
+        noted: how many notes there are: of `seldom`, and of each annotator's.
+    """
+
+    rows: npt.NDArray[np.float32]
+    foreground: npt.NDArray[np.float64]
+    terms: npt.NDArray[np.float64]
+    kinds: npt.NDArray[np.uint8]
+    near: npt.NDArray[np.float64]
+    u: npt.NDArray[np.float64]
+    of_member: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    p: npt.NDArray[np.float64]
+    bins: npt.NDArray[np.int64]
+    given: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
+    all_yes: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    seldom: npt.NDArray[np.int32]
+    wrong: npt.NDArray[np.int32]
+    noted: npt.NDArray[np.int64]
+
+
+def scratch(classes: int, annotators: int, slices: int, height: int, width: int) -> Scratch:
+    """Working arrays for some slices of a region; pages that no note needs take no memory."""
+    groups = -(-annotators // HISTOGRAM_ANNOTATORS)
+    members = [min(HISTOGRAM_ANNOTATORS, annotators - g * HISTOGRAM_ANNOTATORS) for g in range(groups)]
+    voxels = slices * height * width
+    return Scratch(
+        rows=np.empty((classes, width), np.float32),
+        foreground=np.empty(width),
+        terms=np.empty((classes - 1, width)),
+        kinds=np.zeros(-(-width // RUN) * RUN, np.uint8),
+        near=np.empty(width),
+        u=np.empty(width),
+        of_member=np.empty(width),
+        squares=np.empty(width),
+        losses=np.empty(width),
+        p=np.empty(classes),
+        bins=np.empty(classes, np.int64),
+        given=np.empty(classes, np.int64),
+        answers=np.empty(groups, np.int64),
+        all_yes=np.array([2**n - 1 for n in members], np.int64),
+        row=np.empty((3, classes), np.int64),
+        low=np.empty(classes, np.int64),
+        high=np.empty(classes, np.int64),
+        seldom=np.empty(voxels, np.int32),
+        wrong=np.empty((annotators, voxels), np.int32),
+        noted=np.zeros(1 + annotators, np.int64),
+    )
+
+
+def tables(classes: int, annotators: int, units: float, levels: Levels | None) -> Tables:
+    """What the kernels look up of a predictor; `levels` are the probabilities of its codes, if it has any."""
+    known = np.zeros(1) if levels is None else levels
+    decoded = known.astype(np.float32)
+    return Tables(
+        least=int(np.float32(NEARLY / classes).view(np.int32)),
+        levels=decoded,
+        entropy=entropy_of_codes(known),
+        rounded=entropy_of_codes(decoded.astype(np.float64)),
+        exact=np.array_equal(known, decoded),
+        votes_entropy=_votes_entropy(annotators),
+        units=units,
+    )
+
+
+class Pass:
+    """One pass over a region's slices, in order. Threads may count parts of the same slices side by side.
 
     Args:
         annotators: R.
@@ -258,6 +321,7 @@ class _Pass:
         threshold: nats, above which a voxel's entropy counts as high.
         bins: B, of each class's probability.
         levels: the probability of each code, if codes are known.
+        parts: how many parts of the same slices are counted at once, at most.
     """
 
     def __init__(
@@ -268,36 +332,37 @@ class _Pass:
         threshold: float,
         bins: int,
         levels: Levels | None,
+        parts: int = 1,
     ):
         self._annotators, self._classes, self._shape, self._bins = annotators, classes, shape, bins
         self._has_codes = levels is not None
         self._entropy = MapSummary(shape, classes, threshold)
-        self._tables = _Tables(
-            int(np.float32(NEARLY / classes).view(np.int32)),
-            np.zeros(1) if levels is None else entropy_of_codes(levels),
-            _votes_entropy(annotators),
-            self._entropy.units,
-        )
-        self._tallies = self._no_tallies(numba.get_num_threads())
+        self.tables = tables(classes, annotators, self._entropy.units, levels)
+        self._tallies = self._no_tallies(parts)
         self._sums = self._no_sums()
+        self._by_slice = self._no_sums(shape[0])
         self._rows = np.zeros((shape[0], classes, 2))
-        self._wrong: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(annotators)]
+        self._seldom = Occurrences()
+        self._wrong = [Occurrences() for _ in range(annotators)]
         self._packer = _Packer(PackedLabels(1, shape))
         self._published = PublishedCalibration(annotators, bins)
 
-    def add(self, slices: _Slices) -> None:
-        """Count the next slices."""
-        voxels = slices.drawn.shape[1:]
-        maps = _Maps(np.ones(voxels, np.float32), np.zeros(voxels, np.uint8), np.zeros(voxels, np.int32))
-        by_slice = self._no_sums(voxels[0])
-        rows = self._rows[slices.z_first : slices.z_first + voxels[0]]
-        with PARALLEL:
-            _count(slices, self._tables, self._tallies, by_slice, rows, maps)
-        for total, parts in zip(self._sums, by_slice, strict=True):
-            for one in parts:  # in order: sums are the same however many slices a slab has
+    def count(self, slices: Slices, maps: Maps, own: Scratch, part: int, first: int, last: int) -> None:
+        """Count the slices first … last − 1 of these, and write their maps; `part` tells threads apart."""
+        by_slice = _Sums(*(each[slices.z_first :] for each in self._by_slice))
+        tallies = _Tallies(*(each[part] for each in self._tallies))
+        own.noted[:] = 0
+        _count(first, last, slices, self.tables, tallies, by_slice, self._rows[slices.z_first :], maps, own)
+        self._seldom.add(own.seldom[: own.noted[0]])
+        for of_annotator, notes, number in zip(self._wrong, own.wrong, own.noted[1:], strict=True):
+            of_annotator.add(notes[:number])
+
+    def take(self, slices: Slices, maps: Maps) -> None:
+        """Take over the maps of the slices that were counted: what depends on their order."""
+        begin = slices.z_first
+        for total, parts in zip(self._sums, self._by_slice, strict=True):
+            for one in parts[begin : begin + len(maps.labels)]:  # in order: the same however they were divided
                 total += one
-        for r in range(self._annotators):
-            self._wrong[r].append(maps.confidence[maps.labels != slices.drawn[r]].view(np.int32))
         self._published.add(maps.confidence, maps.labels, slices.drawn)
         self._entropy.add(maps.nats)
         self._packer.add(maps.labels)
@@ -319,7 +384,7 @@ class _Pass:
             ranks = _ranks(tallies.ranks.sum(axis=0, dtype=np.int64), self._annotators, unseen)
         return Counts(
             voxels=int(np.prod(self._shape)),
-            confidences=_confidences(tallies.every, self._wrong, self._tables.least, unseen),
+            confidences=_confidences(tallies.often.sum(axis=0, dtype=np.uint32), self._seldom, self._wrong, unseen),
             bins=(binned, sums.mass),
             bin_hits=hits[:-1] + hits[-1],
             ranks=ranks,
@@ -335,19 +400,19 @@ class _Pass:
             boxes=[_span(tallies.boxes[:, c]) for c in range(self._classes)],
         )
 
-    def _no_tallies(self, threads: int) -> _Tallies:
+    def _no_tallies(self, parts: int) -> _Tallies:
         annotators, classes, bins = self._annotators, self._classes, self._bins
         groups, answers = -(-annotators // HISTOGRAM_ANNOTATORS), 2 ** min(annotators, HISTOGRAM_ANNOTATORS)
         return _Tallies(
-            every=np.zeros((threads, ONE - self._tables.least + 1), np.uint32),
-            ranks=np.zeros((threads, classes - 1, groups, answers, self._tables.entropy.size), np.uint32),
-            binned=np.zeros((threads, classes, bins), np.int64),
-            hits=np.zeros((threads, annotators + 1, classes, bins), np.int64),
-            agreed=np.zeros((threads, classes, classes), np.int64),
-            overlap=np.zeros((threads, annotators + 1, annotators + 1, classes), np.int64),
-            votes=np.zeros((threads, classes, annotators + 1, 2), np.int64),
-            empty=np.zeros((threads, 1), np.int64),
-            boxes=np.tile(np.array([2**31, -1] * 3, np.int64), (threads, classes, 1)),
+            often=np.zeros((parts, ONE - OFTEN + 1), np.uint32),
+            ranks=np.zeros((parts, classes - 1, groups, answers, self.tables.entropy.size), np.uint32),
+            binned=np.zeros((parts, classes, bins), np.int64),
+            hits=np.zeros((parts, annotators + 1, classes, bins), np.int64),
+            agreed=np.zeros((parts, classes, classes), np.int64),
+            overlap=np.zeros((parts, annotators + 1, annotators + 1, classes), np.int64),
+            votes=np.zeros((parts, classes, annotators + 1, 2), np.int64),
+            empty=np.zeros((parts, 1), np.int64),
+            boxes=np.tile(np.array([2**31, -1] * 3, np.int64), (parts, classes, 1)),
         )
 
     def _no_sums(self, *slices: int) -> _Sums:
@@ -378,19 +443,19 @@ def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArra
 
 
 def _confidences(
-    every: npt.NDArray[np.uint32], wrong: list[list[npt.NDArray[np.int32]]], least: int, unseen: int
+    often: npt.NDArray[np.uint32], seldom: Occurrences, wrong: Sequence[Occurrences], unseen: int
 ) -> Confidences:
-    for own in every[1:]:
-        every[0] += own  # no more voxels than uint32 holds
-    voxels = every[0]
-    voxels[-1] += np.uint32(unseen)
-    found = np.flatnonzero(voxels)
+    often[-1] += np.uint32(unseen)  # no more voxels than uint32 holds
+    filled = np.flatnonzero(often)
+    bits, times = seldom.counted()
+    found = np.concatenate([bits, (filled + OFTEN).astype(np.int32)])
     errors = np.zeros((len(wrong), found.size), np.int64)
-    for row, parts in zip(errors, wrong, strict=True):
-        bits, times = np.unique(np.concatenate(parts) if parts else np.zeros(0, np.int32), return_counts=True)
-        np.add.at(row, np.searchsorted(found, np.maximum(bits - least, 0)), times)
-    values = (found + least).astype(np.int32).view(np.float32).astype(np.float64)
-    return Confidences(values, voxels[found].astype(np.int64), errors)
+    for row, of_annotator in zip(errors, wrong, strict=True):
+        own, voxels = of_annotator.counted()
+        row[np.searchsorted(found, own)] = voxels
+    return Confidences(
+        found.view(np.float32).astype(np.float64), np.concatenate([times, often[filled].astype(np.int64)]), errors
+    )
 
 
 def _ranks(histograms: npt.NDArray[np.int64], annotators: int, unseen: int) -> list[Ranks]:
@@ -430,24 +495,21 @@ class _Packer:
 
     def __init__(self, labels: PackedLabels):
         self.labels = labels
-        self._pending: list[npt.NDArray[np.uint8]] = []
+        self._held = np.empty((min(DEPTH, labels.shape[1]), *labels.shape[2:]), np.uint8)
         self._z = 0
 
     def add(self, slab: npt.NDArray[np.uint8]) -> None:
-        self._pending.append(slab)
-        whole = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        full = len(whole) // DEPTH * DEPTH
-        for z in range(0, full, DEPTH):
-            self._put(whole[z : z + DEPTH])
-        self._pending = [whole[full:]] if full < len(whole) else []
+        """The next slices, which are copied."""
+        for one in slab:
+            self._held[self._z % DEPTH] = one
+            self._z += 1
+            if self._z % DEPTH == 0:
+                self.labels.put(0, self._z - DEPTH, self._held)
 
     def finish(self) -> None:
-        if self._pending:
-            self._put(np.concatenate(self._pending))
-
-    def _put(self, slab: npt.NDArray[np.uint8]) -> None:
-        self.labels.put(0, self._z, slab)
-        self._z += DEPTH
+        rest = self._z % DEPTH
+        if rest:
+            self.labels.put(0, self._z - rest, self._held[:rest])
 
 
 def _mean_over_slices(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -472,7 +534,93 @@ def _votes_entropy(annotators: int) -> npt.NDArray[np.float64]:
     return entropy_terms(np.arange(annotators + 1) / annotators)
 
 
-@njit(cache=True, nogil=True)
+# The kernels do without numba's runtime (`_nrt=False`): nothing in them makes or keeps an array, but references to two
+# dozen arrays would be counted up and down for every voxel, which takes a quarter of the time.
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def load_row(z, y, slices, levels, rows, foreground):
+    """A row's probabilities (C, width), in the region: decoded from codes, or as the array has them."""
+    width, at, z = rows.shape[1], slices.y0 + y, slices.z0 + z
+    begin, end = slices.x0, slices.x0 + rows.shape[1]
+    if slices.codes.shape[0] == 0:
+        for c in range(rows.shape[0]):
+            line, out = slices.p[c, z, at, begin:end], rows[c]
+            for i in range(width):
+                out[i] = line[i]
+        return
+    some = np.uint16(NOTHING)
+    for c in range(slices.codes.shape[0]):
+        codes = slices.codes[c, z, at, begin:end]
+        for i in range(width):
+            some |= codes[i]
+    if some == NOTHING:
+        rows[0] = np.float32(1.0)
+        rows[1:] = np.float32(0.0)
+        return
+    foreground[:] = 0.0
+    for c in range(slices.codes.shape[0]):
+        codes, out = slices.codes[c, z, at, begin:end], rows[c + 1]
+        for i in range(width):
+            level = levels[codes[i]]
+            out[i] = level
+            foreground[i] += np.float64(level)
+    background = rows[0]
+    for i in range(width):
+        background[i] = background_of(foreground[i])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _kind_of_background(p, last):
+    """What a probability of the background says of its voxel's kind."""
+    return (
+        np.uint8(p != np.float32(1.0)) * SOMETHING
+        | np.uint8(not p > last) * SOFT
+        | np.uint8(not (p >= np.float32(1.0 - NEARLY_NOTHING))) * UNSURE
+        | np.uint8(not (p <= np.float32(1.0))) * UNSURE
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _kind_of_organ(p, first):
+    """What a probability of an organ says of its voxel's kind."""
+    return (
+        np.uint8(p > np.float32(0.0)) * SOMETHING
+        | np.uint8(not p < first) * SOFT
+        | np.uint8(not (p >= np.float32(0.0))) * UNSURE
+        | np.uint8(not (p <= np.float32(NEARLY_NOTHING))) * UNSURE
+    )
+
+
+# The loops below run over rows and few arrays each, so that they are vectorised.
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def kinds_in(rows, bins, kinds):
+    """What each voxel of a row is not: `SOMETHING` if it is not certain background (1, and 0 for every organ), `SOFT` if a
+    probability lies in another than the outermost bins, `UNSURE` if one is not nearly 1 or 0.
+    """
+    last = np.float32(max(1.0 - 1.0 / bins, SURE))
+    first = np.float32(1.0 / bins)
+    background = rows[0]
+    for i in range(background.size):
+        kinds[i] = _kind_of_background(background[i], last)
+    for c in range(1, rows.shape[0]):
+        values = rows[c]
+        for i in range(values.size):
+            kinds[i] |= _kind_of_organ(values[i], first)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def kind_of_run(kinds, x):
+    """What is not true of all voxels of a run."""
+    kind = np.uint8(0)
+    for i in range(x, x + RUN):
+        kind |= kinds[i]
+    return kind
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _bits(value):
     """The bits of a float32, which increase with its value."""
     return np.float32(value).view(np.int32)
@@ -481,193 +629,160 @@ def _bits(value):
 @njit(cache=True, nogil=True, inline="always")
 def _loss(p):
     """−ln p, clipped; near 1 by its series in 1 − p."""
-    if p >= 0.99:
-        s = 1.0 - p
-        return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
-    return -np.log(max(p, CLIP))
+    return _loss_near_one(p) if p >= 0.99 else -np.log(max(p, CLIP))
 
 
 @njit(cache=True, nogil=True, inline="always")
-def nothing_in(p, drawn, z, y, x, stop, y0, x0):
-    """Whether a run of voxels is certainly background, for the prediction and for every annotator."""
-    for i in range(x, stop):
-        if p[0, z, y0 + y, x0 + i] != np.float32(1.0):
-            return False
-    something = False
-    for c in range(1, p.shape[0]):
-        for i in range(x, stop):
-            something |= p[c, z, y0 + y, x0 + i] > np.float32(0.0)
-    for r in range(drawn.shape[0]):
-        for i in range(x, stop):
-            something |= drawn[r, z, y, i] != 0
-    return not something
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _surely_background(p, drawn, z, y, x, stop, y0, x0, bins):
-    """Whether a run is background for all, with probabilities only in the outermost bins, so that sums suffice."""
-    last = np.float32(max(1.0 - 1.0 / bins, SURE))
-    first = np.float32(1.0 / bins)
-    unsure = False
-    background = p[0, z, y0 + y]
-    for i in range(x, stop):
-        unsure |= not background[x0 + i] > last
-    for c in range(1, p.shape[0]):
-        values = p[c, z, y0 + y]
-        for i in range(x, stop):
-            unsure |= not values[x0 + i] < first
-    for r in range(drawn.shape[0]):
-        values = drawn[r, z, y]
-        for i in range(x, stop):
-            unsure |= values[i] != 0
-    return not unsure
-
-
-class _Scratch(NamedTuple):
-    """Working arrays for the voxels of a slice.
-
-    Args:
-        p: probability of each class at a voxel.
-        bins: its bin.
-        given: how many annotators gave the class.
-        answers: by group of annotators, the combination of their answers about one organ.
-        all_yes: by group, the combination in which all say yes.
-        u, squares: of a run: entropy of each voxel, and its sum of p² over the organs.
-        row: of a row, by class: voxels of the consensus, true positives and false positives.
-        low, high: of a row, by class: the least and the largest x that hold it.
-    """
-
-    p: npt.NDArray[np.float64]
-    bins: npt.NDArray[np.int64]
-    given: npt.NDArray[np.int64]
-    answers: npt.NDArray[np.int64]
-    all_yes: npt.NDArray[np.int64]
-    u: npt.NDArray[np.float64]
-    squares: npt.NDArray[np.float64]
-    row: npt.NDArray[np.int64]
-    low: npt.NDArray[np.int64]
-    high: npt.NDArray[np.int64]
+def _loss_near_one(p):
+    """The same from 0.99 on."""
+    s = 1.0 - p
+    return s * (1.0 + s * (1 / 2 + s * (1 / 3 + s * (1 / 4 + s * (1 / 5 + s / 6)))))
 
 
 @njit(cache=True, nogil=True)
-def _scratch(classes, annotators, groups):
-    all_yes = np.empty(groups, np.int64)
-    for g in range(groups):
-        all_yes[g] = 2 ** min(HISTOGRAM_ANNOTATORS, annotators - g * HISTOGRAM_ANNOTATORS) - 1
-    return _Scratch(
-        np.empty(classes),
-        np.empty(classes, np.int64),
-        np.empty(classes, np.int64),
-        np.empty(groups, np.int64),
-        all_yes,
-        np.empty(RUN),
-        np.empty(RUN),
-        np.empty((3, classes), np.int64),
-        np.empty(classes, np.int64),
-        np.empty(classes, np.int64),
-    )
+def _count(first, last, slices, tables, tallies, sums, rows, maps, own):
+    """Count the slices first … last − 1.
 
-
-@njit(parallel=True, cache=True, nogil=True)
-def _count(slices, tables, tallies, sums, rows, maps):
-    """Count some slices, each in a thread of its own.
-
-    `tallies` are those of all threads, `sums` those of each slice; `rows` (slice, class, 2) are, over the rows of the slice
-    with consensus, the sum of the one-dimensional Dice and the number of rows.
+    `sums` are those of each slice; `rows` (slice, class, 2) are, over the rows of the slice with consensus, the sum of the
+    one-dimensional Dice and the number of rows.
     """
-    for z in prange(slices.drawn.shape[1]):
-        t = numba.get_thread_id()  # type: ignore[attr-defined]
-        own = _Tallies(
-            tallies.every[t],
-            tallies.ranks[t],
-            tallies.binned[t],
-            tallies.hits[t],
-            tallies.agreed[t],
-            tallies.overlap[t],
-            tallies.votes[t],
-            tallies.empty[t],
-            tallies.boxes[t],
-        )
+    for z in range(first, last):
         of_slice = _Sums(sums.mass[z], sums.where[z], sums.proper[z], sums.disagreement[z])
-        scratch = _scratch(slices.p.shape[0], slices.drawn.shape[0], tallies.ranks.shape[2])
-        # numba compiles this body with an unsigned z for its threads, and once more with a signed one; one type serves both.
-        _count_slice(np.int64(z), slices, tables, own, of_slice, rows[z], maps, scratch)
+        _count_slice(z, slices, tables, tallies, of_slice, rows[z], maps, own)
 
 
-# Without numba's runtime: nothing here makes or keeps an array, but references to two dozen arrays would be counted up and
-# down for every voxel, which takes a quarter of the time.
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
 def _count_slice(z, slices, tables, tallies, sums, rows, maps, scratch):
     """Count one slice, row by row, in runs of voxels: skipped, sure to be background, or looked at one by one."""
     height, width = slices.drawn.shape[2:]
-    bins = tallies.binned.shape[1]
     skipped = 0
+    of_members = maps.entropies.shape[0] > 0
+    maps.labels[z] = 0
     for y in range(height):
         scratch.row[:] = 0
         scratch.low[:] = width
         scratch.high[:] = -1
+        load_row(z, y, slices, tables.levels, scratch.rows, scratch.foreground)
+        _look(z, y, slices, tables, tallies.binned.shape[1], scratch)
+        _write_row(scratch.rows[0], scratch.u, tables.units, maps.confidence[z, y], maps.nats[z, y])
+        if of_members:
+            _write_entropies(scratch.of_member, maps.entropies[z, y])
         for x in range(0, width, RUN):
+            kind = kind_of_run(scratch.kinds, x)
             stop = min(x + RUN, width)
-            if nothing_in(slices.p, slices.drawn, z, y, x, stop, slices.y0, slices.x0):
+            if kind & (SOMETHING | DRAWN) == 0:
                 skipped += stop - x
-            elif _surely_background(slices.p, slices.drawn, z, y, x, stop, slices.y0, slices.x0, bins):
-                _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch)
+            elif kind & (SOFT | DRAWN) == 0:
+                _count_background(z, y, x, stop, slices, tables, tallies, sums, scratch)
             else:
                 for i in range(x, stop):
                     _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch)
+            if of_members:
+                maps.unsure[z, y, x // RUN] = kind & UNSURE != 0
         _close_row(slices.z_first + z, y, scratch, rows, tallies.boxes)
     tallies.empty[0] += skipped
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _count_background(z, y, x, stop, slices, tables, tallies, sums, maps, scratch):
-    """Count a run of voxels that are background for all, class by class, so that the loops run in vectors."""
-    classes, annotators, bins = slices.p.shape[0], slices.drawn.shape[0], tallies.binned.shape[1]
-    begin, end, n = slices.x0 + x, slices.x0 + stop, stop - x
-    u, run_squares = scratch.u, scratch.squares
-    u[:n] = 0.0
-    run_squares[:n] = 0.0
-    for c in range(1, classes):
-        values, total = slices.p[c, z, slices.y0 + y, begin:end], 0.0
-        for i in range(n):
-            own = np.float64(max(values[i], np.float32(0.0)))
-            total += own
-            run_squares[i] += own * own
-        tallies.binned[c, 0] += n
-        sums.mass[c, 0] += total
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def _look(z, y, slices, tables, bins, scratch):
+    """Whatever of a row can be computed for all its voxels at once, taking them for background."""
+    rows, kinds, terms = scratch.rows, scratch.kinds, scratch.terms
+    width = rows.shape[1]
+    kinds_in(rows, bins, kinds)
+    for r in range(slices.drawn.shape[0]):
+        labels = slices.drawn[r, z, y]
+        for i in range(width):
+            kinds[i] |= np.uint8(labels[i] != 0) * DRAWN
+    u, of_member, near = scratch.u, scratch.of_member, scratch.near
+    squares, losses, background = scratch.squares, scratch.losses, rows[0]
+    for i in range(width):
+        near[i] = entropy_near_one(np.float64(min(background[i], np.float32(1.0))))
+    for i in range(width):
+        losses[i] = _loss_near_one(np.float64(min(background[i], np.float32(1.0))))
+    of_member[:] = 0.0
+    u[:] = 0.0
+    squares[:] = 0.0
+    _add_row(near, of_member)
+    for c in range(1, rows.shape[0]):
+        own, values = terms[c - 1], rows[c]
         if slices.codes.shape[0] > 0:
-            codes = slices.codes[c - 1, z, slices.y0 + y, begin:end]
-            for i in range(n):
-                u[i] += tables.entropy[codes[i]]
-            for g in range(tallies.ranks.shape[1]):
-                ranks = tallies.ranks[c - 1, g, 0]
-                for i in range(n):
-                    ranks[codes[i]] += np.uint32(1)
+            codes = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 : slices.x0 + width]
+            for i in range(width):
+                own[i] = tables.rounded[codes[i]]
+            _add_row(own, of_member)
+            if not tables.exact:
+                for i in range(width):
+                    own[i] = tables.entropy[codes[i]]
         else:
-            for i in range(n):
-                u[i] += entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
-    values = slices.p[0, z, slices.y0 + y, begin:end]
+            for i in range(width):
+                own[i] = entropy_of_small(np.float64(max(values[i], np.float32(0.0))))
+            _add_row(own, of_member)
+        _add_row(own, u)
+        for i in range(width):
+            p = np.float64(max(values[i], np.float32(0.0)))
+            squares[i] += p * p
+    for i in range(width):
+        p = np.float64(min(background[i], np.float32(1.0)))
+        squares[i] += (p - 1.0) * (p - 1.0)
+    _add_row(near, u)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_row(values, total):
+    for i in range(total.size):
+        total[i] += values[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload] - its stub lacks _nrt
+def _write_row(background, u, units, confidence, nats):
+    """Write a row's maps, taking its voxels for background."""
+    for i in range(confidence.size):
+        confidence[i] = min(background[i], np.float32(1.0))
+    for i in range(nats.size):
+        nats[i] = np.int32(u[i] * units + 0.5)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _write_entropies(of_member, entropies):
+    for i in range(entropies.size):
+        entropies[i] = of_member[i]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_background(z, y, x, stop, slices, tables, tallies, sums, scratch):
+    """Count a run of voxels that are background for all, from what `_look` has found."""
+    classes, annotators, bins = scratch.rows.shape[0], slices.drawn.shape[0], tallies.binned.shape[1]
+    for c in range(1, classes):
+        values, total = scratch.rows[c, x:stop], 0.0
+        for i in range(values.size):
+            total += np.float64(max(values[i], np.float32(0.0)))
+        tallies.binned[c, 0] += stop - x
+        sums.mass[c, 0] += total
+    for c in range(1, slices.codes.shape[0] + 1):
+        codes = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + x : slices.x0 + stop]
+        for g in range(tallies.ranks.shape[1]):
+            ranks = tallies.ranks[c - 1, g, 0]
+            for i in range(codes.size):
+                ranks[codes[i]] += np.uint32(1)
+    background, u = scratch.rows[0, x:stop], scratch.u[x:stop]
+    of_run, losses_of_run = scratch.squares[x:stop], scratch.losses[x:stop]
     total = squares = losses = 0.0
     squared_entropy = sums.disagreement[3]  # added voxel by voxel, as when voxels are counted one by one
-    for i in range(n):
-        own = np.float64(min(values[i], np.float32(1.0)))
-        total += own
-        squares += run_squares[i] + (own - 1.0) * (own - 1.0)
-        losses += _loss(own)
-        u[i] += entropy_near_one(own)
+    for i in range(background.size):
+        total += np.float64(min(background[i], np.float32(1.0)))
+        squares += of_run[i]
+        losses += losses_of_run[i]
         squared_entropy += u[i] * u[i]
-        maps.nats[z, y, x + i] = np.int32(u[i] * tables.units + 0.5)
-        maps.confidence[z, y, x + i] = own
-    for i in range(n):
-        tallies.every[max(_bits(min(values[i], np.float32(1.0))) - tables.least, 0)] += np.uint32(1)
+    for i in range(background.size):
+        tallies.often[_bits(min(background[i], np.float32(1.0))) - OFTEN] += np.uint32(1)
     sums.disagreement[3] = squared_entropy
-    tallies.binned[0, bins - 1] += n
+    tallies.binned[0, bins - 1] += stop - x
     sums.mass[0, bins - 1] += total
-    tallies.hits[annotators, 0, bins - 1] += n
+    tallies.hits[annotators, 0, bins - 1] += stop - x
     sums.proper[annotators, 0] += squares
     sums.proper[annotators, 1] += losses
     sums.where[0, 0] += total
-    tallies.agreed[0, 0] += n
+    tallies.agreed[0, 0] += stop - x
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -686,6 +801,10 @@ def _count_voxel(z, y, i, slices, tables, tallies, sums, maps, scratch):
         maps.labels[z, y, i] = best
         scratch.low[best] = min(scratch.low[best], i)
         scratch.high[best] = i
+        for r in range(slices.drawn.shape[0]):
+            if slices.drawn[r, z, y, i] != best:
+                scratch.wrong[r, scratch.noted[1 + r]] = max(_bits(maps.confidence[z, y, i]), tables.least)
+                scratch.noted[1 + r] += 1
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -693,9 +812,9 @@ def _count_prediction(z, y, i, slices, tables, tallies, sums, maps, scratch):
     """What a voxel has without annotators: its predicted class, its predictive entropy in nats, and Σ p²."""
     bins = tallies.binned.shape[1]
     best, most = 0, np.float32(-1.0)
-    u = square = 0.0
-    for c in range(slices.p.shape[0]):
-        own = min(max(slices.p[c, z, slices.y0 + y, slices.x0 + i], np.float32(0.0)), np.float32(1.0))
+    u = of_member = square = 0.0
+    for c in range(scratch.rows.shape[0]):
+        own = min(max(scratch.rows[c, i], np.float32(0.0)), np.float32(1.0))
         p = np.float64(own)
         scratch.p[c] = p
         square += p * p
@@ -706,13 +825,24 @@ def _count_prediction(z, y, i, slices, tables, tallies, sums, maps, scratch):
         tallies.binned[c, b] += 1
         sums.mass[c, b] += p
         if slices.codes.shape[0] > 0 and c > 0:
-            u += tables.entropy[slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]]
+            code = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + i]
+            u += tables.entropy[code]
+            of_member += tables.rounded[code]
         else:
-            u += entropy_term(p)
+            term = entropy_term(p)
+            u += term
+            of_member += term
     sums.disagreement[3] += u * u
-    tallies.every[max(_bits(most) - tables.least, 0)] += np.uint32(1)
+    bits = max(_bits(most), tables.least)
+    if bits >= OFTEN:
+        tallies.often[bits - OFTEN] += np.uint32(1)
+    else:
+        scratch.seldom[scratch.noted[0]] = bits
+        scratch.noted[0] += 1
     maps.nats[z, y, i] = np.int32(u * tables.units + 0.5)
     maps.confidence[z, y, i] = most
+    if maps.entropies.shape[0] > 0:
+        maps.entropies[z, y, i] = of_member
     return best, u, square
 
 
@@ -726,7 +856,7 @@ def _count_agreement(z, y, i, label, best, square, slices, tallies, sums, scratc
     sums.proper[annotators, 1] += _loss(p)
     sums.where[0, label] += p
     for c in range(1, slices.codes.shape[0] + 1):
-        code = slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]
+        code = slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + i]
         for g in range(scratch.all_yes.size):
             tallies.ranks[c - 1, g, scratch.all_yes[g] if c == label else 0, code] += np.uint32(1)
     tallies.agreed[best, label] += 1
@@ -782,7 +912,7 @@ def _count_answers(z, y, i, c, slices, ranks, answers):
         if slices.drawn[r, z, y, i] == c:
             answers[r // HISTOGRAM_ANNOTATORS] |= 1 << (r % HISTOGRAM_ANNOTATORS)
     for g in range(answers.size):
-        ranks[g, answers[g], slices.codes[c - 1, z, slices.y0 + y, slices.x0 + i]] += np.uint32(1)
+        ranks[g, answers[g], slices.codes[c - 1, slices.z0 + z, slices.y0 + y, slices.x0 + i]] += np.uint32(1)
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -1,20 +1,32 @@
 # numba infers the types of its functions:
 # pyright: reportMissingParameterType=false
-"""What needs the members of an ensemble: expected entropy, mutual information, overlaps of their label maps."""
+"""What needs the members of an ensemble: expected entropy, mutual information, overlaps of their label maps.
 
-from collections.abc import Iterator, Sequence
+Each softmax's entropies and label map are made once, however many ensembles it belongs to.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit
 
 from curvas_assets.codes import leads
 from curvas_assets.entropy import entropy_term
 from curvas_assets.errors import ScoringError
-from curvas_assets.parallel import PARALLEL
-from curvas_assets.scoring.counting import RUN, PredictedSlab, nothing_in
+from curvas_assets.scoring.counting import (
+    RUN,
+    SOMETHING,
+    UNSURE,
+    Maps,
+    Scratch,
+    Slices,
+    Tables,
+    kind_of_run,
+    kinds_in,
+    load_row,
+)
 from curvas_assets.scoring.uncertainty_maps import MapSummary
 
 NOT_THE_MEAN = 2e-3
@@ -37,132 +49,192 @@ class MemberCounts:
     overlap: npt.NDArray[np.int64]
 
 
-def count_members(
-    ensemble: Iterator[PredictedSlab],
-    members: Sequence[Iterator[PredictedSlab]],
-    annotations: Any,
-    classes: int,
-    region: tuple[slice, slice, slice],
-    threshold: float,
-) -> MemberCounts:
-    """Count an ensemble's members, slab by slab, all side by side.
+class EnsemblePass:
+    """One ensemble in a pass over its region's slices, in order.
 
     Args:
-        ensemble: slabs from the first slice to the last.
-        members: slabs of each member, at the same slices.
-        annotations: uint8 (R, Z, Y, X), sliceable.
+        name: of the ensemble, for messages.
+        own: its place among the predictors of the pass.
+        members: those of its members, M of them.
         classes: C, background included.
-        region: slices along (Z, Y, X) with start and stop.
+        shape: of the region (Z, Y, X).
         threshold: nats, above which a voxel's uncertainty counts as high.
-
-    Raises:
-        ScoringError: the ensemble is not the mean of these members.
     """
-    zs, ys, xs = region
-    shape = (zs.stop - zs.start, ys.stop - ys.start, xs.stop - xs.start)
-    expected_map, mutual_map = (MapSummary(shape, classes, threshold) for _ in range(2))
-    maps = len(members) + annotations.shape[0]
-    overlap = np.zeros((maps, maps, classes), np.int64)
-    for slabs in zip(ensemble, *members, strict=True):
-        z0, z1, mean, _ = slabs[0]
-        lo, hi = max(z0, zs.start), min(z1, zs.stop)
-        if lo >= hi:
-            continue
-        drawn = np.ascontiguousarray(annotations[:, lo:hi, ys, xs])
-        labels = np.empty((len(members) + len(drawn), *drawn.shape[1:]), np.uint8)
-        labels[len(members) :] = drawn
-        expected = np.zeros(drawn.shape[1:])
-        total = np.zeros(drawn.shape[1:])
-        unused = np.empty(drawn.shape[1:], np.uint8)
-        sums = np.zeros((classes, *drawn.shape[1:]), np.float32)
-        own = np.zeros_like(sums)
-        partial = np.zeros((hi - lo, *overlap.shape), np.int64)
-        with PARALLEL:
-            for m, (_, _, softmax, _) in enumerate(slabs[1:]):
-                part = np.ascontiguousarray(softmax[:, lo - z0 : hi - z0])
-                _add_member(part, ys.start, xs.start, expected, labels[m], sums)
-            part = np.ascontiguousarray(mean[:, lo - z0 : hi - z0])
-            _add_member(part, ys.start, xs.start, total, unused, own)
-            _overlaps(labels, partial)
-        sums /= len(members)
-        sums -= own
+
+    def __init__(
+        self,
+        name: str,
+        own: int,
+        members: Sequence[int],
+        classes: int,
+        shape: tuple[int, int, int],
+        threshold: float,
+    ):
+        self.name, self.own, self.members, self._classes = name, own, list(members), classes
+        self._expected, self._mutual = (MapSummary(shape, classes, threshold) for _ in range(2))
+
+    def take(self, entropies: npt.NDArray[np.float64]) -> None:
+        """Take over the entropies of the next slices.
+
+        Args:
+            entropies: nats (predictor, dz, height, width).
+        """
+        expected, mutual = (np.empty(entropies.shape[1:], np.int32) for _ in range(2))
+        _divide(entropies, np.array(self.members), self.own, self._expected.units, expected, mutual)
+        self._expected.add(expected)
+        self._mutual.add(mutual)
+
+    def require_mean(
+        self, slices: Sequence[Slices], levels: Sequence[npt.NDArray[np.float32]], unsure: npt.NDArray[np.uint8]
+    ) -> None:
+        """Raise a ScoringError if the ensemble is not the mean of its members.
+
+        Args:
+            slices: of every predictor.
+            levels: of every predictor: the probability of each of its codes.
+            unsure: (predictor, dz, height, runs); where it is 0 for all, no two can differ by more than the limit.
+        """
+        together = [*self.members, self.own]
+        where = unsure[together].max(axis=0)
+        if not where.any():
+            return
+        height, width = slices[0].drawn.shape[2:]
+        sums = np.zeros((self._classes, len(where), height, width), np.float32)
+        rows, foreground = np.empty((self._classes, width), np.float32), np.empty(width)
+        for m in self.members:
+            _add_unsure(slices[m], levels[m], where, np.float32(1), rows, foreground, sums)
+        sums /= len(self.members)
+        _add_unsure(slices[self.own], levels[self.own], where, np.float32(-1), rows, foreground, sums)
         apart = max(float(sums.max()), -float(sums.min()))
         if apart > NOT_THE_MEAN:
             raise ScoringError(
                 "scoring an ensemble",
-                "the predictor",
-                f"it is up to {apart:.2g} away from the mean of the {len(members)} members given",
+                self.name,
+                f"it is up to {apart:.2g} away from the mean of the {len(self.members)} members given",
                 "Give the members it was made of, or make it again from these.",
             )
-        expected /= len(members)
-        expected_map.add(_fixed(expected, expected_map.units))
-        mutual_map.add(_fixed(total - expected, mutual_map.units))
-        overlap += partial.sum(axis=0)
-    both = overlap + np.triu(overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
-    return MemberCounts(expected_map, mutual_map, both)
+
+    def counts(self, overlap: npt.NDArray[np.int64], places: Mapping[int, int]) -> MemberCounts:
+        """What was found.
+
+        Args:
+            overlap: (label map, label map, class) of the members of all ensembles, then of the annotators.
+            places: of each member in it.
+        """
+        annotators = range(len(places), len(overlap))
+        chosen = [*(places[m] for m in self.members), *annotators]
+        return MemberCounts(self._expected, self._mutual, overlap[np.ix_(chosen, chosen)])
 
 
-def _fixed(nats: npt.NDArray[np.float64], units: float) -> npt.NDArray[np.int32]:
-    return np.rint(nats * units).astype(np.int32)
+def describe(slices: Slices, tables: Tables, maps: Maps, own: Scratch) -> None:
+    """Write the label map and the entropies of a member that has no scores of its own."""
+    _describe(slices, tables, maps, own.rows, own.foreground, own.kinds)
 
 
-NOBODY = np.zeros((0, 1, 1, 1), np.uint8)
+def overlaps(labels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int64]:
+    """How many voxels each two of several label maps (N, dz, Y, X) give to a class: (N, N, C), the upper triangle."""
+    found = np.zeros((len(labels), len(labels), classes), np.int64)
+    _overlaps(labels, found)
+    return found
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _add_member(p, y0, x0, entropy, labels, sums):
-    """Add a softmax and its entropy to sums, and write its label map."""
-    classes, depth, height, width = sums.shape
-    for z in prange(depth):
-        for y in range(height):
+@njit(cache=True, nogil=True)
+def _describe(slices, tables, maps, rows, foreground, kinds):
+    classes, width = rows.shape
+    for z in range(maps.labels.shape[0]):
+        for y in range(maps.labels.shape[1]):
+            load_row(z, y, slices, tables.levels, rows, foreground)
+            kinds_in(rows, 1, kinds)
             for x in range(0, width, RUN):
                 stop = min(x + RUN, width)
-                if nothing_in(p, NOBODY, z, y, x, stop, y0, x0):
-                    labels[z, y, x:stop] = 0
-                    for i in range(x, stop):
-                        sums[0, z, y, i] += np.float32(1.0)
+                kind = kind_of_run(kinds, x)
+                maps.unsure[z, y, x // RUN] = kind & UNSURE != 0
+                if kind & SOMETHING == 0:
+                    maps.labels[z, y, x:stop] = 0
+                    maps.entropies[z, y, x:stop] = 0.0
                     continue
                 for i in range(x, stop):
                     u = 0.0
                     best, most = 0, np.float32(-1.0)
                     for c in range(classes):
-                        own = p[c, z, y0 + y, x0 + i]
-                        sums[c, z, y, i] += own
-                        u += entropy_term(np.float64(own))
-                        if leads(own, most):
-                            best, most = c, own
-                    labels[z, y, i] = best
-                    entropy[z, y, i] += u
+                        u += entropy_term(np.float64(rows[c, i]))
+                        if leads(rows[c, i], most):
+                            best, most = c, rows[c, i]
+                    maps.labels[z, y, i] = best
+                    maps.entropies[z, y, i] = u
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
+def _divide(entropies, members, own, units, expected, mutual):
+    """An ensemble's expected entropy and mutual information, in units, from its members' entropies and its own in nats."""
+    width = entropies.shape[3]
+    total = np.empty(width)
+    for z in range(entropies.shape[1]):
+        for y in range(entropies.shape[2]):
+            total[:] = 0.0
+            for m in members:
+                row = entropies[m, z, y]
+                for x in range(width):
+                    total[x] += row[x]
+            whole = entropies[own, z, y]
+            for x in range(width):
+                mean = total[x] / members.size
+                expected[z, y, x] = np.int32(np.rint(mean * units))
+                mutual[z, y, x] = np.int32(np.rint((whole[x] - mean) * units))
+
+
+@njit(cache=True, nogil=True)
+def _add_unsure(slices, levels, where, sign, rows, foreground, sums):
+    """Add a softmax to sums (C, dz, height, width), or take it from them, in the runs that are marked."""
+    classes, depth, height, width = sums.shape
+    for z in range(depth):
+        for y in range(height):
+            marked = where[z, y]
+            if not marked.any():
+                continue
+            load_row(z, y, slices, levels, rows, foreground)
+            for run in range(marked.size):
+                if marked[run]:
+                    for c in range(classes):
+                        for x in range(run * RUN, min(run * RUN + RUN, width)):
+                            sums[c, z, y, x] += sign * rows[c, x]
+
+
+@njit(cache=True, nogil=True)
 def _overlaps(labels, overlap):
-    """Per slice: voxels to which two label maps give the same class (upper triangle, the diagonal included)."""
+    """Voxels to which two label maps give the same class (upper triangle, the diagonal included)."""
     maps, depth, height, width = labels.shape
-    for z in prange(depth):
-        agreed = np.zeros(overlap.shape[3], np.int64)
+    agreed = np.zeros(overlap.shape[2], np.int64)
+    for z in range(depth):
         for y in range(height):
             for x in range(0, width, RUN):
                 stop = min(x + RUN, width)
-                differ = False
-                for s in range(1, maps):
-                    for i in range(x, stop):
-                        differ |= labels[s, z, y, i] != labels[0, z, y, i]
+                differ = something = False
+                first = labels[0, z, y]
                 for i in range(x, stop):
-                    first = labels[0, z, y, i]
+                    something |= first[i] != 0
+                for s in range(1, maps):
+                    other = labels[s, z, y]
+                    for i in range(x, stop):
+                        differ |= other[i] != first[i]
+                if not (differ or something):
+                    agreed[0] += stop - x
+                    continue
+                for i in range(x, stop):
+                    label = first[i]
                     same = True
                     if differ:
                         for s in range(1, maps):
-                            same &= labels[s, z, y, i] == first
+                            same &= labels[s, z, y, i] == label
                     if same:
-                        agreed[first] += 1
+                        agreed[label] += 1
                         continue
                     for s in range(maps):
                         label = labels[s, z, y, i]
                         for other in range(s, maps):
                             if labels[other, z, y, i] == label:
-                                overlap[z, s, other, label] += 1
-        for s in range(maps):
-            for other in range(s, maps):
-                for c in range(agreed.size):
-                    overlap[z, s, other, c] += agreed[c]
+                                overlap[s, other, label] += 1
+    for s in range(maps):
+        for other in range(s, maps):
+            for c in range(agreed.size):
+                overlap[s, other, c] += agreed[c]

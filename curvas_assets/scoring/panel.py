@@ -1,7 +1,10 @@
 """The whole panel of one patient and predictor: one pass over its voxels, then every metric. Definitions: `registry`."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +24,25 @@ from curvas_assets.scoring.arguments import (
     checked_spacing,
     checked_threshold,
 )
-from curvas_assets.scoring.counting import PredictedSlab, count, region_of
-from curvas_assets.scoring.members import count_members
+from curvas_assets.scoring.counting import Counts, region_of
+from curvas_assets.scoring.members import MemberCounts
+from curvas_assets.scoring.one_pass import Setting, count_all, workers
 from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.registry import METRICS, Row
-from curvas_assets.storage.encoding import decode
-from curvas_assets.storage.labels import DEPTH, PackedLabels
+from curvas_assets.storage.labels import PackedLabels
 
 COLUMNS = ["metric", "organ", "annotator", "value", "unit", "note"]
+PREDICTOR = "the predictor"
+"""Its name in messages, where only one is scored."""
 RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
 APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
 NOT_ANNOTATED = "not annotated: the label map is blank, and the study says what that means"
 HIGH_SHARE = 0.1
 """Share of the largest entropy, ln C, above which an uncertainty counts as high unless a threshold is given."""
+
+
+LARGE_BOX = 1 << 24
+"""Voxels of an organ's box from which on the distances of one predictor alone are measured at a time, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -116,21 +125,75 @@ class PatientReference:
         Raises:
             ScoringError: the softmax or a member holds no probabilities; classes or shape are not those of the annotations.
         """
-        predictor, *of_ensemble = (self._fitting(one) for one in (softmax, *checked_members(members)))
-        classes = len(self.organs) + 1
-        levels = getattr(predictor, "levels", None)
-        found = count(_slabs(predictor), self.annotations, classes, self.region, self.threshold, self.ece_bins, levels)
+        of_ensemble = {f"member {m}": one for m, one in enumerate(checked_members(members), 1)}
+        ensembles = {PREDICTOR: list(of_ensemble)} if of_ensemble else {}
+        volumes = {name: self._fitting(one, PREDICTOR) for name, one in {PREDICTOR: softmax, **of_ensemble}.items()}
+        ((_, scores),) = self._score(volumes, ensembles, [PREDICTOR])
+        return scores
+
+    def score_all(
+        self,
+        predictors: Mapping[str, Any],
+        ensembles: Mapping[str, Sequence[str]] | None = None,
+        *,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[str, PatientScores]]:
+        """Score all predictors of the patient in one pass, in which each volume is read once; as `score` does one by one.
+
+        Args:
+            predictors: name → probabilities (C, Z, Y, X), background first, taken as float32; or a stored volume.
+            ensembles: predictor → the predictors whose mean it is.
+            progress: told how many slices of how many have been counted.
+
+        Yields:
+            Each predictor's name and scores, in the given order, once the pass is done.
+
+        Raises:
+            ScoringError: a predictor holds no probabilities; classes or shape are not those of the annotations; an
+                ensemble is not the mean of its members, or a member is no predictor.
+        """
+        ensembles = {} if ensembles is None else ensembles
+        for name, members in ensembles.items():
+            absent = [one for one in (name, *members) if one not in predictors]
+            if absent or not members:
+                raise ScoringError(
+                    "scoring an ensemble",
+                    name,
+                    f"no softmax of {', '.join(absent) or 'any member'}",
+                    "Give every ensemble and all its members among the predictors.",
+                )
+        volumes = {name: self._fitting(one, name) for name, one in predictors.items()}
+        yield from self._score(volumes, ensembles, list(volumes), progress)
+
+    def _score(
+        self,
+        volumes: Mapping[str, Any],
+        ensembles: Mapping[str, Sequence[str]],
+        wanted: Sequence[str],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[str, PatientScores]]:
+        """Scores of the wanted ones of some predictors, after one pass over all of them."""
+        setting = Setting(self.annotations, len(self.organs) + 1, self.region, self.threshold, self.ece_bins)
+        found = count_all(volumes, setting, ensembles, wanted, progress)
+        alone = threading.Lock()
+
+        def scores(name: str) -> PatientScores:
+            behind = [volumes[one] for one in (name, *ensembles.get(name, ()))]
+            approximate = not all(getattr(one, "keeps_ranking", True) for one in behind)
+            counts = found.counts.pop(name)
+            with alone if _largest_box(counts) > LARGE_BOX else nullcontext():
+                return self._scores(volumes[name], counts, found.members.get(name), approximate=approximate)
+
+        with ThreadPoolExecutor(workers(), thread_name_prefix="curvas-score") as threads:
+            coming = {name: threads.submit(scores, name) for name in wanted}
+            for name in wanted:
+                yield name, coming.pop(name).result()
+
+    def _scores(
+        self, predictor: Any, found: Counts, of_members: MemberCounts | None, *, approximate: bool
+    ) -> PatientScores:
+        """The scores that follow from what a pass found."""
         ranks = found.ranks or [rank_organ(predictor, self.annotations, c, self.region) for c in self.organs.values()]
-        of_members = None
-        if of_ensemble:
-            of_members = count_members(
-                _slabs(predictor),
-                [_slabs(m) for m in of_ensemble],
-                self.annotations,
-                classes,
-                self.region,
-                self.threshold,
-            )
         rows: list[Row] = [
             *accuracy.overlap(found, self.organs),
             *accuracy.surfaces(found, self.organs, self.annotations, self.region, self.spacing_mm, self.tolerance_mm),
@@ -144,7 +207,7 @@ class PatientReference:
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
         table = _with_means(self._numbered(table))
-        if not all(getattr(one, "keeps_ranking", True) for one in (predictor, *of_ensemble)):
+        if approximate:
             ranked = table["metric"].isin(RANKING_METRICS)
             table.loc[ranked, "note"] = [f"{APPROXIMATE}; {note}".strip("; ") for note in table.loc[ranked, "note"]]
         curves = (calibration.reliability(found, self.ece_bins), failure.curves(found))
@@ -165,16 +228,16 @@ class PatientReference:
         rows = [missing.assign(annotator=str(n), value=math.nan, note=NOT_ANNOTATED) for n in self.not_annotated]
         return pd.concat([table, *rows], ignore_index=True)[COLUMNS]
 
-    def _fitting(self, softmax: Any) -> Any:
+    def _fitting(self, softmax: Any, name: str) -> Any:
         """The softmax, as an array if it is no stored volume; a ScoringError if it does not fit the annotations."""
         predictor = softmax
         if not hasattr(softmax, "code_slabs"):
-            predictor = as_probabilities(softmax, attempted="scoring", subject="the predictor", error=ScoringError)
+            predictor = as_probabilities(softmax, attempted="scoring", subject=name, error=ScoringError)
         classes = len(self.organs) + 1
         if tuple(predictor.shape) != (classes, *self.annotations.shape[1:]):
             raise ScoringError(
                 "scoring",
-                "the predictor",
+                name,
                 f"softmax of shape {tuple(predictor.shape)} against annotations {self.annotations.shape}",
                 f"Give {classes} classes (background and {', '.join(self.organs)}) on the annotations' voxels.",
             )
@@ -227,6 +290,11 @@ def score(
     return reference.score(softmax, members).table
 
 
+def _largest_box(found: Counts) -> int:
+    """Voxels of the largest box that holds an organ."""
+    return max((math.prod(span.stop - span.start for span in box) for box in found.boxes if box), default=0)
+
+
 def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
     """Numbers, from 1, of those who annotated; a ScoringError if there is none, or a number belongs to no annotator."""
     drawn = [number for number in range(1, annotators + 1) if number not in not_annotated]
@@ -238,17 +306,6 @@ def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
             f"Give numbers from 1 to {annotators}, and leave at least one annotator.",
         )
     return drawn
-
-
-def _slabs(softmax: Any) -> Iterator[PredictedSlab]:
-    """Slabs of a stored volume, or of an array."""
-    if hasattr(softmax, "code_slabs"):
-        for z0, z1, codes in softmax.code_slabs():
-            yield z0, z1, decode(codes, softmax.levels), codes
-        return
-    for z0 in range(0, softmax.shape[1], DEPTH):
-        z1 = min(z0 + DEPTH, softmax.shape[1])
-        yield z0, z1, np.ascontiguousarray(softmax[:, z0:z1], np.float32), None
 
 
 def _with_means(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,9 +9,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
-
-from curvas_assets.parallel import PARALLEL
+from numba import njit
 
 PATCH = 10
 """Side of the patches, voxels (Kahl et al. 2024, arXiv:2401.08501)."""
@@ -33,26 +31,23 @@ class MapSummary:
         self.patch = tuple(min(PATCH, n) for n in shape)
         self._threshold = int(threshold * self.units)
         self._sum = self._above_sum = self._above_count = 0
-        depth, height, width = self.patch
-        plane = (shape[1] - height + 1, shape[2] - width + 1)
-        self._recent = np.zeros((depth, *plane), np.int64)
-        self._column = np.zeros(plane, np.int64)
+        self._recent = np.zeros((self.patch[0], *shape[1:]), np.int32)
+        self._column = np.zeros(shape[1:], np.int64)
         self._z = 0
-        self._largest: int | None = None
+        self._largest = np.full(1, np.iinfo(np.int64).min)
 
     def add(self, slab: npt.NDArray[np.int32]) -> None:
         """The next slices (dz, Y, X), in `units` of a nat."""
-        planes = np.zeros((len(slab), *self._column.shape), np.int64)
-        totals = np.zeros((len(slab), 3), np.int64)
-        with PARALLEL:
-            _planes(slab, self.patch[1], self.patch[2], self._threshold, planes, totals)
-            largest = _slide(planes, self._recent, self._column, self._z)
-        self._sum += int(totals[:, 0].sum())
-        self._above_sum += int(totals[:, 1].sum())
-        self._above_count += int(totals[:, 2].sum())
-        self._z += len(slab)
-        if self._z >= self.patch[0] and (self._largest is None or largest > self._largest):
-            self._largest = int(largest)
+        for one in slab:
+            own = self._recent[self._z % self.patch[0]]
+            self._z += 1
+            complete = self._z >= self.patch[0]
+            total, above, number = _advance(
+                one, own, self._column, self.patch[1], self.patch[2], self._threshold, complete, self._largest
+            )
+            self._sum += int(total)
+            self._above_sum += int(above)
+            self._above_count += int(number)
 
     @property
     def mean(self) -> float:
@@ -62,8 +57,8 @@ class MapSummary:
     @property
     def patch_maximum(self) -> float:
         """Largest mean over a patch, nats; patches slide by one voxel and lie within the map."""
-        assert self._largest is not None, "no slab was added"
-        return self._largest / self.units / math.prod(self.patch)
+        assert self._z == self.shape[0], "slices are missing"
+        return int(self._largest[0]) / self.units / math.prod(self.patch)
 
     @property
     def above(self) -> float:
@@ -71,58 +66,43 @@ class MapSummary:
         return self._above_sum / self.units / self._above_count if self._above_count else math.nan
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _planes(slab, height, width, threshold, planes, totals):
-    """In-plane box sums of every slice, and its sum, sum above the threshold and number above it."""
-    for z in prange(slab.shape[0]):
-        rows = np.zeros(planes.shape[2], np.int64)
-        total = above = number = 0
-        filled = False
-        for y in range(slab.shape[1]):
-            for x in range(slab.shape[2]):
-                value = np.int64(slab[z, y, x])
-                total += value
-                filled |= value != 0
-                if value > threshold:
-                    above += value
-                    number += 1
-        totals[z, 0], totals[z, 1], totals[z, 2] = total, above, number
-        if not filled:
+@njit(cache=True, nogil=True)
+def _advance(new, old, column, height, width, threshold, complete, largest):
+    """Move the box one slice on: `column` holds the sum of its slices, `old` is the slice that it leaves, or zeros.
+
+    `old` becomes the new slice, and `largest` the largest sum of a patch so far.
+
+    Returns:
+        The slice's sum, its sum above the threshold, and how many voxels are above it.
+    """
+    total = above = number = np.int64(0)
+    band = np.zeros(column.shape[1], np.int64)  # of the last rows of the column
+    most = largest[0]
+    for y in range(column.shape[0]):
+        of_row, coming, going = column[y], new[y], old[y]
+        for x in range(of_row.size):
+            value = np.int64(coming[x])
+            total += value
+            high = value > threshold
+            above += value if high else 0
+            number += high
+            of_row[x] += value - np.int64(going[x])
+            going[x] = coming[x]
+        if not complete:
             continue
-        for y in range(slab.shape[1]):
-            _add_row(slab[z, y], width, 1, rows)
-            if y >= height:
-                _add_row(slab[z, y - height], width, -1, rows)
-            if y >= height - 1:
-                planes[z, y - height + 1] = rows
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _add_row(row, width, sign, rows):
-    running = np.int64(0)
-    for x in range(row.size):
-        running += row[x]
-        if x >= width:
-            running -= row[x - width]
-        if x >= width - 1:
-            rows[x - width + 1] += sign * running
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def _slide(planes, recent, column, z_first):
-    """Slide the box down z: `column` holds the sum of the last planes, `recent` those planes."""
-    depth = recent.shape[0]
-    largest = np.full(planes.shape[1], np.iinfo(np.int64).min)
-    for y in prange(planes.shape[1]):
-        most = largest[y]
-        for z in range(planes.shape[0]):
-            slot = (z_first + z) % depth
-            complete = z_first + z >= depth - 1
-            for x in range(planes.shape[2]):
-                value = planes[z, y, x]
-                column[y, x] += value - recent[slot, y, x]
-                recent[slot, y, x] = value
-                if complete and column[y, x] > most:
-                    most = column[y, x]
-        largest[y] = most
-    return largest.max()
+        tallest = np.int64(np.iinfo(np.int64).min)
+        leaving = column[y - height] if y >= height else column[y]
+        kept = np.int64(1) if y >= height else np.int64(0)
+        for x in range(band.size):
+            band[x] += of_row[x] - kept * leaving[x]
+            tallest = max(tallest, band[x])
+        if y >= height - 1 and tallest * width > most:  # else no patch that ends here can be larger
+            running = np.int64(0)
+            for x in range(band.size):
+                running += band[x]
+                if x >= width:
+                    running -= band[x - width]
+                if x >= width - 1:
+                    most = max(most, running)
+    largest[0] = most
+    return total, above, number

@@ -20,6 +20,8 @@ from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 MAPS = ("entropy", "mutual_information", "labels")
 MAP_BYTES = 2 + 2 + 1
 """Bytes per voxel of entropy, mutual information and label: the most that an ensemble's maps can take in scratch."""
+OF_A_MEMBER = 2
+"""Sizes of its largest member that an ensemble's volume is given room for in scratch: its own is about one."""
 CHECKS = (
     Check(
         "members_are_complete",
@@ -67,10 +69,11 @@ def _store_ensembles(
     tools: Toolkit, patient: str, volumes: Mapping[str, SoftmaxVolume], ensembles: Mapping[str, Sequence[str]]
 ) -> dict[str, Stored]:
     """Stream a patient's members once; store each ensemble's volume and its three maps."""
-    made = {name: _Ensemble(tools, patient, name, members, volumes) for name, members in ensembles.items()}
-    scratch_bytes = len(made) * MAP_BYTES * int(np.prod(next(iter(volumes.values())).shape[1:]))
+    voxels = int(np.prod(next(iter(volumes.values())).shape[1:]))
+    scratch_bytes = MAP_BYTES * voxels + OF_A_MEMBER * max(volume.size for volume in volumes.values())
     with ExitStack() as stack:
-        scratch = stack.enter_context(tools.scratch(patient, scratch_bytes))
+        scratch = stack.enter_context(tools.scratch(patient, len(ensembles) * scratch_bytes))
+        made = {name: _Ensemble(tools, patient, name, members, volumes, scratch) for name, members in ensembles.items()}
         for ensemble in made.values():
             stack.enter_context(ensemble.volume)
         for ensemble in made.values():  # the maps are stored, and named in the volume, before the volume is announced
@@ -97,10 +100,17 @@ class _Ensemble:
         name: of the ensemble.
         members: models that it is the mean of.
         volumes: model → its softmax of the patient.
+        scratch: a folder to work in.
     """
 
     def __init__(
-        self, tools: Toolkit, patient: str, name: str, members: Sequence[str], volumes: Mapping[str, SoftmaxVolume]
+        self,
+        tools: Toolkit,
+        patient: str,
+        name: str,
+        members: Sequence[str],
+        volumes: Mapping[str, SoftmaxVolume],
+        scratch: Path,
     ):
         self.tools, self.patient, self.name, self.members = tools, patient, name, members
         self.first = next(iter(volumes.values()))
@@ -117,6 +127,7 @@ class _Ensemble:
                 "member_versions": {member: volumes[member].version for member in members},
                 "code": tools.code("numba"),
             },
+            scratch=scratch,
         )
         self.maps: dict[str, MapWriter] = {}
         self._sums = {"entropy": 0.0, "expected entropy": 0.0, "mutual information": 0.0}

@@ -1,6 +1,6 @@
 """Scores: every predictor of a patient against every annotator, and the study's one table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell
+from curvas_assets.storage.softmax import SoftmaxVolume
 from curvas_assets.study import Study
 
 KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
@@ -55,10 +56,11 @@ def _score(
     predictors = study.predictors_of(patient)
     with tools.scratch(patient) as scratch:
         reference = _reference(tools, patient, scan[patient].record(), scratch)
-        found = {}
-        for count, predictor in enumerate(predictors, 1):
-            found[predictor] = _score_predictor(study, reference, Cell(predictor, patient), softmax, ensemble_softmax)
-            tools.tell(f"{patient}: {predictor} scored, {count} of {len(predictors)}")
+        volumes, ensembles = _volumes(study, patient, softmax, ensemble_softmax)
+        found: dict[str, PatientScores] = {}
+        for predictor, scores in reference.score_all(volumes, ensembles, progress=_Telling(tools.tell, patient)):
+            found[predictor] = scores
+            tools.tell(f"{patient}: {predictor} scored, {len(found)} of {len(predictors)} predictors")
         written = {
             name: _labelled(study, patient, {p: getattr(scores, name) for p, scores in found.items()})
             for name in ("table", "reliability", "risk_coverage")
@@ -115,17 +117,38 @@ def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Pa
     )
 
 
-def _score_predictor(
-    study: Study, reference: PatientReference, cell: Cell, softmax: Artefacts, ensemble_softmax: Artefacts
-) -> PatientScores:
-    """One predictor's scores: a model's alone, an ensemble's with what its members tell of its uncertainty."""
-    if study.family(cell.predictor) == "individual":
-        return reference.score(softmax[str(cell)].volume())
-    names = [str(model) for model in study.members(cell.predictor, cell.patient)]
-    mean = ensemble_softmax[str(cell)].volume()
-    require_members(mean.provenance.get("members"), names, str(cell))
-    members = [softmax[str(Cell(name, cell.patient))].volume() for name in names]
-    return reference.score(mean, members=members)
+def _volumes(
+    study: Study, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts
+) -> tuple[dict[str, SoftmaxVolume], dict[str, list[str]]]:
+    """The patient's predictors, opened, and of each ensemble the models whose mean it is.
+
+    Raises:
+        MissingArtefactError: one has not been materialised.
+        ScoringError: an ensemble is the mean of others than its members now.
+    """
+    volumes: dict[str, SoftmaxVolume] = {}
+    ensembles: dict[str, list[str]] = {}
+    for predictor in study.predictors_of(patient):
+        cell = str(Cell(predictor, patient))
+        if study.family(predictor) == "individual":
+            volumes[predictor] = softmax[cell].volume()
+            continue
+        ensembles[predictor] = [str(model) for model in study.members(predictor, patient)]
+        volumes[predictor] = ensemble_softmax[cell].volume()
+        require_members(volumes[predictor].provenance.get("members"), ensembles[predictor], cell)
+    return volumes, ensembles
+
+
+class _Telling:
+    """Tells how far the pass over a patient's predictors is, at every quarter of its slices."""
+
+    def __init__(self, tell: Callable[[str], None], patient: str):
+        self._tell, self._patient, self._quarters = tell, patient, 0
+
+    def __call__(self, done: int, of: int) -> None:
+        if 4 * done // of > self._quarters:
+            self._quarters = 4 * done // of
+            self._tell(f"{self._patient}: {done} of {of} slices of all predictors counted")
 
 
 def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[str, Any]]:

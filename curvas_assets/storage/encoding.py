@@ -123,6 +123,18 @@ def codes_of(steps: Codes) -> Codes:
     return steps
 
 
+def place_steps(steps: Codes, codes: Codes, row: int, column: int) -> None:
+    """Codes of a tile of such differences, at its place; the tiles to the left of it must be there.
+
+    Args:
+        steps: (C − 1, z, y, x) of the tile; what lies beyond the codes' ends is left out.
+        codes: (C − 1, Z, Y, X).
+        row: of the tile's first row.
+        column: of its first column.
+    """
+    _place_steps(steps, codes, row, column)
+
+
 def _limits(levels: Levels) -> npt.NDArray[np.float64]:
     """Where the levels' cells end: at the logarithmic mean of two neighbouring levels (near 1, of their 1 − p).
 
@@ -385,3 +397,18 @@ def _codes(steps):
             for x in range(line.size):
                 code = np.uint16(code + line[x])
                 line[x] = code
+
+
+@njit(cache=True, nogil=True)
+def _place_steps(steps, codes, row, column):
+    width = min(steps.shape[3], codes.shape[3] - column)
+    for c in range(codes.shape[0]):
+        for z in range(codes.shape[1]):
+            for y in range(min(steps.shape[2], codes.shape[2] - row)):
+                line, out = steps[c, z, y], codes[c, z, row + y, column : column + width]
+                for x in range(width):  # in 16 bits, modulo 2¹⁶: many at a time
+                    out[x] = (line[x] >> np.uint16(1)) ^ (np.uint16(0) - (line[x] & np.uint16(1)))
+                code = codes[c, z, row + y, column - 1] if column else np.uint16(0)
+                for x in range(width):
+                    code = np.uint16(code + out[x])
+                    out[x] = code

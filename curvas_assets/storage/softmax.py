@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import IO, Any
 
 import google_crc32c
@@ -45,7 +45,16 @@ from curvas_assets.inputs import as_grid, as_path
 from curvas_assets.probabilities import as_probabilities, require_probabilities
 from curvas_assets.storage import versions
 from curvas_assets.storage.digests import open_record, read_soundly, seal_record, sha256_of_bytes
-from curvas_assets.storage.encoding import EncodedSlab, codes_of, decode, decode_into, encode, labels_of, steps_of
+from curvas_assets.storage.encoding import (
+    EncodedSlab,
+    codes_of,
+    decode,
+    decode_into,
+    encode,
+    labels_of,
+    place_steps,
+    steps_of,
+)
 from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, UnfinishedUpload
 
 FORMAT = "curvas-softmax-2"
@@ -101,6 +110,7 @@ class SoftmaxWriter:
         grid: of the scan.
         class_names: one per class, C of them, background first.
         provenance: who made it, e.g. patient, predictor; goes into the attributes.
+        scratch: a folder that holds the compressed volume until the block ends; None keeps up to 256 MB of it in memory.
 
     Attributes:
         shape: (C, Z, Y, X), background included.
@@ -118,6 +128,7 @@ class SoftmaxWriter:
         *,
         class_names: Sequence[str],
         provenance: Mapping[str, Any] | None = None,
+        scratch: Path | None = None,
     ):
         names = tuple(class_names) if isinstance(class_names, Iterable) else ()
         if not isinstance(grid, Grid):
@@ -138,7 +149,11 @@ class SoftmaxWriter:
         """Map beside the volume → its check, which tells it from others of its name; filled before the block ends."""
         self.facts: SoftmaxFacts
         self._chunking = _Chunking(self.shape)
-        self._payload: IO[bytes] = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
+        self._payload: IO[bytes]
+        if scratch is None:
+            self._payload = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
+        else:
+            self._payload = TemporaryFile(dir=scratch)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._index: list[tuple[int, int]] = []
         self._pending: list[npt.NDArray[Any]] = []
@@ -338,6 +353,19 @@ def _description(store: ObjectStore, key: str, subject: str) -> dict[str, Any]:
     return read_soundly(lambda: store.get(key), parse, sha256_of_bytes, subject)
 
 
+@dataclass(frozen=True)
+class FetchedChunks:
+    """Compressed chunks of a volume, whose checksums have been compared.
+
+    Args:
+        content: their bytes.
+        start: where they begin in the payload.
+    """
+
+    content: memoryview
+    start: int
+
+
 class SoftmaxVolume:
     """A handle on a stored volume: what it is, and any slab of it. Two threads may read from it.
 
@@ -520,6 +548,36 @@ class SoftmaxVolume:
             for depth in range(begin, end):
                 codes, ahead = [ahead.result()], next(slabs, None) or Future()
                 yield depth * DEPTH, min((depth + 1) * DEPTH, self.shape[1]), codes.pop()  # held by the caller alone
+
+    def fetch(self, first: int, last: int) -> FetchedChunks:
+        """The chunks at depths first … last − 1, still compressed; one request.
+
+        Raises:
+            CorruptArtefactError: a chunk is not what was written.
+        """
+        return FetchedChunks(self._fetch(first, last), self._span(first, last)[0])
+
+    def decode_into(self, depth: int, chunks: FetchedChunks, out: npt.NDArray[np.uint16]) -> None:
+        """Codes of the slices at a depth of chunks, by one thread.
+
+        Args:
+            depth: 0 for the first 16 slices, and so on.
+            chunks: of this depth, and perhaps others.
+            out: uint16 (C − 1, slices, Y, X), overwritten.
+        """
+        scratch = np.empty(self._chunking.chunk, "<u2")
+        for i, (at, size) in enumerate(self._chunks(depth, depth + 1)):
+            _, row, column = self._chunking.position(i)
+            part = out[:, :, row : row + self._chunking.tile[0], column : column + self._chunking.tile[1]]
+            if at == ABSENT:
+                scratch[...] = 0
+            else:
+                offset = int(at) - chunks.start
+                self._chunking.unpack_into(chunks.content[offset : offset + int(size)], scratch)
+            if self.keeps_ranking:
+                place_steps(scratch, out, row, column)
+            else:
+                part[...] = scratch[:, : part.shape[1], : part.shape[2], : part.shape[3]]
 
     def verify(self) -> None:
         """Read the whole payload and compare its SHA-256 with what was written; a CorruptArtefactError if it differs."""
@@ -747,6 +805,12 @@ class _Chunking:
         from numcodecs import blosc
 
         return np.frombuffer(blosc.decompress(bytes(content[:-4])), "<u2").reshape(self.chunk)
+
+    def unpack_into(self, content: memoryview, chunk: npt.NDArray[np.uint16]) -> None:
+        """The same, into memory that is there."""
+        from numcodecs import blosc
+
+        blosc.decompress(content[:-4], chunk)
 
 
 def _array_metadata(writer: SoftmaxWriter, size: int, sha256: str) -> dict[str, Any]:
