@@ -239,6 +239,11 @@ class Predictor:
         """
         return pinned_threads(self.study.training.threads, choose_device(self.study.prediction.device))
 
+    @property
+    def runs_on_gpu(self) -> bool:
+        """Whether the network leaves the CPU to others."""
+        return choose_device(self.study.prediction.device).type != "cpu"
+
     def available_bytes(self) -> int:
         """Memory that may be taken: what was given, or what is free now."""
         return available_memory() if self.memory_bytes is None else self.memory_bytes

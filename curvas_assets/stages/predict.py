@@ -33,7 +33,7 @@ def predict(
 ) -> Iterator[tuple[str, Outcome]]:
     """Volumes of cells of patients × models, patient by patient.
 
-    While the network predicts a cell, the next patient is fetched and preprocessed, and the last volume is encoded and
+    On a GPU, while the network predicts a cell, the next patient is fetched and preprocessed, and the last volume is encoded and
     stored, if memory suffices for both; if not, one after the other. Each patient is fetched once and preprocessed once
     for all models with equal preprocessing, each model fetched once; every volume is yielded as soon as it is stored.
     """
@@ -138,7 +138,7 @@ class _Cells:
     def _make_room(self, turn: Turn, preparation: _Preparation) -> bool:
         """Wait until a scan may be preprocessed; returns whether nothing else is under way then."""
         beside = [one.memory for one in self._preparations if one is not preparation]
-        if beside:
+        if beside and self.predictor.runs_on_gpu:
             under_way = sum(one.prepared + one.window for one in beside)
             under_way += max(self._exporting, *(one.export for one in beside))
             if self.predictor.available_bytes() >= preparation.memory.preparing + under_way:
@@ -170,7 +170,8 @@ class _Cells:
         """The network's logits; the volume follows from them slab by slab."""
         self._let_go_of_what_was_seen(ready.preparation)
         memory = ready.preparation.memory
-        fits = self.predictor.available_bytes() >= memory.prepared + memory.window + self._exporting
+        together = memory.prepared + memory.window + self._exporting
+        fits = self.predictor.runs_on_gpu and self.predictor.available_bytes() >= together
         if not fits:
             turn.until_finished(turn.index)
         prediction = self.predictor.predict(

@@ -4,7 +4,7 @@
   by the code for GPUs, and those of models of different preprocessing that take turns. They come in the cells' order.
 - Models with equal preprocessing share it, all models share the fetched patient and one network; a scan that no model
   needs any more is let go.
-- Steps of different cells overlap only where the memory for it is there; with less, nothing does, and the volumes are the
+- Steps of different cells overlap only on a GPU and where the memory for it is there; with less, nothing does, and the volumes are the
   same; with less than one cell needs, it fails and says so.
 - A patient that cannot be fetched or read, a network that fails or gives no probabilities, an export or a store that fails:
   each fails its cells alone, and what is wrong with probabilities is a verdict of the check.
@@ -97,6 +97,7 @@ class Step:
 def step(made, tmp_path, monkeypatch):
     """Without pictures, which take most of the time of so small a cell."""
     monkeypatch.setattr(predict, "preview_softmax", lambda volume, title: None)
+    monkeypatch.setattr(Predictor, "runs_on_gpu", True)
     return Step(made, tmp_path)
 
 
@@ -173,7 +174,7 @@ def test_patients_preprocessing_and_networks_are_shared_and_scans_let_go(step, m
     assert [len(one.preprocessed) for one in opened] == [0, 1]
 
 
-@pytest.mark.parametrize("room", ["for all", "for one"])
+@pytest.mark.parametrize("room", ["for all", "for one", "no GPU"])
 def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, room):
     """With room, the first volume is not finished before the next cell is computed and the next scan prepared."""
     scan = Predictor(STUDY).open(step.folder / "bucket/data/PHANTOM007/image.nii.gz", "PHANTOM007")
@@ -215,11 +216,12 @@ def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, r
                 return super().finish(cell, computed, turn)
 
     memory = needed if room == "for one" else 1 << 40
+    monkeypatch.setattr(Predictor, "runs_on_gpu", room != "no GPU")
     monkeypatch.setattr(predict, "Predictor", partial(Watched, memory_bytes=memory))
     monkeypatch.setattr(predict, "_Cells", Cells)
     assert step.versions() == expected
     assert len(networks) == len(CELLS)
-    if room == "for one":
+    if room != "for all":
         assert together == {("prepare",), ("compute",), ("finish",)}
     else:
         assert ("compute", "finish") in together
