@@ -31,6 +31,7 @@ import psutil
 from benchmarks import phantoms
 from benchmarks.phantoms import FULL_SIZE, ORGANS
 from benchmarks.volumes import Clock
+from curvas_assets.geometry import Grid
 from curvas_assets.study import Study, load_study
 
 SMALL_SIZE = (128, 256, 256)
@@ -119,9 +120,9 @@ def part_preprocess_three(folder: Path) -> dict[str, Any]:
 def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     from curvas_assets.nifti import SLAB
     from curvas_assets.segmentation import TrainingScans
-    from curvas_assets.segmentation.dataset import MOST_THREADS, save_case
+    from curvas_assets.segmentation.dataset import save_case
     from curvas_assets.segmentation.preprocessing import Frame, estimate_memory, preprocess, sample_intensities
-    from curvas_assets.segmentation.runtime import usable_cores
+    from curvas_assets.segmentation.runtime import preprocessing_threads
 
     plans, configuration, dataset = _plans(folder)
 
@@ -138,7 +139,7 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
                 plans,
                 configuration,
                 dataset,
-                threads=min(MOST_THREADS, usable_cores()),
+                threads=preprocessing_threads(),
             )
             save_case(out / name, *case, configuration)
             del case
@@ -154,6 +155,31 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     frame = Frame.of(scan.voxels(), scan.properties(), plans, configuration, scan.box)
     estimated = process + estimate_memory(frame, scan.voxels().itemsize)
     return found | {"process_GiB": process / 2**30, "estimated_GiB": estimated / 2**30}
+
+
+def part_for_prediction(folder: Path) -> dict[str, Any]:
+    """A scan as a prediction reads and preprocesses it, and what is estimated for it."""
+    from curvas_assets.errors import SegmentationError
+    from curvas_assets.segmentation.prediction import estimate_steps
+    from curvas_assets.segmentation.preprocessing import preprocess
+    from curvas_assets.segmentation.runtime import preprocessing_threads
+    from curvas_assets.voxel_order import open_image, read_voxels
+
+    plans, configuration, dataset = _plans(folder)
+
+    def made(patient: Path) -> Any:
+        image = open_image(patient / IMAGE, attempted="reading", subject=PATIENT, error=SegmentationError)
+        voxels, spacing = read_voxels(image, "LPS")
+        threads = preprocessing_threads()
+        preprocess(voxels[0], None, {"spacing": spacing}, plans, configuration, dataset, threads=threads)
+        return image
+
+    made(folder / "tiny" / PATIENT)
+    process = psutil.Process().memory_info().rss
+    with Clock() as clock:
+        image = made(folder / PATIENT)
+    estimated = process + estimate_steps(Grid.of(image), TARGET_MM, len(ORGANS) + 1).preparing
+    return clock.facts() | {"process_GiB": process / 2**30, "estimated_GiB": estimated / 2**30}
 
 
 def part_stock(folder: Path) -> dict[str, Any]:
@@ -231,6 +257,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "plans": part_plans,
     "preprocess": part_preprocess,
     "preprocess_three": part_preprocess_three,
+    "for_prediction": part_for_prediction,
     "stock": part_stock,
 }
 
@@ -291,6 +318,12 @@ def main(shape: Shape, *, stock: bool = True) -> int:
         if ours["GiB"] > ours["estimated_GiB"]:
             missed.append(f"preprocessing takes {ours['GiB']:.2f} GiB, estimated {ours['estimated_GiB']:.2f}")
         print(f"   three annotators: {three['cpu_s'] / ours['cpu_s']:.2f} times the CPU time of one")
+        seen = _run("for_prediction", folder)
+        print(f"   of a prediction: process {seen['process_GiB']:.2f} GiB, estimated {seen['estimated_GiB']:.2f} GiB")
+        if seen["GiB"] > seen["estimated_GiB"]:
+            missed.append(
+                f"a prediction's preprocessing takes {seen['GiB']:.2f} GiB, estimated {seen['estimated_GiB']:.2f}"
+            )
         if stock:
             theirs = _run("stock", folder)
             half: Any = {"most": 0.5, "most_memory": 0.5 if shape == FULL_SIZE else math.inf}

@@ -24,7 +24,7 @@ from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.nifti import SLAB
-from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, quiet, usable_cores
+from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
 from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
@@ -32,8 +32,6 @@ from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD
 
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
-MOST_THREADS = 4
-"""Threads that preprocess a scan, at most: each holds slices of its own."""
 
 
 @dataclass(frozen=True)
@@ -401,7 +399,7 @@ def _preprocess_case(
         sample_organs,
     )
 
-    scan, threads = case.scan(), min(MOST_THREADS, usable_cores())
+    scan, threads = case.scan(), preprocessing_threads()
     voxels, labels, properties = scan.voxels(), np.asarray(case.labels()[0]), scan.properties()
     if not is_known(configuration):
         image, seg, properties = preprocess(voxels, labels, properties, plans, configuration, dataset)

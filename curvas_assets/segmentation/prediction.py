@@ -1,7 +1,7 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's own preprocessing and sliding window are unchanged. nnU-Net gets the scan in the voxel order that the model
-was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
+nnU-Net's sliding window is unchanged, and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets the scan
+in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
 Preprocessing, sliding window and export of different volumes may run side by side, each in one thread.
 """
 
@@ -21,8 +21,15 @@ from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_path
 from curvas_assets.segmentation.export import SLAB, Export, SoftmaxSlab
+from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
-from curvas_assets.segmentation.runtime import choose_device, nnunet_folders, pinned_threads, quiet
+from curvas_assets.segmentation.runtime import (
+    choose_device,
+    nnunet_folders,
+    pinned_threads,
+    preprocessing_threads,
+    quiet,
+)
 from curvas_assets.segmentation.training import BEST
 from curvas_assets.storage.encoding import EncodedSlab
 from curvas_assets.study import Study, load_study
@@ -228,8 +235,9 @@ class Predictor:
 
     def memory(self, scan: PreparedScan, model_folder: str | Path) -> StepMemory:
         """What a prediction is estimated to take, step by step."""
-        spacing_mm = self.load(model_folder).configuration.configuration["spacing"]
-        return estimate_steps(scan.grid, spacing_mm, len(self.study.class_names))
+        configuration = self.load(model_folder).configuration
+        classes, ours = len(self.study.class_names), is_known(configuration)
+        return estimate_steps(scan.grid, configuration.configuration["spacing"], classes, preprocessing_is_ours=ours)
 
     def pinned(self) -> AbstractContextManager[int]:
         """The number of torch's threads, fixed for a block in which threads of this process predict.
@@ -394,9 +402,14 @@ class Predictor:
                 found = f"{scan.image.name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
                 raise SegmentationError("reading the scan", scan.patient, found, "Upload it again.") from error
             with nnunet_folders(), quiet():
-                preprocessor = model.configuration.preprocessor_class(verbose=False)
-                data, _, properties = preprocessor.run_case_npy(
-                    voxels, None, {"spacing": spacing}, model.plans, _ImageAlone(model.configuration), model.dataset
+                data, _, properties = preprocess(
+                    voxels[0],
+                    None,
+                    {"spacing": spacing},
+                    model.plans,
+                    _ImageAlone(model.configuration),
+                    model.dataset,
+                    threads=preprocessing_threads(),
                 )
             scan.preprocessed[model.sharing] = (torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties)
         return scan.preprocessed[model.sharing]
@@ -418,7 +431,9 @@ class Predictor:
     def _require_memory(self, scan: PreparedScan, model: _Model, checked: bool) -> int:
         """The estimated memory, bytes; an error if less is free, unless the caller has looked at it."""
         target_spacing_mm = model.configuration.configuration["spacing"]
-        needed = estimate_memory(scan.grid, target_spacing_mm, classes=len(self.study.class_names))
+        ours = is_known(model.configuration)
+        classes = len(self.study.class_names)
+        needed = estimate_memory(scan.grid, target_spacing_mm, classes, preprocessing_is_ours=ours)
         available = self.available_bytes()
         found = (
             f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels, "
@@ -496,27 +511,41 @@ def _end_the_cutting_of_tiles(error: BaseException) -> None:
                 thread.join(0.01)
 
 
-def estimate_memory(grid: Grid, target_spacing_mm: Sequence[float], classes: int) -> int:
+def estimate_memory(
+    grid: Grid, target_spacing_mm: Sequence[float], classes: int, *, preprocessing_is_ours: bool = True
+) -> int:
     """Host memory that predicting one scan takes at most, beside torch and nnU-Net themselves, bytes.
 
-    Preprocessing takes most: the scan as it is read, cropped and normalised, and nnU-Net's cubic resampling, which works
-    on float64 copies. Measured at 866 × 512 × 512 from 1.0 to 1.1 mm: 9.0 GiB (10.0 with the process), 9.3 by this
-    estimate. Then come the sliding window's logits with their weights (half precision, twice), and the slabs in flight.
+    The sliding window takes most: the logits with their weights (half precision, twice) beside the network's input; then
+    come the slabs in flight. Only a preprocessing that nnU-Net does itself (`preprocessing.is_known`) takes more.
+
+    Args:
+        grid: of the scan.
+        target_spacing_mm: of the network's input.
+        classes: C, background included.
+        preprocessing_is_ours: whether `preprocessing` does it without nnU-Net.
     """
-    steps = estimate_steps(grid, target_spacing_mm, classes)
+    steps = estimate_steps(grid, target_spacing_mm, classes, preprocessing_is_ours=preprocessing_is_ours)
     return max(steps.preparing, steps.prepared + steps.window + _slabs_in_flight(grid, classes))
 
 
-def estimate_steps(grid: Grid, target_spacing_mm: Sequence[float], classes: int) -> StepMemory:
+def estimate_steps(
+    grid: Grid, target_spacing_mm: Sequence[float], classes: int, *, preprocessing_is_ours: bool = True
+) -> StepMemory:
     """The same, step by step, as far as steps of different volumes run side by side.
 
-    A stored volume takes less than a byte a voxel; it is in memory twice when it is sent.
+    Preprocessing holds the scan as it is read, at most in float64 and float32, then in float32, perhaps with its axes
+    changed, beside the result and the slices in flight (`benchmarks.intake` measures it). nnU-Net's own resamples float64
+    copies: 9.0 GiB measured at 866 × 512 × 512 from 1.0 to 1.1 mm, 9.3 by this estimate. A stored volume takes less than a
+    byte a voxel; it is in memory twice when it is sent.
     """
     voxels, spacing_mm = float(np.prod(grid.shape, dtype=float)), grid.spacing_mm
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
+    slices = SLICES_IN_FLIGHT * 8 * float(np.prod(grid.shape[1:], dtype=float))
+    ours = max(12 * voxels, 8 * voxels + 4 * network_voxels + slices)
     return StepMemory(
-        preparing=int(26 * voxels + 20 * network_voxels),
+        preparing=int(ours if preprocessing_is_ours else 26 * voxels + 20 * network_voxels),
         prepared=int(4 * network_voxels),
         window=int(2 * (2 * classes + 2) * network_voxels),
         export=int(2 * classes * network_voxels + 2 * voxels) + _slabs_in_flight(grid, classes),

@@ -176,6 +176,11 @@ def usable_cores() -> int:
     return int(cpu_count())
 
 
+def preprocessing_threads() -> int:
+    """Threads that share the preprocessing of a scan; each holds slices of its own, so there are four at most."""
+    return min(4, usable_cores())
+
+
 def has_compiler() -> bool:
     """Whether torch.compile finds the C compiler that Triton takes."""
     return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
