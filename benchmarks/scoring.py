@@ -136,7 +136,7 @@ def _large(folder: Path, shape: tuple[int, int, int]) -> dict[str, float]:
     with ThreadPoolExecutor(workers()) as threads:
         decode, _ = _timed(lambda: [None for _ in code_slabs_of([volume], threads)])
     setting = Setting(np.asarray(reference.annotations), 4, reference.region, reference.threshold, 50)
-    alone, _ = _timed(lambda: count_all({"it": volume}, setting, {}, ["it"]))
+    alone, _ = _timed(lambda: count_all({"it": volume}, setting, {}, ["it"]).counts["it"]())
     whole = volume.codes(0, shape[0]).copy()  # a copy: pages of zeros are shared
     read, _ = _timed(lambda: [whole[:, z : z + 16].max() for z in range(0, shape[0], 16)])
     return {

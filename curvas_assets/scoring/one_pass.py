@@ -62,9 +62,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """What a pass found: of each predictor that was counted, and of each ensemble."""
+    """What a pass found.
 
-    counts: dict[str, Counts]
+    Args:
+        counts: of each predictor that was counted: gives its counts, once; all at once would take memory.
+        members: of each ensemble.
+    """
+
+    counts: dict[str, Callable[[], Counts]]
     members: dict[str, MemberCounts]
 
 
@@ -240,13 +245,7 @@ class _OnePass:
 
     def found(self) -> Found:
         """What was found; nothing can be added after it."""
-        counts = dict(
-            zip(
-                (self._names[v] for v in self._passes),
-                self._threads.map(Pass.counts, self._passes.values()),
-                strict=True,
-            )
-        )
+        counts = {self._names[v]: each.counts for v, each in self._passes.items()}
         both = self._overlap + np.triu(self._overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
         places = {m: place for place, m in enumerate(self._members)}
         return Found(counts, {e.name: e.counts(both, places) for e in self._ensembles})

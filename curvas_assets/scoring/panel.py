@@ -180,7 +180,7 @@ class PatientReference:
         def scores(name: str) -> PatientScores:
             behind = [volumes[one] for one in (name, *ensembles.get(name, ()))]
             approximate = not all(getattr(one, "keeps_ranking", True) for one in behind)
-            counts = found.counts.pop(name)
+            counts = found.counts.pop(name)()
             with alone if _largest_box(counts) > LARGE_BOX else nullcontext():
                 return self._scores(volumes[name], counts, found.members.get(name), approximate=approximate)
 
