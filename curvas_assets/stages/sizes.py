@@ -9,7 +9,7 @@ from functools import cached_property
 from math import prod
 from statistics import median
 
-from curvas_assets.stages.ensemble import MAP_BYTES
+from curvas_assets.stages.ensemble import MAP_BYTES, OF_A_MEMBER
 from curvas_assets.stages.prepare import PREPROCESSING_GROWTH
 from curvas_assets.stages.table import (
     ENSEMBLE_SOFTMAX,
@@ -135,11 +135,9 @@ class StudySizes:
         return {str(one): len(self.study.members(one)) for one in self.study.ensemble_ids}
 
     def _volumes_read(self, patient: str) -> int:
-        """Volumes that scoring reads: each model; each ensemble twice, and its members."""
-        if self.study.cross_validated:
-            ensembles = [2 + len(self.study.members(one, patient)) for one in self.study.ensemble_ids]
-            return len(self.study.models_of(patient)) + sum(ensembles)
-        return len(self.study.models) + sum(2 + members for members in self._members_of.values())
+        """Volumes that scoring reads, each once: of each model and each ensemble."""
+        models = self.study.models_of(patient) if self.study.cross_validated else self.study.models
+        return len(models) + len(self.study.ensemble_ids)
 
     # Disk ------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +158,8 @@ class StudySizes:
             return dataset_bytes + 2 * model_bytes
         patients = {patient_of(one) for one in partitions}
         if row is ENSEMBLE_SOFTMAX:
-            return len(self.study.ensemble_ids) * MAP_BYTES * max(map(self.voxels_of, patients))
+            voxel = MAP_BYTES + OF_A_MEMBER * VOLUME_BYTES
+            return len(self.study.ensemble_ids) * voxel * max(map(self.voxels_of, patients))
         files = max(map(self.file_bytes, patients))
         if row is SOFTMAX:
             return len({Cell.of(one).predictor for one in partitions}) * model_bytes + files
@@ -187,12 +186,12 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
         gpu: whether it runs on one.
     """
     if row is SCAN:
-        seconds = 27 / (4 * FULL_SIZE)
-        origin = "24–30 s for image and three annotations at full size"
+        seconds = 6 / (4 * FULL_SIZE)
+        origin = "6 CPU s for image and three annotations at full size"
         return Prior(seconds, FILE_BYTES, 2300, origin, each=0.3, start=STARTS[row.name])
     if row is PREPROCESSED_DATASET:
-        origin = "210–265 s per patient and annotator at full size"
-        return Prior(240 / FULL_SIZE, 0, DATASET_BYTES, origin, start=STARTS[row.name])  # a run fetches the scans once
+        origin = "27 CPU s per patient and annotator at full size"
+        return Prior(27 / FULL_SIZE, 0, DATASET_BYTES, origin, start=STARTS[row.name])  # a run fetches the scans once
     if row is TRAINED_MODEL:
         seconds, origin = _training_seconds(study, gpu=gpu)
         return Prior(seconds, DATASET_BYTES, MODEL_BYTES, origin)
@@ -204,8 +203,8 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
         seconds, stored = 47 / (18 * FULL_SIZE), VOLUME_BYTES + MAPS_BYTES
         return Prior(seconds, VOLUME_BYTES, stored, origin, each=0.5, start=STARTS[row.name])
     if row is SCORES:
-        origin = "59–83 s for a patient of full size, 35 volumes read"
-        return Prior(71 / (35 * FULL_SIZE), VOLUME_BYTES, 1e6, origin, each=5, start=STARTS[row.name])
+        origin = "75 s for the 13 volumes of a patient of full size, on two cores"
+        return Prior(75 / (13 * FULL_SIZE), VOLUME_BYTES, 1e6, origin, each=5, start=STARTS[row.name])
     if row.axis is None:
         return Prior(1.0, 1e6, 1e6, "the demo's tables and report; more patients take longer")
     return Prior(0.15, 2300, 570, "0.15 s on two loaded cores")
@@ -214,17 +213,19 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
 def _training_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
     """Seconds per voxel of a batch, and their origin."""
     if gpu:
-        origin = "an epoch of 40 batches of 2 × 64 × 112 × 112 took 17 s on an H200, mostly waiting for the loader"
-        return 17 / (40 * 2 * 64 * 112 * 112), origin
+        origin = (
+            "a step of 2 × 64 × 112 × 112 takes 24 ms on an H200, assumed twice that with its loader (not measured)"
+        )
+        return 2 * 0.024 / (2 * 64 * 112 * 112), origin
     origin = "a demo's training takes 13.7 CPU s, scaled by voxels, features and convolutions"
     return 13.7 / (7 * 23 * 2 * 24 * 40 * 40) * _width(study), origin
 
 
 def _prediction_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
     """Seconds per voxel of a scan, and their origin."""
-    around = (60 / max(1, len(study.seeds)) + 20) / FULL_SIZE
+    around = (20 / max(1, len(study.seeds)) + 20) / FULL_SIZE
     if gpu:
-        origin = "0.3 s for 96 × 224 × 224 on an H200, scaled by voxels; preprocessing 60 s, export 20 s at full size"
+        origin = "0.3 s for 96 × 224 × 224 on an H200, scaled by voxels; preprocessing 20 s, export 20 s at full size"
         return 0.3 / (96 * 224 * 224) + around, origin
     windows = study.prediction.tile_step**-3 * (8 if study.prediction.mirroring else 1)
     origin = "a tile of 128³ takes 20 CPU s, scaled by windows, features and convolutions"
