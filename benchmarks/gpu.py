@@ -37,8 +37,9 @@ from benchmarks.training_data import (
     stock_trainer,
     study_of,
 )
+from curvas_assets.parallel import usable_cores
 from curvas_assets.segmentation import Predictor, train_model
-from curvas_assets.segmentation.runtime import choose_device, usable_cores
+from curvas_assets.segmentation.runtime import choose_device
 from curvas_assets.study import Study
 
 TARGET = 1.05

@@ -102,7 +102,7 @@ def ledger_costs(ledger: pd.DataFrame) -> Costs:
         if not len(cells):
             raise CurvasError("reading the ledger", row.name, "it has no cell", "Use a ledger in which all stages ran.")
         on_gpu = cells["device"].astype(str).str.startswith("cuda")
-        used = cells[on_gpu] if on_gpu.any() else cells
+        used = (cells[on_gpu] if on_gpu.any() else cells).drop_duplicates("partition")  # the newest of each comes first
         by = used["partition"].map(patient_of) if row is ENSEMBLE_SOFTMAX else used["partition"]
         hours[stage] = float(used.groupby(by)["seconds"].sum().mean()) / 3600
         what = "patients" if row in (ENSEMBLE_SOFTMAX, SCORES) else "cells"

@@ -125,16 +125,16 @@ def deployment() -> Deployment:
         DeploymentError: a variable has a value that is not allowed; the message names the variable.
     """
     own = frozenset(item for item in os.environ.items() if item[0].upper().startswith(PREFIX))
-    return _settings(own, *_state_of(Path(".env").absolute()))
+    return _settings(own, _state_of(Path(".env")))
 
 
-def _state_of(file: Path) -> tuple[Path, int, int]:
-    """A file's path, and the time and size by which a change shows; zeros if there is no file."""
+def _state_of(file: Path) -> tuple[Path, int, int] | None:
+    """A file's path, and the time and size by which a change shows; None if there is no file."""
     try:
         state = file.stat()
+        return file.absolute(), state.st_mtime_ns, state.st_size
     except OSError:
-        return file, 0, 0
-    return file, state.st_mtime_ns, state.st_size
+        return None
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 Quick by design: of each asset only its newest cells are read, whatever the size of the study. Nothing is launched.
 """
 
-import os
+import math
 import platform
 import sys
 from collections import Counter
@@ -23,6 +23,7 @@ from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import UnderWay
+from curvas_assets.parallel import usable_cores
 from curvas_assets.stages.sizes import StudySizes, prior, voxels_in
 from curvas_assets.stages.table import (
     ASSETS,
@@ -74,7 +75,7 @@ class Machine:
         cluster = settings.executor in ON_A_CLUSTER
         queue = instance.get_concurrency_config().run_queue_config
         most = queue.max_concurrent_runs if queue and queue.max_concurrent_runs > 0 else sys.maxsize
-        cores = sys.maxsize if cluster else os.cpu_count() or 1
+        cores = sys.maxsize if cluster else usable_cores()
         return cls(
             gpus=settings.gpu_steps(without=1 if cluster else 0),
             gpu_steps=max(1, min(_slots(instance), most - 1)),
@@ -189,7 +190,7 @@ def lost_seconds(instance: dg.DagsterInstance, newest: Mapping[Asset, Sequence[M
         run_id = record.dagster_run.run_id
         for step, seconds in _failed_steps(instance, run_id, record.end_time or 0.0).items():
             asset = of_step.get(step)
-            if asset and (record.end_time or 0.0) > since[asset]:
+            if asset and (record.start_time or 0.0) > since[asset]:  # so that all it made is among these cells
                 lost[asset] = lost.get(asset, 0.0) + max(0.0, seconds - made[run_id, asset])
     return lost
 
@@ -246,6 +247,7 @@ class _View:
             prior=prior(self.study, row, gpu=device == "cuda"),
             measured=measured,
             begin=self._runs_to_begin(row, coming),
+            open=self._runs_under_way(row, coming),
             per_run=row.per_run,
             workers=self.machine.gpu_steps if needs.pool else self.machine.runs,
             gpu=device == "cuda",
@@ -281,18 +283,28 @@ class _View:
     def _usable(self, row: Asset, device: str) -> tuple[list[Mapping[str, Any]], str, float]:
         """The measured cells that tell what cells to come will take; what to know of them; the least factor of the range.
 
-        Cells of another kind of device never count. Those made with other settings count only where there is nothing
-        better.
+        Cells of another kind of device never count, nor do partitions that belong to the study no more. Those made with
+        other settings count only where there is nothing better; of a network never, because its size decides.
         """
-        cells = self.newest[row]
+        own = set(self.staleness.partitions(key_of(row)))
+        cells = [one for one in self.newest[row] if one["partition"] in own]
         here = [one for one in cells if str(one["device"]).split()[0] == device]
         if not here:
             others = Counter(str(one["device"]).split()[0] for one in cells)
             told = ", ".join(f"{count} on {kind}" for kind, count in others.items())
             return [], f"{told} do not count for {device}" if told else "", LEAST_FACTOR
         code = self.staleness.graph.get(key_of(row)).code_version
-        now = [one for one in here if one["code"] == code]
+        since = self._networks_since() if row is SOFTMAX else 0.0
+        now = [one for one in here if one["code"] == code and one["made"] >= since]
+        if not now and row in (TRAINED_MODEL, SOFTMAX):
+            return [], f"{len(here)} made with other settings do not count", LEAST_FACTOR
         return (now, "", LEAST_FACTOR) if now else (here, "made with other code or settings", FACTOR_OF_ONE)
+
+    def _networks_since(self) -> float:
+        """When the first model of the present settings was made: volumes before it are other networks'."""
+        models = self.newest[TRAINED_MODEL]
+        code = self.staleness.graph.get(key_of(TRAINED_MODEL)).code_version
+        return min((one["made"] for one in models if one["code"] == code), default=math.inf if models else 0.0)
 
     def _measured(
         self, row: Asset, one: Mapping[str, Any], sizes: StudySizes, began: bool = False, fetched: float = 0.0
@@ -318,6 +330,11 @@ class _View:
         left = [one for one in coming if not any(maker.id in begun for maker in self.under_way.makers(key, one))]
         definition = self.staleness.graph.get(key).partitions_def
         return len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
+
+    def _runs_under_way(self, row: Asset, coming: Collection[str]) -> int:
+        """Runs that have made a cell already and will make some of those to come."""
+        begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
+        return len({maker.id for one in coming for maker in self.under_way.makers(key, one)} & begun)
 
     def _fetched(self, row: Asset, coming: Collection[str]) -> float:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""

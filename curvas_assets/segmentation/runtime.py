@@ -11,6 +11,8 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from curvas_assets.parallel import usable_cores
+
 if TYPE_CHECKING:
     import torch
 
@@ -167,13 +169,6 @@ def numerics() -> dict[str, Any]:
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32),
         "tf32_matrix_products": bool(torch.backends.cuda.matmul.allow_tf32),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its container's share of time."""
-    from joblib import cpu_count  # of scikit-learn; os.cpu_count knows the machine alone
-
-    return int(cpu_count())
 
 
 def preprocessing_threads() -> int:

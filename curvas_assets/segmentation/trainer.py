@@ -21,6 +21,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
+from curvas_assets.parallel import usable_cores
 from curvas_assets.segmentation.loading import (
     Batches,
     BatchStream,
@@ -31,7 +32,7 @@ from curvas_assets.segmentation.loading import (
     plan_loading,
 )
 from curvas_assets.segmentation.prediction import available_memory
-from curvas_assets.segmentation.runtime import has_compiler, usable_cores
+from curvas_assets.segmentation.runtime import has_compiler
 
 SETTINGS = "curvas_training"
 """Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""

@@ -162,7 +162,8 @@ class StudySizes:
             return len(self.study.ensemble_ids) * voxel * max(map(self.voxels_of, patients))
         files = max(map(self.file_bytes, patients))
         if row is SOFTMAX:
-            return len({Cell.of(one).predictor for one in partitions}) * model_bytes + files
+            # the next patient's files come while models see the last one
+            return len({Cell.of(one).predictor for one in partitions}) * model_bytes + 2 * files
         return files
 
     def file_bytes(self, patient: str) -> float:

@@ -112,6 +112,7 @@ class Stage:
         prior: of a cell.
         measured: cells made by the present code on the kind of device that the cells to come will use.
         begin: runs that are still to begin.
+        open: runs that have begun, and will make cells to come.
         per_run: cells that one run makes at most.
         workers: runs that go on at a time.
         gpu: whether a cell keeps a GPU.
@@ -129,6 +130,7 @@ class Stage:
     prior: Prior
     measured: Sequence[Measured] = ()
     begin: int = 1
+    open: int = 0
     per_run: int = 1
     workers: int = 1
     gpu: bool = False
@@ -143,6 +145,11 @@ class Stage:
     def runs(self) -> int:
         """Runs that are still to begin; none if no cell is to come."""
         return self.begin if self.to_come else 0
+
+    @property
+    def side_by_side(self) -> int:
+        """Runs among which the cells to come are divided, at least one."""
+        return max(1, self.runs + self.open)
 
 
 def forecast(stages: Sequence[Stage], prices: Prices) -> pd.DataFrame:
@@ -170,7 +177,7 @@ def _row(stage: Stage, prices: Prices) -> dict[str, object]:
     stored = _bytes(stage, "bytes_stored", STORED) / 1e9
     hour = prices.gpu_hour_eur if stage.gpu else prices.cpu_hour_eur
     bytes_eur = down * prices.egress_gb_eur + stored * prices.storage_gb_month_eur * prices.storage_days / 30
-    at_once = min(stage.workers, max(stage.runs, 1)) if stage.to_come else 0
+    at_once = min(stage.workers, stage.side_by_side) if stage.to_come else 0
     return {
         "stage": stage.name,
         "done": stage.done,
@@ -195,7 +202,7 @@ def _wall_seconds(stage: Stage, seconds: float) -> float:
     """Runs of equal length go on side by side, so many rounds of them; each run starts first."""
     if not stage.to_come:
         return 0.0
-    runs = max(1, stage.runs)
+    runs = stage.side_by_side
     rounds = math.ceil(runs / max(1, stage.workers))
     return rounds * (seconds / runs + (RUN_START_SECONDS if stage.runs else 0.0))
 

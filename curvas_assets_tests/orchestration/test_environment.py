@@ -37,6 +37,21 @@ def test_dotenv_is_read_and_variables_that_are_set_win(tmp_path, monkeypatch):
     assert "topsecret" not in str(Bucket().model_dump())
 
 
+def test_settings_follow_what_they_are_read_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CURVAS_STUDY", raising=False)
+    assert deployment().study == "curvas"
+    Path(".env").write_text("CURVAS_STUDY=phantom\n")
+    assert deployment().study == "phantom"
+    Path(".env").write_text("CURVAS_STUDY=another-one\n")
+    assert deployment().study == "another-one"
+    monkeypatch.setenv("CURVAS_STUDY", "of-the-process")
+    assert deployment().study == "of-the-process"
+    monkeypatch.delenv("CURVAS_STUDY")
+    Path(".env").unlink()
+    assert deployment().study == "curvas"
+
+
 def test_study_and_executor_have_defaults(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("CURVAS_STUDY", "CURVAS_EXECUTOR", "CURVAS_SCRATCH"):

@@ -3,8 +3,8 @@
 - What is to come is what is missing or stale, and what is made from that; what was uploaded costs nothing.
 - With an empty ledger everything rests on priors; while no scan was taken in, patients count as full size, and then as the
   median of those that were.
-- The cells of the run itself calibrate a stage, by size: those of another kind of device never do, those made with other
-  settings only for want of better ones. All ensembles of a patient count as one piece of work.
+- The cells of the run itself calibrate a stage, by size: those of another kind of device, of partitions that are gone, and
+  of networks of other settings never do; other cells of other settings only for want of better ones. All ensembles of a patient count as one piece of work.
 - What failed runs worked, from the start of their steps, is expected again.
 - A training counts by its epochs: those it took, not those it was allowed, and without those of an earlier attempt.
 - Of a run that is under way and has made a cell, no start is to come.
@@ -85,10 +85,10 @@ def test_an_empty_ledger_rests_on_priors(ledger):
     assert found.drop("total")["basis"].str.startswith("prior: ").all()
     assert (found["factor"].drop("total") == 3).all()
     full = ledger.forecast(patients=frozenset(TESTS[:1])).loc["scan"]
-    assert full.hours * 3600 == pytest.approx(27 + 0.3 + 1)
+    assert full.hours * 3600 == pytest.approx(6 + 0.3 + 1)
     ledger.made("test_scan", TESTS[1], shape="20 × 20 × 30")
     known = ledger.forecast(patients=frozenset(TESTS[:1])).loc["scan"]
-    assert known.hours * 3600 == pytest.approx(27 * 12000 / FULL_SIZE + 0.3 + 1)
+    assert known.hours * 3600 == pytest.approx(6 * 12000 / FULL_SIZE + 0.3 + 1)
 
 
 def test_what_is_made_from_what_is_to_come_is_to_come_and_uploads_cost_nothing(ledger):
@@ -136,15 +136,36 @@ def test_a_gpus_cells_do_not_calibrate_a_cpu(ledger):
 
 
 def test_cells_of_other_settings_count_only_where_there_are_no_others(ledger):
-    ledger.made("trained_model", *MODELS[:4], seconds=60.0, code="earlier", epochs=7)
-    old = ledger.of("trained_model")
-    assert old.to_come == 9  # those four are stale
-    assert old.basis == "measured on 4 cells; made with other code or settings"
+    ledger.taken_in()
+    ledger.made("scores", *TESTS[:2], seconds=60.0, code="earlier")
+    old = ledger.of("scores")
+    assert old.to_come == 3  # those two are stale
+    assert old.basis == "measured on 2 cells; made with other code or settings"
     assert old.factor >= 2
-    ledger.made("trained_model", MODELS[0], seconds=10.0, epochs=7)
-    new = ledger.of("trained_model")
+    ledger.made("scores", TESTS[0], seconds=3.0)
+    new = ledger.of("scores")
     assert new.basis == "measured on 1 cell"
-    assert new.hours * 3600 == pytest.approx(80)
+    assert new.hours < old.hours / 10
+
+
+def test_networks_of_other_settings_never_count(ledger):
+    ledger.taken_in()
+    small = {"seconds": 1.0, "epochs": 7}
+    ledger.made("trained_model", *MODELS[:4], code="earlier", **small)
+    ledger.made("softmax", *(f"{MODELS[0]}|{patient}" for patient in TESTS))
+    for asset, count in (("trained_model", 4), ("softmax", 3)):
+        found = ledger.of(asset)
+        assert found.basis.startswith("prior: ")
+        assert found.basis.endswith(f"{count} made with other settings do not count")
+    ledger.made("trained_model", MODELS[0], **small)
+    ledger.made("softmax", f"{MODELS[0]}|{TESTS[0]}")
+    assert ledger.of("softmax").basis == "measured on 1 cell"
+
+
+def test_what_belongs_to_the_study_no_more_does_not_count(ledger):
+    ledger.taken_in()
+    ledger.made("ensemble_softmax", f"ensemble_gone|{TESTS[0]}", seconds=90.0)
+    assert ledger.of("ensemble_softmax").basis.startswith("prior: ")
 
 
 def test_a_training_counts_by_its_epochs(ledger):

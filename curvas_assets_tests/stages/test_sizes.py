@@ -73,7 +73,7 @@ def test_disk_that_runs_keep():
     cells = [f"{model}|PHANTOM007" for model in PHANTOM.models[:3]]
     assert known.scratch_bytes(table.PREPROCESSED_DATASET, ["anno1"], 0, 0) == 7 * 5e6
     assert known.scratch_bytes(table.TRAINED_MODEL, [MODEL], 5.0, 2.0) == 9
-    assert known.scratch_bytes(table.SOFTMAX, cells, 5.0, 2.0) == 3 * 2 + known.file_bytes("PHANTOM007")
+    assert known.scratch_bytes(table.SOFTMAX, cells, 5.0, 2.0) == 3 * 2 + 2 * known.file_bytes("PHANTOM007")
     of_an_ensemble = 300 * (5 + 2 * sizes.VOLUME_BYTES)
     found = known.scratch_bytes(table.ENSEMBLE_SOFTMAX, ["ensemble_all|PHANTOM008"], 0, 0)
     assert found == pytest.approx(4 * of_an_ensemble)

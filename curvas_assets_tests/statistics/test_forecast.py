@@ -100,6 +100,14 @@ def test_runs_side_by_side_shorten_wall_time_and_not_work():
     assert (alone.gb_disk, three.gb_disk) == (1, 3)
 
 
+def test_runs_that_have_begun_go_on_side_by_side():
+    measured = [Measured(sized(1), 60)] * 3
+    stage = Stage("s", 3, [sized(1)] * 6, PRIOR, measured, begin=0, open=3, workers=3, disk_bytes=1e9)
+    found = row(stage)
+    assert (found.hours * 60, found.wall_hours * 60) == pytest.approx((6, 2))
+    assert found.gb_disk == 3
+
+
 def test_the_start_of_a_run_that_has_begun_is_paid_for():
     measured = [Measured(sized(1), 50, began_run=True), Measured(sized(1), 1), Measured(sized(1), 1)]
     late = row(Stage("s", 3, [sized(1)] * 6, PRIOR, measured, begin=0, per_run=9))
