@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import time
+from pathlib import Path
 
 import dagster as dg
 import pytest
