@@ -40,12 +40,13 @@ def test_a_pure_package_loads_neither_dagster_nor_torch(name):
     assert not {"dagster", "torch", "nnunetv2"} & _loaded(f"curvas_assets.{name}")
 
 
-def test_definitions_load_without_torch_and_in_little_more_time_than_their_libraries():
+def test_definitions_load_without_what_steps_alone_need_and_in_little_more_time_than_their_libraries():
     """Five seconds on a quiet machine; on a busy one, twice what Dagster, pandas and SciPy take alone just then."""
     start = time.monotonic()
     _loaded("dagster, dagster_aws.s3, pandas, scipy.stats, numba")
     libraries = time.monotonic() - start
-    assert not {"torch", "nnunetv2"} & _loaded("curvas_assets.definitions")
+    loaded = _loaded("curvas_assets.definitions")
+    assert not {"torch", "nnunetv2", "scipy.stats", "matplotlib", "plotly"} & loaded
     assert time.monotonic() - start - libraries < max(5, 2 * libraries)
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+import scipy
 
 from curvas_assets.study import Prices
 
@@ -269,7 +269,7 @@ def _factor(stage: Stage) -> float:
     variation = float(rates.var(ddof=1) / mean**2) if mean > 0 else 0.0
     known, unseen = n - 1, UNSEEN_CELLS
     spread = math.sqrt((known * variation + unseen * UNSEEN_SPREAD**2) / (known + unseen))
-    width = float(student.ppf(QUANTILE, known + unseen)) * spread * math.sqrt(1 / n + 1 / len(stage.to_come))
+    width = float(scipy.stats.t.ppf(QUANTILE, known + unseen)) * spread * math.sqrt(1 / n + 1 / len(stage.to_come))
     return float(np.clip(math.exp(min(width, math.log(FACTOR_OF_PRIOR))), stage.least_factor, FACTOR_OF_PRIOR))
 
 
