@@ -37,7 +37,7 @@ from benchmarks.training_data import (
     stock_trainer,
     study_of,
 )
-from curvas_assets.parallel import usable_cores
+from curvas_assets.machine import usable_cores
 from curvas_assets.segmentation import Predictor, train_model
 from curvas_assets.segmentation.runtime import choose_device
 from curvas_assets.study import Study

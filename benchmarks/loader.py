@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from benchmarks.training_data import loader_processes, make_dataset, silent, stock_folders, stock_trainer, study_of
-from curvas_assets.parallel import usable_cores
+from curvas_assets.machine import usable_cores
 from curvas_assets.segmentation.runtime import choose_device
 
 SMALL_FEATURES = (8, 16, 32, 64, 64, 64)

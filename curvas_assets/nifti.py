@@ -104,6 +104,20 @@ def judge_file(
         return judge_header(stream, largest_bytes, limit=limit, attempted=attempted, subject=subject, error=error)  # type: ignore[arg-type]
 
 
+def read_type(image: Any) -> np.dtype[Any]:
+    """The type of the voxels that `read_slabs` gives of an image of nibabel, in the machine's order of bytes."""
+    scaled = _scaled_type(image)
+    return image.dataobj.dtype.newbyteorder("=") if scaled is None else np.dtype(scaled)
+
+
+def _scaled_type(image: Any) -> type[np.floating[Any]] | None:
+    """Of voxels whose scale is not trivial; else None."""
+    stored = image.dataobj
+    if (stored.slope, stored.inter) == (1, 0):
+        return None
+    return np.float32 if stored.dtype.itemsize <= 2 else np.float64
+
+
 def read_slabs(
     image: Any, *, attempted: str, subject: str, error: type[CurvasError]
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
@@ -125,9 +139,7 @@ def read_slabs(
     again = "Upload it again from its source."
     stored = image.dataobj
     x, y, z = (int(n) for n in stored.shape)
-    scaled = (
-        None if (stored.slope, stored.inter) == (1, 0) else np.float32 if stored.dtype.itemsize <= 2 else np.float64
-    )
+    scaled = _scaled_type(image)
     try:
         with Unpacked(Path(image.get_filename())) as file:
             file.read(stored.offset)

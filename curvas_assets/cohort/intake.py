@@ -5,6 +5,7 @@ Nothing is stored here, and nothing outside the patient's folder is read.
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from curvas_assets import geometry
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
-from curvas_assets.nifti import judge_file, read_slabs
+from curvas_assets.machine import available_memory
+from curvas_assets.nifti import judge_file, read_slabs, read_type
 from curvas_assets.storage.labels import DEPTH, PackedLabels
 from curvas_assets.study import Annotator, Study, load_study
 
@@ -95,7 +97,7 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         PatientError: there is no such folder, a file is missing, unreadable, truncated, larger than its header or the study
             says, not 3-D or no scalars; axes are not perpendicular; nibabel and ITK read the geometry differently; an
             annotation lies elsewhere than the scan; a label is not the study's; a voxel is NaN or infinite; nobody annotated.
-            Nothing of the patient is to be used then.
+            Nothing of the patient is to be used then. Or more memory is needed than is free, which may be retried.
     """
     study = load_study(study)
     folder = existing_folder(folder, attempted="reading a patient", subject="the patient", error=PatientError)
@@ -103,6 +105,7 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     _require_files(folder, study, patient, [study.image, *(a.file for a in study.annotators)])
     image = _load(folder / study.image, study, patient)
     grid = Grid.of(image)
+    _require_memory(image, grid, study, patient)
     annotations = np.empty((len(study.annotators), *grid.shape), np.uint8)
 
     def keep(r: int, z0: int, slab: Labels) -> None:
@@ -297,6 +300,27 @@ def _no_nifti(attempt: str, patient: str, error: Exception) -> PatientError:
 def _slabs(image: Any, patient: str, name: str) -> Any:
     """A file's voxels, 16 slices at a time, as `read_slabs` gives them."""
     return read_slabs(image, attempted=f"reading {name}", subject=patient, error=PatientError)
+
+
+def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
+    """An error if the scan and its annotations need more memory than is free, which says so before the process is killed.
+
+    A voxel takes its bytes as it is read, beside it those of what it becomes (int16 or float32) if that is another type, a
+    byte for each annotator, and one for an annotation that is reordered.
+    """
+    read = read_type(image)
+    becomes = {np.dtype(np.int16): 0, np.dtype(np.float32): 2}.get(read, 4)
+    needed = math.prod(grid.shape) * (read.itemsize + becomes + len(study.annotators) + 1)
+    available = available_memory()
+    if needed > available:
+        raise PatientError(
+            f"reading {study.image}",
+            patient,
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {_by(grid.shape)} voxels of {read} with "
+            f"{len(study.annotators)} annotations, and {available / 2**30:.1f} GiB are free",
+            "Give the step more memory; a scan of whole HU takes the least as int16.",
+            may_retry=True,  # other steps give memory back
+        )
 
 
 # The scan ------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from curvas_assets.machine import usable_cores
 from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.environment import Deployment
 from curvas_assets.orchestration.execution import GPU_POOL, StageNeeds
@@ -23,7 +24,6 @@ from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import UnderWay
-from curvas_assets.parallel import usable_cores
 from curvas_assets.stages.sizes import StudySizes, prior, voxels_in
 from curvas_assets.stages.table import (
     ASSETS,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.inputs import as_path, existing_file, made_folder
+from curvas_assets.machine import available_memory
 from curvas_assets.nifti import SLAB
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
 from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
@@ -377,6 +378,8 @@ def _preprocess(
             with quiet():
                 shared = study.plans.shared_intensity_statistics
                 _preprocess_case(case, target / case.patient, manager, configuration, dataset, shared)
+                if not shared:  # else the next annotator's intensities are of everybody's label maps
+                    case.read.forget(case.patient, case.image, case.annotation)
         except CurvasError:
             raise
         except Exception as error:
@@ -406,7 +409,8 @@ def _preprocess_case(
         save_case(target, image, seg, properties, configuration)
         return
     frame = Frame.of(voxels, properties, plans, configuration, scan.box)
-    _require_memory(case.patient, frame.shape, frame.wanted, estimate_memory(frame, voxels.itemsize))
+    needed = estimate_memory(frame, voxels.itemsize, int(np.count_nonzero(labels)))
+    _require_memory(case.patient, frame.shape, frame.wanted, needed)
     seg = preprocess_labels(frame, voxels, labels, configuration, threads=threads)
     del labels
     properties["class_locations"] = sample_organs(seg, plans, dataset)
@@ -427,8 +431,6 @@ def _preprocess_case(
 
 def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], needed: int) -> None:
     """An error if less memory is free than a case needs, which says so before the process is killed for it."""
-    from curvas_assets.segmentation.prediction import available_memory  # which needs this module
-
     available = available_memory()
     if needed > available:
         voxels, resampled = (" × ".join(map(str, sizes)) for sizes in (shape, wanted))
@@ -438,6 +440,7 @@ def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], n
             f"about {needed / 2**30:.1f} GiB of memory are needed for {voxels} voxels, {resampled} at the plans' spacing, "
             f"and {available / 2**30:.1f} GiB are free",
             "Give the step more memory, or choose a coarser plans.spacing_mm.",
+            may_retry=True,  # other steps give memory back
         )
 
 
@@ -464,12 +467,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move all files of a folder into another one on the same disk, over what is there."""
+    """Move all files of a folder into another one, over what is there; it may be a mounted disk of its own."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             to = target / path.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, to)
+            shutil.move(str(path), str(to))
 
 
 def splits_of(patients: list[str], study: Study | None = None) -> list[dict[str, list[str]]]:

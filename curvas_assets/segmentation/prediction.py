@@ -20,6 +20,7 @@ import numpy as np
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_path
+from curvas_assets.machine import available_memory
 from curvas_assets.segmentation.export import SLAB, Export, SoftmaxSlab
 from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 WEIGHTS_SHARE = 0.2
 """Part of the memory in which weights are kept from patient to patient; those of further models are read again."""
 Slab = TypeVar("Slab")
-CGROUP = Path("/sys/fs/cgroup")
-"""Folder in which Linux states how much memory this container may use."""
 
 
 @dataclass
@@ -554,20 +553,6 @@ def estimate_steps(
 
 def _slabs_in_flight(grid: Grid, classes: int) -> int:
     return 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
-
-
-def available_memory(cgroup: Path = CGROUP) -> int:
-    """Memory that may still be taken, bytes: what the machine has free, or what the container's limit leaves if that is less."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, held = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    except OSError:
-        return free
-    # Pages of files are given back when memory runs short.
-    return free if limit == "max" else min(free, int(limit) - int(held) + int(pages.get("inactive_file", 0)))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from curvas_assets.parallel import usable_cores
+from curvas_assets.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch

@@ -51,6 +51,9 @@ class TrainingScan:
 class TrainingScans:
     """Reads scans and label maps when they are first asked for, and keeps them: CTs on disk, label maps compressed in memory.
 
+    A label map is forgotten when its case is preprocessed, unless annotators share their statistics of intensities: these
+    are of everybody's label maps, which are all kept then.
+
     Args:
         study: organs and tolerances.
         folder: receives voxels as they are stored, two bytes each of a CT, and images that annotators share.
@@ -90,6 +93,10 @@ class TrainingScans:
             )
         return self._labels[key]
 
+    def forget(self, patient: str, image: Path, annotation: Path) -> None:
+        """Free a label map's memory; it is read again if it is asked for."""
+        self._labels.pop((patient, image, annotation), None)
+
     def unions(self, patient: str, image: Path, annotations: Sequence[Path]) -> PackedLabels:
         """1 where any annotator sees an organ, as `labels`."""
         grid = self.scan(patient, image).grid
@@ -128,6 +135,11 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
     """
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
+    if image.get_data_dtype().kind == "f":  # ITK would read NaN and infinity as 0, without a word
+        for _, slab in read_slabs(image, **told):
+            if not np.isfinite(slab).all():
+                remedy = "Export the scan again without them."
+                raise SegmentationError(told["attempted"], patient, "voxels are NaN or infinite", remedy)
     if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
         return _read_by_itk(path, image, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -152,8 +164,6 @@ def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
 
     read = sitk.ReadImage(str(path))
     voxels = sitk.GetArrayViewFromImage(read)
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels.sum(dtype=np.float64)):
-        raise ValueError("voxels are NaN or infinite")
     np.save(target, voxels)
     spacing = read.GetSpacing()
     place = {"spacing": spacing, "origin": read.GetOrigin(), "direction": read.GetDirection()}

@@ -21,7 +21,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
-from curvas_assets.parallel import usable_cores
+from curvas_assets.machine import available_memory, usable_cores
 from curvas_assets.segmentation.loading import (
     Batches,
     BatchStream,
@@ -31,7 +31,6 @@ from curvas_assets.segmentation.loading import (
     free_shared_memory,
     plan_loading,
 )
-from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import has_compiler
 
 SETTINGS = "curvas_training"

@@ -53,6 +53,8 @@ def take_in(tools: Toolkit, patients: Sequence[str], checks: StepChecks) -> Iter
                 folder, files = fetch_patient(objects, layout, study, named, scratch)
                 found = intake.read_patient(folder, study)
             except PatientError as error:
+                if error.may_retry:  # too little memory just now, which says nothing about the files
+                    raise
                 raise checks["files_are_sound"].refuse(patient, error) from error
         checks["files_are_sound"].look(patient)
         checks["geometry_is_usual"].look(patient, unusual_geometry(found.facts))

@@ -3,6 +3,7 @@
 - A sound patient is read as it was written: voxels, axes, spacing, labels; facts are ready for JSON.
 - Every defect is refused with the patient, what was found and what to do: no scalars, no header, any bytes at all.
 - A small file behind which there is a large one is refused by its header, and not unpacked.
+- A patient for whom memory does not suffice is refused before the reading, and may be tried again.
 - Intensities that may be no HU are a warning.
 - A blank map means what the study says.
 - Near-integer labels of a scale slope are rounded and said; an absent organ is a warning and a row for the ledger.
@@ -22,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvas_assets.cohort import PatientError, body_region, read_annotations, read_patient
+from curvas_assets.cohort import PatientError, body_region, intake, read_annotations, read_patient
 from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.nifti import Unpacked
 from curvas_assets.study import load_study
@@ -220,6 +221,19 @@ def test_a_defect_is_refused_with_patient_finding_and_remedy(patient, defect):
     assert re.search(found, str(error)), str(error)
     assert error.remedy
     assert not error.may_retry
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(np.int16, 6), (np.float32, 10), (np.float64, 16)])
+def test_a_patient_for_whom_memory_does_not_suffice_is_refused(patient, monkeypatch, dtype, bytes_each):
+    _change(patient / "image.nii.gz", dtype=dtype)
+    needed = bytes_each * 12 * 24 * 28
+    monkeypatch.setattr(intake, "available_memory", lambda: needed)
+    read_patient(patient, STUDY)
+    monkeypatch.setattr(intake, "available_memory", lambda: needed - 1)
+    told = r"PHANTOM001: reading image.nii.gz failed: about .* for 12 × 24 × 28 voxels of \w+ with 3 annotations"
+    with pytest.raises(PatientError, match=told) as refused:
+        read_patient(patient, STUDY)
+    assert refused.value.may_retry
 
 
 @given(st.binary(max_size=400), st.booleans(), st.integers(0, 347))

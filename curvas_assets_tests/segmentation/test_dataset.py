@@ -9,10 +9,14 @@
 - Scans that are read once for several annotators make the datasets that each would make alone.
 - The digest that decides whether models are stale is of the content.
 - Plans that do not fit are refused with what to change.
-- A scan for which memory does not suffice is refused with what it needs, not killed.
+- A scan for which memory does not suffice is refused with what it needs, not killed, and may be tried again; so is one
+  whose organs, which fill it, take more than the scan.
+- A scan with NaN is refused as such.
+- A dataset's folder may lie on another disk than what is beside it.
 - No process is forked: a fork of a process with threads may hang for good.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +28,7 @@ import pytest
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
-from curvas_assets.segmentation.dataset import dataset_digest
+from curvas_assets.segmentation.dataset import _move, dataset_digest
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -196,9 +200,11 @@ def test_scans_that_are_read_once_make_the_same_datasets(scans, tmp_path, monkey
         return resample(*given, **options)
 
     monkeypatch.setattr(preprocessing, "resample_image", counted)
-    together = made(tmp_path / "together", read=TrainingScans(study, tmp_path / "scans"))
+    read = TrainingScans(study, tmp_path / "scans")
+    together = made(tmp_path / "together", read=read)
     assert [facts.digest for facts in together] == [facts.digest for facts in alone]
     assert len(resampled) == (3 if shared else 6)
+    assert len(read._labels) == (9 if shared else 0)
 
 
 def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
@@ -213,9 +219,45 @@ def test_plans_that_do_not_fit_are_refused(scans, tmp_path):
 
 
 def test_a_scan_for_which_memory_does_not_suffice_is_refused_with_what_it_needs(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("curvas_assets.segmentation.prediction.available_memory", lambda: 1 << 20)
-    with pytest.raises(SegmentationError, match=r"PHANTOM001: .* needed for 30 × 56 × 56 voxels, .* 0.0 GiB are free"):
+    monkeypatch.setattr("curvas_assets.segmentation.dataset.available_memory", lambda: 1 << 20)
+    needed = r"PHANTOM001: .* needed for 30 × 56 × 56 voxels, .* 0.0 GiB are free"
+    with pytest.raises(SegmentationError, match=needed) as refused:
         prepare_dataset(tiny_study(), "anno1", _scans(scans, 1), tmp_path / "dataset")
+    assert refused.value.may_retry
+    monkeypatch.setattr("curvas_assets.segmentation.dataset.available_memory", lambda: 6 << 20)
+    patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
+    prepare_dataset(tiny_study(), "anno1", {patient: (image, annotation)}, tmp_path / "small")
+    label = nib.load(annotation)
+    filled = nib.Nifti1Image(np.ones(label.shape, np.uint8), label.affine)
+    nib.save(filled, tmp_path / "filled.nii.gz")
+    with pytest.raises(SegmentationError, match=needed):
+        prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "filled.nii.gz")}, tmp_path / "filled")
+
+
+def test_a_scan_with_nan_is_refused(scans, tmp_path):
+    patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
+    scan = nib.load(image)
+    voxels = np.asarray(scan.dataobj).astype(np.float32)
+    voxels[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(voxels, scan.affine), tmp_path / "nan.nii.gz")
+    with pytest.raises(
+        SegmentationError, match=rf"{patient}: reading the scan failed: voxels are NaN or infinite. Exp"
+    ):
+        prepare_dataset(tiny_study(), "anno1", {patient: (tmp_path / "nan.nii.gz", annotation)}, tmp_path / "dataset")
+
+
+def test_a_folder_on_another_disk_receives_the_files(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    made, mounted = tmp_path / "made", tmp_path / "mounted"
+    for folder, content in ((made, "new"), (mounted, "old")):
+        (folder / "cases").mkdir(parents=True)
+        (folder / "cases" / "plans.json").write_text(content)
+    for name in ("rename", "replace", "link"):
+        monkeypatch.setattr(os, name, refused)
+    _move(made, mounted)
+    assert (mounted / "cases" / "plans.json").read_text() == "new"
 
 
 def test_no_process_is_forked(scans, tmp_path, monkeypatch):

@@ -8,8 +8,7 @@
 - Outside nnU-Net's crop everything is background.
 - Preprocessing is nnU-Net's, and done once for models that share it; they share a network too, each with its own weights.
 - Weights are kept as far as there is room, and read again beyond it.
-- Memory is estimated before the start and told, a container's limit counts; too little is an error that says what to
-  change.
+- Memory is estimated before the start and told; too little is an error that says what to change.
 - A model with other classes, or without its files, is refused.
 """
 
@@ -24,7 +23,6 @@ import torch
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
 from curvas_assets.segmentation import Predictor, estimate_memory, prediction, train_model
-from curvas_assets.segmentation.prediction import available_memory
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
 from curvas_assets.voxel_order import READERS, Turn, read_voxels, turned_image
@@ -259,16 +257,6 @@ def test_memory_is_told_before_the_start(model, scans):
     (message,) = told
     assert "PHANTOM007 by model: about 0.0 GiB of memory are needed for 30 × 56 × 56 voxels" in message
     assert 0 < prediction.memory_bytes < 2**28
-
-
-def test_the_containers_limit_counts(tmp_path):
-    free = available_memory(tmp_path)  # no such files: the machine's
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 300000\n")
-    assert available_memory(tmp_path) == 400000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
 
 
 def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():

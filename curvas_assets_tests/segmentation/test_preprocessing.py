@@ -6,10 +6,12 @@
   threads.
 - The sample of intensities is the one that nnU-Net's fingerprint extractor draws.
 - Settings that are not known here, and scans with NaN, go to nnU-Net itself.
-- A whole dataset has the arrays, plans and fingerprint of nnU-Net's own functions.
+- A whole dataset has the arrays and the fingerprint of nnU-Net's own functions.
+- The sample of organs takes no more memory than is estimated for it.
 """
 
 import json
+import tracemalloc
 from copy import deepcopy
 
 import blosc2
@@ -25,8 +27,17 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from curvas_assets.segmentation.preprocessing import is_known, nonzero_box, preprocess, sample_intensities
+from curvas_assets.segmentation.preprocessing import (
+    Frame,
+    estimate_memory,
+    is_known,
+    nonzero_box,
+    preprocess,
+    sample_intensities,
+    sample_organs,
+)
 from curvas_assets.segmentation.resampling import resample_image, resample_image_slices, resample_labels
+from curvas_assets_tests.segmentation.conftest import tiny_study
 
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "file_ending": ".nii.gz"}
 
@@ -192,14 +203,18 @@ def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
     facts = json.loads((dataset / "dataset.json").read_text())
     configuration = plans.get_configuration("3d_fullres")
     fingerprint = json.loads((dataset / "dataset_fingerprint.json").read_text())
-    samples = []
+    samples, relative = [], []
+    number = int(tiny_study().plans.intensity_samples // 3)
     for i, patient in enumerate(("PHANTOM001", "PHANTOM002", "PHANTOM003")):
         image, label = str(scans / patient / "image.nii.gz"), str(tmp_path / f"{patient}.nii.gz")
         drawn = nib.load(scans / patient / "annotation_1.nii.gz")
         nib.save(nib.Nifti1Image(np.asarray(drawn.dataobj).astype(np.uint8), drawn.affine), label)
-        shape, spacing, intensities, _, _ = DatasetFingerprintExtractor.analyze_case([image], label, SimpleITKIO, 1000)
+        shape, spacing, intensities, _, cropped = DatasetFingerprintExtractor.analyze_case(
+            [image], label, SimpleITKIO, number
+        )
         assert (fingerprint["shapes_after_crop"][i], fingerprint["spacings"][i]) == (list(shape), list(spacing))
         samples.append(intensities[0])
+        relative.append(cropped)
         DefaultPreprocessor(verbose=False).run_case_save(
             str(tmp_path / patient), [image], label, plans, configuration, facts
         )
@@ -211,4 +226,23 @@ def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
             np.load(f / f"{patient}.pkl", allow_pickle=True) for f in (tmp_path, dataset / "nnUNetPlans_3d_fullres")
         )
         assert repr(stock) == repr(ours)
-    assert samples
+    found = fingerprint["foreground_intensity_properties_per_channel"]["0"]
+    drawn = np.concatenate(samples)
+    assert [found[name] for name in ("mean", "std", "percentile_99_5")] == pytest.approx(
+        [drawn.mean(), drawn.std(), np.percentile(drawn, 99.5)], rel=1e-9
+    )
+    assert fingerprint["median_relative_size_after_cropping"] == float(np.median(relative))
+
+
+def test_the_sample_of_organs_takes_the_memory_that_is_estimated(plans):
+    manager, configuration = _managers(plans)
+    hu, seg = np.ones((100, 100, 100), np.int16), np.ones((1, 100, 100, 100), np.int8)
+    frame = Frame.of(hu, {"spacing": [1.0, 0.8, 0.8]}, manager, configuration)
+    least, most = (estimate_memory(frame, hu.itemsize, drawn) for drawn in (0, hu.size))
+    tracemalloc.start()
+    try:
+        sample_organs(seg, manager, DATASET)
+        _, taken = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert least < taken + hu.nbytes + seg.nbytes <= most < 1.1 * (taken + hu.nbytes + seg.nbytes)

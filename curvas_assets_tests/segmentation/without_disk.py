@@ -13,6 +13,7 @@ from curvas_assets.study import ModelId
 from curvas_assets_tests.segmentation.conftest import ANNOTATOR, tiny_study
 
 if __name__ == "__main__":
+    sys.dont_write_bytecode = True  # Python keeps what it could write of a module, and fails to import it ever after
     scans, dataset, folder = (Path(name) for name in sys.argv[2:])
     study = tiny_study(epochs=1, iterations_per_epoch=1, validation_iterations_per_epoch=1)
     plans = study.plans.model_copy(update={"spacing_mm": (4.0, 3.0, 3.0)})  # finer: cases are larger than scans

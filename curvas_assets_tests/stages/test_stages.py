@@ -2,6 +2,7 @@
 
 - From files in a bucket to scores and comparisons, each stage called directly; what it stores is what the next one reads.
 - An error is its partition's alone, names the patient, and stores nothing of it; what a check found is told beside it.
+- Too little memory says nothing about a patient's files.
 - An ensemble without one of its members is refused, and the ensembles beside it are stored.
 - Artefacts of the table and objects of the bucket belong together, both ways.
 """
@@ -142,6 +143,15 @@ def test_an_error_is_its_partitions_alone_and_stores_nothing_of_it(bench):
     assert checks["files_are_sound"].found[PATIENT] == []
     assert len(checks["files_are_sound"].found[BROKEN]) == 1
     assert bench.objects.head(bench.layout.scan(BROKEN)) is None
+
+
+def test_too_little_memory_says_nothing_about_a_patients_files(bench, monkeypatch):
+    bench.upload([PATIENT])
+    monkeypatch.setattr("curvas_assets.cohort.intake.available_memory", lambda: 0)
+    taken, checks = bench.make(cohort.take_in, cohort.SCAN_CHECKS, [PATIENT])
+    assert isinstance(taken[PATIENT], PatientError)
+    assert taken[PATIENT].may_retry
+    assert checks["files_are_sound"].found == {}
 
 
 def test_an_ensemble_without_a_member_is_refused_and_those_beside_it_are_stored(bench):
