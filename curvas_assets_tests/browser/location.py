@@ -50,7 +50,7 @@ class DrawnPredictor(Predictor):
         return "drawn"
 
     def memory(self, scan, model_folder) -> StepMemory:
-        return StepMemory(0, 0, 0, 0)
+        return StepMemory(0, 0, 0, 0, 0)
 
     def prepare(self, scan, model_folder, *, checked=False) -> None:
         """Nothing needs preprocessing."""
