@@ -81,6 +81,7 @@ class Export:
         import torch
 
         beside_the_network = _own_stream(device)
+        slab = None
         for z0 in range(0, self.shape[0], SLAB):
             encoded = None
             if device is not None:
@@ -91,6 +92,7 @@ class Export:
                         encoded = encode_tensor(slab)
                 except torch.OutOfMemoryError:  # the network has it: the rest is done on the CPU
                     device = None
+                slab = None  # free it for the network
             if encoded is None:
                 values = self._probabilities(z0, "cpu").numpy()
                 self._require(values, z0)

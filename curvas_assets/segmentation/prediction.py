@@ -71,12 +71,24 @@ class StepMemory:
         prepared: the network's input, from then on until the last model has seen it.
         window: the sliding window, beside its input.
         export: from the logits to the stored volume.
+        slabs: those of the volume that are in flight, a part of `export`.
     """
 
     preparing: int
     prepared: int
     window: int
     export: int
+    slabs: int
+
+    @property
+    def after_preparing(self) -> int:
+        """What one volume by itself still takes when the network's input is there."""
+        return self.window + self.slabs
+
+    @property
+    def alone(self) -> int:
+        """What one volume takes if nothing else is under way."""
+        return max(self.preparing, self.prepared + self.after_preparing)
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,7 @@ class Predictor:
         model = self.load(model_folder)
         self._turn(scan, model)
         if model.sharing not in scan.preprocessed:
-            self._require_memory(scan, model, checked)
+            self._require_memory(scan, model, checked, prepared=False)
             with _explaining_memory(scan, model):
                 self._preprocess(scan, model)
 
@@ -212,9 +224,10 @@ class Predictor:
             raise SegmentationError("predicting", str(scan)[:80], found, "Give what Predictor.open returns.")
         model = self.load(model_folder)
         turn = self._turn(scan, model)
-        needed = self._require_memory(scan, model, checked)
+        prepared = scan.preprocessed.get(model.sharing)  # held from here on, whoever removes the entry
+        needed = self._require_memory(scan, model, checked, prepared=prepared is not None)
         with _explaining_memory(scan, model):
-            data, properties = self._preprocess(scan, model)
+            data, properties = prepared or self._preprocess(scan, model)
             logits = self._logits(model, data, proceed)
         subject = f"{model.name} of {scan.patient}"
         export = Export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn, subject)
@@ -234,9 +247,11 @@ class Predictor:
 
     def memory(self, scan: PreparedScan, model_folder: str | Path) -> StepMemory:
         """What a prediction is estimated to take, step by step."""
-        configuration = self.load(model_folder).configuration
-        classes, ours = len(self.study.class_names), is_known(configuration)
-        return estimate_steps(scan.grid, configuration.configuration["spacing"], classes, preprocessing_is_ours=ours)
+        return self._memory(scan, self.load(model_folder))
+
+    def _memory(self, scan: PreparedScan, model: _Model) -> StepMemory:
+        spacing_mm, ours = model.configuration.configuration["spacing"], is_known(model.configuration)
+        return estimate_steps(scan.grid, spacing_mm, len(self.study.class_names), preprocessing_is_ours=ours)
 
     def pinned(self) -> AbstractContextManager[int]:
         """The number of torch's threads, fixed for a block in which threads of this process predict.
@@ -393,13 +408,14 @@ class Predictor:
         """nnU-Net's preprocessing, once per patient and distinct setting."""
         import torch
 
-        if model.sharing not in scan.preprocessed:
+        found = scan.preprocessed.get(model.sharing)
+        if found is None:
             told: Any = {"attempted": "reading the scan", "subject": scan.patient, "error": SegmentationError}
             try:
                 voxels, spacing = read_voxels(open_image(scan.image, **told), model.order)
             except DAMAGED as error:
-                found = f"{scan.image.name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
-                raise SegmentationError("reading the scan", scan.patient, found, "Upload it again.") from error
+                damage = f"{scan.image.name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
+                raise SegmentationError("reading the scan", scan.patient, damage, "Upload it again.") from error
             with nnunet_folders(), quiet():
                 data, _, properties = preprocess(
                     voxels[0],
@@ -410,8 +426,9 @@ class Predictor:
                     model.dataset,
                     threads=preprocessing_threads(),
                 )
-            scan.preprocessed[model.sharing] = (torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties)
-        return scan.preprocessed[model.sharing]
+            found = torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties
+            scan.preprocessed[model.sharing] = found
+        return found  # another thread may have removed the entry
 
     def _logits(self, model: _Model, data: Any, proceed: Callable[[], None]) -> "torch.Tensor":
         predictor = model.predictor
@@ -427,16 +444,15 @@ class Predictor:
             before_each_tile.remove()
             predictor.list_of_parameters = []
 
-    def _require_memory(self, scan: PreparedScan, model: _Model, checked: bool) -> int:
-        """The estimated memory, bytes; an error if less is free, unless the caller has looked at it."""
-        target_spacing_mm = model.configuration.configuration["spacing"]
-        ours = is_known(model.configuration)
-        classes = len(self.study.class_names)
-        needed = estimate_memory(scan.grid, target_spacing_mm, classes, preprocessing_is_ours=ours)
-        available = self.available_bytes()
+    def _require_memory(self, scan: PreparedScan, model: _Model, checked: bool, *, prepared: bool) -> int:
+        """The estimated memory of all steps, bytes; an error if less is free than those to come take, unless the caller has
+        looked at it.
+        """
+        memory = self._memory(scan, model)
+        needed, available = memory.after_preparing if prepared else memory.alone, self.available_bytes()
         found = (
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels, "
-            f"{available / 2**30:.1f} GiB are free"
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels"
+            f"{' that are preprocessed' if prepared else ''}, {available / 2**30:.1f} GiB are free"
         )
         subject = f"{scan.patient} by {model.name}"
         if needed > available and not checked:
@@ -447,7 +463,7 @@ class Predictor:
                 "Give the step more memory, predict fewer patients side by side, or train with a coarser plans.spacing_mm.",
             )
         self.tell(f"{subject}: {found}")
-        return needed
+        return memory.alone
 
     def _gpu(self) -> str | None:
         device = choose_device(self.study.prediction.device)
@@ -524,8 +540,7 @@ def estimate_memory(
         classes: C, background included.
         preprocessing_is_ours: whether `preprocessing` does it without nnU-Net.
     """
-    steps = estimate_steps(grid, target_spacing_mm, classes, preprocessing_is_ours=preprocessing_is_ours)
-    return max(steps.preparing, steps.prepared + steps.window + _slabs_in_flight(grid, classes))
+    return estimate_steps(grid, target_spacing_mm, classes, preprocessing_is_ours=preprocessing_is_ours).alone
 
 
 def estimate_steps(
@@ -533,26 +548,24 @@ def estimate_steps(
 ) -> StepMemory:
     """The same, step by step, as far as steps of different volumes run side by side.
 
-    Preprocessing holds the scan as it is read, at most in float64 and float32, then in float32, perhaps with its axes
-    changed, beside the result and the slices in flight (`benchmarks.intake` measures it). nnU-Net's own resamples float64
-    copies: 9.0 GiB measured at 866 × 512 × 512 from 1.0 to 1.1 mm, 9.3 by this estimate. A stored volume takes less than a
-    byte a voxel; it is in memory twice when it is sent.
+    Preprocessing holds the scan as it is read, at most in float64 twice (nibabel scales it, then shifts it), then in
+    float32, perhaps with its axes changed, beside the result and the slices in flight (`benchmarks.intake` measures it).
+    nnU-Net's own resamples float64 copies: 9.0 GiB measured at 866 × 512 × 512 from 1.0 to 1.1 mm, 9.3 by this estimate.
+    A stored volume takes less than a byte a voxel; it is in memory twice when it is sent.
     """
     voxels, spacing_mm = float(np.prod(grid.shape, dtype=float)), grid.spacing_mm
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
     slices = SLICES_IN_FLIGHT * 8 * float(np.prod(grid.shape[1:], dtype=float))
-    ours = max(12 * voxels, 8 * voxels + 4 * network_voxels + slices)
+    in_flight = 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
+    ours = max(16 * voxels, 8 * voxels + 4 * network_voxels + slices)
     return StepMemory(
         preparing=int(ours if preprocessing_is_ours else 26 * voxels + 20 * network_voxels),
         prepared=int(4 * network_voxels),
         window=int(2 * (2 * classes + 2) * network_voxels),
-        export=int(2 * classes * network_voxels + 2 * voxels) + _slabs_in_flight(grid, classes),
+        export=int(2 * classes * network_voxels + 2 * voxels) + in_flight,
+        slabs=in_flight,
     )
-
-
-def _slabs_in_flight(grid: Grid, classes: int) -> int:
-    return 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
 
 
 @contextmanager

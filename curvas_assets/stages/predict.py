@@ -97,6 +97,10 @@ class _Cells:
 
         self.predictor = Predictor(tools.study, unrecorded_order=cache(order))
         self._scan: PreparedScan | None = None
+        self._first = 0
+        """The first cell of the patient who was fetched last."""
+        self._folders: list[Path] = []
+        """Those of fetched scans that are there, in their order."""
         self._models: dict[str, tuple[Path, str]] = {}
         self._preparations: list[_Preparation] = []
         """The last two."""
@@ -108,8 +112,8 @@ class _Cells:
         """Fetch the patient and the model, and preprocess."""
         self.predictor.tell = turn.say  # lines are told by the step's own thread
         model, patient = Cell.of(cell)
-        scan = self._fetched_scan(patient)
-        folder, version = self._fetched_model(model)
+        scan = self._fetched_scan(patient, turn)
+        folder, version = self._fetched_model(model, turn)
         require_unseen(folder, model, patient)
         preparation = self._preparation(turn, scan, folder)
         if preparation.sharing not in scan.preprocessed:
@@ -136,20 +140,30 @@ class _Cells:
         return new
 
     def _make_room(self, turn: Turn, preparation: _Preparation) -> bool:
-        """Wait until a scan may be preprocessed; returns whether nothing else is under way then."""
-        beside = [one.memory for one in self._preparations if one is not preparation]
+        """Wait until a scan may be preprocessed; returns whether nothing else is under way then.
+
+        If memory is short even so, the other input is let go; a cell that asks for it makes it again.
+        """
+        others = [one for one in self._preparations if one is not preparation]
+        beside = [one.memory for one in others]
         if beside and self.predictor.runs_on_gpu:
             under_way = sum(one.prepared + one.window for one in beside)
             under_way += max(self._exporting, *(one.export for one in beside))
             if self.predictor.available_bytes() >= preparation.memory.preparing + under_way:
                 return False
         turn.until_finished(turn.index)
+        if self.predictor.available_bytes() < preparation.memory.alone:
+            for one in others:
+                one.scan.preprocessed.pop(one.sharing, None)
         return True
 
-    def _fetched_scan(self, patient: str) -> PreparedScan:
-        """The patient's scan; its file is there until models see the next patient."""
+    def _fetched_scan(self, patient: str, turn: Turn) -> PreparedScan:
+        """The patient's scan. At most two patients' files are there: a third waits until no model needs the first."""
         if self._scan is None or self._scan.patient != patient:
             self._scan = None
+            turn.until_computed(self._first)
+            while len(self._folders) > 1:
+                shutil.rmtree(self._folders.pop(0), ignore_errors=True)
             folder, image = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image
             try:
                 fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
@@ -157,11 +171,16 @@ class _Cells:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            self._first = turn.index
+            self._folders.append(folder)
         return self._scan
 
-    def _fetched_model(self, model: str) -> tuple[Path, str]:
-        """A model's folder and version."""
+    def _fetched_model(self, model: str, turn: Turn) -> tuple[Path, str]:
+        """A model's folder and version. At most one model's weights are loaded while the network is at work: it was not
+        counted when the network's memory was looked at.
+        """
         if model not in self._models:
+            turn.until_computed(turn.index - 1)
             folder = Path(self.scratch, "models", model)
             self._models[model] = folder, self.trained_model[model].fetch(folder)
         return self._models[model]
@@ -171,6 +190,8 @@ class _Cells:
         self._let_go_of_what_was_seen(ready.preparation)
         memory = ready.preparation.memory
         together = memory.prepared + memory.window + self._exporting
+        if ready.preparation.sharing not in ready.preparation.scan.preprocessed:  # let go: it is made again
+            together = max(together, memory.preparing + self._exporting)
         fits = self.predictor.runs_on_gpu and self.predictor.available_bytes() >= together
         if not fits:
             turn.until_finished(turn.index)
@@ -184,8 +205,6 @@ class _Cells:
         seen, self._seen = self._seen, following
         if seen is not None and seen is not following:
             seen.scan.preprocessed.pop(seen.sharing, None)
-            if seen.scan is not following.scan:
-                shutil.rmtree(seen.scan.image.parent, ignore_errors=True)
 
     def finish(self, cell: str, computed: tuple[_Ready, Prediction], turn: Turn) -> Stored:
         """Encode a volume and store it, slab by slab."""

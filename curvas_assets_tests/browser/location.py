@@ -12,14 +12,17 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.segmentation import DatasetFacts, Prediction, Predictor, TrainingOutcome
+from curvas_assets.segmentation import DatasetFacts, Prediction, Predictor, StepMemory, TrainingOutcome
+from curvas_assets.segmentation.export import SLAB
 from curvas_assets.stages import predict, prepare, train
 from curvas_assets.stages.table import STAGES
+from curvas_assets.storage.encoding import encode
 from curvas_assets.study import Study, load_study
 
 PATIENTS = ["PHANTOM001", "PHANTOM002", "PHANTOM007", "PHANTOM008", "PHANTOM009"]
@@ -41,11 +44,24 @@ MODELS = [str(model) for model in STUDY.models]
 
 
 class DrawnPredictor(Predictor):
-    """Draws an ellipsoid for each organ; each model draws them a little elsewhere."""
+    """Draws an ellipsoid for each organ; each model draws them a little elsewhere. No model file is read."""
 
-    def predict(self, scan, model_folder) -> Prediction:
-        shape = scan.grid.shape
-        seed = sum(Path(model_folder).name.encode())
+    def sharing(self, model_folder) -> str:
+        return "drawn"
+
+    def memory(self, scan, model_folder) -> StepMemory:
+        return StepMemory(0, 0, 0, 0, 0)
+
+    def prepare(self, scan, model_folder, *, checked=False) -> None:
+        """Nothing needs preprocessing."""
+
+    def predict(self, scan, model_folder, *, checked=False, proceed=lambda: None) -> Prediction:
+        softmax = self._drawn(scan.grid.shape, sum(Path(model_folder).name.encode()))
+        slabs = [(z0, softmax[:, z0 : z0 + SLAB]) for z0 in range(0, scan.grid.shape[0], SLAB)]
+        encoded = ((z0, encode(slab)) for z0, slab in slabs)
+        return Prediction(len(softmax), scan.grid, "cpu", softmax.nbytes, iter(slabs), encoded)
+
+    def _drawn(self, shape: tuple[int, int, int], seed: int) -> npt.NDArray[np.float32]:
         rng = np.random.default_rng(seed)
         grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij"))
         logits = [np.zeros(shape, np.float32)]
@@ -54,8 +70,7 @@ class DrawnPredictor(Predictor):
             away = np.sqrt(((grid - centre.reshape(3, 1, 1, 1)) ** 2).sum(axis=0))
             logits.append(20 * (0.25 + 0.05 * organ - away))
         odds = np.exp(np.clip(np.stack(logits), -20, 20))
-        softmax = (odds / odds.sum(axis=0)).astype(np.float32)
-        return Prediction(len(softmax), scan.grid, "cpu", softmax.nbytes, iter([(0, softmax)]))
+        return (odds / odds.sum(axis=0)).astype(np.float32)
 
 
 def drawn_training(study, model, dataset_folder, model_folder, **_) -> TrainingOutcome:

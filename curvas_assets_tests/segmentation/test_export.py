@@ -2,10 +2,12 @@
 
 - Codes of tensors are those of arrays, voxel by voxel, whatever the softmax; so are the counts beside them.
 - A probability at the end of a level's cell, and its float32 neighbours, get the same code.
-- If the GPU's memory runs out, the rest is encoded on the CPU.
+- If the GPU's memory runs out, the rest is encoded on the CPU; no slab stays on the GPU, then or between two slabs.
 - What is no distribution is refused by the slab in which it is.
 - A difference of one float32 step in a probability moves its code by at most one.
 """
+
+import weakref
 
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def test_if_the_gpus_memory_runs_out_the_rest_is_encoded_on_the_cpu(export, monk
     asked = []
 
     def exhausted(slab):
-        asked.append(slab.shape)
+        asked.append(weakref.ref(slab))
         if len(asked) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode_tensor(slab)
@@ -113,6 +115,7 @@ def test_if_the_gpus_memory_runs_out_the_rest_is_encoded_on_the_cpu(export, monk
     monkeypatch.setattr(module, "encode_tensor", exhausted)
     for (_, ours), (_, theirs) in zip(export.encoded("cpu"), expected, strict=True):
         _same(ours, theirs)
+        assert [slab() for slab in asked if slab() is not None] == []
     assert len(asked) == 2
 
 

@@ -8,12 +8,15 @@
 - Outside nnU-Net's crop everything is background.
 - Preprocessing is nnU-Net's, and done once for models that share it; they share a network too, each with its own weights.
 - Weights are kept as far as there is room, and read again beyond it.
-- Memory is estimated before the start and told; too little is an error that says what to change.
+- Memory is estimated before the start and told; too little is an error that says what to change. A scaled and shifted
+  file is read within the estimate. An input that is there already is not asked for again, and one that another thread
+  removes is kept by whoever took it.
 - A model with other classes, or without its files, is refused.
 """
 
 import json
 import shutil
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -257,6 +260,50 @@ def test_memory_is_told_before_the_start(model, scans):
     (message,) = told
     assert "PHANTOM007 by model: about 0.0 GiB of memory are needed for 30 × 56 × 56 voxels" in message
     assert 0 < prediction.memory_bytes < 2**28
+
+
+def test_memory_is_asked_for_without_an_input_that_is_there(model, scans):
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    steps = predictor.memory(scan, model)
+    predictor.memory_bytes = steps.alone
+    predictor.prepare(scan, model)
+    predictor.memory_bytes = steps.alone - steps.prepared
+    assert predictor.predict(scan, model).memory_bytes == steps.alone
+    predictor.memory_bytes -= 1
+    with pytest.raises(SegmentationError, match=r"voxels that are preprocessed, .* are free"):
+        predictor.predict(scan, model)
+    scan.preprocessed.clear()
+    predictor.memory_bytes = steps.alone - steps.prepared
+    with pytest.raises(SegmentationError, match=r"voxels, .* are free"):
+        predictor.predict(scan, model)
+
+
+def test_an_input_may_be_removed_at_any_time(model, scans):
+    class Emptied(dict):
+        def __setitem__(self, key, value):
+            """Another thread removes it at once."""
+
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    scan.preprocessed = Emptied()
+    assert len(list(predictor.predict(scan, model).slabs)) == 2
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_scaled_scan_is_read_in_the_memory_that_is_estimated(tmp_path, ending):
+    image = nib.Nifti1Image(np.zeros((40, 40, 500), np.int16), np.diag([-1.0, -1.0, 2.0, 1.0]))
+    image.header.set_slope_inter(0.5, -1024)
+    nib.save(image, tmp_path / f"image{ending}")
+    read: nib.Nifti1Image = nib.load(tmp_path / f"image{ending}")
+    estimated = prediction.estimate_steps(Grid.of(read), (9.0, 9.0, 9.0), classes=4).preparing
+    tracemalloc.start()
+    try:
+        read_voxels(read, "LPS")
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * estimated < taken < 1.02 * estimated
 
 
 def test_memory_at_clinical_size_is_estimated_below_sixteen_gibibytes():

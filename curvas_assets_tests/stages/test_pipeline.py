@@ -170,20 +170,20 @@ def test_what_is_no_error_of_an_item_ends_everything():
 
 
 def test_a_step_may_wait_until_earlier_items_are_through_and_then_it_is_alone():
-    under_way, together = set(), []
+    finished, seen = [], []
 
     def alone(name):
         def work(item, *got_and_turn):
             turn = got_and_turn[-1]
-            if name != "finish":
+            if name == "finish":
+                finished.append(item)
+            else:
                 turn.until_finished(turn.index)
-            under_way.add((name, item))
-            together.append(len(under_way))
-            under_way.remove((name, item))
+                seen.append((turn.index, list(finished)))
             return item
 
         return work
 
     assert len(list(overlapped(ITEMS, _plain(*map(alone, ("prepare", "compute", "finish")))))) == len(ITEMS)
-    assert set(together) == {1}
+    assert sorted(seen) == [(i, ITEMS[:i]) for i in range(len(ITEMS)) for _ in ("prepare", "compute")]
     assert list(overlapped([], _plain())) == []

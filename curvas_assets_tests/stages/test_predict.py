@@ -3,9 +3,10 @@
 - A step's volumes are, bit for bit, those of one prediction after the other; so are those that are resampled and encoded
   by the code for GPUs, and those of models of different preprocessing that take turns. They come in the cells' order.
 - Models with equal preprocessing share it, all models share the fetched patient and one network; a scan that no model
-  needs any more is let go.
+  needs any more is let go. At most two patients' files are in scratch, also if all of their cells fail, and at most one model
+  is loaded while the network is at work.
 - Steps of different cells overlap only on a GPU and where the memory for it is there; with less, nothing does, and the volumes are the
-  same; with less than one cell needs, it fails and says so.
+  same, also if what is held is no longer free; with less than one cell needs, it fails and says so.
 - A patient that cannot be fetched or read, a network that fails or gives no probabilities, an export or a store that fails:
   each fails its cells alone, and what is wrong with probabilities is a verdict of the check.
 - After the end, a failure, or a caller who stops, no thread is left, nnU-Net's own included, and no scratch; what was
@@ -24,8 +25,9 @@ import torch
 
 from benchmarks import prediction as benchmark
 from curvas_assets.errors import PatientError, SegmentationError, SoftmaxError, StorageError
-from curvas_assets.segmentation import Predictor, estimate_memory
+from curvas_assets.segmentation import Predictor, StepMemory, estimate_memory
 from curvas_assets.segmentation.export import Export
+from curvas_assets.segmentation.prediction import estimate_steps
 from curvas_assets.stages import predict, table
 from curvas_assets.stages.checks import StepChecks
 from curvas_assets.stages.stored import Stored
@@ -174,6 +176,68 @@ def test_patients_preprocessing_and_networks_are_shared_and_scans_let_go(step, m
     assert [len(one.preprocessed) for one in opened] == [0, 1]
 
 
+def test_at_most_two_patients_files_are_there_though_no_cell_reaches_the_network(step, monkeypatch):
+    there = []
+
+    class Watched(Predictor):
+        def open(self, image, patient):
+            there.append({path for path in image.parent.parent.iterdir() if path.name != "models"})
+            return super().open(image, patient)
+
+        def _preprocess(self, scan, model):
+            raise SegmentationError("reading the scan", scan.patient, "it is damaged", "Upload it again.")
+
+    monkeypatch.setattr(predict, "Predictor", Watched)
+    cells = [str(Cell(model, patient)) for model in MODELS for patient in PATIENTS]  # fetched for each cell again
+    assert [type(outcome) for _, outcome in step.run(cells)] == [SegmentationError] * len(cells)
+    assert [len(folders) for folders in there] == [1] + [2] * (len(cells) - 1)
+
+
+def test_at_most_one_model_is_loaded_while_the_network_is_at_work(step, expected, monkeypatch):
+    third_is_wanted, networks, before = threading.Event(), [], []
+
+    class Watched(Predictor):
+        def _read(self, folder):
+            before.append(len(networks))
+            return super()._read(folder)
+
+        def _logits(self, model, data, proceed):
+            assert third_is_wanted.wait(PATIENCE)
+            found = super()._logits(model, data, proceed)
+            networks.append(model.name)
+            return found
+
+    class Cells(predict._Cells):
+        def _fetched_model(self, model, turn):
+            if model == MODELS[2]:
+                third_is_wanted.set()
+            return super()._fetched_model(model, turn)
+
+    monkeypatch.setattr(predict, "Predictor", Watched)
+    monkeypatch.setattr(predict, "_Cells", Cells)
+    assert step.versions() == expected
+    assert len(before) == len(MODELS)
+    assert all(count >= index - 1 for index, count in enumerate(before)), before
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_memory_for_one_suffices_though_inputs_that_are_held_are_not_free(step, expected, monkeypatch, on_gpu):
+    opened = []
+
+    class Watched(Predictor):
+        def open(self, image, patient):
+            opened.append(super().open(image, patient))
+            return opened[-1]
+
+        def available_bytes(self):
+            steps = estimate_steps(opened[0].grid, STUDY.plans.spacing_mm, len(STUDY.class_names))
+            return steps.alone - steps.prepared * sum(len(scan.preprocessed) for scan in opened)
+
+    monkeypatch.setattr(Predictor, "runs_on_gpu", on_gpu)
+    monkeypatch.setattr(predict, "Predictor", Watched)
+    assert step.versions() == expected
+
+
 @pytest.mark.parametrize("room", ["for all", "for one", "no GPU"])
 def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, room):
     """With room, the first volume is not finished before the next cell is computed and the next scan prepared."""
@@ -193,8 +257,8 @@ def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, r
 
     class Watched(Predictor):
         def _preprocess(self, scan, model):
-            if model.sharing in scan.preprocessed:
-                return scan.preprocessed[model.sharing]
+            if (found := scan.preprocessed.get(model.sharing)) is not None:
+                return found
             with noted("prepare"):
                 if model.name == MODELS[2]:
                     second_scan.set()
@@ -225,6 +289,34 @@ def test_steps_overlap_only_where_memory_suffices(step, expected, monkeypatch, r
         assert together == {("prepare",), ("compute",), ("finish",)}
     else:
         assert ("compute", "finish") in together
+
+
+def test_a_cell_whose_input_was_let_go_waits_until_it_can_be_made_again(step, monkeypatch):
+    asked = []
+
+    class Watched(Predictor):
+        def predict(self, scan, model_folder, *, checked=False, proceed=lambda: None):
+            asked.append(checked)
+
+    class Waiting:
+        index = 1
+
+        def until_finished(self, count):
+            asked.append(f"wait for {count}")
+
+        def go_on(self):
+            """Never stopped."""
+
+    monkeypatch.setattr(predict, "Predictor", partial(Watched, memory_bytes=50))
+    cells = predict._Cells(step.tools, step.folder, None, step.checks, {}, {})
+    scan = Predictor(STUDY).open(step.folder / "bucket/data/PHANTOM007/image.nii.gz", "PHANTOM007")
+    memory = StepMemory(preparing=60, prepared=10, window=20, export=0, slabs=5)
+    ready = predict._Ready(predict._Preparation(scan, "one", 0, memory), step.folder, "")
+    cells.compute(CELLS[1], ready, Waiting())
+    assert asked == ["wait for 1", False]
+    scan.preprocessed["one"] = None
+    cells.compute(CELLS[1], ready, Waiting())
+    assert asked == ["wait for 1", False, True]
 
 
 def test_with_less_memory_than_one_cell_needs_each_fails_and_says_so(step, monkeypatch):
