@@ -152,4 +152,5 @@ def _steps_may_start_processes(**_: Any) -> None:
     """Celery's library of processes (billiard) makes its child a daemonic process to Python's `multiprocessing`, too, which
     lets such a one start no loader processes, nor send them a key of billiard's.
     """
+    _MAIN.name = multiprocessing.current_process().name  # which stands in the worker's log
     multiprocessing.process._current_process = _MAIN  # pyright: ignore[reportAttributeAccessIssue] - there is no other way
