@@ -68,7 +68,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], metavar=("Z", "Y", "X"))
     parser.add_argument("--features", type=int, nargs="+", help="feature maps of the stages; nnU-Net's own if left out")
-    parser.add_argument("--epochs", type=int, default=3, help="of which the first is timed apart")
+    parser.add_argument("--epochs", type=int, default=3, help="at least 2, of which the first is timed apart")
     parser.add_argument(
         "--iterations", type=int, default=80, help="training batches in an epoch; a fifth more validate"
     )
@@ -78,7 +78,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mirroring", action="store_true", help="predict with nnU-Net's mirroring")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.epochs < 2:
+        parser.error("--epochs must be at least 2: the first is timed apart")
+    return options
 
 
 def study(options: argparse.Namespace) -> Study:

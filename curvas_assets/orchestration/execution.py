@@ -20,6 +20,9 @@ EXECUTORS = ("local", "celery", "kubernetes", "in_process", "multiprocess")
 SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
 """Memory of a training beside its loaders, GiB. Chosen with a margin, not measured on a GPU."""
+AUTO_LOADERS_CPUS = 6
+"""Cores that a training asks for if the number of its loader processes is `auto`: for 5 of them, and the training itself. On
+a node with more cores it starts up to 12; if it asked for them all, its pod would wait for such a node."""
 PREPROCESSING_GIB = 8
 """Memory of a step that preprocesses scans one after the other, GiB. 2.9 measured for 866 × 512 × 512 voxels resampled from
 1 × 0.8 × 0.8 to 1.1 × 0.8 × 0.8 mm (`benchmarks.intake --full`): 0.9 of process, 2 that grow with the voxels of the scan and
@@ -156,7 +159,7 @@ class StageNeeds:
             intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators, hours=0.1, scratch_gib=5),
             dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB, hours=2, scratch_gib=40),
             training=Needs(
-                cpus=max(4, 2 + workers),  # `auto` starts fewer on a machine that has fewer
+                cpus=AUTO_LOADERS_CPUS if training.loader_workers == "auto" and workers else max(4, 2 + workers),
                 memory_gib=LARGE_MEMORY_GIB
                 + ceil(workers * (1 + 20 * batch_gib)),  # twice what they are estimated to take
                 hours=24 * training.epochs * training.iterations_per_epoch / full_training,

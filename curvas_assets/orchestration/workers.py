@@ -10,6 +10,8 @@ manifest wins. When a run is killed, its steps continue on the workers until the
 (`lifeline`). The steps then end, and the run that continues sends them again.
 """
 
+import multiprocessing
+import multiprocessing.process
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +47,8 @@ SETTINGS: dict[str, Any] = {
 }
 ASK_SECONDS = 1.0
 """How long a worker may take to answer. Its main process does nothing else: the step runs in a child."""
+_MAIN = multiprocessing.current_process()
+"""What this process is to Python's `multiprocessing`, before a worker forks its children."""
 QUESTIONS = 4
 """A worker that leaves this many questions in a row unanswered counts as dead."""
 
@@ -141,3 +145,12 @@ execute_plan = create_task(app)
 @worker_process_init.connect
 def _step_processes_end_with_their_runs(**_: Any) -> None:
     lifeline.belongs_to_steps()
+
+
+@worker_process_init.connect
+def _steps_may_start_processes(**_: Any) -> None:
+    """Celery's library of processes (billiard) makes its child a daemonic process to Python's `multiprocessing`, too, which
+    lets such a one start no loader processes, nor send them a key of billiard's.
+    """
+    _MAIN.name = multiprocessing.current_process().name  # which stands in the worker's log
+    multiprocessing.process._current_process = _MAIN  # pyright: ignore[reportAttributeAccessIssue] - there is no other way

@@ -262,6 +262,12 @@ def context() -> Any:
 class BatchStream:
     """The batches of a training, one after the other, made ahead by the loader processes.
 
+    If one of these ends too early, the others are killed, so that `take` fails instead of waiting for ever for the rest of
+    a batch.
+
+    Attributes:
+        through_pipe: whether any batch came, or will come, through a pipe: such batches are not in page-locked memory.
+
     Args:
         batches: all there are.
         order: in which they are taken.
@@ -280,7 +286,8 @@ class BatchStream:
         tell: Callable[[str], None] = lambda _: None,
     ):
         self.loading, self.tell = loading, tell
-        self._through_pipe = loading.through == "pipe"
+        self.through_pipe = loading.through == "pipe"
+        self._watcher: _Watcher | None = None
         self._expected = iter(order)
         options: dict[str, Any] = {"num_workers": loading.workers}
         if loading.workers:
@@ -299,7 +306,9 @@ class BatchStream:
             **options,
         )
         with _without_main_module():
-            self._batches: Iterator[Batch] = iter(loader)
+            self._batches: Any = iter(loader)
+        if loading.workers:
+            self._watcher = _Watcher(self.workers, self._batches)
 
     @property
     def workers(self) -> list[Any]:
@@ -329,28 +338,77 @@ class BatchStream:
             self._require_workers(step, error)
             raise
         if isinstance(batch["data"], np.ndarray):
-            if not self._through_pipe:
+            if not self.through_pipe:
                 self.tell("/dev/shm is full: batches that it cannot take come through pipes, which is slower")
-            self._through_pipe = True
+            self.through_pipe = True
             batch = _each(batch, torch.from_numpy)
         return batch
 
     def _require_workers(self, step: Step, cause: BaseException | None = None) -> None:
         workers = self.workers
-        if not wait([worker.sentinel for worker in workers], timeout=1 if cause else 0):
+        if self._watcher is None or not wait([worker.sentinel for worker in workers], timeout=1 if cause else 0):
             return
-        for number, worker in enumerate(workers, 1):
-            if worker.exitcode is not None:
-                raise LoaderEndedError(
-                    f"loader process {number} of {len(workers)} (pid {worker.pid}) {_ended(worker.exitcode)} before batch "
-                    f"{step.number} of {step.phase} in epoch {step.epoch}"
-                ) from cause
+        number = self._watcher.first_ended()
+        worker = workers[number]
+        raise LoaderEndedError(
+            f"loader process {number + 1} of {len(workers)} (pid {worker.pid}) {_ended(worker.exitcode)} before batch "
+            f"{step.number} of {step.phase} in epoch {step.epoch}"
+        ) from cause
 
     def close(self) -> None:
         """End the loader processes; return when they have ended."""
-        shutdown = getattr(self._batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
+        if self._watcher is not None:
+            if not self._watcher.close():
+                self._batches._workers_done_event = threading.Event()  # a killed process may hold the old one's lock
+            self._batches._shutdown_workers()
+
+
+class _Watcher:
+    """Ends all loader processes, and what waits for their batches, when one of them ends before `close` is called.
+
+    A process that is killed while it sends a batch through a pipe leaves the reader waiting for the rest without a timeout,
+    because the other processes and the training could still write to the pipe. On CUDA the reader is a thread of torch's,
+    for whose end torch waits before its own.
+
+    Args:
+        workers: the loader processes.
+        batches: torch's iterator over what they send.
+    """
+
+    def __init__(self, workers: list[Any], batches: Any):
+        self._closed = False
+        self._lock = threading.Lock()
+        self._workers = workers
+        self._writer = batches._worker_result_queue._writer
+        self._ended: list[int] = []
+        # Refers to no iterator of torch's, which would otherwise live, with its processes, as long as this thread.
+        self._thread = threading.Thread(target=self._watch, name="watches loader processes", daemon=True)
+        self._thread.start()
+
+    def first_ended(self) -> int:
+        """Which process ended before the others were killed, counted from 0; one has ended."""
+        self._thread.join()
+        return self._ended[0]
+
+    def close(self) -> bool:
+        """From now on processes may end; returns whether all still ran."""
+        with self._lock:
+            self._closed = True
+            return not self._ended
+
+    def _watch(self) -> None:
+        sentinels = [worker.sentinel for worker in self._workers]
+        ended = wait(sentinels)
+        with self._lock:
+            self._ended = [number for number, sentinel in enumerate(sentinels) if sentinel in ended]
+            if self._closed or self._writer.closed:
+                return
+            for worker in self._workers:
+                worker.kill()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            # Instead of closing it: torch may still write to it, which must not fail.
+            os.dup2(nowhere, self._writer.fileno(), inheritable=False)
+            os.close(nowhere)
 
 
 def _ended(code: int) -> str:

@@ -360,8 +360,8 @@ def _publish(
         "held_out": trainer.held_out,
         TRAINED_ON: sorted({str(patient) for part in trainer.do_split() for patient in part}),
         "device": outcome.device,
-        **_how_it_ran(trainer, outcome),
-        "settings": {k: v for k, v in trainer.settings.items() if k != "identity"},
+        **_how_it_ran(trainer),
+        "settings": {k: v for k, v in trainer.settings.items() if k not in ("identity", "loader_workers")},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "nnunetv2", "numpy", "batchgeneratorsv2")},
@@ -371,25 +371,23 @@ def _publish(
     (model_folder / "training.json").write_text(json.dumps(record, indent=1))
 
 
-def _how_it_ran(trainer: "StudyTrainer", outcome: TrainingOutcome) -> dict[str, Any]:
-    """For the record: what the machine, nnU-Net's defaults and our choices made of the training."""
+def _how_it_ran(trainer: "StudyTrainer") -> dict[str, Any]:
+    """For the record: what the machine, nnU-Net's defaults and our choices made of the training.
+
+    Not by how many processes batches were loaded, which changes no weight: models would differ whose weights are equal.
+    """
     from torch._dynamo import OptimizedModule
 
     computed = numerics()
     on_cuda = trainer.device.type == "cuda"
-    loading = None if trainer.batches is None else trainer.batches.loading
     stock = {
         "threads": computed.pop("threads"),
         "mixed_precision": trainer.grad_scaler is not None,
         "compiled": isinstance(trainer.network, OptimizedModule),
-        "pinned_memory": on_cuda and loading is not None and loading.through == "shared memory",
+        "pinned_memory": on_cuda and trainer.batches is not None and not trainer.batches.through_pipe,
         **(computed if on_cuda else {}),
     }
-    return {
-        **stock,
-        "loading": {"workers": 0 if loading is None else loading.workers, "how": outcome.loading},
-        "not_as_stock": list(NOT_AS_STOCK),
-    }
+    return {**stock, "not_as_stock": list(NOT_AS_STOCK)}
 
 
 def trained_on(model_folder: Path) -> frozenset[str]:

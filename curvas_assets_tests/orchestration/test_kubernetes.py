@@ -99,13 +99,13 @@ def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     assert StageNeeds.of(load_study("phantom")).training.hours < few.training.hours == 24
 
 
-def _plan(wanted: int | str, needs: Needs, batch_bytes: int) -> Loading:
-    """How a training loads in a pod that has what its stage asks for, and nothing else."""
+def _plan(wanted: int | str, needs: Needs, batch_bytes: int, cores: int) -> Loading:
+    """How a training loads in a pod that has the memory its stage asks for, on a node of so many cores."""
     return plan_loading(
         wanted,
         "cuda",
         batch_bytes,
-        cores=needs.cpus,
+        cores=cores,
         memory_bytes=round(needs.memory_gib * 2**30),
         shared_bytes=needs.shared_memory_gib * 2**30,
     )
@@ -115,11 +115,11 @@ def _plan(wanted: int | str, needs: Needs, batch_bytes: int) -> Loading:
 def test_a_training_asks_for_what_its_loader_processes_take(gpu_memory_gb, batch_mib):
     raw = load_study("curvas").model_dump(mode="json")
     raw["plans"]["gpu_memory_gb"] = gpu_memory_gb
-    for wanted, workers in (("auto", 12), (3, 3)):
+    for wanted, cpus, cores, workers in (("auto", 6, 6, 5), ("auto", 6, 64, 12), (3, 5, 5, 3), (1, 4, 4, 1)):
         raw["training"]["loader_workers"] = wanted
         needs = StageNeeds.of(Study.model_validate(raw)).training
-        assert needs.cpus == max(4, 2 + workers)
-        plan = _plan(wanted, needs, batch_mib << 20)
+        assert needs.cpus == cpus
+        plan = _plan(wanted, needs, batch_mib << 20, cores)
         assert (plan.workers, plan.through) == (workers, "shared memory")
     raw["training"] |= {"loader_workers": "auto", "device": "cpu"}
     assert StageNeeds.of(Study.model_validate(raw)).training.cpus == 4

@@ -1,7 +1,7 @@
 """Claims proved here, at a tiny size and without a GPU.
 
 - `benchmarks.gpu` runs each of its parts with the options it was given, and prints a table of what they measured.
-- It says that it measures nothing where there is no GPU.
+- It says that it measures nothing where there is no GPU, and that it takes two epochs to measure one.
 - It fails exactly if our epoch takes more than 1.05 times stock nnU-Net's.
 """
 
@@ -50,6 +50,12 @@ def test_the_gpu_benchmark_measures_nothing_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "choose_device", lambda _: torch.device("cpu"))
     gpu.main([])
     assert capsys.readouterr().out.startswith("no GPU here: nothing is measured")
+
+
+def test_the_gpu_benchmark_wants_an_epoch_beside_the_first(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--epochs", "1"])
+    assert "--epochs must be at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ours", "fails"), [(1.04, False), (1.06, True)])

@@ -4,20 +4,19 @@
   after a resume; so are the weights. They also do not depend on torch's threads, on /dev/shm, nor on what was drawn before.
 - Making a batch leaves the generators and the threads of the training process as they were.
 - A loader process that is killed ends the training with an error that says so; a resume continues to the same weights.
+  So does one that is killed while it sends a batch through a pipe, and all others end with it.
 - Where /dev/shm is too small, or fills up later, this is told, and batches come through pipes; processes start without it.
 - No loader process is left after a training has ended or failed.
 - `auto` counts by cores, memory and nnU-Net's own number on CUDA, and is 0 elsewhere.
-- The record says how batches were loaded and how torch computed; cuDNN is set as stock nnU-Net sets it, and only while a
+- The record says how torch computed, and is equal whoever loaded; cuDNN is set as stock nnU-Net sets it, and only while a
   training runs.
 """
 
 import hashlib
 import inspect
 import json
-import os
 import pickle
 import random
-import signal
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,19 @@ import torch
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import loading, train_model
-from curvas_assets.segmentation.loading import Batches, BatchStream, Loading, Order, Step, plan_loading
+from curvas_assets.segmentation.loading import (
+    Batches,
+    BatchStream,
+    LoaderEndedError,
+    Loading,
+    Order,
+    Step,
+    plan_loading,
+)
 from curvas_assets.segmentation.trainer import StudyTrainer
 from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation.conftest import tiny_study
+from curvas_assets_tests.segmentation.large_batches import OneSends
 
 MODEL = ModelId("anno1", 7, "all")
 MIB = 2**20
@@ -71,6 +79,10 @@ def _equal(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "training.json").read_text())
+
+
 def _loaders() -> list[int]:
     """Loader processes of this process: children of the fork server, which is its child."""
     me = psutil.Process()
@@ -94,8 +106,8 @@ def test_batches_and_weights_do_not_depend_on_who_loads_nor_on_a_resume(dataset,
         assert seen == alone
         assert _equal(tmp_path / "alone", tmp_path / "helped")
         assert _loaders() == []
-        record = json.loads((tmp_path / "helped" / "training.json").read_text())
-        assert record["loading"] == {"workers": workers, "how": outcome.loading}
+        assert f"{workers} loader process" in outcome.loading
+        assert _record(tmp_path / "helped") == _record(tmp_path / "alone")
     (tmp_path / "first.pth").write_bytes(checkpoints[0])
     seen.clear()
     resumed = train_model(_study(3), MODEL, dataset, tmp_path / "resumed", resume_from=tmp_path / "first.pth")
@@ -114,15 +126,19 @@ def test_batches_and_weights_do_not_depend_on_who_loads_nor_on_a_resume(dataset,
 
 
 def test_a_killed_loader_ends_the_training_and_a_resume_continues(dataset, tmp_path):
-    kept = tmp_path / "kept.pth"
+    kept, killed = tmp_path / "kept.pth", list[int]()
 
     def kill(_: object) -> None:
-        os.kill(_loaders()[0], signal.SIGKILL)
+        one, *others = [psutil.Process(pid) for pid in _loaders()]
+        one.kill()
+        killed.append(one.pid)
+        _, left = psutil.wait_procs([one, *others], 60)  # the others end with it
+        assert not left
 
     with pytest.raises(
         SegmentationError,
         match=r"anno1_init7_foldall: training failed: loader process \d of 2 \(pid \d+\) was killed by SIGKILL before batch "
-        r"\d of (train|validation) in epoch 1\. If .* lower training\.loader_workers.* continues from its last checkpoint",
+        r"0 of train in epoch 1\. If .* lower training\.loader_workers.* continues from its last checkpoint",
     ) as caught:
         train_model(
             _study(2),
@@ -132,6 +148,7 @@ def test_a_killed_loader_ends_the_training_and_a_resume_continues(dataset, tmp_p
             on_epoch=kill,
             on_checkpoint=lambda path, _: kept.write_bytes(path.read_bytes()),
         )
+    assert f"(pid {killed[0]})" in str(caught.value)
     assert caught.value.may_retry
     assert _loaders() == []
     assert not (tmp_path / "killed").exists()
@@ -139,6 +156,22 @@ def test_a_killed_loader_ends_the_training_and_a_resume_continues(dataset, tmp_p
     resumed = train_model(_study(0), MODEL, dataset, tmp_path / "resumed", resume_from=kept)
     assert resumed.resumed_at_epoch == 1
     assert _equal(tmp_path / "alone", tmp_path / "resumed")
+
+
+@pytest.mark.timeout(180)
+def test_a_loader_that_is_killed_while_it_sends_a_batch_is_noticed():
+    batches = Batches(7, {"train": OneSends()}, "pipe")
+    stream = BatchStream(batches, Order(0, 1, {"train": 4}), Loading(2, "pipe", ""), pin=False)
+    try:
+        sending, other = stream.workers
+        assert stream._batches._worker_result_queue._reader.poll(60)  # it has begun, and the pipe takes 64 KiB
+        sending.kill()
+        with pytest.raises(LoaderEndedError, match=rf"process 1 of 2 \(pid {sending.pid}\) was killed by SIGKILL"):
+            stream.take("train")
+        other.join(60)
+        assert other.exitcode is not None
+    finally:
+        stream.close()
 
 
 def test_no_loader_is_left_when_a_training_fails(dataset, tmp_path, monkeypatch):
@@ -191,7 +224,9 @@ def test_shared_memory_that_fills_up_later_is_told_and_the_batches_come(monkeypa
     told: list[str] = []
     order = Order(0, 1, {"train": 2})
     stream = BatchStream(batches, order, Loading(0, "shared memory", ""), pin=False, tell=told.append)
+    assert not stream.through_pipe
     taken = [stream.take("train"), stream.take("train")]
+    assert stream.through_pipe
     assert torch.equal(taken[0]["data"], whole["data"])
     assert len(told) == 1
     assert told[0].startswith("/dev/shm is full")
@@ -267,7 +302,7 @@ def test_torch_computes_as_stock_nnunet_has_it_while_a_training_runs(dataset, tm
     cudnn.benchmark, cudnn.deterministic = False, True
     during: list[tuple[bool, bool]] = []
     try:
-        train_model(
+        outcome = train_model(
             tiny_study(epochs=1, iterations_per_epoch=1, loader_workers="auto"),
             MODEL,
             dataset,
@@ -278,12 +313,8 @@ def test_torch_computes_as_stock_nnunet_has_it_while_a_training_runs(dataset, tm
     finally:
         cudnn.benchmark, cudnn.deterministic = before
     assert during == [(True, False)]
-    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    record = _record(tmp_path / "model")
     said = {name: record[name] for name in ("threads", "mixed_precision", "compiled", "pinned_memory")}
     assert said == {"threads": 1, "mixed_precision": False, "compiled": False, "pinned_memory": False}
-    assert record["settings"]["loader_workers"] == "auto"
-    assert record["loading"] == {
-        "workers": 0,
-        "how": "auto: the training process itself loads, as the device is cpu",
-    }
+    assert outcome.loading == "auto: the training process itself loads, as the device is cpu"
     assert any("(seed, epoch, phase, number)" in line for line in record["not_as_stock"])

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 
@@ -27,13 +28,13 @@ def test_overlapping_blocks_of_two_threads_leave_the_process_as_it_was(capsys, m
             assert os.environ["nnUNet_n_proc_DA"] == "1"
             print("dropped too")
 
-    thread = threading.Thread(target=second)
-    with nnunet_folders(), quiet():
-        thread.start()
-        assert inside.wait(PATIENCE)
-        print("dropped")
-    print("kept")
-    first_left.set()
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        with nnunet_folders(), quiet():
+            done = pool.submit(second)
+            assert inside.wait(PATIENCE)
+            print("dropped")
+        print("kept")
+        first_left.set()
+        done.result(PATIENCE)
     assert (sys.stdout, list(warnings.filters), dict(os.environ)) == before
     assert capsys.readouterr().out == "kept\n"
