@@ -168,11 +168,24 @@ class StageNeeds:
             ),
             # Logits of every class at full size, beside the scan.
             prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
-            # Streamed: with nine members and three annotators, 1.6 and 1.5 GiB measured (`benchmarks.volumes`, `.scoring`).
+            # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
             ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),
-            scoring=Needs(cpus=2, memory_gib=4 + annotators, hours=1, scratch_gib=5),
+            scoring=Needs(cpus=2, memory_gib=4 + annotators + ceil(_counted_gib(study)), hours=1, scratch_gib=5),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
+
+
+def _counted_gib(study: Study) -> float:
+    """What one pass over a patient holds of all its predictors, GiB, for slices of 512 × 512 voxels.
+
+    Of each predictor: 16 slices of codes (0.008 for each organ), how often each code occurs by how up to four annotators
+    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). With 13 predictors, 3 organs and
+    3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
+    """
+    patient = next(iter(study.scored_patients()), None)  # under cross-validation, only its fold's models
+    predictors = study.predictors if patient is None else study.predictors_of(patient)
+    groups = ceil(len(study.annotators) / 4)
+    return len(predictors) * ((0.008 + 0.002 * groups) * len(study.class_names) + 0.035)
 
 
 def _batch_gib(study: Study) -> float:

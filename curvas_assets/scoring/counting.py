@@ -191,8 +191,8 @@ class _Tallies(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What is summed in float64. The sums of all slices have the slice as first axis; those of one slice, or the total,
-    lack it.
+    """What is summed in float64. The sums by slice, of the slices that are counted at once, have the slice as first axis;
+    those of one slice, or the total, lack it.
 
     Args:
         mass: sum of probabilities by (class, bin).
@@ -312,7 +312,8 @@ def tables(classes: int, annotators: int, units: float, levels: Levels | None) -
 
 
 class Pass:
-    """One pass over a region's slices, in order. Threads may count parts of the same slices side by side.
+    """One pass over a region's slices, in order, at most 16 at a time. Threads may count parts of the same slices side by
+    side.
 
     Args:
         annotators: R.
@@ -340,7 +341,7 @@ class Pass:
         self.tables = tables(classes, annotators, self._entropy.units, levels)
         self._tallies = self._no_tallies(parts)
         self._sums = self._no_sums()
-        self._by_slice = self._no_sums(shape[0])
+        self._by_slice = self._no_sums(min(DEPTH, shape[0]))
         self._rows = np.zeros((shape[0], classes, 2))
         self._seldom = Occurrences()
         self._wrong = [Occurrences() for _ in range(annotators)]
@@ -349,20 +350,19 @@ class Pass:
 
     def count(self, slices: Slices, maps: Maps, own: Scratch, part: int, first: int, last: int) -> None:
         """Count the slices first … last − 1 of these, and write their maps; `part` tells threads apart."""
-        by_slice = _Sums(*(each[slices.z_first :] for each in self._by_slice))
         tallies = _Tallies(*(each[part] for each in self._tallies))
         own.noted[:] = 0
-        _count(first, last, slices, self.tables, tallies, by_slice, self._rows[slices.z_first :], maps, own)
+        _count(first, last, slices, self.tables, tallies, self._by_slice, self._rows[slices.z_first :], maps, own)
         self._seldom.add(own.seldom[: own.noted[0]])
         for of_annotator, notes, number in zip(self._wrong, own.wrong, own.noted[1:], strict=True):
             of_annotator.add(notes[:number])
 
     def take(self, slices: Slices, maps: Maps) -> None:
         """Take over the maps of the slices that were counted: what depends on their order."""
-        begin = slices.z_first
         for total, parts in zip(self._sums, self._by_slice, strict=True):
-            for one in parts[begin : begin + len(maps.labels)]:  # in order: the same however they were divided
+            for one in parts[: len(maps.labels)]:  # in order: the same however they were divided
                 total += one
+                one[...] = 0
         self._published.add(maps.confidence, maps.labels, slices.drawn)
         self._entropy.add(maps.nats)
         self._packer.add(maps.labels)

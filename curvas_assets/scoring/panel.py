@@ -41,6 +41,8 @@ HIGH_SHARE = 0.1
 """Share of the largest entropy, ln C, above which an uncertainty counts as high unless a threshold is given."""
 
 
+SCORED_AT_ONCE = 4
+"""Predictors whose scores are made side by side after the pass, at most: 117 to 250 MB each, however many cores there are."""
 LARGE_BOX = 1 << 24
 """Voxels of an organ's box from which on the distances of one predictor alone are measured at a time, to save memory."""
 
@@ -184,10 +186,13 @@ class PatientReference:
             with alone if _largest_box(counts) > LARGE_BOX else nullcontext():
                 return self._scores(volumes[name], counts, found.members.get(name), approximate=approximate)
 
-        with ThreadPoolExecutor(workers(), thread_name_prefix="curvas-score") as threads:
+        threads = ThreadPoolExecutor(min(SCORED_AT_ONCE, workers()), thread_name_prefix="curvas-score")
+        try:
             coming = {name: threads.submit(scores, name) for name in wanted}
             for name in wanted:
                 yield name, coming.pop(name).result()
+        finally:  # after an error, too, nothing new begins, and no thread reads a volume that its caller has closed
+            threads.shutdown(cancel_futures=True)
 
     def _scores(
         self, predictor: Any, found: Counts, of_members: MemberCounts | None, *, approximate: bool

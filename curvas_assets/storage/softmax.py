@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import SpooledTemporaryFile, TemporaryFile
+from tempfile import NamedTemporaryFile, SpooledTemporaryFile
 from typing import IO, Any
 
 import google_crc32c
@@ -153,7 +153,7 @@ class SoftmaxWriter:
         if scratch is None:
             self._payload = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed in __exit__
         else:
-            self._payload = TemporaryFile(dir=scratch)  # noqa: SIM115
+            self._payload = NamedTemporaryFile(dir=scratch)  # noqa: SIM115 - with a name, so that scratch counts its bytes
         self._digest = hashlib.sha256()
         self._index: list[tuple[int, int]] = []
         self._pending: list[npt.NDArray[Any]] = []

@@ -99,6 +99,25 @@ def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     assert StageNeeds.of(load_study("phantom")).training.hours < few.training.hours == 24
 
 
+def test_scoring_asks_for_what_a_patients_predictors_take():
+    raw = load_study("curvas").model_dump(mode="json")
+
+    def asked(**parts: Any) -> float:
+        return StageNeeds.of(Study.model_validate(raw | parts)).scoring.memory_gib
+
+    assert asked() == 4 + 3 + 1  # 13 predictors × (3 organs and the background × 0.01 + 0.035)
+    organs = {**raw["organs"], **{f"organ{c}": c for c in range(4, 9)}}
+    assert asked(seeds=list(range(15)), organs=organs) == 4 + 3 + 7  # 49 × (9 × 0.01 + 0.035) = 6.1
+    validated = {
+        "sets": {"train": raw["sets"]["train"]},
+        "groups": {},
+        "in_distribution_group": None,
+        "folds": [0, 1, 2, 3, 4],
+        "seeds": list(range(5)),
+    }
+    assert asked(organs=organs, **validated) == 4 + 3 + 3  # one fold's models predict a patient: 19 × 0.125 = 2.4
+
+
 def _plan(wanted: int | str, needs: Needs, batch_bytes: int, cores: int) -> Loading:
     """How a training loads in a pod that has the memory its stage asks for, on a node of so many cores."""
     return plan_loading(

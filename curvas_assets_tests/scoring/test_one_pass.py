@@ -8,9 +8,12 @@
 - Volumes read side by side have the codes that each has alone, tiles without content included.
 - Values are counted as NumPy counts them, however often their notes are folded.
 - The published calibration error adds up as float32 does, also where it stays for ever.
+- Whoever stops taking scores, or an error, ends the work: no other predictor's scores are begun.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 
 from curvas_assets.errors import CorruptArtefactError, ScoringError
 from curvas_assets.geometry import Grid
-from curvas_assets.scoring import PatientReference, occurrences, one_pass
+from curvas_assets.scoring import PatientReference, occurrences, one_pass, panel
 from curvas_assets.scoring.occurrences import Occurrences
 from curvas_assets.scoring.published import FULL, PublishedCalibration
 from curvas_assets.storage.objects import FolderObjects
@@ -178,6 +181,39 @@ def test_what_is_wrong_is_named(tmp_path):
         list(reference.score_all(volumes))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_more_scores_are_begun_than_are_taken(monkeypatch, fails):
+    begun, ended = [], Event()
+
+    class Threads(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ended.set()
+            super().shutdown(wait=wait)
+
+    def scores(self, predictor, found, of_members, *, approximate):
+        begun.append(predictor)
+        if len(begun) == 2:
+            assert ended.wait(60)
+        if fails:
+            raise ScoringError("scoring", "m0", "nothing", "Nothing.")
+
+    monkeypatch.setattr(panel, "ThreadPoolExecutor", Threads)
+    monkeypatch.setattr(panel, "workers", lambda: 1)
+    monkeypatch.setattr(PatientReference, "_scores", scores)
+    softmax = np.full((2, *SHAPE), 0.5, np.float32)
+    reference = PatientReference(np.zeros((1, *SHAPE), np.uint8), SPACING, organs={"a": 1})
+    coming = reference.score_all({f"m{i}": softmax for i in range(6)})
+    if fails:
+        with pytest.raises(ScoringError, match="m0"):
+            next(coming)
+    else:
+        assert next(coming)[0] == "m0"
+        coming.close()
+    assert ended.is_set()
+    assert 1 <= len(begun) <= 2
+
+
 def test_side_by_side_volumes_have_the_codes_that_each_has_alone(tmp_path):
     rng = np.random.default_rng(11)
     store, shape = FolderObjects(tmp_path), (18, 3, 600)
@@ -236,4 +272,4 @@ def test_published_sums_are_those_of_float32(seed, before, bins):
     share = voxels / voxels.sum(axis=1, keepdims=True, dtype=np.float32)
     gaps = np.abs(hits / filled - confidence_sum / filled)
     np.testing.assert_array_equal(found._confidence, confidence_sum[0])
-    np.testing.assert_allclose(found.errors(), (gaps * share).sum(axis=1, dtype=np.float32), rtol=1e-6)
+    np.testing.assert_array_equal(found.errors(), (gaps * share).sum(axis=1, dtype=np.float32))

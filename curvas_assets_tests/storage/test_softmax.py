@@ -6,6 +6,7 @@
   ranks.
 - Every float gets the code of the cell it lies in, by look-up as by search.
 - Backgrounds of exactly 1 are the same voxels before and after; what is read is a softmax of float32 again.
+- A volume's bytes in scratch have a name while it grows, so that they are counted.
 - The version is of the content, whoever made it.
 - Slabs of any depth are what the whole volume holds; a slab fetches its own bytes only.
 - zarr-python reads the volume without our code, by the lines of `docs/store.md`.
@@ -160,6 +161,18 @@ def test_linear_codes_of_16_bits_lose_what_ranks():
     exact = score(softmax, annotations, (5, 3, 3), organs=organs)
     off = _within(exact, score(first_format(softmax), annotations, (5, 3, 3), organs=organs))
     assert {"aurc", "eaurc"} <= set(off["metric"])
+
+
+def test_bytes_in_scratch_are_seen_there_while_a_volume_grows_and_are_gone_afterwards(tmp_path):
+    softmax, scratch = _realistic((48, 30, 30)), tmp_path / "scratch"
+    scratch.mkdir()
+    grid, names = Grid.with_voxels(softmax.shape[1:], (1, 1, 1)), ["background", "a", "b", "c"]
+    with SoftmaxWriter(FolderObjects(tmp_path), KEY, grid, class_names=names, scratch=scratch) as writer:
+        for z in range(0, 48, 16):
+            writer.write(z, softmax[:, z : z + 16])
+        (growing,) = scratch.iterdir()
+        assert growing.stat().st_size > writer._payload.tell() / 2 > 0  # the rest is in the file object's buffer
+    assert not list(scratch.iterdir())
 
 
 def test_the_same_content_has_the_same_version_whoever_made_it(tmp_path):
