@@ -32,18 +32,21 @@ MODELS = 9
 ENSEMBLES = {f"ensemble_{i}": [f"m{3 * i + j}" for j in range(3)] for i in range(3)} | {
     "ensemble_all": [f"m{m}" for m in range(MODELS)]
 }
+RATIO = "13 predictors, CPU time, in one pass / one by one"
 LIMITS = {
     "panel, 128×256×256, CPU s": 1.5,
     "panel, 128×256×256, from an array of float32, CPU s": 1.5,
     "panel, 866×512×512, wall s": 15.0,
     "panel, 866×512×512, peak GiB": 3.0,
-    "13 predictors, 866×512×512, wall s": 25.0,
     "13 predictors, 866×512×512, peak GiB": 2.0,
     "13 predictors, peak memory, all / half the slices": 1.1,
+    RATIO: 0.6,  # 0.51 measured at a quarter of the slices; of few slices, what is not counted per voxel weighs more
     "voxel pass, 866×512×512, wall s": 8.0,
     "growth of CPU time, full / small": 32.0,
     "peak memory, all / half the slices": 1.1,
 }
+TARGETS = {"13 predictors, 866×512×512, wall s": 25.0}
+"""What is aimed at on a fast machine, and not enforced: it depends on the machine."""
 
 
 def main(full: bool) -> int:
@@ -83,12 +86,27 @@ def main(full: bool) -> int:
             half = _patients(folder, (phantoms.FULL_SIZE[0] // 2, *phantoms.FULL_SIZE[1:]))
             found["13 predictors, 866×512×512, wall s"] = every["wall_s"]
             found["13 predictors, 866×512×512, peak GiB"] = every["peak_gib"]
+            found[RATIO] = every["of_one_by_one"]
             found["13 predictors, peak memory, all / half the slices"] = every["peak_gib"] / half["peak_gib"]
+    return _missed(found)
+
+
+def quarter() -> int:
+    """The 13 predictors of a quarter of the slices; the number of limits that were missed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        shape = (phantoms.FULL_SIZE[0] // 4, *phantoms.FULL_SIZE[1:])
+        return _missed({RATIO: _patients(Path(scratch), shape)["of_one_by_one"]})
+
+
+def _missed(found: dict[str, float]) -> int:
+    """Print what was found beside limits and targets; the number of limits that were missed."""
     missed = 0
     for name, value in found.items():
-        met = value <= LIMITS[name]
-        missed += not met
-        print(f"{name:<40} {value:8.2f}   limit {LIMITS[name]:g}   {'met' if met else 'MISSED'}")
+        kind, most = ("target", TARGETS[name]) if name in TARGETS else ("limit", LIMITS[name])
+        met = value <= most
+        missed += not met and kind == "limit"
+        said = "met" if met else "not met, and not enforced" if kind == "target" else "MISSED"
+        print(f"{name:<50} {value:8.2f}   {kind} {most:g}   {said}")
     print(f"load {os.getloadavg()[0]:.1f}")
     return missed
 
@@ -103,7 +121,7 @@ def _patients(folder: Path, shape: tuple[int, int, int]) -> dict[str, float]:
             f"13 predictors of {shape[0]} slices, {what:<11} {took['wall_s']:7.1f} s, {took['cpu_s']:6.1f} CPU s, "
             f"peak {took['peak_gib']:.2f} GiB, load {took['load']:.1f}"
         )
-    return every
+    return {**every, "of_one_by_one": every["cpu_s"] / alone["cpu_s"]}
 
 
 # What runs in a process of its own -------------------------------------------------------------------------------------
@@ -301,7 +319,6 @@ if __name__ == "__main__":
         name, folder, shape = sys.argv[-3:]
         print(json.dumps(CHILDREN[name](Path(folder), tuple(json.loads(shape)))))
     elif "--quarter" in sys.argv:
-        with tempfile.TemporaryDirectory() as scratch:
-            _patients(Path(scratch), (phantoms.FULL_SIZE[0] // 4, *phantoms.FULL_SIZE[1:]))
+        sys.exit(quarter())
     else:
         sys.exit(main("--full" in sys.argv))
