@@ -46,21 +46,26 @@ def keep_going() -> dg.SensorDefinition:
 
 
 def retry_after_all(instance: dg.DagsterInstance) -> list[str]:
-    """Report again the failure of runs whose retry could not be launched, for the daemon to retry; return their ids.
+    """Report again the failure of runs whose retry could not be launched, for the daemon to retry; return their ids."""
+    found = given_up(instance)
+    for run in found:
+        instance.report_run_failed(run, "its retry found no code server; it is retried once more")
+    return [run.run_id for run in found]
+
+
+def given_up(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Killed runs whose retry could not be launched, and which nobody has launched again: `keep_going` will.
 
     Each failed attempt adds a line to the run's log; the number of these lines limits the attempts.
     """
-    found = []
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - WITHIN)
-    for run in instance.get_runs(failed, limit=MOST_RUNS):
-        if AUTO_RETRY_RUN_ID_TAG in run.tags or not 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES:
-            continue
-        if not instance.get_runs(
-            dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1
-        ):  # nobody launched it again
-            instance.report_run_failed(run, "its retry found no code server; it is retried once more")
-            found.append(run.run_id)
-    return found
+    return [
+        run
+        for run in instance.get_runs(failed, limit=MOST_RUNS)
+        if AUTO_RETRY_RUN_ID_TAG not in run.tags
+        and 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES
+        and not instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1)
+    ]
 
 
 def _times_given_up(instance: dg.DagsterInstance, run_id: str) -> int:
