@@ -12,6 +12,7 @@ from curvas_assets.orchestration.io_manager import ArtefactIOManager
 from curvas_assets.orchestration.jobs import stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.study_run import study_job
+from curvas_assets.orchestration.warm_starts import keep_warm
 from curvas_assets.study import Study, load_study
 
 # This platform is built on backfill policies and grid mappings; Dagster's beta warnings would fill every log.
@@ -59,3 +60,4 @@ def _warned(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 
 defs = build_definitions(load_study(deployment().study), executor=deployment().executor)
+keep_warm()

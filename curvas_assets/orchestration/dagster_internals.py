@@ -6,6 +6,7 @@
 changes what is used of it. Look here first after an upgrade, and replace a name as soon as Dagster publishes one.
 """
 
+import sys
 from typing import Any
 
 import dagster as dg
@@ -124,3 +125,28 @@ def has_run_under_way(client: Any, run_id: str) -> bool | None:
     except DagsterUserCodeUnreachableError:
         return None
     return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def code_server() -> Any:
+    """The class of code servers if this process runs one, or could; else None. `_mp_ctx` says how it starts runs."""
+    module = sys.modules.get("dagster._grpc.server")
+    return getattr(module, "DagsterApiServer", None)
+
+
+def reconstructable_repositories(server: Any) -> str:
+    """What a code server's runs load, for `load_repositories`.
+
+    Args:
+        server: `DagsterApiServer`.
+    """
+    loaded = server._loaded_repositories
+    return serialize_value(list(loaded.reconstructables_by_name.values()) if loaded else [])
+
+
+def load_repositories(serialized: str) -> None:
+    """Load what runs load, as they load it; they find it then."""
+    from dagster._core.definitions.reconstruct import ReconstructableRepository
+    from dagster._serdes import deserialize_value
+
+    for repository in deserialize_value(serialized, list[ReconstructableRepository]):
+        repository.get_definition()

@@ -2,7 +2,8 @@
 
 Loaded by Dagster's own processes in the tests of scale and in `benchmarks/orchestration.py`, and in this process by the
 tests that launch runs. What fails is said by `CURVAS_TEST_BROKEN` (partition keys, comma-separated) at load, another study
-by `CURVAS_TEST_STUDY`.
+by `CURVAS_TEST_STUDY`, another executor of the stages' jobs by `CURVAS_TEST_EXECUTOR`; with `CURVAS_TEST_COLD`, runs start as
+Dagster starts them.
 """
 
 import os
@@ -12,6 +13,7 @@ from dagster._core.execution.api import execute_run
 from dagster._core.run_coordinator import RunCoordinator
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.orchestration.warm_starts import keep_warm
 from curvas_assets.study import load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
@@ -25,8 +27,11 @@ LINEAGE = DummyLineage(
         for key in os.environ.get("CURVAS_TEST_BROKEN", "").split(",")
         if key
     },
+    executor=os.environ.get("CURVAS_TEST_EXECUTOR", "in_process"),
 )
 defs = LINEAGE.definitions
+if not os.environ.get("CURVAS_TEST_COLD"):
+    keep_warm()
 
 
 def job(name: str) -> ReconstructableJob:

@@ -1,7 +1,7 @@
 """The study's lineage with instant, dummy computations: what the tests of the orchestration run on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import dagster as dg
 
@@ -9,6 +9,7 @@ from curvas_assets.assets.declaring import Declarations
 from curvas_assets.orchestration import operations
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, materialise, provenance_tags
+from curvas_assets.orchestration.execution import executor
 from curvas_assets.orchestration.partitions import Partitions, dimension_tags
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
 from curvas_assets.stages.stored import Stored, one_by_one
@@ -44,7 +45,7 @@ class DummyLineage:
     versions: dict[str, str] = field(default_factory=dict)
     made: list[tuple[str, str]] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
-
+    executor: str = "in_process"
     instance: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
 
     def __post_init__(self):
@@ -67,7 +68,7 @@ class DummyLineage:
     def definitions(self) -> dg.Definitions:
         names = {row.name for row in CELLS}
         stages = [
-            dg.define_asset_job(stage, selection=dg.AssetSelection.assets(*made), executor_def=dg.in_process_executor)
+            dg.define_asset_job(stage, selection=dg.AssetSelection.assets(*made), executor_def=executor(self.executor))
             for stage, made in STAGES.items()
             if names.issuperset(made)
         ]
@@ -162,7 +163,7 @@ class DummyLineage:
 
         graph = build_definitions(study).resolve_asset_graph()
         code = {key.to_user_string(): graph.get(key).code_version for key in graph.materializable_asset_keys}
-        return DummyLineage(study, self.broken, self.versions, self.made, code, self.instance)
+        return replace(self, study=study, code=code)
 
     @property
     def staleness(self) -> Staleness:

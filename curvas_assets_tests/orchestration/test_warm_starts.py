@@ -1,0 +1,104 @@
+"""Runs and steps are forked from a process that has loaded the code location; what happens when that process is killed."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import dagster as dg
+import psutil
+import pytest
+from dagster_graphql import DagsterGraphQLClient
+
+from curvas_assets.local.deployment import ROOT
+from curvas_assets_tests.browser.serving import served
+
+LOCATION = "curvas_assets_tests.orchestration.warm_location"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere runs begin as Dagster starts them")
+
+
+class Launched:
+    """Runs of the job `telling` of a served location."""
+
+    def __init__(self, url, home, instance):
+        self.client = DagsterGraphQLClient("127.0.0.1", port_number=int(url.rpartition(":")[2]))
+        self.home, self.instance = home, instance
+
+    def start(self, name, wait_for=""):
+        """Launch a run; its id, and what its step told: the process that loaded the location, the step's, its parent."""
+        config = {"ops": {"tell": {"config": {"file": str(self.home / name), "wait_for": wait_for}}}}
+        run_id = self.client.submit_job_execution(
+            "telling", repository_location_name=LOCATION, run_config=config, tags={"dagster/max_retries": "0"}
+        )
+        until(lambda: (self.home / name).exists() or self.status(run_id) is dg.DagsterRunStatus.FAILURE)
+        return run_id, tuple(map(int, (self.home / name).read_text().split()))
+
+    def end(self, run_id):
+        until(lambda: self.instance.get_run_by_id(run_id).is_finished)
+        return self.status(run_id)
+
+    def status(self, run_id):
+        return self.instance.get_run_by_id(run_id).status
+
+    def process(self, run_id):
+        """The number of a run's own process."""
+        events = [entry.dagster_event for entry in self.instance.all_logs(run_id) if entry.dagster_event]
+        data = [
+            e.engine_event_data.metadata for e in events if e.event_type_value == "ENGINE_EVENT" and e.step_key is None
+        ]
+        return next(int(one["pid"].value) for one in data if "pid" in one)
+
+
+def until(holds, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    home = tmp_path_factory.mktemp("warm")
+    shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
+    instance = dg.DagsterInstance.from_config(str(home))  # before two processes make its files at once
+    with served(LOCATION, {"DAGSTER_HOME": str(home)}, home) as url:
+        yield Launched(url, home, instance)
+
+
+def test_runs_and_steps_are_forked_from_one_process_that_has_loaded_the_location(launched):
+    told = []
+    for name in ("first", "second"):
+        run_id, ids = launched.start(name)
+        assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
+        told.append((*ids, launched.process(run_id)))
+    (loaded_in, step, parent, run), (loaded_in_2, step_2, parent_2, run_2) = told
+    assert loaded_in == loaded_in_2 == parent == parent_2
+    assert len({loaded_in, step, step_2, run, run_2}) == 5
+
+
+def test_a_run_lives_as_its_own_process_which_the_code_server_ends(launched):
+    go = launched.home / "never"
+    run_id, (warm, step, _) = launched.start("terminated", str(go))
+    assert psutil.Process(launched.process(run_id)).ppid() == warm
+    launched.client.terminate_run(run_id)
+    assert launched.end(run_id) is dg.DagsterRunStatus.CANCELED
+    until(lambda: not psutil.pid_exists(step))
+
+
+def test_a_killed_run_is_seen_and_marked_as_failed(launched):
+    run_id, (_, step, _) = launched.start("killed", str(launched.home / "never"))
+    os.kill(launched.process(run_id), signal.SIGKILL)
+    assert launched.end(run_id) is dg.DagsterRunStatus.FAILURE
+    os.kill(step, signal.SIGKILL)  # what is no asset has no lifeline
+
+
+def test_when_the_warm_process_is_killed_the_next_run_has_another_and_loads_the_location_again(launched):
+    go = launched.home / "go"
+    waiting, (warm, step, _) = launched.start("orphaned", str(go))
+    os.kill(warm, signal.SIGKILL)
+    assert launched.end(waiting) is dg.DagsterRunStatus.FAILURE
+    go.touch()
+    run_id, (loaded_in, _, parent) = launched.start("after")
+    assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
+    assert loaded_in == parent != warm
