@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import context, forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from curvas_assets.orchestration.dagster_internals import code_server, reconstructable_repositories
@@ -49,7 +50,7 @@ def _context(server: Any) -> "_WarmContext":
     return _WarmContext()
 
 
-class _Run(context.ForkServerProcess):
+class _Run(ForkServerProcess):
     """A run's process."""
 
     def run(self) -> None:
@@ -57,7 +58,7 @@ class _Run(context.ForkServerProcess):
         super().run()
 
 
-class _WarmContext(context.ForkServerContext):
+class _WarmContext(ForkServerContext):
     Process = _Run  # pyright: ignore[reportAssignmentType]
 
 

@@ -8,6 +8,6 @@ from curvas_assets.orchestration.warm_starts import REPOSITORIES
 
 try:
     load_repositories(os.environ.pop(REPOSITORIES, ""))
-except Exception:  # noqa: S110
+except Exception:
     pass  # the run loads it then, and says what is wrong
 gc.freeze()  # pages that the collector does not touch stay shared with every run

@@ -95,7 +95,7 @@ def test_a_killed_run_is_seen_and_marked_as_failed(launched):
 
 def test_when_the_warm_process_is_killed_the_next_run_has_another_and_loads_the_location_again(launched):
     go = launched.home / "go"
-    waiting, (warm, step, _) = launched.start("orphaned", str(go))
+    waiting, (warm, _, _) = launched.start("orphaned", str(go))
     os.kill(warm, signal.SIGKILL)
     assert launched.end(waiting) is dg.DagsterRunStatus.FAILURE
     go.touch()
