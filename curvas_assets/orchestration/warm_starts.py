@@ -66,9 +66,12 @@ def _start_steps_from(warm: int) -> None:
     """Processes that this one starts by a fork server are forked from the warm one, as long as that lives.
 
     Without this, the process would start a fork server of its own, which would load everything once more. Those that steps
-    start (loaders of a training) are not meant: a step is forked from the warm process, where nothing is changed.
+    start (loaders of a training) are not meant: a step is forked from the warm process, where nothing is changed. From
+    Python 3.14 on, a fork server answers only to who started it; there a run starts one of its own, as before.
     """
     own = forkserver._forkserver  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    if hasattr(own, "_forkserver_authkey"):
+        return
     start: Callable[[], None] = own.ensure_running
 
     def ensure_running() -> None:

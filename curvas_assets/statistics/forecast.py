@@ -8,7 +8,11 @@ is that of all measured cells together (sum of seconds over sum of sizes), witho
 also load libraries and compile. What these took longer is the start. If only such cells were measured, a start that was
 measured elsewhere is taken off them, but never more than three quarters. Bytes that are stored are a rate alone, and
 bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
-the stage's prior.
+the stage's prior; its seconds are multiplied by the machine's pace.
+
+**Pace.** How many times as long as their priors the measured stages took, all together, those on GPUs apart from the
+others and those left out that worked for less than ten seconds. With k stages measured, the k/(k + 1)th power counts,
+because a prior may be wrong for reasons of its own.
 
 **Range.** In about four of five cases the true figure lies between `low` and `high`. These are the estimate divided and
 multiplied by exp(t · cv · √(1/n + 1/m)): n cells were measured, m are to come, cv is the coefficient of variation of the
@@ -20,7 +24,7 @@ the load of the machine, which all stages have in common.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -38,6 +42,10 @@ UNSEEN_CELLS, UNSEEN_SPREAD = 6, 0.7
 """A few cells seldom show the slow ones: the spread is that of the measured cells and of six more that vary by 70 %."""
 MOST_OF_A_START = 0.75
 """Of the only cell that was measured: so much of it at most is a run's start."""
+MOST_PACE = 5.0
+"""By which measured stages may raise or lower the priors of others."""
+LEAST_OF_A_PACE = 10.0
+"""Seconds that a stage must have worked before it tells of the machine; shorter work is mostly overhead."""
 MOST_FAILING = 1.0
 """More failures than work are not expected of the cells to come: their cause will have been removed."""
 RUN_START_SECONDS = 10.0
@@ -99,6 +107,18 @@ class Prior:
     origin: str
     each: float = 0.0
     start: float = 0.0
+
+    def at(self, pace: float) -> "Prior":
+        """On a machine that takes so many times as long."""
+        if round(pace, 1) == 1:
+            return self
+        return replace(
+            self,
+            seconds=self.seconds * pace,
+            each=self.each * pace,
+            start=self.start * pace,
+            origin=f"{self.origin}; here stages take {pace:.1f} times their priors",
+        )
 
 
 @dataclass(frozen=True)
@@ -164,8 +184,26 @@ def forecast(stages: Sequence[Stage], prices: Prices) -> pd.DataFrame:
         wall_hours (of the stage on its workers), gb_down, gb_stored, gb_disk (scratch at once, over all workers;
         stages do not add up), euros, euros_low, euros_high, factor (of the range), basis.
     """
+    paces = {gpu: _pace([stage for stage in stages if stage.gpu == gpu]) for gpu in (False, True)}
+    stages = [stage if stage.measured else replace(stage, prior=stage.prior.at(paces[stage.gpu])) for stage in stages]
     table = pd.DataFrame([_row(stage, prices) for stage in stages], columns=list(COLUMNS))
     return pd.concat([table, pd.DataFrame([_total(table)], columns=list(COLUMNS))], ignore_index=True)
+
+
+def _pace(stages: Sequence[Stage]) -> float:
+    """How many times as long as their priors say stages of this machine take, from those that were measured."""
+    known, took, foreseen = 0, 0.0, 0.0
+    for stage in stages:
+        prior, cells = stage.prior, stage.measured
+        worked = sum(one.seconds for one in cells)
+        if worked < LEAST_OF_A_PACE:
+            continue
+        known, took = known + 1, took + worked
+        foreseen += prior.seconds * float(_measured_sizes(stage)[:, WORK].sum()) + prior.each * len(cells)
+        foreseen += prior.start * sum(one.began_run for one in cells)
+    if not foreseen:
+        return 1.0
+    return float(np.clip((took / foreseen) ** (known / (known + 1)), 1 / MOST_PACE, MOST_PACE))
 
 
 def _row(stage: Stage, prices: Prices) -> dict[str, object]:

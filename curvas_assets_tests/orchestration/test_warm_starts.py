@@ -73,8 +73,9 @@ def test_runs_and_steps_are_forked_from_one_process_that_has_loaded_the_location
         assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
         told.append((*ids, launched.process(run_id)))
     (loaded_in, step, parent, run), (loaded_in_2, step_2, parent_2, run_2) = told
-    assert loaded_in == loaded_in_2 == parent == parent_2
     assert len({loaded_in, step, step_2, run, run_2}) == 5
+    if sys.version_info < (3, 14):  # from then on, each run has its own fork server for its steps
+        assert loaded_in == loaded_in_2 == parent == parent_2
 
 
 def test_a_run_lives_as_its_own_process_which_the_code_server_ends(launched):
@@ -101,4 +102,5 @@ def test_when_the_warm_process_is_killed_the_next_run_has_another_and_loads_the_
     go.touch()
     run_id, (loaded_in, _, parent) = launched.start("after")
     assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
-    assert loaded_in == parent != warm
+    assert loaded_in == parent
+    assert loaded_in != warm

@@ -6,8 +6,11 @@
 - Of runs that have begun, no start is to come. A run's first cell alone does not pass for all others.
 - Ranges: one cell is uncertain by a factor of two, a prior by three; many equal cells by a tenth.
 - Failures that were seen are expected again, within limits.
+- Stages that took longer than their priors raise the priors of others on the same kind of device, within limits.
 - What is made costs nothing; an empty forecast says so.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,3 +168,17 @@ def test_people_read_a_sentence_and_few_digits():
         "2 GB",
         "prior: x",
     )
+
+
+def test_stages_that_took_longer_than_their_priors_raise_those_that_were_not_measured():
+    slow = Stage("s", 2, [], PRIOR, [Measured(sized(10), 3 * (2 * 10 + 10 + 20), began_run=True)])
+    unmeasured = Stage("t", 0, [sized(10)], PRIOR)
+    on_gpu = Stage("u", 0, [sized(10)], PRIOR, gpu=True)
+    usual = (2 * 10 + 10 + 20) / 3600
+    one = forecast([slow, unmeasured, on_gpu], FREE)
+    two = forecast([slow, replace(slow, name="r"), unmeasured], FREE)
+    assert one["hours"].tolist()[1:3] == pytest.approx([3**0.5 * usual, usual])  # a GPU's pace is its own
+    assert two["hours"].tolist()[2] == pytest.approx(3 ** (2 / 3) * usual)
+    assert "take 1.7 times their priors" in one["basis"][1]
+    wild = replace(slow, measured=[Measured(sized(10), 1e6)])
+    assert forecast([wild, unmeasured], FREE)["hours"][1] == pytest.approx(5 * usual)
