@@ -237,6 +237,7 @@ class _View:
         ]
         if row is ENSEMBLE_SOFTMAX:
             measured = _by_patient(used, measured)
+        begin, running = self._runs(row, coming)
         worked, lost = sum(one.seconds for one in measured), self.lost.get(row.name, 0.0)
         if lost >= 1:
             note = "; ".join([*([note] if note else []), f"failures took {duration(lost / 3600)} so far"])
@@ -246,8 +247,8 @@ class _View:
             to_come=[sizes.of(row, one) for one in coming],
             prior=prior(self.study, row, gpu=device == "cuda"),
             measured=measured,
-            begin=self._runs_to_begin(row, coming),
-            open=self._runs_under_way(row, coming),
+            begin=begin,
+            open=running,
             per_run=row.per_run,
             workers=self.machine.gpu_steps if needs.pool else self.machine.runs,
             gpu=device == "cuda",
@@ -324,17 +325,19 @@ class _View:
         partitions = self.staleness.partitions(key)
         return sum(self.staleness.made(key, one) and (one or "") not in again for one in partitions)
 
-    def _runs_to_begin(self, row: Asset, coming: Collection[str]) -> int:
-        """Runs that will make the cells to come; without those that have made a cell already, which have begun."""
+    def _runs(self, row: Asset, coming: Sequence[str]) -> tuple[int, int]:
+        """Runs that will begin for the cells to come, and runs that have made a cell already and will make some of them."""
         begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
-        left = [one for one in coming if not any(maker.id in begun for maker in self.under_way.makers(key, one))]
+        running: set[str] = set()
+        left: list[str] = []
+        for one in coming:
+            if makers := begun.intersection(maker.id for maker in self.under_way.makers(key, one)):
+                running |= makers
+            else:
+                left.append(one)
         definition = self.staleness.graph.get(key).partitions_def
-        return len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
-
-    def _runs_under_way(self, row: Asset, coming: Collection[str]) -> int:
-        """Runs that have made a cell already and will make some of those to come."""
-        begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
-        return len({maker.id for one in coming for maker in self.under_way.makers(key, one)} & begun)
+        to_begin = len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
+        return to_begin, len(running)
 
     def _fetched(self, row: Asset, coming: Collection[str]) -> float:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""
