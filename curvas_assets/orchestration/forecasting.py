@@ -52,7 +52,7 @@ ON_A_CLUSTER = ("celery", "kubernetes")
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capacity:
     """What the deployment can do at a time.
 
     Args:
@@ -66,8 +66,8 @@ class Machine:
     runs: int
 
     @classmethod
-    def of(cls, instance: dg.DagsterInstance, settings: Deployment) -> "Machine":
-        """The machine, as the instance's limits and the environment describe it.
+    def of(cls, instance: dg.DagsterInstance, settings: Deployment) -> "Capacity":
+        """The capacity, as the instance's limits and the environment describe it.
 
         Steps of this machine share its cores, so that no more of them count than there are cores. One run of the queue
         is taken by `study` itself.
@@ -105,7 +105,7 @@ def _slots(instance: dg.DagsterInstance) -> int:
 
 
 def forecast_study(
-    study: Study, staleness: Staleness, scope: Scope, machine: Machine, assets: Collection[str] | None = None
+    study: Study, staleness: Staleness, scope: Scope, capacity: Capacity, assets: Collection[str] | None = None
 ) -> pd.DataFrame:
     """What is to come of a study, as `statistics.forecast` tabulates it.
 
@@ -113,7 +113,7 @@ def forecast_study(
         study: whose settings and prices count.
         staleness: what there is.
         scope: which partitions would be made.
-        machine: on which.
+        capacity: of the deployment that would make them.
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
@@ -122,7 +122,7 @@ def forecast_study(
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)
     under_way = UnderWay(staleness.graph, instance, backfills=False)
-    view = _View(study, staleness, machine, sizes, newest, lost_seconds(instance, newest), under_way)
+    view = _View(study, staleness, capacity, sizes, newest, lost_seconds(instance, newest), under_way)
     stages = [view.stage(row, coming.get(row.name, [])) for row in rows if row.axis]
     tables = [row for row in rows if not row.axis]
     stages += [view.tables(tables, coming)] if tables else []
@@ -217,7 +217,7 @@ class _View:
 
     study: Study
     staleness: Staleness
-    machine: Machine
+    capacity: Capacity
     sizes: StudySizes
     newest: Mapping[Asset, Sequence[Mapping[str, Any]]]
     lost: Mapping[str, float]
@@ -250,7 +250,7 @@ class _View:
             begin=begin,
             open=running,
             per_run=row.per_run,
-            workers=self.machine.gpu_steps if needs.pool else self.machine.runs,
+            workers=self.capacity.gpu_steps if needs.pool else self.capacity.runs,
             gpu=device == "cuda",
             fetched_bytes=self._fetched(row, coming),
             disk_bytes=sizes.scratch_bytes(
@@ -278,8 +278,8 @@ class _View:
     def _device(self, row: Asset) -> str:
         """The kind of device on which cells to come will be made."""
         if row is TRAINED_MODEL:
-            return self.machine.device(self.study.training.device)
-        return self.machine.device(self.study.prediction.device) if row is SOFTMAX else "cpu"
+            return self.capacity.device(self.study.training.device)
+        return self.capacity.device(self.study.prediction.device) if row is SOFTMAX else "cpu"
 
     def _usable(self, row: Asset, device: str) -> tuple[list[Mapping[str, Any]], str, float]:
         """The measured cells that tell what cells to come will take; what to know of them; the least factor of the range.
