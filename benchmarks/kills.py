@@ -40,7 +40,6 @@ from curvas_assets.local.ui import serve
 from curvas_assets.orchestration.environment import variable
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import processes
-from curvas_assets.orchestration.restarts import given_up
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.study_run import STUDY_JOB
 from curvas_assets.orchestration.under_way import unfinished_records
@@ -254,8 +253,7 @@ class Round:
     def has_ended(self) -> bool:
         with dg.DagsterInstance.from_config(self.home) as instance:
             studies = instance.get_runs(dg.RunsFilter(job_name=self.job), limit=1)
-            goes_on = unfinished_records(instance) or given_up(instance)
-            return bool(studies) and studies[0].is_finished and not goes_on
+            return bool(studies) and studies[0].is_finished and not unfinished_records(instance)
 
     def wait(self) -> bool:
         """Until the study has ended by itself; False if nothing happens any more."""

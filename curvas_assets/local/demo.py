@@ -158,7 +158,7 @@ def follow(instance: dg.DagsterInstance, run_id: str, tell: Progress) -> bool:
         if record is None:
             return False
         run = record.dagster_run
-        if run.is_finished and not waits_for_retry(record):
+        if run.is_finished and not waits_for_retry(instance, record):
             if AUTO_RETRY_RUN_ID_TAG not in run.tags:
                 return run.is_success
             tell("the study's run was killed; a new run continues it")

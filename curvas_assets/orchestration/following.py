@@ -14,19 +14,12 @@ from curvas_assets.orchestration.asset_keys import key_of
 from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.launches import batch_tags
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.under_way import unfinished_runs
 from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 NEW_PATIENT = "curvas/new_patient"
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-"""Statuses of runs that may still do something."""
 
 
 def due_for_patients(
@@ -77,8 +70,3 @@ def last_emptied(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
 
 def _patients_with_runs(instance: dg.DagsterInstance) -> set[str]:
     return {run.tags[NEW_PATIENT] for run in unfinished_runs(instance) if NEW_PATIENT in run.tags}
-
-
-def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Runs that are queued or active."""
-    return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)))

@@ -52,7 +52,7 @@ ON_A_CLUSTER = ("celery", "kubernetes")
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capacity:
     """What the deployment can do at a time.
 
     Args:
@@ -66,8 +66,8 @@ class Machine:
     runs: int
 
     @classmethod
-    def of(cls, instance: dg.DagsterInstance, settings: Deployment) -> "Machine":
-        """The machine, as the instance's limits and the environment describe it.
+    def of(cls, instance: dg.DagsterInstance, settings: Deployment) -> "Capacity":
+        """The capacity, as the instance's limits and the environment describe it.
 
         Steps of this machine share its cores, so that no more of them count than there are cores. One run of the queue
         is taken by `study` itself.
@@ -105,7 +105,7 @@ def _slots(instance: dg.DagsterInstance) -> int:
 
 
 def forecast_study(
-    study: Study, staleness: Staleness, scope: Scope, machine: Machine, assets: Collection[str] | None = None
+    study: Study, staleness: Staleness, scope: Scope, capacity: Capacity, assets: Collection[str] | None = None
 ) -> pd.DataFrame:
     """What is to come of a study, as `statistics.forecast` tabulates it.
 
@@ -113,7 +113,7 @@ def forecast_study(
         study: whose settings and prices count.
         staleness: what there is.
         scope: which partitions would be made.
-        machine: on which.
+        capacity: of the deployment that would make them.
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
@@ -122,7 +122,7 @@ def forecast_study(
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)
     under_way = UnderWay(staleness.graph, instance, backfills=False)
-    view = _View(study, staleness, machine, sizes, newest, lost_seconds(instance, newest), under_way)
+    view = _View(study, staleness, capacity, sizes, newest, lost_seconds(instance, newest), under_way)
     stages = [view.stage(row, coming.get(row.name, [])) for row in rows if row.axis]
     tables = [row for row in rows if not row.axis]
     stages += [view.tables(tables, coming)] if tables else []
@@ -217,7 +217,7 @@ class _View:
 
     study: Study
     staleness: Staleness
-    machine: Machine
+    capacity: Capacity
     sizes: StudySizes
     newest: Mapping[Asset, Sequence[Mapping[str, Any]]]
     lost: Mapping[str, float]
@@ -237,6 +237,7 @@ class _View:
         ]
         if row is ENSEMBLE_SOFTMAX:
             measured = _by_patient(used, measured)
+        begin, running = self._runs(row, coming)
         worked, lost = sum(one.seconds for one in measured), self.lost.get(row.name, 0.0)
         if lost >= 1:
             note = "; ".join([*([note] if note else []), f"failures took {duration(lost / 3600)} so far"])
@@ -246,10 +247,10 @@ class _View:
             to_come=[sizes.of(row, one) for one in coming],
             prior=prior(self.study, row, gpu=device == "cuda"),
             measured=measured,
-            begin=self._runs_to_begin(row, coming),
-            open=self._runs_under_way(row, coming),
+            begin=begin,
+            open=running,
             per_run=row.per_run,
-            workers=self.machine.gpu_steps if needs.pool else self.machine.runs,
+            workers=self.capacity.gpu_steps if needs.pool else self.capacity.runs,
             gpu=device == "cuda",
             fetched_bytes=self._fetched(row, coming),
             disk_bytes=sizes.scratch_bytes(
@@ -277,8 +278,8 @@ class _View:
     def _device(self, row: Asset) -> str:
         """The kind of device on which cells to come will be made."""
         if row is TRAINED_MODEL:
-            return self.machine.device(self.study.training.device)
-        return self.machine.device(self.study.prediction.device) if row is SOFTMAX else "cpu"
+            return self.capacity.device(self.study.training.device)
+        return self.capacity.device(self.study.prediction.device) if row is SOFTMAX else "cpu"
 
     def _usable(self, row: Asset, device: str) -> tuple[list[Mapping[str, Any]], str, float]:
         """The measured cells that tell what cells to come will take; what to know of them; the least factor of the range.
@@ -324,17 +325,19 @@ class _View:
         partitions = self.staleness.partitions(key)
         return sum(self.staleness.made(key, one) and (one or "") not in again for one in partitions)
 
-    def _runs_to_begin(self, row: Asset, coming: Collection[str]) -> int:
-        """Runs that will make the cells to come; without those that have made a cell already, which have begun."""
+    def _runs(self, row: Asset, coming: Sequence[str]) -> tuple[int, int]:
+        """Runs that will begin for the cells to come, and runs that have made a cell already and will make some of them."""
         begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
-        left = [one for one in coming if not any(maker.id in begun for maker in self.under_way.makers(key, one))]
+        running: set[str] = set()
+        left: list[str] = []
+        for one in coming:
+            if makers := begun.intersection(maker.id for maker in self.under_way.makers(key, one)):
+                running |= makers
+            else:
+                left.append(one)
         definition = self.staleness.graph.get(key).partitions_def
-        return len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
-
-    def _runs_under_way(self, row: Asset, coming: Collection[str]) -> int:
-        """Runs that have made a cell already and will make some of those to come."""
-        begun, key = {one["run"] for one in self.newest[row]}, key_of(row)
-        return len({maker.id for one in coming for maker in self.under_way.makers(key, one)} & begun)
+        to_begin = len(batches(definition, left, row.per_run, self.staleness.instance)) if definition else 0
+        return to_begin, len(running)
 
     def _fetched(self, row: Asset, coming: Collection[str]) -> float:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""

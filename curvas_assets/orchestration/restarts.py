@@ -11,6 +11,7 @@ import dagster as dg
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
+    RunRecord,
 )
 from curvas_assets.orchestration.launcher import WatchedRunLauncher
 
@@ -20,13 +21,16 @@ MOST_TIMES = 20
 WITHIN = timedelta(days=1)
 """Failures older than this are left alone, because nobody expects these runs to continue."""
 MOST_RUNS = 50
+NAME = "keep_going"
+STOPPED = "STOPPED"
+"""Status of a sensor that a person has turned off."""
 
 
 def keep_going() -> dg.SensorDefinition:
     """A sensor that repairs both."""
 
     @dg.sensor(
-        name="keep_going",
+        name=NAME,
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Marks runs as failed whose process was killed before they started, and launches retries that "
@@ -47,22 +51,34 @@ def keep_going() -> dg.SensorDefinition:
 
 def retry_after_all(instance: dg.DagsterInstance) -> list[str]:
     """Report again the failure of runs whose retry could not be launched, for the daemon to retry; return their ids."""
-    found = given_up(instance)
+    found = [record.dagster_run for record in given_up(instance)]
     for run in found:
         instance.report_run_failed(run, "its retry found no code server; it is retried once more")
     return [run.run_id for run in found]
 
 
-def given_up(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Killed runs whose retry could not be launched, and which nobody has launched again: `keep_going` will.
+def launched_again_soon(instance: dg.DagsterInstance) -> list[RunRecord]:
+    """Killed runs that `keep_going` will launch again; none if it is turned off."""
+    return [] if _is_off(instance) else given_up(instance)
+
+
+def _is_off(instance: dg.DagsterInstance) -> bool:
+    if instance.schedule_storage is None:  # an instance that keeps no sensors' states
+        return False
+    states = [one.status.value for one in instance.all_instigator_state() if one.instigator_name == NAME]
+    return bool(states) and set(states) == {STOPPED}  # each study on the instance has such a sensor; one is enough
+
+
+def given_up(instance: dg.DagsterInstance) -> list[RunRecord]:
+    """Killed runs whose retry could not be launched, and which nobody has launched again.
 
     Each failed attempt adds a line to the run's log; the number of these lines limits the attempts.
     """
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - WITHIN)
     return [
-        run
-        for run in instance.get_runs(failed, limit=MOST_RUNS)
-        if AUTO_RETRY_RUN_ID_TAG not in run.tags
+        record
+        for record in instance.get_run_records(failed, limit=MOST_RUNS)
+        if AUTO_RETRY_RUN_ID_TAG not in (run := record.dagster_run).tags
         and 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES
         and not instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1)
     ]

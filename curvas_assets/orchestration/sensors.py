@@ -13,11 +13,12 @@ from curvas_assets.orchestration.asset_keys import asset_key, key_of, keys_of, n
 from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.failures import told
-from curvas_assets.orchestration.following import due_for_patients, last_emptied, unfinished_runs
+from curvas_assets.orchestration.following import due_for_patients, last_emptied
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
 from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.under_way import unfinished_runs
 from curvas_assets.stages.patients import patient_folders
 from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES
 from curvas_assets.study import Study

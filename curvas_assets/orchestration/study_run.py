@@ -274,7 +274,7 @@ class StageRunner:
                     self.context.log.info(f"{stage}: {done} of {total}, {name}, elapsed {_clock(start)}")
                 if record is not None and not record.dagster_run.is_finished:
                     continue
-                if record is not None and waits_for_retry(record):
+                if record is not None and waits_for_retry(self.instance, record):
                     continue
                 run = record.dagster_run if record else None
                 if run is not None and (again := run.tags.get(AUTO_RETRY_RUN_ID_TAG)):

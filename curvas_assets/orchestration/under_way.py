@@ -7,6 +7,7 @@ once more when it starts (`leave_to_others`): two planners may have looked at th
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -25,11 +26,19 @@ from curvas_assets.orchestration.dagster_internals import (
     RunRecord,
     partition_loading_context,
 )
-from curvas_assets.orchestration.following import UNFINISHED
 from curvas_assets.orchestration.launches import tagged_partitions
+from curvas_assets.orchestration.restarts import launched_again_soon
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import STAGES
 
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+"""Statuses of runs that wait or execute."""
 LAUNCHED_BY = "curvas/launched_by"
 BY_MACHINE = (LAUNCHED_BY, BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG)
 """Tags of runs that automation launched after it had looked for what is missing. A run without these tags is a
@@ -104,15 +113,29 @@ class UnderWay:
 
 def unfinished_records(instance: dg.DagsterInstance) -> list[RunRecord]:
     """Runs that wait or execute, and killed runs that a new run is about to continue."""
-    found = list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
-    killed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "true"})
-    return found + [r for r in instance.get_run_records(killed, limit=100) if waits_for_retry(r)]
+    # Looked at in this order, a run that passes from one state to the next meanwhile is found in one of them.
+    looks = (_active, _retried_by_dagster, launched_again_soon, _retried_by_dagster, _active)
+    return list({record.dagster_run.run_id: record for look in looks for record in look(instance)}.values())
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """The runs of `unfinished_records`."""
+    return [record.dagster_run for record in unfinished_records(instance)]
 
 
 def other_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
     """All unfinished runs (`unfinished_records`) except this one."""
-    runs = [record.dagster_run for record in unfinished_records(instance)]
-    return [other for other in runs if other.run_id != run.run_id]
+    return [other for other in unfinished_runs(instance) if other.run_id != run.run_id]
+
+
+def _active(instance: dg.DagsterInstance) -> list[RunRecord]:
+    return list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
+
+
+def _retried_by_dagster(instance: dg.DagsterInstance) -> list[RunRecord]:
+    since = datetime.now(UTC) - timedelta(seconds=RETRY_WITHIN_SECONDS)
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since)
+    return [record for record in instance.get_run_records(failed) if _dagster_retries(instance, record)]
 
 
 def short_name(run: dg.DagsterRun) -> str:
@@ -120,12 +143,24 @@ def short_name(run: dg.DagsterRun) -> str:
     return f"{run.job_name} {run.run_id[:8]}"
 
 
-def waits_for_retry(record: RunRecord) -> bool:
-    """Whether Dagster is about to launch a failed run again."""
+def waits_for_retry(instance: dg.DagsterInstance, record: RunRecord) -> bool:
+    """Whether a failed run is about to be launched again, by Dagster or, where its code server was away, by `keep_going`."""
+    run = record.dagster_run
+    if run.status is not dg.DagsterRunStatus.FAILURE or AUTO_RETRY_RUN_ID_TAG in run.tags:
+        return False
+    if _dagster_retries(instance, record):
+        return True
+    killed = [*launched_again_soon(instance), *_retried_by_dagster(instance)]
+    return run.run_id in {one.dagster_run.run_id for one in killed}
+
+
+def _dagster_retries(instance: dg.DagsterInstance, record: RunRecord) -> bool:
     run, ended = record.dagster_run, record.end_time or 0
+    told = run.tags.get(WILL_RETRY_TAG)
     return (
         run.status is dg.DagsterRunStatus.FAILURE
-        and run.tags.get(WILL_RETRY_TAG) == "true"
+        # Dagster tells it a moment after the failure.
+        and (told == "true" or (told is None and instance.run_retries_enabled))
         and AUTO_RETRY_RUN_ID_TAG not in run.tags
         and time.time() - ended < RETRY_WITHIN_SECONDS
     )

@@ -7,6 +7,7 @@
 - A start that ends again and again is given up; a program that is not there is told.
 - The port is the one that was asked for, or an error says that it is taken.
 - Runs that were under way when the machine went down are failed, and marked for Dagster to go on with.
+- The demo follows its study over a kill, also where the retry found no code server and comes later.
 - The demo is the phantom study on its own store, whatever is in the environment.
 """
 
@@ -22,13 +23,14 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
-from dagster._core.storage.tags import WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from curvas_assets.errors import StorageError
-from curvas_assets.local import processes
-from curvas_assets.local.demo import Progress, chosen_executor
+from curvas_assets.local import demo, processes
+from curvas_assets.local.demo import Progress, chosen_executor, follow, study_under_way
 from curvas_assets.local.deployment import ROOT, LocalDeployment, require_port
 from curvas_assets.local.processes import VITAL, DagsterDev, InUseError, end_leftovers, owner
+from curvas_assets.orchestration.restarts import GIVEN_UP
 from curvas_assets.storage.connection import S3Settings
 
 STAND_IN = """
@@ -226,6 +228,24 @@ def test_runs_that_went_down_with_the_machine_are_failed_and_go_on(tmp_path):
         cursor = _fetch_persisted_cursors(instance, [kind], dg.get_dagster_logger())[kind]
         events = instance.event_log_storage.get_logs_for_all_runs_by_log_id(cursor, kind)
         assert {event.run_id for event in events.values()} == {runs["STARTED"].run_id, runs["STARTING"].run_id}
+
+
+def test_the_demo_follows_a_study_whose_retry_comes_late(monkeypatch):
+    told: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        killed = instance.add_run(dg.DagsterRun("study", status=dg.DagsterRunStatus.STARTED))
+        instance.report_run_failed(killed)
+        assert study_under_way(instance, told.append) is None
+        instance.report_engine_event(GIVEN_UP, killed)
+        assert study_under_way(instance, told.append) == killed.run_id
+
+        def while_waiting(_):
+            retry = instance.add_run(dg.DagsterRun("study", status=dg.DagsterRunStatus.SUCCESS))
+            instance.add_run_tags(killed.run_id, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
+
+        monkeypatch.setattr(demo.time, "sleep", while_waiting)
+        assert follow(instance, killed.run_id, told.append)
+    assert told[-1] == "the study's run was killed; a new run continues it"
 
 
 def test_the_demo_is_alone_with_its_study_and_store(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """Claims proved here.
 
 - A new patient is taken from its scan to its scores stage by stage, by all models, and nobody else is touched.
-- While a patient's run goes on, nothing is asked for that patient.
+- While a patient's run goes on, or is about to be launched again after a kill, nothing is asked for that patient.
 - What failed is not asked for again, until the patient's files change, or what it is made from is made again.
 - Files that come back to what they were are asked for again; so is a report of a state that comes back, or that was emptied.
 - What was emptied is asked for again.
 - The sensor says what it waits for, asks with the real definitions, and is silent without a bucket.
-- The report is asked for once when scores have changed, not while they are being made, and not again for the same inputs.
+- The report is asked for once when scores have changed, not while they are being made or about to be made again after a kill, and not again for the same inputs.
 - A failed run is posted to the webhook, if one is set, with patient, reason and remedy of every step that failed.
 """
 
@@ -21,6 +21,7 @@ from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.following import due_for_patients
+from curvas_assets.orchestration.restarts import GIVEN_UP
 from curvas_assets.study import load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
@@ -82,9 +83,11 @@ def test_what_was_emptied_is_asked_for_again_and_once(lineage):
 
 
 def test_nothing_is_asked_for_while_a_run_of_the_patient_goes_on(lineage):
-    lineage.instance.add_run(
-        dg.DagsterRun(job_name="predict", status=dg.DagsterRunStatus.STARTED, tags={"curvas/new_patient": NEW})
-    )
+    run = dg.DagsterRun(job_name="predict", status=dg.DagsterRunStatus.STARTED, tags={"curvas/new_patient": NEW})
+    lineage.instance.add_run(run)
+    assert Sensor(lineage).tick() == []
+    lineage.instance.report_run_failed(run)
+    lineage.instance.report_engine_event(GIVEN_UP, run)  # `keep_going` will launch it again
     assert Sensor(lineage).tick() == []
 
 
@@ -178,6 +181,10 @@ def test_the_report_is_asked_for_when_scores_have_changed():
             "score_patients", asset_selection=frozenset({dg.AssetKey("scores")}), status=dg.DagsterRunStatus.STARTED
         )
         instance.add_run(under_way)
+        assert sensor.evaluate_tick(context).skip_message == "scores or report are being made"
+        instance.report_run_failed(under_way)
+        assert sensor.evaluate_tick(context).run_requests
+        instance.report_engine_event(GIVEN_UP, under_way)  # `keep_going` will launch it again
         assert sensor.evaluate_tick(context).skip_message == "scores or report are being made"
 
 

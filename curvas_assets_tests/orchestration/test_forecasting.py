@@ -17,7 +17,7 @@ from curvas_assets.errors import CurvasError
 from curvas_assets.orchestration import forecasting
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets.orchestration.forecasting import Machine, forecast_study
+from curvas_assets.orchestration.forecasting import Capacity, forecast_study
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.sizes import FULL_SIZE
@@ -28,7 +28,7 @@ from curvas_assets_tests.orchestration.lineage import CELLS, DummyLineage
 STUDY = load_study("phantom")
 TESTS = sorted(STUDY.sets["test"])
 MODELS = [str(model) for model in STUDY.models]
-LAPTOP, WORKSTATION = Machine(gpus=0, gpu_steps=2, runs=2), Machine(gpus=1, gpu_steps=1, runs=8)
+LAPTOP, WORKSTATION = Capacity(gpus=0, gpu_steps=2, runs=2), Capacity(gpus=1, gpu_steps=1, runs=8)
 SHAPES = {TESTS[0]: "10 × 20 × 30", TESTS[1]: "20 × 20 × 30", TESTS[2]: "40 × 20 × 30"}
 
 
@@ -56,13 +56,13 @@ class Ledger:
             self.made("scan", patient, shape=shape, bytes_down=1000)
             self.made("test_scan", patient, shape=shape)
 
-    def forecast(self, machine=LAPTOP, assets=None, **scope):
-        found = forecast_study(STUDY, Staleness(self.graph, self.lineage.instance), Scope(**scope), machine, assets)
+    def forecast(self, capacity=LAPTOP, assets=None, **scope):
+        found = forecast_study(STUDY, Staleness(self.graph, self.lineage.instance), Scope(**scope), capacity, assets)
         return found.set_index("stage")
 
-    def of(self, asset, machine=LAPTOP):
+    def of(self, asset, capacity=LAPTOP):
         """The row of an asset whose inputs will stay as they are."""
-        return self.forecast(machine, {asset}).loc[asset]
+        return self.forecast(capacity, {asset}).loc[asset]
 
 
 @pytest.fixture(scope="module")
@@ -222,15 +222,15 @@ def test_a_run_under_way_has_paid_for_its_start(ledger):
     assert started.hours < waiting.hours
 
 
-def test_the_machine_is_read_from_the_deployment(monkeypatch):
+def test_the_capacity_is_read_from_the_deployment(monkeypatch):
     monkeypatch.setenv("CURVAS_DEVICES", "0,1")
     with dg.DagsterInstance.ephemeral() as instance:
-        here = Machine.of(instance, deployment())
+        here = Capacity.of(instance, deployment())
         monkeypatch.setenv("CURVAS_DEVICES", "")
-        without = Machine.of(instance, deployment())
+        without = Capacity.of(instance, deployment())
         monkeypatch.setenv("CURVAS_EXECUTOR", "kubernetes")
         monkeypatch.setenv("CURVAS_GPU_SLOTS", "3")
-        cluster = Machine.of(instance, deployment())
+        cluster = Capacity.of(instance, deployment())
     assert (here.gpus, here.device("auto"), here.device("cpu")) == (2, "cuda", "cpu")
     assert without.gpus == 0
     assert without.device("auto") in ("cpu", "mps")

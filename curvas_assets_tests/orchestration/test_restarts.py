@@ -3,6 +3,9 @@
 - A retry that Dagster gave up because the code server was away is launched after all, by Dagster's own daemon, and only once.
 - A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone; so is one
   whose retry was deleted.
+- A killed run counts as under way from its failure until its retry exists, whoever launches it, also while its record says that
+  Dagster has given it up; not once it is given up for ever, nor while a person has turned the sensor off.
+- No run is overlooked that passes from one state to the next during the look.
 - The sensor fails a run whose process was killed before it had started, and says so.
 """
 
@@ -10,14 +13,19 @@ import shutil
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterCodeLocationLoadError
 from dagster._core.events import EngineEventData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._daemon.auto_run_reexecution import auto_run_reexecution
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
 from curvas_assets.local.deployment import RETRIES_CURSOR, ROOT
+from curvas_assets.orchestration import under_way
 from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, keep_going, retry_after_all
+from curvas_assets.orchestration.under_way import other_runs, unfinished_runs, waits_for_retry
 from curvas_assets_tests.orchestration.test_launcher import HERE, anything, killed_process
 
 
@@ -112,6 +120,117 @@ def test_other_failures_are_left_alone(instance, daemon):
     assert retry_after_all(instance) == []
     assert daemon.look() == []
     assert instance.get_run_by_id(step).tags[WILL_RETRY_TAG] == "false"
+
+
+def counts(instance, run_id: str) -> bool:
+    """Whether a run counts as under way, by each of the questions."""
+    found = run_id in [run.run_id for run in unfinished_runs(instance)]
+    record = instance.get_run_record_by_id(run_id)
+    assert waits_for_retry(instance, record) is found
+    other = instance.create_run_for_job(anything)
+    assert (run_id in [run.run_id for run in other_runs(instance, other)]) is found
+    instance.delete_run(other.run_id)
+    return found
+
+
+def test_a_killed_run_counts_as_under_way_until_its_retry_exists(instance, daemon):
+    daemon.away = True
+    run_id = failed(instance)
+    assert counts(instance, run_id)  # Dagster is about to retry it
+    daemon.look()
+    assert instance.get_run_by_id(run_id).tags[WILL_RETRY_TAG] == "false"
+    assert counts(instance, run_id)  # `keep_going` is about to
+    assert retry_after_all(instance) == [run_id]
+    assert counts(instance, run_id)  # Dagster is, again
+    daemon.away = False
+    assert daemon.look() == [run_id]
+    assert not counts(instance, run_id)  # its retry does now
+
+
+def test_a_run_that_failed_in_a_step_does_not_count(instance, daemon):
+    from dagster._core.events import JobFailureData, RunFailureReason
+
+    run_id = failed(instance, job_failure_data=JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE))
+    assert not counts(instance, run_id)
+    daemon.look()
+    assert not counts(instance, run_id)
+
+
+def test_a_failure_counts_before_dagster_has_written_whether_it_retries(instance, monkeypatch):
+    monkeypatch.setattr(instance, "add_run_tags", lambda *_: None)
+    run_id = failed(instance)
+    monkeypatch.undo()
+    assert WILL_RETRY_TAG not in instance.get_run_by_id(run_id).tags
+    assert counts(instance, run_id)
+
+
+def test_a_run_that_is_given_up_for_ever_does_not_count(instance, daemon):
+    daemon.away = True
+    run_id = failed(instance)
+    daemon.look()
+    while retry_after_all(instance):
+        daemon.look()
+    assert not counts(instance, run_id)
+
+
+def test_while_the_sensor_is_off_a_run_that_was_given_up_does_not_count(instance, daemon):
+    daemon.away = True
+    run_id = failed(instance)
+    daemon.look()
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+    states = [
+        InstigatorState(RemoteInstigatorOrigin(origin, name), InstigatorType.SENSOR, status)
+        for name, status in (("keep_going", InstigatorStatus.DECLARED_IN_CODE), ("others", InstigatorStatus.STOPPED))
+    ]
+    for state in states:
+        instance.add_instigator_state(state)
+    assert counts(instance, run_id)
+    instance.update_instigator_state(states[0].with_status(InstigatorStatus.STOPPED))
+    assert not counts(instance, run_id)
+    instance.update_instigator_state(states[0].with_status(InstigatorStatus.RUNNING))
+    assert counts(instance, run_id)
+
+
+LOOKS = ("_active", "_retried_by_dagster", "launched_again_soon")
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("change", ["fails", "is given up", "is reported again", "is retried"])
+def test_a_run_that_changes_its_state_during_the_look_is_found(instance, daemon, monkeypatch, change, at):
+    run = instance.create_run_for_job(anything, status=dg.DagsterRunStatus.STARTED, tags=HERE)
+    daemon.away = change != "is retried"
+
+    def retried():
+        instance.create_run_for_job(anything, parent_run_id=run.run_id, root_run_id=run.run_id)
+        daemon.look()
+
+    def fails():
+        instance.report_run_failed(run)
+
+    steps = {
+        "fails": (fails,),
+        "is given up": (fails, daemon.look),
+        "is reported again": (fails, daemon.look, lambda: retry_after_all(instance)),
+        "is retried": (fails, retried),
+    }
+    *before, last = steps[change]
+    for step in before:
+        step()
+    looks = []
+
+    def watched(look):
+        def looked(of):
+            if len(looks) == at:
+                last()
+            looks.append(look)
+            return look(of)
+
+        return looked
+
+    for name in LOOKS:
+        monkeypatch.setattr(under_way, name, watched(getattr(under_way, name)))
+    assert unfinished_runs(instance)
+    assert len(looks) > at
 
 
 def test_the_sensor_fails_what_was_killed_before_it_started(instance):

@@ -4,6 +4,8 @@
   partition, a range or a rectangle; so do those that a backfill has not launched yet. What has ended does not.
 - `make_missing` waits for what others make and never launches it, and then makes what they have left; of two that launch the same
   at the same moment, the younger leaves it to the older; a retry is as old as the run that was killed.
+- `make_missing` waits for a killed run whose retry Dagster has given up, another's or its own, because `keep_going` launches it; a
+  younger run leaves it its partitions.
 - A run that goes on for one that was killed makes only what that one has left; a person's run makes its partitions always, and so
   does one that a person executes again.
 """
@@ -16,11 +18,12 @@ from dagster._core.execution.api import execute_run
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.storage.dagster_run import DagsterRunStatus
-from dagster._core.storage.tags import RETRY_NUMBER_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, RETRY_NUMBER_TAG, WILL_RETRY_TAG
 from dagster._time import get_current_timestamp
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration import study_run
+from curvas_assets.orchestration.restarts import GIVEN_UP
 from curvas_assets.orchestration.under_way import LAUNCHED_BY, UnderWay
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, job
 from curvas_assets_tests.orchestration.operations.test_make_missing import (
@@ -121,6 +124,66 @@ def test_make_missing_waits_for_what_another_run_makes_and_makes_the_rest(lineag
     counts = {key: [k for _, k in lineage.made].count(key) for _, key in lineage.made}
     assert counts == {f"{m}|{p}": 1 for m in MODELS for p in TESTS[:2]}  # the broken one by us, once they had left it
     assert lineage.instance.get_run_by_id(run.run_id).status is DagsterRunStatus.FAILURE
+
+
+def give_up(lineage, run: dg.DagsterRun) -> None:
+    """Kill a run, and let its retry find no code server."""
+    lineage.instance.report_run_failed(run)
+    lineage.instance.report_engine_event(GIVEN_UP, run)
+
+
+def retry(lineage, killed: dg.DagsterRun) -> None:
+    """What Dagster does once `keep_going` has reported the failure again."""
+    line = {"root_run_id": killed.run_id, "parent_run_id": killed.run_id}
+    related = {f"dagster/{name}": run_id for name, run_id in line.items()}
+    run = submitted(lineage, {**killed.tags, **related, RETRY_NUMBER_TAG: "1"}, **line)
+    lineage.instance.add_run_tags(killed.run_id, {AUTO_RETRY_RUN_ID_TAG: run.run_id})
+    execute(lineage, run)
+
+
+@pytest.mark.parametrize("whose", ["another's", "its own"])
+def test_a_killed_run_whose_retry_was_given_up_is_waited_for(lineage, monkeypatch, whose):
+    up_to_models(lineage, TESTS[0])
+    coordinator, killed, waits = lineage.instance.run_coordinator, [], []
+    if whose == "another's":
+        tags = rectangle(f"{MODELS[0]}|{TESTS[0]}", f"{MODELS[1]}|{TESTS[0]}") | {LAUNCHED_BY: "study"}
+        killed.append(submitted(lineage, tags, DagsterRunStatus.STARTED))
+        give_up(lineage, killed[0])
+    else:
+
+        def submit(context):
+            coordinator.launched.append(context.dagster_run)
+            killed.append(context.dagster_run)
+            give_up(lineage, context.dagster_run)
+
+        monkeypatch.setattr(coordinator, "submit_run", submit)
+
+    def while_waiting(_):
+        waits.append(1)
+        if len(waits) == 3:
+            retry(lineage, killed[0])
+
+    monkeypatch.setattr(study_run.time, "sleep", while_waiting)
+    assert make_missing(lineage, stages=["softmax"]) == (True, "")
+    assert len(waits) >= 3
+    assert sorted(key for _, key in lineage.made) == sorted(f"{m}|{TESTS[0]}" for m in MODELS)
+    (ours,) = coordinator.launched
+    planner = lineage.instance.get_runs(dg.RunsFilter(job_name="make_missing"), limit=1)[0]
+    said = [entry.user_message for entry in lineage.instance.all_logs(planner.run_id)]
+    assert any(f"run {killed[0].run_id[:8]} was killed; run" in one for one in said)
+    assert not any("failure with" in one for one in said)
+    first = MODELS[2 if whose == "another's" else 0]
+    assert ours.tags["dagster/asset_partition_range_start"] == f"{first}|{TESTS[0]}"
+
+
+def test_a_younger_run_leaves_its_partitions_to_a_killed_one_whose_retry_was_given_up(lineage):
+    lineage.register(TESTS[0])
+    cell = {"dagster/partition": f"{MODELS[0]}|{TESTS[0]}", LAUNCHED_BY: "study"}
+    killed, younger = submitted(lineage, cell, DagsterRunStatus.STARTED), submitted(lineage, cell)
+    give_up(lineage, killed)
+    lineage.made.clear()
+    execute(lineage, younger)
+    assert lineage.made == []
 
 
 def test_of_two_that_launched_the_same_at_once_the_younger_leaves_it_to_the_older(lineage):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets.orchestration.forecasting import Machine, forecast_study
+from curvas_assets.orchestration.forecasting import Capacity, forecast_study
 from curvas_assets.orchestration.operations import about, leftovers, selection
 from curvas_assets.orchestration.operations.making import chosen_assets
 from curvas_assets.orchestration.operations.operation import NoSettings, Operation, Session
@@ -54,17 +54,17 @@ def _what_is_to_come(
     assets: Collection[str] | None = None,
 ) -> dict[str, dg.MetadataValue]:
     """A forecast as metadata, the sentence first, without stages of which nothing is to come; the log tells these too."""
-    machine = Machine.of(session.instance, deployment())
-    found = forecast_study(session.study, staleness, scope, machine, assets)
+    capacity = Capacity.of(session.instance, deployment())
+    found = forecast_study(session.study, staleness, scope, capacity, assets)
     shown, sentence = as_shown(found), in_words(found)
     known = set(session.known())
     notes = about.what_a_forecast_leaves_out(session.study, known, folders)
-    session.tell("\n".join([sentence, str(machine), *notes, shown.to_string(index=False)]))
+    session.tell("\n".join([sentence, str(capacity), *notes, shown.to_string(index=False)]))
     coming = shown[shown["to come"] > 0]
     return {
         "still to come": dg.MetadataValue.text(sentence),
         **({"forecast": metadata.table(coming)} if len(coming) else {}),
-        "machine": dg.MetadataValue.text(str(machine)),
+        "capacity": dg.MetadataValue.text(str(capacity)),
         **({"patients not counted": dg.MetadataValue.text(" ".join(notes))} if notes else {}),
     }
 

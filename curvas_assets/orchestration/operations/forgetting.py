@@ -2,13 +2,16 @@
 
 A run that made or observed something of an asset is kept: staleness, the partitions' history and the cost ledger read
 its events. A run that emptied a prefix is kept too, because its log records what was removed, and so is a run that an
-unfinished run continues. Evaluations of sensors, launches, downloads and failures are removed, with their step logs.
+unfinished run continues or is about to continue. Evaluations of sensors, launches, downloads and failures are removed,
+with their step logs.
 """
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+
+from curvas_assets.orchestration.under_way import unfinished_runs
 
 ASSET_EVENTS = {
     dg.DagsterEventType.ASSET_MATERIALIZATION,
@@ -23,10 +26,7 @@ PAGE = 200
 def forgettable_runs(instance: dg.DagsterInstance, before: datetime) -> Iterator[dg.DagsterRun]:
     """Finished runs that were launched before a time and hold nothing that is read later."""
     ended = dg.RunsFilter(statuses=FINISHED, created_before=before)
-    going_on = {
-        run.root_run_id or run.run_id
-        for run in instance.get_runs(dg.RunsFilter(statuses=[s for s in dg.DagsterRunStatus if s not in FINISHED]))
-    }
+    going_on = {run.root_run_id or run.run_id for run in unfinished_runs(instance)}
     cursor = None
     while page := instance.get_runs(ended, cursor=cursor, limit=PAGE):
         cursor = page[-1].run_id

@@ -104,7 +104,8 @@ def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None
 
 
 def _not_ended(others: Sequence[dg.DagsterRun]) -> str:
-    return f"{len(others)} other runs have not ended ({', '.join(map(short_name, others[:5]))})"
+    names = [short_name(run) + (", killed, soon launched again" if run.is_finished else "") for run in others[:5]]
+    return f"{len(others)} other runs have not ended ({'; '.join(names)})"
 
 
 def _remove_orphans(session: Session, settings: RemoveOrphans) -> dg.Output[None]:

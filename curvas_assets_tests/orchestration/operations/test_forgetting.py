@@ -1,7 +1,8 @@
 """Claims proved here.
 
 - Only old, finished runs that made nothing are forgotten, with their events; a dry run forgets none.
-- What was made stays made, with its history; so does the record of an emptying, and a run that others go on for.
+- What was made stays made, with its history; so does the record of an emptying, a run that others go on for, and a killed one
+  that is about to be launched again.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import dagster as dg
 import pytest
 
 from curvas_assets.orchestration.operations import forgetting
+from curvas_assets.orchestration.restarts import GIVEN_UP
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a"]))
@@ -41,6 +43,9 @@ def test_only_old_runs_that_made_nothing_are_forgotten(instance, monkeypatch):
     instance.create_run_for_job(
         looked, status=dg.DagsterRunStatus.STARTED, root_run_id=killed.run_id, parent_run_id=killed.run_id
     )
+    given_up = instance.create_run_for_job(looked, status=dg.DagsterRunStatus.STARTED)
+    instance.report_run_failed(given_up)
+    instance.report_engine_event(GIVEN_UP, given_up)
     told: list[str] = []
     monkeypatch.setattr(forgetting, "PAGE", 2)
     assert forgetting.forget(instance, 1, told.append, dry_run=False) == []
@@ -60,6 +65,7 @@ def test_only_old_runs_that_made_nothing_are_forgotten(instance, monkeypatch):
         *(run.run_id for run in kept),
         going_on.run_id,
         killed.run_id,
+        given_up.run_id,
     }
     assert not any(instance.has_run(run_id) or instance.all_logs(run_id) for run_id in ids)
     assert instance.get_materialized_partitions(dg.AssetKey("thing")) == {"a"}

@@ -23,6 +23,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
+from curvas_assets.orchestration.restarts import GIVEN_UP
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.prepare import order_of_training_scans
 from curvas_assets.storage import tables
@@ -300,6 +301,23 @@ def test_nothing_is_removed_while_another_run_goes_on(platform):
     assert not ok
     assert "1 other runs have not ended (predict" in says
     assert len(list(platform.objects.list("data/"))) == 1
+
+
+@pytest.mark.parametrize("job", ["empty_data", "empty_artifacts", "sweep"])
+def test_nothing_is_removed_while_a_killed_run_is_about_to_be_launched_again(platform, job):
+    _fill(platform)
+    run = platform.instance.add_run(dg.DagsterRun(job_name="predict", status=dg.DagsterRunStatus.STARTED))
+    platform.instance.report_run_failed(run)
+    platform.instance.report_engine_event(GIVEN_UP, run)
+    prefix = {"empty_data": "data", "empty_artifacts": "artifacts"}.get(job)
+    settings = {"confirm": f"{platform.objects.name}/{prefix}"} if prefix else {"young_too": True}
+    ok, says, _ = platform.run(job, dry_run=False, **settings)
+    assert not ok
+    assert f"1 other runs have not ended (predict {run.run_id[:8]}, killed, soon launched again)" in says
+    assert len(list(platform.objects.list(""))) == 3
+    platform.instance.delete_run(run.run_id)
+    ok, says, _ = platform.run(job, dry_run=False, **settings)
+    assert ok, says
 
 
 def test_a_download_of_what_is_not_there_says_so(platform, tmp_path):
