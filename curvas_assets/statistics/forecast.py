@@ -10,9 +10,9 @@ measured elsewhere is taken off them, but never more than three quarters. Bytes 
 bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
 the stage's prior; its seconds are multiplied by the machine's pace.
 
-**Pace.** How many times as long as their priors the measured stages took, all together, those on GPUs apart from the
-others and those left out that worked for less than ten seconds. With k stages measured, the k/(k + 1)th power counts,
-because a prior may be wrong for reasons of its own.
+**Pace.** How many times as long as their priors the measured stages took, all together; those on GPUs are taken apart,
+and those that worked for less than ten seconds are left out. With k stages measured, the k/(k + 1)th power counts, because
+a prior may be wrong for reasons of its own.
 
 **Range.** In about four of five cases the true figure lies between `low` and `high`. These are the estimate divided and
 multiplied by exp(t · cv · √(1/n + 1/m)): n cells were measured, m are to come, cv is the coefficient of variation of the
