@@ -1,18 +1,16 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's sliding window is unchanged, and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets the scan
-in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
+nnU-Net's sliding window does it (`sliding_window`), and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets
+the scan in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
 Preprocessing, sliding window and export of different volumes may run side by side, each in one thread.
 """
 
 import json
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -312,8 +310,9 @@ class Predictor:
 
     def _read(self, folder: Path) -> _Model:
         import torch
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from curvas_assets.segmentation.sliding_window import StudyPredictor
 
         told = Told("loading the model", folder.name)
         try:
@@ -335,7 +334,7 @@ class Predictor:
         with nnunet_folders(), quiet():
             plans = PlansManager(plans_json)
             configuration = plans.get_configuration(name)
-            predictor = nnUNetPredictor(
+            predictor = StudyPredictor(
                 tile_step_size=self.study.prediction.tile_step,
                 use_gaussian=True,
                 use_mirroring=self.study.prediction.mirroring,
@@ -437,9 +436,6 @@ class Predictor:
         try:
             with pinned_threads(self.study.training.threads, predictor.device), nnunet_folders(), quiet():
                 return predictor.predict_logits_from_preprocessed_data(data)
-        except BaseException as error:
-            _end_the_cutting_of_tiles(error)
-            raise
         finally:
             before_each_tile.remove()
             predictor.list_of_parameters = []
@@ -511,19 +507,6 @@ def _require_fitting(network: Any, weights: Mapping[str, Any]) -> None:
     for name, part in own.items():
         if part.shape != weights[name].shape:
             raise RuntimeError(f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(part.shape)}")
-
-
-def _end_the_cutting_of_tiles(error: BaseException) -> None:
-    """If a network raises, nnU-Net's sliding window leaves the thread that cuts its tiles waiting for ever: end it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = frame.f_locals
-        thread, tiles, waiting = found.get("t"), found.get("slicers"), found.get("queue")
-        if isinstance(thread, threading.Thread) and isinstance(tiles, list) and isinstance(waiting, Queue):
-            tiles.clear()
-            while thread.is_alive():
-                while not waiting.empty():
-                    waiting.get()
-                thread.join(0.01)
 
 
 def estimate_memory(
