@@ -421,7 +421,7 @@ class Predictor:
                     None,
                     {"spacing": spacing},
                     model.plans,
-                    _ImageAlone(model.configuration),
+                    model.configuration,
                     model.dataset,
                     threads=preprocessing_threads(),
                 )
@@ -470,22 +470,6 @@ class Predictor:
 
         device = choose_device(self.study.prediction.device)
         return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
-class _ImageAlone:
-    """A configuration whose preprocessing leaves the label map as it is: without one, nnU-Net resamples a mask of the
-    image that nobody reads.
-    """
-
-    def __init__(self, configuration: Any):
-        self._configuration = configuration
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._configuration, name)
-
-    @property
-    def resampling_fn_seg(self) -> Callable[..., Any]:
-        return lambda label_map, *_: label_map
 
 
 def _sharing(plans_json: Mapping[str, Any], plans: Any, configuration: Any, order: str | None) -> str:
