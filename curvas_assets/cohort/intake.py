@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets import geometry
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
 from curvas_assets.machine import available_memory
 from curvas_assets.nifti import judge_file, read_slabs, read_type
-from curvas_assets.storage.labels import DEPTH, PackedLabels
+from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Annotator, Study, load_study
 
 Labels = npt.NDArray[np.uint8]

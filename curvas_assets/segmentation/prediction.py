@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_path
 from curvas_assets.machine import available_memory
-from curvas_assets.segmentation.export import SLAB, Export, SoftmaxSlab
+from curvas_assets.segmentation.export import Export, SoftmaxSlab
 from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import (
@@ -524,7 +525,7 @@ def estimate_steps(
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
     slices = SLICES_IN_FLIGHT * 8 * float(np.prod(grid.shape[1:], dtype=float))
-    in_flight = 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
+    in_flight = 6 * 4 * classes * DEPTH * int(np.prod(grid.shape[1:], dtype=np.int64))
     ours = max(16 * voxels, 8 * voxels + 4 * network_voxels + slices)
     return StepMemory(
         preparing=int(ours if preprocessing_is_ours else 26 * voxels + 20 * network_voxels),

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, reordered, same_place
-from curvas_assets.nifti import SLAB, read_slabs
+from curvas_assets.nifti import read_slabs
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_grid, turned_image
@@ -102,8 +103,8 @@ class TrainingScans:
         grid = self.scan(patient, image).grid
         drawn = [self.labels(patient, image, annotation) for annotation in annotations]
         union = PackedLabels(1, grid.shape)
-        for z0 in range(0, grid.shape[0], SLAB):
-            anywhere = np.any([one[0, z0 : z0 + SLAB] for one in drawn], axis=0)
+        for z0 in range(0, grid.shape[0], DEPTH):
+            anywhere = np.any([one[0, z0 : z0 + DEPTH] for one in drawn], axis=0)
             union.put(0, z0, anywhere.astype(np.uint8))
         return union
 
@@ -187,8 +188,8 @@ def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLa
             whole[z0 : z0 + len(values)] = values
     if not canonical:
         whole = reordered(whole, ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL))))
-        for z0 in range(0, len(whole), SLAB):
-            labels.put(0, z0, whole[z0 : z0 + SLAB])
+        for z0 in range(0, len(whole), DEPTH):
+            labels.put(0, z0, whole[z0 : z0 + DEPTH])
     return labels
 
 

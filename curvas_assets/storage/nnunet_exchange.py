@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
 from curvas_assets.geometry import LPS, Grid, displacement_mm, order_of, same_place
@@ -33,7 +34,7 @@ from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
-from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
+from curvas_assets.storage.softmax import SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
 from curvas_assets.voxel_order import DAMAGED, READERS, Turn, turned_grid
 
 PROBABILITIES = "probabilities"
