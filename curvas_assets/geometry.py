@@ -97,8 +97,13 @@ def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
     return z, y, x
 
 
+def by(sizes: Sequence[float]) -> str:
+    """A shape for people, such as 866 × 512 × 512; also sizes in full, such as 5 × 3.5 × 3.5."""
+    return " × ".join(f"{size:g}" for size in sizes)
+
+
 def mm(spacing: Sequence[float]) -> str:
-    """Voxel sizes for people, such as 5 × 0.8 × 0.8."""
+    """Voxel sizes for people, such as 5 × 0.8 × 0.8; of measured ones, four digits."""
     return " × ".join(f"{s:.4g}" for s in spacing)
 
 

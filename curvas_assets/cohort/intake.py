@@ -183,7 +183,7 @@ def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
     order = geometry.voxel_order(stored, scan)
     turned = geometry.reordered_grid(stored, order)
     if turned.shape != scan.shape:
-        found = f"it has {_by(turned.shape)} voxels in the scan's order, the scan {_by(scan.shape)} (Z × Y × X)"
+        found = f"it has {geometry.by(turned.shape)} voxels in the scan's order, the scan {geometry.by(scan.shape)} (Z × Y × X)"
         raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
     if geometry.is_same_order(order) and geometry.displacement_mm(turned, scan) <= SAME_MM:
         return False
@@ -317,7 +317,7 @@ def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
         raise PatientError(
             f"reading {study.image}",
             patient,
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {_by(grid.shape)} voxels of {read} with "
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {geometry.by(grid.shape)} voxels of {read} with "
             f"{len(study.annotators)} annotations, and {available / 2**30:.1f} GiB are free",
             "Give the step more memory; a scan of whole HU takes the least as int16.",
             may_retry=True,  # other steps give memory back
@@ -475,7 +475,7 @@ def _require_same_grid(
         else f", in the scan's order {ours.orientation} (stored as {theirs.orientation})"
     )
     if turned.shape != ours.shape:
-        found = f"the annotation has {_by(turned.shape)} voxels{also}, the image {_by(ours.shape)} (Z × Y × X)"
+        found = f"the annotation has {geometry.by(turned.shape)} voxels{also}, the image {geometry.by(ours.shape)} (Z × Y × X)"
         raise PatientError(attempt, patient, found, RESAMPLE)
     spacing = turned.spacing_mm, ours.spacing_mm
     if max(abs(a - b) for a, b in zip(*spacing, strict=True)) > study.intake.spacing_tolerance_mm:
@@ -552,7 +552,3 @@ def _describe_annotations(
             total = int(counts[i][label] + counts[j][label])
             agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total and not blank else None
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

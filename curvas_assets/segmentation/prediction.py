@@ -17,7 +17,7 @@ import numpy as np
 
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import SegmentationError
-from curvas_assets.geometry import Grid
+from curvas_assets.geometry import Grid, by
 from curvas_assets.inputs import as_path
 from curvas_assets.machine import available_memory
 from curvas_assets.segmentation.export import Export, SoftmaxSlab
@@ -448,7 +448,7 @@ class Predictor:
         memory = self._memory(scan, model)
         needed, available = memory.after_preparing if prepared else memory.alone, self.available_bytes()
         found = (
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels"
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {by(scan.grid.shape)} voxels"
             f"{' that are preprocessed' if prepared else ''}, {available / 2**30:.1f} GiB are free"
         )
         subject = f"{scan.patient} by {model.name}"
