@@ -294,6 +294,48 @@ def reordered(voxels: npt.NDArray[Any], order: npt.NDArray[np.float64]) -> npt.N
     return np.ascontiguousarray(apply_orientation(voxels.transpose(2, 1, 0), order).transpose(2, 1, 0))
 
 
+def require_same_grid(
+    stored: Grid,
+    order: npt.NDArray[np.float64],
+    scan: Grid,
+    *,
+    spacing_tolerance_mm: float,
+    place_tolerance_mm: float,
+    remedy: str,
+    attempted: str,
+    subject: str,
+    error: type[CurvasError],
+) -> None:
+    """Require that an annotation, in its scan's voxel order, has the scan's shape, voxel sizes and place.
+
+    Args:
+        stored: grid of the annotation as its file has it.
+        order: from `voxel_order`, onto the scan.
+        scan: the scan's grid.
+        spacing_tolerance_mm: by which voxel sizes may differ.
+        place_tolerance_mm: by which a voxel's place may differ.
+        remedy: what to do, for the message.
+        attempted: what was attempted, for the message.
+        subject: whose they are.
+        error: the kind of error to raise.
+
+    Raises:
+        CurvasError: of the kind `error`; says in what they differ.
+    """
+    turned = reordered_grid(stored, order)
+    also = "" if is_same_order(order) else f", in the scan's order {scan.orientation} (stored as {stored.orientation})"
+    if turned.shape != scan.shape:
+        found = f"the annotation has {by(turned.shape)} voxels{also}, the image {by(scan.shape)} (Z × Y × X)"
+        raise error(attempted, subject, found, remedy)
+    if _apart(turned.spacing_mm, scan.spacing_mm) > spacing_tolerance_mm:
+        found = f"the annotation's spacing is {mm(turned.spacing_mm)} mm{also}, the image's {mm(scan.spacing_mm)}"
+        raise error(attempted, subject, f"{found} (tolerance {spacing_tolerance_mm:g})", remedy)
+    if not same_place(turned, scan, place_tolerance_mm):
+        far = displacement_mm(turned, scan)
+        found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
+        raise error(attempted, subject, f"{found} (tolerance {place_tolerance_mm:g})", remedy)
+
+
 def _corner_distances(one: Grid, other: Grid) -> npt.NDArray[np.float64]:
     z, y, x = other.shape
     corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)]).T

@@ -410,7 +410,17 @@ def _annotations(
     for r, annotator in enumerate(study.annotators):
         annotation = _load(folder / annotator.file, study, patient)
         order = geometry.voxel_order(Grid.of(annotation), grid)
-        _require_same_grid(study, patient, annotator.file, Grid.of(annotation), order, grid, like)
+        geometry.require_same_grid(
+            Grid.of(annotation),
+            order,
+            grid,
+            spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+            place_tolerance_mm=study.intake.origin_tolerance_mm,
+            remedy=RESAMPLE,
+            attempted=f"comparing {annotator.file} with {like}",
+            subject=patient,
+            error=PatientError,
+        )
         same_order = geometry.is_same_order(order)
         turned = np.empty(() if same_order else annotation.shape[::-1], np.uint8)
         present = np.zeros(len(study.organs) + 1, np.int64)
@@ -461,32 +471,6 @@ def _look_for_organs(
             reason = f"{annotator.file} has no {organ}: taken as absent, which counts in training and scores"
             read.warnings.append(reason)
             read.exclusions.append({**row, "organ": organ, "reason": reason})
-
-
-def _require_same_grid(
-    study: Study, patient: str, name: str, theirs: Grid, order: npt.NDArray[np.float64], ours: Grid, like: str
-) -> None:
-    """Require that an annotation, in the scan's voxel order, has the scan's shape, spacing and place."""
-    attempt = f"comparing {name} with {like}"
-    turned = geometry.reordered_grid(theirs, order)
-    also = (
-        ""
-        if geometry.is_same_order(order)
-        else f", in the scan's order {ours.orientation} (stored as {theirs.orientation})"
-    )
-    if turned.shape != ours.shape:
-        found = f"the annotation has {geometry.by(turned.shape)} voxels{also}, the image {geometry.by(ours.shape)} (Z × Y × X)"
-        raise PatientError(attempt, patient, found, RESAMPLE)
-    spacing = turned.spacing_mm, ours.spacing_mm
-    if max(abs(a - b) for a, b in zip(*spacing, strict=True)) > study.intake.spacing_tolerance_mm:
-        found = f"the annotation's spacing is {geometry.mm(spacing[0])} mm{also}, the image's {geometry.mm(spacing[1])}"
-        tolerance = f" (tolerance {study.intake.spacing_tolerance_mm:g})"
-        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
-    if not geometry.same_place(turned, ours, study.intake.origin_tolerance_mm):
-        far = geometry.displacement_mm(turned, ours)
-        found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
-        tolerance = f" (tolerance {study.intake.origin_tolerance_mm:g})"
-        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
 
 
 def _labels(

@@ -13,15 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, reordered, same_place
+from curvas_assets.geometry import Grid, is_same_order, order_of, reordered, require_same_grid, voxel_order
 from curvas_assets.nifti import read_slabs
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_grid, turned_image
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_image
 
 
 @dataclass(frozen=True)
@@ -173,44 +172,32 @@ def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
 
 
 def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLabels:
-    """A label map on the grid of a scan in the canonical order, from a file in any order."""
+    """A label map on the grid of a scan, from a file in any voxel order."""
     attempt = f"comparing {path.name} with its scan"
     drawn = open_image(path, attempted=attempt, subject=patient, error=SegmentationError)
-    _require_same_grid(study, turned_grid(Grid.of(drawn), CANONICAL), scan, attempt, patient)
+    order = voxel_order(Grid.of(drawn), scan)
+    require_same_grid(
+        Grid.of(drawn),
+        order,
+        scan,
+        spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+        place_tolerance_mm=study.intake.origin_tolerance_mm,
+        remedy="Give the annotation of this scan, on its voxels.",
+        attempted=attempt,
+        subject=patient,
+        error=SegmentationError,
+    )
     labels = PackedLabels(1, scan.shape)
-    canonical = order_of(drawn.affine) == CANONICAL
-    whole = np.empty(() if canonical else drawn.shape[::-1], np.uint8)
+    same_order = is_same_order(order)
+    whole = np.empty(() if same_order else drawn.shape[::-1], np.uint8)
     for z0, slab in read_slabs(drawn, attempted=f"reading {path.name}", subject=patient, error=SegmentationError):
         values = (slab if slab.dtype.kind in "iu" else np.rint(slab)).astype(np.uint8, copy=False)
-        if canonical:
+        if same_order:
             labels.put(0, z0, values)
         else:
             whole[z0 : z0 + len(values)] = values
-    if not canonical:
-        whole = reordered(whole, ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL))))
+    if not same_order:
+        whole = reordered(whole, order)
         for z0 in range(0, len(whole), DEPTH):
             labels.put(0, z0, whole[z0 : z0 + DEPTH])
     return labels
-
-
-def _require_same_grid(study: Study, turned: Grid, scan: Grid, attempt: str, patient: str) -> None:
-    """Require that an annotation, in the canonical order, has the scan's shape, place and voxel sizes."""
-    tolerance = study.intake.origin_tolerance_mm
-    if turned.shape != scan.shape or not same_place(turned, scan, tolerance):
-        apart = displacement_mm(turned, scan)
-        raise SegmentationError(
-            attempt,
-            patient,
-            f"the annotation has {turned.shape} voxels (z, y, x), the scan {scan.shape}; their corners are up to "
-            f"{apart:.4g} mm apart (tolerance {tolerance:g})",
-            "Give the annotation of this scan, on its voxels.",
-        )
-    sizes = turned.spacing_mm, scan.spacing_mm
-    if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
-        theirs, ours = map(mm, sizes)
-        raise SegmentationError(
-            attempt,
-            patient,
-            f"the annotation has voxels of {theirs} mm (z × y × x), the scan's are of {ours}",
-            "Give the annotation of this scan, on its voxels.",
-        )
