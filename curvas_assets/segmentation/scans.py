@@ -4,7 +4,7 @@ All are brought into one voxel order (`voxel_order.CANONICAL`). Plans and intens
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.geometry import Grid, is_same_order, order_of, reordered, require_same_grid, voxel_order
-from curvas_assets.nifti import read_slabs
+from curvas_assets.nifti import read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_image
@@ -135,12 +135,14 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
     """
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
+    as_it_is = order_of(image.affine) == CANONICAL and itk_reads(path, image.affine)
     if image.get_data_dtype().kind == "f":  # ITK would read NaN and infinity as 0, without a word
-        for _, slab in read_slabs(image, **told):
-            if not np.isfinite(slab).all():
-                remedy = "Export the scan again without them."
-                raise SegmentationError(told["attempted"], patient, "voxels are NaN or infinite", remedy)
-    if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
+        slabs = _finite(image, told)
+        if as_it_is and (image.dataobj.slope, image.dataobj.inter) == (1, 0):
+            return _read_by_slabs(path, image, slabs, target)
+        for _ in slabs:
+            pass  # the file is read again: ITK's arithmetic of a scale is its own, and turning takes the whole
+    if as_it_is:
         return _read_by_itk(path, image, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         handed = Path(folder, "turned.nii")
@@ -156,15 +158,43 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
         return _read_by_itk(handed, turned, target)
 
 
+def _finite(image: Any, told: dict[str, Any]) -> Iterator[npt.NDArray[Any]]:
+    for _, slab in read_slabs(image, **told):
+        if not np.isfinite(slab).all():
+            remedy = "Export the scan again without them."
+            raise SegmentationError(told["attempted"], told["subject"], "voxels are NaN or infinite", remedy)
+        yield slab
+
+
+def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], target: Path) -> TrainingScan:
+    """As `_read_by_itk`, of voxels without a scale; ITK reads the header alone."""
+    import SimpleITK as sitk
+
+    dtype, shape = read_type(image), tuple(int(n) for n in image.shape[::-1])
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with target.open("wb") as file:  # not through a mapping: on a full disk, that would kill the process
+        np.lib.format.write_array_header_1_0(file, described)
+        for slab in slabs:
+            file.write(slab.astype(dtype, copy=False).data)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return _training_scan(reader, image, np.load(target, mmap_mode="r"), target)
+
+
 def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
     """As nnU-Net's reader `SimpleITKIO`, but for its copy as float32."""
     import SimpleITK as sitk
 
-    from curvas_assets.segmentation.preprocessing import nonzero_box
-
     read = sitk.ReadImage(str(path))
     voxels = sitk.GetArrayViewFromImage(read)
     np.save(target, voxels)
+    return _training_scan(read, image, voxels, target)
+
+
+def _training_scan(read: Any, image: Any, voxels: npt.NDArray[Any], target: Path) -> TrainingScan:
+    from curvas_assets.segmentation.preprocessing import nonzero_box
+
     spacing = read.GetSpacing()
     place = {"spacing": spacing, "origin": read.GetOrigin(), "direction": read.GetDirection()}
     facts = {"sitk_stuff": place, "spacing": list(np.abs(list(spacing)[::-1]))}
