@@ -118,7 +118,7 @@ def part_preprocess_three(folder: Path) -> dict[str, Any]:
 
 
 def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
-    from curvas_assets.nifti import SLAB
+    from curvas_assets.codes import DEPTH
     from curvas_assets.segmentation import TrainingScans
     from curvas_assets.segmentation.dataset import save_case
     from curvas_assets.segmentation.preprocessing import Frame, estimate_memory, preprocess, sample_intensities
@@ -130,7 +130,7 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
         read, digests = TrainingScans(study(), out / "scans"), []
         for name in names:
             scan, drawn = read.scan(PATIENT, patient / IMAGE), read.labels(PATIENT, patient / IMAGE, patient / name)
-            slabs = (drawn[0, z : z + SLAB] > 0 for z in range(0, drawn.shape[1], SLAB))
+            slabs = (drawn[0, z : z + DEPTH] > 0 for z in range(0, drawn.shape[1], DEPTH))
             sample = sample_intensities(scan.voxels(), slabs, scan.box, SAMPLES)
             case = preprocess(
                 scan.voxels(),

@@ -29,11 +29,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.codes import DEPTH
+
 CLASSES = ("background", "pancreas", "kidney", "liver")
 ORGANS = {name: c for c, name in enumerate(CLASSES) if c}
 FULL_SIZE = (866, 512, 512)
 SPACING_MM = (1.0, 0.8, 0.8)
-DEPTH = 16
 AFFINE = np.diag([-SPACING_MM[2], -SPACING_MM[1], SPACING_MM[0], 1.0])
 HU = np.array([40, 110, 150, 160], np.float32)
 """Of the body and of each organ."""

@@ -19,6 +19,8 @@ Codes = npt.NDArray[np.uint16]
 Levels = npt.NDArray[np.float64]
 NOTHING = 0
 """The code of the probability 0."""
+DEPTH = 16
+"""Slices of a chunk of a stored volume: a part of its format. Whatever streams beside volumes comes in slabs of as many."""
 STEPS = 1 << 15
 """Between the logarithmic ends, neighbouring levels differ by 1 / STEPS."""
 LEAST_FOREGROUND = 2.0**-24

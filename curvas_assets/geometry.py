@@ -97,8 +97,13 @@ def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
     return z, y, x
 
 
+def by(sizes: Sequence[float]) -> str:
+    """A shape for people, such as 866 × 512 × 512; also sizes in full, such as 5 × 3.5 × 3.5."""
+    return " × ".join(f"{size:g}" for size in sizes)
+
+
 def mm(spacing: Sequence[float]) -> str:
-    """Voxel sizes for people, such as 5 × 0.8 × 0.8."""
+    """Voxel sizes for people, such as 5 × 0.8 × 0.8; of measured ones, four digits."""
     return " × ".join(f"{s:.4g}" for s in spacing)
 
 
@@ -287,6 +292,48 @@ def reordered_grid(grid: Grid, order: npt.NDArray[np.float64]) -> Grid:
 def reordered(voxels: npt.NDArray[Any], order: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
     """The voxels (Z, Y, X) of a volume in another order, contiguous."""
     return np.ascontiguousarray(apply_orientation(voxels.transpose(2, 1, 0), order).transpose(2, 1, 0))
+
+
+def require_same_grid(
+    stored: Grid,
+    order: npt.NDArray[np.float64],
+    scan: Grid,
+    *,
+    spacing_tolerance_mm: float,
+    place_tolerance_mm: float,
+    remedy: str,
+    attempted: str,
+    subject: str,
+    error: type[CurvasError],
+) -> None:
+    """Require that an annotation, in its scan's voxel order, has the scan's shape, voxel sizes and place.
+
+    Args:
+        stored: grid of the annotation as its file has it.
+        order: from `voxel_order`, onto the scan.
+        scan: the scan's grid.
+        spacing_tolerance_mm: by which voxel sizes may differ.
+        place_tolerance_mm: by which a voxel's place may differ.
+        remedy: what to do, for the message.
+        attempted: what was attempted, for the message.
+        subject: whose they are.
+        error: the kind of error to raise.
+
+    Raises:
+        CurvasError: of the kind `error`; says in what they differ.
+    """
+    turned = reordered_grid(stored, order)
+    also = "" if is_same_order(order) else f", in the scan's order {scan.orientation} (stored as {stored.orientation})"
+    if turned.shape != scan.shape:
+        found = f"the annotation has {by(turned.shape)} voxels{also}, the image {by(scan.shape)} (Z × Y × X)"
+        raise error(attempted, subject, found, remedy)
+    if _apart(turned.spacing_mm, scan.spacing_mm) > spacing_tolerance_mm:
+        found = f"the annotation's spacing is {mm(turned.spacing_mm)} mm{also}, the image's {mm(scan.spacing_mm)}"
+        raise error(attempted, subject, f"{found} (tolerance {spacing_tolerance_mm:g})", remedy)
+    if not same_place(turned, scan, place_tolerance_mm):
+        far = displacement_mm(turned, scan)
+        found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
+        raise error(attempted, subject, f"{found} (tolerance {place_tolerance_mm:g})", remedy)
 
 
 def _corner_distances(one: Grid, other: Grid) -> npt.NDArray[np.float64]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError
 
 HEADER_SIZE = 348
@@ -28,8 +29,6 @@ FIRST_VOXEL = 352
 """Earliest byte at which voxels may begin. Readers treat smaller offsets differently: nibabel as 0, ITK as 352."""
 TRAILING_BYTES = 1 << 20
 """Bytes allowed after the last voxel, since some writers pad. More means a wrong header or a decompression bomb."""
-SLAB = 16
-"""Slices that are read at a time: 8 MiB of a clinical CT, and what `PackedLabels` takes."""
 GZIP = b"\x1f\x8b"
 PACKED_PIECE, UNPACKED_PIECE = 1 << 18, 1 << 22
 """Bytes that a .gz is read by, and the most that are unpacked at a time."""
@@ -123,9 +122,9 @@ def read_slabs(
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """(z0, voxels (≤ 16, Y, X)) from the first slice to the last; as stored if the scale is trivial, else scaled.
 
-    The file is read once. When the last slab has been taken and the iterator asked on, it is verified to its end. In a
-    NIfTI file x varies fastest and z slowest, so that the bytes of a slab, one after the other, are in (Z, Y, X) order:
-    the one place where axes are swapped.
+    A slab is 8 MiB of a clinical CT, and what `PackedLabels` takes. The file is read once. When the last slab has been
+    taken and the iterator asked on, it is verified to its end. In a NIfTI file x varies fastest and z slowest, so that the
+    bytes of a slab, one after the other, are in (Z, Y, X) order: the one place where axes are swapped.
 
     Args:
         image: of nibabel, three axes.
@@ -143,8 +142,8 @@ def read_slabs(
     try:
         with Unpacked(Path(image.get_filename())) as file:
             file.read(stored.offset)
-            for z0 in range(0, z, SLAB):
-                depth = min(SLAB, z - z0)
+            for z0 in range(0, z, DEPTH):
+                depth = min(DEPTH, z - z0)
                 wanted = depth * y * x * stored.dtype.itemsize
                 content = file.read(wanted)
                 if len(content) < wanted:

@@ -20,6 +20,7 @@ from curvas_assets.parallel import PARALLEL
 SLACK = 0.01
 """How far values may lie below 0 or above 1, and a voxel's sum from 1: a softmax of float16 reaches 0.005."""
 DEPTH = 16
+"""Slices that are checked at a time; any number would do, whatever the depth of stored volumes (`codes.DEPTH`)."""
 FLOATS = (np.float16, np.float32, np.float64)
 
 

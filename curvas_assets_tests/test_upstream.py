@@ -1,6 +1,7 @@
 """What we assume of nnU-Net and Dagster: if a new release breaks one of these, this file says which.
 
 - nnU-Net's trainer has the hooks that ours overrides, and looks its constructor's arguments up by name.
+- Its predictor makes the queue of tiles and the thread that cuts them by the names that ours replaces.
 - Its blur chooses its algorithm by stop-watch unless told not to; its export is linear resampling.
 - It reads its path variables when it uses them, not when it is imported.
 - Dagster's private names are imported in one module, mean what they meant, and have the members that are used.
@@ -9,7 +10,9 @@
 import ast
 import inspect
 import os
+import queue
 import re
+import threading
 from pathlib import Path
 
 import dagster as dg
@@ -34,6 +37,22 @@ def test_nnunets_trainer_has_the_hooks_that_ours_overrides():
     assert overridden <= own
     assert all(hasattr(nnUNetTrainer, name) for name in overridden)
     assert list(inspect.signature(StudyTrainer).parameters) == list(inspect.signature(nnUNetTrainer).parameters)
+
+
+def test_nnunets_predictor_makes_the_queue_and_the_thread_of_its_sliding_window_by_name():
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from curvas_assets.segmentation.sliding_window import NNUNETS, StudyPredictor
+
+    attempts = inspect.unwrap(nnUNetPredictor.predict_sliding_window_return_logits)
+    assert NNUNETS.__name__ in attempts.__code__.co_names
+    assert vars(StudyPredictor).keys() >= {NNUNETS.__name__}
+    assert {"Queue", "Thread"} <= set(NNUNETS.__code__.co_names)
+    assert (NNUNETS.__globals__["Queue"], NNUNETS.__globals__["Thread"]) == (queue.Queue, threading.Thread)
+    source = inspect.getsource(NNUNETS)
+    assert "queue = Queue(maxsize=2)" in source
+    assert "Thread(target=producer, args=(data, slicers, queue), daemon=True)" in source
+    assert "item = queue.get()" in source
 
 
 def test_nnunets_blur_times_itself_unless_told_not_to():

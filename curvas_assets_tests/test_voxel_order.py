@@ -165,7 +165,7 @@ def test_a_prediction_that_repeats_the_scan_lies_on_the_scans_own_voxels(image, 
         _, spacing = read_voxels(open_image(path, **TOLD), order)
         predictor = Repeating(reader, list(forward), spacing, known)
         prediction = predictor.predict(predictor.open(path, "P1"), folder)
-        with patch.object(export, "SLAB", 3):  # several slabs, the last one cut short
+        with patch.object(export, "DEPTH", 3):  # several slabs, the last one cut short
             softmax = np.concatenate([slab for _, slab in prediction.slabs], axis=1)
     assert prediction.shape == softmax.shape == (4, *own.shape)
     np.testing.assert_array_equal(softmax.argmax(axis=0), own)

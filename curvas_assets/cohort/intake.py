@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from curvas_assets import geometry
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
 from curvas_assets.machine import available_memory
 from curvas_assets.nifti import judge_file, read_slabs, read_type
-from curvas_assets.storage.labels import DEPTH, PackedLabels
+from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Annotator, Study, load_study
 
 Labels = npt.NDArray[np.uint8]
@@ -182,7 +183,7 @@ def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
     order = geometry.voxel_order(stored, scan)
     turned = geometry.reordered_grid(stored, order)
     if turned.shape != scan.shape:
-        found = f"it has {_by(turned.shape)} voxels in the scan's order, the scan {_by(scan.shape)} (Z × Y × X)"
+        found = f"it has {geometry.by(turned.shape)} voxels in the scan's order, the scan {geometry.by(scan.shape)} (Z × Y × X)"
         raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
     if geometry.is_same_order(order) and geometry.displacement_mm(turned, scan) <= SAME_MM:
         return False
@@ -316,7 +317,7 @@ def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
         raise PatientError(
             f"reading {study.image}",
             patient,
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {_by(grid.shape)} voxels of {read} with "
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {geometry.by(grid.shape)} voxels of {read} with "
             f"{len(study.annotators)} annotations, and {available / 2**30:.1f} GiB are free",
             "Give the step more memory; a scan of whole HU takes the least as int16.",
             may_retry=True,  # other steps give memory back
@@ -409,7 +410,17 @@ def _annotations(
     for r, annotator in enumerate(study.annotators):
         annotation = _load(folder / annotator.file, study, patient)
         order = geometry.voxel_order(Grid.of(annotation), grid)
-        _require_same_grid(study, patient, annotator.file, Grid.of(annotation), order, grid, like)
+        geometry.require_same_grid(
+            Grid.of(annotation),
+            order,
+            grid,
+            spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+            place_tolerance_mm=study.intake.origin_tolerance_mm,
+            remedy=RESAMPLE,
+            attempted=f"comparing {annotator.file} with {like}",
+            subject=patient,
+            error=PatientError,
+        )
         same_order = geometry.is_same_order(order)
         turned = np.empty(() if same_order else annotation.shape[::-1], np.uint8)
         present = np.zeros(len(study.organs) + 1, np.int64)
@@ -460,32 +471,6 @@ def _look_for_organs(
             reason = f"{annotator.file} has no {organ}: taken as absent, which counts in training and scores"
             read.warnings.append(reason)
             read.exclusions.append({**row, "organ": organ, "reason": reason})
-
-
-def _require_same_grid(
-    study: Study, patient: str, name: str, theirs: Grid, order: npt.NDArray[np.float64], ours: Grid, like: str
-) -> None:
-    """Require that an annotation, in the scan's voxel order, has the scan's shape, spacing and place."""
-    attempt = f"comparing {name} with {like}"
-    turned = geometry.reordered_grid(theirs, order)
-    also = (
-        ""
-        if geometry.is_same_order(order)
-        else f", in the scan's order {ours.orientation} (stored as {theirs.orientation})"
-    )
-    if turned.shape != ours.shape:
-        found = f"the annotation has {_by(turned.shape)} voxels{also}, the image {_by(ours.shape)} (Z × Y × X)"
-        raise PatientError(attempt, patient, found, RESAMPLE)
-    spacing = turned.spacing_mm, ours.spacing_mm
-    if max(abs(a - b) for a, b in zip(*spacing, strict=True)) > study.intake.spacing_tolerance_mm:
-        found = f"the annotation's spacing is {geometry.mm(spacing[0])} mm{also}, the image's {geometry.mm(spacing[1])}"
-        tolerance = f" (tolerance {study.intake.spacing_tolerance_mm:g})"
-        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
-    if not geometry.same_place(turned, ours, study.intake.origin_tolerance_mm):
-        far = geometry.displacement_mm(turned, ours)
-        found = f"their affines put the same voxel up to {far:.4g} mm apart{also}"
-        tolerance = f" (tolerance {study.intake.origin_tolerance_mm:g})"
-        raise PatientError(attempt, patient, found + tolerance, RESAMPLE)
 
 
 def _labels(
@@ -551,7 +536,3 @@ def _describe_annotations(
             total = int(counts[i][label] + counts[j][label])
             agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total and not blank else None
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from curvas_assets.codes import NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
+from curvas_assets.codes import DEPTH, NOTHING, Codes, Levels, background_of, entropy_of_codes, leads
 from curvas_assets.entropy import entropy_near_one, entropy_of_small, entropy_term, entropy_terms
 from curvas_assets.scoring.occurrences import Occurrences
 from curvas_assets.scoring.published import PublishedCalibration
 from curvas_assets.scoring.uncertainty_maps import MapSummary
-from curvas_assets.storage.labels import DEPTH, PackedLabels
+from curvas_assets.storage.labels import PackedLabels
 
 CLIP = 1e-7
 """Smaller probabilities count as this value in the negative log-likelihood."""

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from curvas_assets.codes import Codes
+from curvas_assets.codes import DEPTH, Codes
 from curvas_assets.errors import ScoringError
 from curvas_assets.scoring.counting import (
     MOST_VOXELS,
@@ -31,7 +31,6 @@ from curvas_assets.scoring.counting import (
     tables,
 )
 from curvas_assets.scoring.members import EnsemblePass, MemberCounts, describe, overlaps
-from curvas_assets.storage.labels import DEPTH
 from curvas_assets.storage.side_by_side import code_slabs_of
 from curvas_assets.storage.softmax import SoftmaxVolume
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.scoring.counting import Ranks
-from curvas_assets.storage.labels import DEPTH
 
 SHIFT = 14
 """Low bits of float32 that the first lookup ignores: this leaves 512 entries for each doubling of p."""

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from curvas_assets.geometry import by
 from curvas_assets.scoring.accuracy import pair_dice
 from curvas_assets.scoring.counting import Counts
 from curvas_assets.scoring.members import MemberCounts
@@ -119,7 +120,7 @@ def energy_distance(overlap: npt.NDArray[np.int64], members: int) -> float:
 def _aggregates(metric: str, summary: MapSummary) -> Iterator[Row]:
     below = f"negative, {summary.mean:.3g}: taken for 0" if summary.mean < 0 else ""
     yield metric, "", "", max(summary.mean, 0.0), below
-    note = "" if summary.patch == (PATCH,) * 3 else f"patches of {' × '.join(map(str, summary.patch))} voxels"
+    note = "" if summary.patch == (PATCH,) * 3 else f"patches of {by(summary.patch)} voxels"
     yield f"{metric}_patch", "", "", max(summary.patch_maximum, 0.0), note
     yield f"{metric}_above", "", "", summary.above, "no voxel above the threshold" if math.isnan(summary.above) else ""
 

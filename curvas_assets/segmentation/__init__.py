@@ -1,7 +1,8 @@
 """The only package that uses nnU-Net: datasets, training, prediction.
 
-nnU-Net is used as it is on PyPI: subclassed where it offers hooks, never copied or patched. Importing this package loads
-neither torch nor nnunetv2; its functions do when they are called.
+nnU-Net is used as it is on PyPI: subclassed where it offers hooks, never copied or patched. One of its methods
+runs with another thread and queue (`sliding_window`). Importing this package loads neither torch nor nnunetv2; its functions
+do when they are called.
 """
 
 from curvas_assets.segmentation.adoption import AdoptedModel, adopt_dataset, adopt_model

@@ -20,11 +20,12 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import CurvasError, SegmentationError
+from curvas_assets.geometry import by
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.machine import available_memory
-from curvas_assets.nifti import SLAB
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
 from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
 from curvas_assets.storage.labels import PackedLabels
@@ -255,7 +256,7 @@ def _fingerprint(study: Study, annotator: str, cases: Sequence[_Case]) -> dict[s
     for case in cases:
         scan, drawn = case.scan(), case.foreground(study)
         case.labels()  # refused now rather than after planning, if it does not fit
-        slabs = (drawn[0, z : z + SLAB] > 0 for z in range(0, drawn.shape[1], SLAB))
+        slabs = (drawn[0, z : z + DEPTH] > 0 for z in range(0, drawn.shape[1], DEPTH))
         samples.append(sample_intensities(scan.voxels(), slabs, scan.box, number))
         shapes.append([stop - start for start, stop in scan.box])
     intensities = np.concatenate(samples)
@@ -433,11 +434,10 @@ def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], n
     """An error if less memory is free than a case needs, which says so before the process is killed for it."""
     available = available_memory()
     if needed > available:
-        voxels, resampled = (" × ".join(map(str, sizes)) for sizes in (shape, wanted))
         raise SegmentationError(
             "preprocessing the scan",
             patient,
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {voxels} voxels, {resampled} at the plans' spacing, "
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {by(shape)} voxels, {by(wanted)} at the plans' spacing, "
             f"and {available / 2**30:.1f} GiB are free",
             "Give the step more memory, or choose a coarser plans.spacing_mm.",
             may_retry=True,  # other steps give memory back

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curvas_assets.codes import LEAST_FOREGROUND, MOST_FOREGROUND
+from curvas_assets.codes import DEPTH, LEAST_FOREGROUND, MOST_FOREGROUND
 from curvas_assets.errors import SoftmaxError
 from curvas_assets.probabilities import SLACK, require_probabilities
 from curvas_assets.segmentation.requirements import Told, require_linear
@@ -25,8 +25,6 @@ from curvas_assets.voxel_order import Turn
 if TYPE_CHECKING:
     import torch
 
-SLAB = 16
-"""Slices produced together: the depth of the store's chunks."""
 SoftmaxSlab = tuple[int, npt.NDArray[np.float32]]
 """z0, and probabilities (C, dz, Y, X) from slice z0 on."""
 
@@ -65,7 +63,7 @@ class Export:
 
     def slabs(self) -> Iterator[SoftmaxSlab]:
         """Probabilities float32 (C, dz, Y, X), from the scan's first slice to its last."""
-        for z0 in range(0, self.shape[0], SLAB):
+        for z0 in range(0, self.shape[0], DEPTH):
             yield z0, self._probabilities(z0, "cpu").numpy()
 
     def encoded(self, device: str | None) -> Iterator[tuple[int, EncodedSlab]]:
@@ -82,7 +80,7 @@ class Export:
 
         beside_the_network = _own_stream(device)
         slab = None
-        for z0 in range(0, self.shape[0], SLAB):
+        for z0 in range(0, self.shape[0], DEPTH):
             encoded = None
             if device is not None:
                 try:
@@ -115,7 +113,7 @@ class Export:
         import torch
 
         with torch.inference_mode():
-            depth, z1 = self.shape[0], min(z0 + SLAB, self.shape[0])
+            depth, z1 = self.shape[0], min(z0 + DEPTH, self.shape[0])
             first, last = (depth - z1, depth - z0) if self.flipped[0] else (z0, z1)
             slab = torch.zeros((len(self.logits), z1 - z0, *self.shape[1:]), dtype=torch.float32, device=device)
             slab[0] = 1

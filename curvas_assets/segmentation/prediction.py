@@ -1,27 +1,26 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's sliding window is unchanged, and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets the scan
-in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
+nnU-Net's sliding window does it (`sliding_window`), and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets
+the scan in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
 Preprocessing, sliding window and export of different volumes may run side by side, each in one thread.
 """
 
 import json
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import SegmentationError
-from curvas_assets.geometry import Grid
+from curvas_assets.geometry import Grid, by
 from curvas_assets.inputs import as_path
 from curvas_assets.machine import available_memory
-from curvas_assets.segmentation.export import SLAB, Export, SoftmaxSlab
+from curvas_assets.segmentation.export import Export, SoftmaxSlab
 from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import (
@@ -312,8 +311,9 @@ class Predictor:
 
     def _read(self, folder: Path) -> _Model:
         import torch
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from curvas_assets.segmentation.sliding_window import StudyPredictor
 
         told = Told("loading the model", folder.name)
         try:
@@ -335,7 +335,7 @@ class Predictor:
         with nnunet_folders(), quiet():
             plans = PlansManager(plans_json)
             configuration = plans.get_configuration(name)
-            predictor = nnUNetPredictor(
+            predictor = StudyPredictor(
                 tile_step_size=self.study.prediction.tile_step,
                 use_gaussian=True,
                 use_mirroring=self.study.prediction.mirroring,
@@ -422,7 +422,7 @@ class Predictor:
                     None,
                     {"spacing": spacing},
                     model.plans,
-                    _ImageAlone(model.configuration),
+                    model.configuration,
                     model.dataset,
                     threads=preprocessing_threads(),
                 )
@@ -437,9 +437,6 @@ class Predictor:
         try:
             with pinned_threads(self.study.training.threads, predictor.device), nnunet_folders(), quiet():
                 return predictor.predict_logits_from_preprocessed_data(data)
-        except BaseException as error:
-            _end_the_cutting_of_tiles(error)
-            raise
         finally:
             before_each_tile.remove()
             predictor.list_of_parameters = []
@@ -451,7 +448,7 @@ class Predictor:
         memory = self._memory(scan, model)
         needed, available = memory.after_preparing if prepared else memory.alone, self.available_bytes()
         found = (
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {' × '.join(map(str, scan.grid.shape))} voxels"
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {by(scan.grid.shape)} voxels"
             f"{' that are preprocessed' if prepared else ''}, {available / 2**30:.1f} GiB are free"
         )
         subject = f"{scan.patient} by {model.name}"
@@ -476,22 +473,6 @@ class Predictor:
         return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-class _ImageAlone:
-    """A configuration whose preprocessing leaves the label map as it is: without one, nnU-Net resamples a mask of the
-    image that nobody reads.
-    """
-
-    def __init__(self, configuration: Any):
-        self._configuration = configuration
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._configuration, name)
-
-    @property
-    def resampling_fn_seg(self) -> Callable[..., Any]:
-        return lambda label_map, *_: label_map
-
-
 def _sharing(plans_json: Mapping[str, Any], plans: Any, configuration: Any, order: str | None) -> str:
     """Everything on which the input of a network depends beside the scan."""
     names = (
@@ -511,19 +492,6 @@ def _require_fitting(network: Any, weights: Mapping[str, Any]) -> None:
     for name, part in own.items():
         if part.shape != weights[name].shape:
             raise RuntimeError(f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(part.shape)}")
-
-
-def _end_the_cutting_of_tiles(error: BaseException) -> None:
-    """If a network raises, nnU-Net's sliding window leaves the thread that cuts its tiles waiting for ever: end it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = frame.f_locals
-        thread, tiles, waiting = found.get("t"), found.get("slicers"), found.get("queue")
-        if isinstance(thread, threading.Thread) and isinstance(tiles, list) and isinstance(waiting, Queue):
-            tiles.clear()
-            while thread.is_alive():
-                while not waiting.empty():
-                    waiting.get()
-                thread.join(0.01)
 
 
 def estimate_memory(
@@ -557,7 +525,7 @@ def estimate_steps(
     target = [*([spacing_mm[0]] if len(target_spacing_mm) == 2 else []), *target_spacing_mm]
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
     slices = SLICES_IN_FLIGHT * 8 * float(np.prod(grid.shape[1:], dtype=float))
-    in_flight = 6 * 4 * classes * SLAB * int(np.prod(grid.shape[1:], dtype=np.int64))
+    in_flight = 6 * 4 * classes * DEPTH * int(np.prod(grid.shape[1:], dtype=np.int64))
     ours = max(16 * voxels, 8 * voxels + 4 * network_voxels + slices)
     return StepMemory(
         preparing=int(ours if preprocessing_is_ours else 26 * voxels + 20 * network_voxels),

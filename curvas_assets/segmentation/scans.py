@@ -4,7 +4,7 @@ All are brought into one voxel order (`voxel_order.CANONICAL`). Plans and intens
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
-from curvas_assets.geometry import Grid, displacement_mm, mm, order_of, reordered, same_place
-from curvas_assets.nifti import SLAB, read_slabs
+from curvas_assets.geometry import Grid, is_same_order, order_of, reordered, require_same_grid, voxel_order
+from curvas_assets.nifti import read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_grid, turned_image
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_image
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class TrainingScans:
         grid = self.scan(patient, image).grid
         drawn = [self.labels(patient, image, annotation) for annotation in annotations]
         union = PackedLabels(1, grid.shape)
-        for z0 in range(0, grid.shape[0], SLAB):
-            anywhere = np.any([one[0, z0 : z0 + SLAB] for one in drawn], axis=0)
+        for z0 in range(0, grid.shape[0], DEPTH):
+            anywhere = np.any([one[0, z0 : z0 + DEPTH] for one in drawn], axis=0)
             union.put(0, z0, anywhere.astype(np.uint8))
         return union
 
@@ -135,12 +135,14 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
     """
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
+    as_it_is = order_of(image.affine) == CANONICAL and itk_reads(path, image.affine)
     if image.get_data_dtype().kind == "f":  # ITK would read NaN and infinity as 0, without a word
-        for _, slab in read_slabs(image, **told):
-            if not np.isfinite(slab).all():
-                remedy = "Export the scan again without them."
-                raise SegmentationError(told["attempted"], patient, "voxels are NaN or infinite", remedy)
-    if order_of(image.affine) == CANONICAL and itk_reads(path, image.affine):
+        slabs = _finite(image, told)
+        if as_it_is and (image.dataobj.slope, image.dataobj.inter) == (1, 0):
+            return _read_by_slabs(path, image, slabs, target)
+        for _ in slabs:
+            pass  # the file is read again: ITK's arithmetic of a scale is its own, and turning takes the whole
+    if as_it_is:
         return _read_by_itk(path, image, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         handed = Path(folder, "turned.nii")
@@ -156,15 +158,43 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
         return _read_by_itk(handed, turned, target)
 
 
+def _finite(image: Any, told: dict[str, Any]) -> Iterator[npt.NDArray[Any]]:
+    for _, slab in read_slabs(image, **told):
+        if not np.isfinite(slab).all():
+            remedy = "Export the scan again without them."
+            raise SegmentationError(told["attempted"], told["subject"], "voxels are NaN or infinite", remedy)
+        yield slab
+
+
+def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], target: Path) -> TrainingScan:
+    """As `_read_by_itk`, of voxels without a scale; ITK reads the header alone."""
+    import SimpleITK as sitk
+
+    dtype, shape = read_type(image), tuple(int(n) for n in image.shape[::-1])
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with target.open("wb") as file:  # not through a mapping: on a full disk, that would kill the process
+        np.lib.format.write_array_header_1_0(file, described)
+        for slab in slabs:
+            file.write(slab.astype(dtype, copy=False).data)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return _training_scan(reader, image, np.load(target, mmap_mode="r"), target)
+
+
 def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
     """As nnU-Net's reader `SimpleITKIO`, but for its copy as float32."""
     import SimpleITK as sitk
 
-    from curvas_assets.segmentation.preprocessing import nonzero_box
-
     read = sitk.ReadImage(str(path))
     voxels = sitk.GetArrayViewFromImage(read)
     np.save(target, voxels)
+    return _training_scan(read, image, voxels, target)
+
+
+def _training_scan(read: Any, image: Any, voxels: npt.NDArray[Any], target: Path) -> TrainingScan:
+    from curvas_assets.segmentation.preprocessing import nonzero_box
+
     spacing = read.GetSpacing()
     place = {"spacing": spacing, "origin": read.GetOrigin(), "direction": read.GetDirection()}
     facts = {"sitk_stuff": place, "spacing": list(np.abs(list(spacing)[::-1]))}
@@ -172,44 +202,32 @@ def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
 
 
 def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLabels:
-    """A label map on the grid of a scan in the canonical order, from a file in any order."""
+    """A label map on the grid of a scan, from a file in any voxel order."""
     attempt = f"comparing {path.name} with its scan"
     drawn = open_image(path, attempted=attempt, subject=patient, error=SegmentationError)
-    _require_same_grid(study, turned_grid(Grid.of(drawn), CANONICAL), scan, attempt, patient)
+    order = voxel_order(Grid.of(drawn), scan)
+    require_same_grid(
+        Grid.of(drawn),
+        order,
+        scan,
+        spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+        place_tolerance_mm=study.intake.origin_tolerance_mm,
+        remedy="Give the annotation of this scan, on its voxels.",
+        attempted=attempt,
+        subject=patient,
+        error=SegmentationError,
+    )
     labels = PackedLabels(1, scan.shape)
-    canonical = order_of(drawn.affine) == CANONICAL
-    whole = np.empty(() if canonical else drawn.shape[::-1], np.uint8)
+    same_order = is_same_order(order)
+    whole = np.empty(() if same_order else drawn.shape[::-1], np.uint8)
     for z0, slab in read_slabs(drawn, attempted=f"reading {path.name}", subject=patient, error=SegmentationError):
         values = (slab if slab.dtype.kind in "iu" else np.rint(slab)).astype(np.uint8, copy=False)
-        if canonical:
+        if same_order:
             labels.put(0, z0, values)
         else:
             whole[z0 : z0 + len(values)] = values
-    if not canonical:
-        whole = reordered(whole, ornt_transform(io_orientation(drawn.affine), axcodes2ornt(tuple(CANONICAL))))
-        for z0 in range(0, len(whole), SLAB):
-            labels.put(0, z0, whole[z0 : z0 + SLAB])
+    if not same_order:
+        whole = reordered(whole, order)
+        for z0 in range(0, len(whole), DEPTH):
+            labels.put(0, z0, whole[z0 : z0 + DEPTH])
     return labels
-
-
-def _require_same_grid(study: Study, turned: Grid, scan: Grid, attempt: str, patient: str) -> None:
-    """Require that an annotation, in the canonical order, has the scan's shape, place and voxel sizes."""
-    tolerance = study.intake.origin_tolerance_mm
-    if turned.shape != scan.shape or not same_place(turned, scan, tolerance):
-        apart = displacement_mm(turned, scan)
-        raise SegmentationError(
-            attempt,
-            patient,
-            f"the annotation has {turned.shape} voxels (z, y, x), the scan {scan.shape}; their corners are up to "
-            f"{apart:.4g} mm apart (tolerance {tolerance:g})",
-            "Give the annotation of this scan, on its voxels.",
-        )
-    sizes = turned.spacing_mm, scan.spacing_mm
-    if np.abs(np.subtract(*sizes)).max() > study.intake.spacing_tolerance_mm:
-        theirs, ours = map(mm, sizes)
-        raise SegmentationError(
-            attempt,
-            patient,
-            f"the annotation has voxels of {theirs} mm (z × y × x), the scan's are of {ours}",
-            "Give the annotation of this scan, on its voxels.",
-        )

@@ -9,10 +9,11 @@ import pandas as pd
 from curvas_assets import cohort as intake
 from curvas_assets.cohort import implausible_intensities
 from curvas_assets.errors import PatientError
+from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_patient, folder_of, folders_of_patients, patient_folders, scored_region
-from curvas_assets.stages.stored import Artefacts, Markdown, Outcome, Picture, Stored, by, one_by_one
+from curvas_assets.stages.stored import Artefacts, Markdown, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
+from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, by
+from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.maps import MapWriter

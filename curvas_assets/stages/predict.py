@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 
 from curvas_assets.errors import DiskError, SegmentationError, SoftmaxError
+from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Prediction, Predictor, PreparedScan, StepMemory, trained_on
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
 from curvas_assets.stages.pipeline import Steps, Turn, overlapped
 from curvas_assets.stages.prepare import order_of_training_scans
-from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, by, device_name
+from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, device_name
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell

@@ -139,11 +139,6 @@ class Artefacts(Mapping[str, Artefact]):
         return len(self._members)
 
 
-def by(sizes: Sequence[float]) -> str:
-    """`48 × 96 × 96`, `5 × 3.5 × 3.5`."""
-    return " × ".join(f"{size:g}" for size in sizes)
-
-
 def device_name(kind: str, leased: str | None) -> str:
     """What torch ran on, and which of the machine's devices that was: `cuda 1`, `cpu`."""
     return f"{kind} {leased}" if leased is not None and kind.startswith("cuda") else kind

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DEPTH = 16
+from curvas_assets.codes import DEPTH
 
 
 class PackedLabels:
     """Label maps uint8 (R, Z, Y, X) in memory, compressed 16 slices at a time; sliced as a NumPy array is.
+
+    Blocks are as deep as the slabs of volumes, so that each is unpacked once for a slab.
 
     Args:
         maps: how many label maps.

@@ -25,15 +25,16 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.openers import ImageOpener
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.disk import full, is_full
 from curvas_assets.errors import CorruptArtefactError, StorageError
-from curvas_assets.geometry import LPS, Grid, displacement_mm, order_of, same_place
+from curvas_assets.geometry import LPS, Grid, by, displacement_mm, order_of, same_place
 from curvas_assets.inputs import as_grid, as_path, existing_folder, made_folder
 from curvas_assets.probabilities import require_probabilities
 from curvas_assets.storage.encoding import decode
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectStore
-from curvas_assets.storage.softmax import DEPTH, SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
+from curvas_assets.storage.softmax import SoftmaxFacts, SoftmaxVolume, SoftmaxWriter
 from curvas_assets.voxel_order import DAMAGED, READERS, Turn, turned_grid
 
 PROBABILITIES = "probabilities"
@@ -376,11 +377,11 @@ def _require_place(label_map: Path, scan: Grid) -> str:
     order = order_of(affine)
     expected = turned_grid(scan, order)
     if shape != expected.shape:
-        raise _refused(label_map, f"it has {_by(shape)} voxels (z, y, x), the scan {_by(expected.shape)}", again)
+        raise _refused(label_map, f"it has {by(shape)} voxels (z, y, x), the scan {by(expected.shape)}", again)
     found = expected.read_as(affine)
     ours, theirs = expected.spacing_mm, found.spacing_mm
     if np.abs(np.subtract(ours, theirs)).max() > SAME_SPACING_MM:
-        raise _refused(label_map, f"its spacing is {_by(theirs)} mm (z, y, x), the scan's {_by(ours)}", again)
+        raise _refused(label_map, f"its spacing is {by(theirs)} mm (z, y, x), the scan's {by(ours)}", again)
     if not same_place(expected, found, SAME_PLACE_MM):
         apart = displacement_mm(expected, found)
         raise _refused(label_map, f"its affine puts the same voxel {apart:.1f} mm away from where the scan does", again)
@@ -398,13 +399,9 @@ def _require_shape(npz: Path, found: tuple[int, ...], allowed: Sequence[tuple[in
     hint = " (its axes are x, y, z)" if found == (whole[0], *whole[:0:-1]) else ""
     raise _refused(
         npz,
-        f"its array is {_by(found)}{hint}, expected (class, z, y, x) {_by(whole)}",
+        f"its array is {by(found)}{hint}, expected (class, z, y, x) {by(whole)}",
         "Give the probabilities of this patient on the scan's voxels, as nnU-Net writes them.",
     )
-
-
-def _by(sizes: Sequence[Any]) -> str:
-    return " × ".join(f"{size:g}" for size in sizes)
 
 
 def _refused(path: Path, found: str, remedy: str) -> StorageError:

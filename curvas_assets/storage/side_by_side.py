@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 
-from curvas_assets.codes import Codes
-from curvas_assets.storage.softmax import CHUNKS_PER_GET, DEPTH, FetchedChunks, SoftmaxVolume
+from curvas_assets.codes import DEPTH, Codes
+from curvas_assets.storage.softmax import CHUNKS_PER_GET, FetchedChunks, SoftmaxVolume
 
 FETCHED_SLABS = 32
 """Compressed slabs, of all volumes together, that one round of requests fetches."""

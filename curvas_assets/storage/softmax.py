@@ -38,7 +38,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from curvas_assets.codes import STEPS, levels_of, linear_levels, tail
+from curvas_assets.codes import DEPTH, STEPS, levels_of, linear_levels, tail
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import as_grid, as_path
@@ -59,7 +59,6 @@ from curvas_assets.storage.objects import Bytes, ObjectInfo, ObjectStore, Unfini
 
 FORMAT = "curvas-softmax-2"
 FIRST_FORMAT = "curvas-softmax-1"
-DEPTH = 16
 TILE = 256
 CHUNKS_PER_GET = 8
 """Depths of chunks fetched by one request when a volume is read through."""

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from curvas_assets.codes import DEPTH
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.segmentation import DatasetFacts, Prediction, Predictor, StepMemory, TrainingOutcome
-from curvas_assets.segmentation.export import SLAB
 from curvas_assets.stages import predict, prepare, train
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage.encoding import encode
@@ -57,7 +57,7 @@ class DrawnPredictor(Predictor):
 
     def predict(self, scan, model_folder, *, checked=False, proceed=lambda: None) -> Prediction:
         softmax = self._drawn(scan.grid.shape, sum(Path(model_folder).name.encode()))
-        slabs = [(z0, softmax[:, z0 : z0 + SLAB]) for z0 in range(0, scan.grid.shape[0], SLAB)]
+        slabs = [(z0, softmax[:, z0 : z0 + DEPTH]) for z0 in range(0, scan.grid.shape[0], DEPTH)]
         encoded = ((z0, encode(slab)) for z0, slab in slabs)
         return Prediction(len(softmax), scan.grid, "cpu", softmax.nbytes, iter(slabs), encoded)
 

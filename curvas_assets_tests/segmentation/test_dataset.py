@@ -11,7 +11,7 @@
 - Plans that do not fit are refused with what to change.
 - A scan for which memory does not suffice is refused with what it needs, not killed, and may be tried again; so is one
   whose organs, which fill it, take more than the scan.
-- A scan with NaN is refused as such.
+- A scan with NaN is refused as such. A scan of floats has the voxels and the facts that nnU-Net's reader gives.
 - A dataset's folder may lie on another disk than what is beside it.
 - No process is forked: a fork of a process with threads may hang for good.
 """
@@ -29,6 +29,7 @@ import pytest
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
 from curvas_assets.segmentation.dataset import _move, dataset_digest
+from curvas_assets.segmentation.preprocessing import nonzero_box
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
@@ -146,7 +147,7 @@ def test_an_annotation_of_other_voxel_sizes_is_refused_where_it_begins_at_the_sc
     drawn = nib.load(annotation)
     scaled = drawn.affine @ np.diag([1.1, 1, 1, 1])
     nib.save(nib.Nifti1Image(np.asarray(drawn.dataobj), scaled), tmp_path / "scaled.nii.gz")
-    with pytest.raises(SegmentationError, match=r"voxels of .* mm \(z × y × x\), the scan's are of"):
+    with pytest.raises(SegmentationError, match=r"annotation's spacing is 8 × 6 × 6\.6 mm, the image's 8 × 6 × 6 "):
         prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "scaled.nii.gz")}, tmp_path / "a")
 
 
@@ -232,6 +233,35 @@ def test_a_scan_for_which_memory_does_not_suffice_is_refused_with_what_it_needs(
     nib.save(filled, tmp_path / "filled.nii.gz")
     with pytest.raises(SegmentationError, match=needed):
         prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "filled.nii.gz")}, tmp_path / "filled")
+
+
+@pytest.mark.parametrize("slope", [1, 0.3])
+@pytest.mark.parametrize("stored", ["<f4", ">f4", "<f8"])
+def test_a_scan_of_floats_is_what_nnunets_reader_reads_and_read_once_if_it_has_no_scale(
+    scans, tmp_path, monkeypatch, stored, slope
+):
+    import SimpleITK as sitk
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    patient, (image, _) = next(iter(_scans(scans, 1).items()))
+    scan = nib.load(image)
+    voxels = np.asarray(scan.dataobj) / 7
+    voxels[:3] = 0
+    out = nib.Nifti1Image(np.asarray(voxels, stored), scan.affine, nib.Nifti1Header(endianness=stored[0]))
+    out.header.set_data_dtype(stored)
+    out.header.set_slope_inter(slope, 0)
+    nib.save(out, tmp_path / "scan.nii.gz")
+    assert nib.load(tmp_path / "scan.nii.gz").get_data_dtype() == np.dtype(stored)
+    assert nib.load(tmp_path / "scan.nii.gz").dataobj.slope == pytest.approx(slope)
+    (expected,), properties = SimpleITKIO().read_images([str(tmp_path / "scan.nii.gz")])
+    if slope == 1:
+        monkeypatch.setattr(sitk, "ReadImage", None)
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, tmp_path / "scan.nii.gz")
+    assert read.voxels().dtype == np.dtype(stored).newbyteorder("=")
+    np.testing.assert_array_equal(read.voxels().astype(np.float32), expected)
+    assert read.properties() == properties
+    assert read.box == nonzero_box(expected)
+    assert read.box[2][0] == 3
 
 
 def test_a_scan_with_nan_is_refused(scans, tmp_path):

@@ -11,12 +11,19 @@
 - Memory is estimated before the start and told; too little is an error that says what to change. A scaled and shifted
   file is read within the estimate. An input that is there already is not asked for again, and one that another thread
   removes is kept by whoever took it.
+- Where a GPU's memory runs out in the sliding window, in the network or where tiles are cut, nothing hangs: nnU-Net tries
+  again with its results in host memory, or the error says what to change. No thread is left, the error holds neither
+  input nor results on the device, and this prediction, or the next one, is to the bit what it is without the fault.
 - A model with other classes, or without its files, is refused.
 """
 
 import json
 import shutil
+import threading
 import tracemalloc
+import weakref
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
@@ -335,6 +342,113 @@ def test_also_when_it_runs_out_while_slabs_are_made_and_the_next_model_goes_on(m
         with pytest.raises(SegmentationError, match=r"PHANTOM007 by model.*memory did not suffice \(MemoryError\)"):
             list(slabs)
     assert len(list(predictor.predict(scan, model).slabs)) == 2
+
+
+@contextmanager
+def _memory_runs_out(predictor, model, where, times=None):
+    """At the third tile, in the network or in the thread that cuts; each time, or only so many times."""
+    network, clone, left = predictor.load(model).predictor.network, torch.clone, [3, times]
+
+    def tile():
+        left[0] -= 1
+        if left[0] <= 0 and left[1] != 0:
+            left[1] = None if left[1] is None else left[1] - 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    def cut(*args, **named):
+        tile()
+        return clone(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        hook = network.register_forward_hook(lambda *_: tile()) if where == "network" else None
+        if hook is None:
+            patch.setattr(torch, "clone", cut)
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
+def _in_time(call):
+    """What a call gives or raises; an error if it hangs."""
+    found = Future()
+
+    def run():
+        try:
+            found.set_result(call())
+        except Exception as error:
+            found.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        return found.result(timeout=60)
+    finally:
+        thread.join(1)
+
+
+def _volume(predictor, scan, model):
+    return np.concatenate([slab for _, slab in predictor.predict(scan, model).slabs], axis=1)
+
+
+@pytest.fixture
+def two_attempts(model, scans):
+    """A predictor, a scan and its volume; nnU-Net tries on the device first, as on a GPU."""
+    predictor = Predictor(tiny_study())
+    scan = predictor.open(scans / "PHANTOM007" / "image.nii.gz", "PHANTOM007")
+    expected = _volume(predictor, scan, model)
+    predictor.load(model).predictor.perform_everything_on_device = True
+    return predictor, scan, expected
+
+
+@pytest.mark.parametrize("where", ["network", "cutting"])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_memory_that_runs_out_in_the_sliding_window_ends_this_prediction_alone(two_attempts, model, where, attempts):
+    predictor, scan, expected = two_attempts
+    predictor.load(model).predictor.perform_everything_on_device = attempts == 2
+    threads = set(threading.enumerate())
+    with (
+        _memory_runs_out(predictor, model, where),
+        pytest.raises(SegmentationError, match=r"memory did not suffice \(OutOfMemoryError\).*prediction.device: cpu"),
+    ):
+        _in_time(lambda: predictor.predict(scan, model))
+    assert set(threading.enumerate()) <= threads
+    np.testing.assert_array_equal(_in_time(lambda: _volume(predictor, scan, model)), expected)
+
+
+@pytest.mark.parametrize("where", ["network", "cutting"])
+def test_if_it_runs_out_once_nnunets_second_attempt_gives_the_same_volume(two_attempts, model, where):
+    predictor, scan, expected = two_attempts
+    threads = set(threading.enumerate())
+    with _memory_runs_out(predictor, model, where, times=1):
+        np.testing.assert_array_equal(_in_time(lambda: _volume(predictor, scan, model)), expected)
+    assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize("where", ["network", "cutting"])
+def test_its_error_holds_no_more_of_the_device_than_the_tile_at_which_the_network_was(
+    two_attempts, model, where, monkeypatch
+):
+    predictor, scan, _ = two_attempts
+    window = predictor.load(model).predictor
+    data = scan.preprocessed[predictor.sharing(model)][0]
+    tiles = window._internal_get_sliding_window_slicers(data.shape[1:])
+    to, moved = torch.Tensor.to, []
+
+    def copied(tensor, *args, **named):
+        copy = to(tensor, *args, **named).clone()
+        moved.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    with _memory_runs_out(predictor, model, where), pytest.raises(torch.cuda.OutOfMemoryError) as raised:
+        window._internal_predict_sliding_window_return_logits(data, tiles)
+    monkeypatch.undo()
+    assert raised.value.__traceback__ is not None
+    assert len(moved) > 3
+    assert moved[0]() is None  # the input
+    assert sum(copy() is not None for copy in moved) <= (where == "network")
 
 
 def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):

@@ -5,7 +5,7 @@
 - Resampling gives nnU-Net's own values to the bit for any shapes, on flat ground and where labels tie, by any number of
   threads.
 - The sample of intensities is the one that nnU-Net's fingerprint extractor draws.
-- Settings that are not known here, and scans with NaN, go to nnU-Net itself.
+- Settings that are not known here, and scans with NaN, go to nnU-Net itself; without labels it resamples no mask.
 - A whole dataset has the arrays and the fingerprint of nnU-Net's own functions.
 - The sample of organs takes no more memory than is estimated for it.
 """
@@ -25,7 +25,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from curvas_assets.segmentation.preprocessing import (
     Frame,
@@ -162,6 +162,24 @@ def test_unknown_settings_go_to_nnunet(plans):
     (image, seg, _), (ours, drawn, _) = _both(plans, hu, labels, **settings)
     _same(ours, image)
     _same(drawn, seg)
+
+
+def test_without_labels_nnunet_resamples_the_image_alone(plans, monkeypatch):
+    kwargs = plans["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"] | {"order": 1}
+    settings = SETTINGS["coarser along z"] | {"resampling_fn_data_kwargs": kwargs}
+    hu, _ = _scan((14, 23, 26))
+    (image, _, stock), (ours, none, told) = _both(plans, hu, None, **settings)
+    _same(ours, image)
+    assert none is None
+    assert repr(told) == repr(stock)
+
+    def asked(configuration):
+        raise AssertionError("a mask is resampled that nobody reads")
+
+    monkeypatch.setattr(ConfigurationManager, "resampling_fn_seg", property(asked))
+    manager, configuration = _managers(plans, **{k: v for k, v in settings.items() if k != "spacing_mm"})
+    again, _, _ = preprocess(hu, None, {"spacing": list(settings["spacing_mm"])}, manager, configuration, DATASET)
+    _same(again, image)
 
 
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3)

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvas_assets.storage.labels import DEPTH, PackedLabels
+from curvas_assets.codes import DEPTH
+from curvas_assets.storage.labels import PackedLabels
 
 SHAPE = (2, 35, 7, 9)
 MAPS = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)

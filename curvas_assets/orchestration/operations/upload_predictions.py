@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StorageError, StudyError
+from curvas_assets.geometry import by
 from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.operations.selection import choose_models, choose_patients
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE
 from curvas_assets.stages.predict import preview_softmax
-from curvas_assets.stages.stored import Stored, by
+from curvas_assets.stages.stored import Stored
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.nnunet_exchange import import_nnunet_prediction

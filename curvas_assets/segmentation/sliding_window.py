@@ -1,0 +1,94 @@
+# pyright: reportUntypedBaseClass=false
+"""nnU-Net's sliding window, which ends as a whole when memory runs out in a part of it.
+
+A thread of nnU-Net's cuts tiles and hands them to the network through a queue. By itself, nnU-Net waits for ever for a tile
+that could not be cut; and if the network fails, that thread waits for ever and keeps the input, on a GPU too, also
+while nnU-Net tries again with its results in host memory. Here the error of one side ends the other and is raised.
+
+Imported only by `prediction`, because it loads torch and nnunetv2.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Queue
+from threading import Thread
+from types import FunctionType
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+NNUNETS: Any = inspect.unwrap(nnUNetPredictor._internal_predict_sliding_window_return_logits)
+"""Where nnU-Net makes the thread and the queue, by these names of its module."""
+
+
+class StudyPredictor(nnUNetPredictor):
+    """nnU-Net's predictor, whose sliding window is nnU-Net's code with another `Thread` and `Queue`."""
+
+    @torch.inference_mode()
+    def _internal_predict_sliding_window_return_logits(self, *args: Any, **named: Any) -> torch.Tensor:
+        tiles = _Tiles()
+        names = {**NNUNETS.__globals__, "Thread": tiles.cut_by, "Queue": tiles.of_size}
+        predict = FunctionType(NNUNETS.__code__, names, NNUNETS.__name__, NNUNETS.__defaults__)
+        try:
+            return predict(self, *args, **named)
+        except BaseException as error:
+            tiles.end()
+            traceback.clear_frames(error.__traceback__)  # they hold the input and activations, on a GPU
+            raise
+
+
+class _NoLongerWanted(Exception):
+    """Ends the cutting of tiles."""
+
+
+class _Tiles(Queue[Any]):
+    """Tiles on their way from the thread that cuts them to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: Thread | None = None
+        self._wanted = True
+
+    def of_size(self, maxsize: int) -> "_Tiles":
+        """In place of `Queue`: this one."""
+        self.maxsize = maxsize
+        return self
+
+    def cut_by(self, target: Callable[..., None], args: tuple[Any, ...], **options: Any) -> Thread:
+        """In place of `Thread`: one whose error is handed on like a tile."""
+        self._thread = Thread(target=self._cut, args=(target, args), **options)
+        return self._thread
+
+    def _cut(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        with suppress(_NoLongerWanted):
+            try:
+                target(*args)
+            except Exception as error:
+                self.put(error)
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if not self._wanted:
+            raise _NoLongerWanted
+        super().put(item, block, timeout)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        item = super().get(block, timeout)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def end(self) -> None:
+        """Take no more tiles, and wait until the thread has ended."""
+        self._wanted = False
+        self._empty()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join()
+        self._empty()
+
+    def _empty(self) -> None:
+        with self.mutex:
+            self.queue.clear()
+            self.not_full.notify_all()
