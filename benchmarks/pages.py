@@ -1,8 +1,9 @@
 """How soon Dagster's pages of partitions open in a browser, on 65 patients × 9 models and on 1,000 × 45.
 
 Run `python -m benchmarks.pages` (Chromium on the PATH; `--grids 65x9` for one of them). Every cell but those of the last
-patient is materialised, by its event alone. Told are the seconds from the address to the counts of cells on the page, the
-first time after the server's start and then the median of three openings, each in a fresh browser context. Target: 2 s.
+patient is materialised, by its event alone, which takes about six minutes for the larger grid. Told are the seconds from
+the address to the counts of cells on the page, the first time after the server's start and then the median of three
+openings, each in a fresh browser context. Target: 2 s.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def measure(patients: int, models: int) -> list[tuple[str, int, float, float]]:
         rows = []
         with served(LOCATION, environment, home) as url:
             for page, count in made.items():
-                address, shown = f"{url}/assets/{page}?view=partitions", f"Materialized ({count:,})"
+                address, shown = f"{url}/assets/{page}?view=partitions", f"Materialized ({count})"
                 first = seconds_to_open(browser, address, shown)
                 again = median(seconds_to_open(browser, address, shown) for _ in range(OPENINGS))
                 rows.append((page, count, first, again))
