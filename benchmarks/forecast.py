@@ -3,8 +3,9 @@
 Run `python -m benchmarks.forecast` with the DAGSTER_HOME of a study that was made once, in one go (that of `make demo`).
 Known are the cells that were made in the first tenth, third and half of the work, so that later stages rest on their priors;
 and then the first tenth, third and half of each stage's cells. The records of these are copied into an instance of their
-own, the study is forecast from them, and the forecast's hours of work stand beside those of all other cells. No run is under
-way then: those of the other cells count as not begun. Nothing fails: it measures. Target: within 25 %.
+own, the study is forecast from them, and the forecast's hours of work stand beside those that the cells to come took. No run is under way then: all count as not begun.
+Cells that are known, but would be made again because an input is to come, count as well. Nothing fails: it measures.
+Target: within 25 %.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import pandas as pd
 
 from curvas_assets.orchestration.asset_keys import asset_key, key_of
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets.orchestration.forecasting import TABLES, Capacity, forecast_study
+from curvas_assets.orchestration.forecasting import TABLES, Capacity, forecast_study, to_come
 from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.scope import Scope
@@ -30,7 +31,8 @@ from curvas_assets.study import load_study
 
 SHARES = {"tenth": 1 / 10, "third": 1 / 3, "half": 1 / 2}
 NEAR = 0.25
-MOST = 100_000
+MOST = 10_000
+"""Records of an asset: no more are read at once by Dagster."""
 
 
 def main() -> None:
@@ -51,19 +53,24 @@ def main() -> None:
             with _known(instance, cells[chosen], Partitions.of(study)) as then:
                 capacity = Capacity.of(instance, deployment())
                 start = time.perf_counter()
-                table = forecast_study(study, Staleness(graph, then), Scope(), capacity).set_index("stage")
+                staleness = Staleness(graph, then)
+                table = forecast_study(study, staleness, Scope(), capacity).set_index("stage")
                 wall = time.perf_counter() - start
-            others = cells[~chosen].groupby("stage")["seconds"].sum()
-            others[TOTAL] = others.sum()
+                coming = to_come(staleness, Scope(), ASSETS)
+            awaited = [
+                one in coming.get(asset, ()) for asset, one in zip(cells["asset"], cells["partition"], strict=True)
+            ]
+            took_by_stage = cells[awaited].groupby("stage")["seconds"].sum()
+            took_by_stage[TOTAL] = took_by_stage.sum()
             shown = table[table["to_come"] > 0] if every_stage else table.loc[[TOTAL]]
             for stage, row in shown.iterrows():
                 foretold, low, high = (3600 * row[name] for name in ("hours", "hours_low", "hours_high"))
-                took = others.get(stage, math.nan)
+                took = took_by_stage.get(stage, math.nan)
                 print(
                     f"{known:22} {stage:20} {row['done']:5d} {row['to_come']:7d} {foretold:10.0f} "
                     f"{low:6.0f}–{high:<6.0f} {took:7.0f} {foretold / took:6.2f}"
                 )
-            near = abs(3600 * table.loc[TOTAL, "hours"] / others[TOTAL] - 1) <= NEAR
+            near = abs(3600 * table.loc[TOTAL, "hours"] / took_by_stage[TOTAL] - 1) <= NEAR
             print(f"{known:22} within {NEAR:.0%}: {'yes' if near else 'NO'}; the forecast itself took {wall:.1f} s")
 
 

@@ -5,8 +5,9 @@ each for its seconds, for the bytes it reads and for the bytes it stores. Only r
 
 **Estimate.** Seconds are a rate per size times the sizes to come, plus a start for each run that has not begun. The rate
 is that of all measured cells together (sum of seconds over sum of sizes), without those that began a run, because these
-also load libraries and compile. What these took longer is the start. If only such cells were measured, a start that was
-measured elsewhere is taken off them, but never more than three quarters. Bytes that are stored are a rate alone, and
+also load libraries, and the first one compiles. What these took longer is the start, without what compiling took
+elsewhere, which is done once on a machine. If only such cells were measured, a start that was measured elsewhere is taken
+off them, but never more than three quarters. Bytes that are stored are a rate alone, and
 bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
 the stage's prior; its seconds are multiplied by the machine's pace.
 
@@ -48,8 +49,9 @@ LEAST_OF_A_PACE = 10.0
 """Seconds that a stage must have worked before it tells of the machine; shorter work is mostly overhead."""
 MOST_FAILING = 1.0
 """More failures than work are not expected of the cells to come: their cause will have been removed."""
-RUN_START_SECONDS = 10.0
-"""A run's start: 9 to 11 s on two loaded cores (see `benchmarks.scaling`). It is wall time; nothing is computed meanwhile."""
+RUN_START_SECONDS = 1.0
+"""From a run's place in the queue to its first step: 0.5 to 1 s in demos on two cores at load 1 to 2 (`warm_starts`); the first
+run after the code server's start takes two seconds more, and the pods of a cluster longer. It is wall time."""
 ADDED_UP = ("done", "to_come", "hours", "gpu_hours", "wall_hours", "gb_down", "gb_stored", "euros")
 COLUMNS = (
     *("stage", "done", "to_come", "hours", "hours_low", "hours_high", "gpu_hours", "wall_hours"),
@@ -99,6 +101,7 @@ class Prior:
         origin: where these figures come from.
         each: seconds of any cell, however small.
         start: seconds that a run's first cell takes longer.
+        once: seconds that the first cell on a machine takes longer still, because code is compiled.
     """
 
     seconds: float
@@ -107,6 +110,7 @@ class Prior:
     origin: str
     each: float = 0.0
     start: float = 0.0
+    once: float = 0.0
 
     def at(self, pace: float) -> "Prior":
         """On a machine that takes so many times as long."""
@@ -117,6 +121,7 @@ class Prior:
             seconds=self.seconds * pace,
             each=self.each * pace,
             start=self.start * pace,
+            once=self.once * pace,
             origin=f"{self.origin}; here stages take {pace:.1f} times their priors",
         )
 
@@ -200,7 +205,7 @@ def _pace(stages: Sequence[Stage]) -> float:
             continue
         known, took = known + 1, took + worked
         foreseen += prior.seconds * float(_measured_sizes(stage)[:, WORK].sum()) + prior.each * len(cells)
-        foreseen += prior.start * sum(one.began_run for one in cells)
+        foreseen += prior.start * sum(one.began_run for one in cells) + prior.once
     if not foreseen:
         return 1.0
     return float(np.clip((took / foreseen) ** (known / (known + 1)), 1 / MOST_PACE, MOST_PACE))
@@ -262,8 +267,10 @@ def _total(table: pd.DataFrame) -> dict[str, object]:
 def _seconds(stage: Stage) -> float:
     """Of all cells to come."""
     rate, start = _rate_and_start(stage)
-    each = 0.0 if stage.measured else stage.prior.each
-    return rate * float(_array(stage.to_come)[:, WORK].sum()) + each * len(stage.to_come) + start * stage.runs
+    work = rate * float(_array(stage.to_come)[:, WORK].sum()) + start * stage.runs
+    if stage.measured or not stage.to_come:
+        return work
+    return work + stage.prior.each * len(stage.to_come) + stage.prior.once
 
 
 def _rate_and_start(stage: Stage) -> tuple[float, float]:
@@ -277,10 +284,11 @@ def _rate_and_start(stage: Stage) -> tuple[float, float]:
     if stage.per_run == 1 or not began.any():
         return float(seconds.sum() / work.sum()), 0.0
     if began.all():
-        starts = np.minimum(prior.start, MOST_OF_A_START * seconds)
-        return float((seconds - starts).sum() / work.sum()), float(starts.mean())
+        once = np.minimum(prior.start + prior.once / len(seconds), MOST_OF_A_START * seconds)
+        return float((seconds - once).sum() / work.sum()), min(prior.start, float(once.mean()))
     rate = float(seconds[~began].sum() / work[~began].sum())
-    return rate, max(0.0, float((seconds[began] - rate * work[began]).mean()))
+    start = max(0.0, float((seconds[began] - rate * work[began]).mean()))
+    return rate, max(min(start, prior.start), start - prior.once / int(began.sum()))
 
 
 def _bytes(stage: Stage, what: Literal["bytes_down", "bytes_stored"], column: int) -> float:

@@ -85,10 +85,10 @@ def test_an_empty_ledger_rests_on_priors(ledger):
     assert found.drop("total")["basis"].str.startswith("prior: ").all()
     assert (found["factor"].drop("total") == 3).all()
     full = ledger.forecast(patients=frozenset(TESTS[:1])).loc["scan"]
-    assert full.hours * 3600 == pytest.approx(6 + 0.3 + 1)
+    assert full.hours * 3600 == pytest.approx(6 + 0.2 + 0.3)
     ledger.made("test_scan", TESTS[1], shape="20 × 20 × 30")
     known = ledger.forecast(patients=frozenset(TESTS[:1])).loc["scan"]
-    assert known.hours * 3600 == pytest.approx(6 * 12000 / FULL_SIZE + 0.3 + 1)
+    assert known.hours * 3600 == pytest.approx(6 * 12000 / FULL_SIZE + 0.2 + 0.3)
 
 
 def test_what_is_made_from_what_is_to_come_is_to_come_and_uploads_cost_nothing(ledger):

@@ -3,7 +3,7 @@
 - From the first tenth of a ledger of another size (585 cells whose cost follows their voxels, with noise, a heavy tail and a
   start of each run) the rest is forecast within 25 %, and the range holds the truth as often as it says.
 - By hand: rate, start of runs, what each run fetches, euros, wall time, the total.
-- Of runs that have begun, no start is to come. A run's first cell alone does not pass for all others.
+- Of runs that have begun, no start is to come; what compiles is compiled once. A run's first cell alone does not pass for all others.
 - Ranges: one cell is uncertain by a factor of two, a prior by three; many equal cells by a tenth.
 - Failures that were seen are expected again, within limits.
 - Stages that took longer than their priors raise the priors of others on the same kind of device, within limits.
@@ -15,7 +15,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from curvas_assets.statistics.forecast import Measured, Prior, Sizes, Stage, as_shown, forecast, in_words
+from curvas_assets.statistics.forecast import (
+    MOST_OF_A_START,
+    RUN_START_SECONDS,
+    Measured,
+    Prior,
+    Sizes,
+    Stage,
+    as_shown,
+    forecast,
+    in_words,
+)
 from curvas_assets.study import Prices
 
 PRIOR = Prior(2.0, 3.0, 4.0, "somebody's stopwatch", each=10.0, start=20.0)
@@ -78,7 +88,7 @@ def test_a_rate_a_start_and_what_runs_fetch_by_hand():
     one, other, total = (found.iloc[at] for at in range(3))
     assert one.hours * 3600 == pytest.approx(4 * 3 * 2 + 2 * 5)
     assert (one.gpu_hours, other.gpu_hours) == (one.hours, 0)
-    assert one.wall_hours * 3600 == pytest.approx(34 + 2 * 10)
+    assert one.wall_hours * 3600 == pytest.approx(34 + 2 * RUN_START_SECONDS)
     assert (one.gb_down, one.gb_stored, one.gb_disk) == pytest.approx((24 + 2 * 5, 12, 6))
     assert one.euros == pytest.approx(34 * 0.01 + 34 * 0.5 + 12)
     assert other.hours * 3600 == pytest.approx(5 * 2 + 10 + 20)
@@ -159,7 +169,7 @@ def test_people_read_a_sentence_and_few_digits():
     stage = Stage("s", 1, [Sizes(3600, 1e9, 12e9)] * 2, Prior(1.0, 1.0, 1.0, "x"), gpu=True, disk_bytes=2.5e9)
     found = forecast([stage], Prices(gpu_hour_eur=0.5, egress_gb_eur=0, storage_gb_month_eur=0))
     assert in_words(found) == (
-        "About 2 h 0 min of wall time (37 min to 6 h 2 min), 2 GPU h, 24 GB stored, 2.5 GB of disk, "
+        "About 2 h 0 min of wall time (36 min to 6 h 2 min), 2 GPU h, 24 GB stored, 2.5 GB of disk, "
         "€1.00 (€0.30 to €3.02) still to come, for 2 partitions."
     )
     shown = as_shown(found).iloc[0]
@@ -182,3 +192,15 @@ def test_stages_that_took_longer_than_their_priors_raise_those_that_were_not_mea
     assert "take 1.7 times their priors" in one["basis"][1]
     wild = replace(slow, measured=[Measured(sized(10), 1e6)])
     assert forecast([wild, unmeasured], FREE)["hours"][1] == pytest.approx(5 * usual)
+
+
+def test_code_is_compiled_once_on_a_machine():
+    prior = replace(PRIOR, once=100.0)
+    usual = 3 * (2 * 1 + 10) + 3 * 20
+    fresh = row(Stage("s", 0, [sized(1)] * 3, prior, begin=3))
+    assert fresh.hours * 3600 == pytest.approx(usual + 100)
+    compiled = [Measured(sized(1), 2 + 20 + 100, began_run=True), Measured(sized(1), 2)]
+    begun = row(Stage("s", 2, [sized(1)] * 3, prior, compiled, begin=3, per_run=9))
+    assert begun.hours * 3600 == pytest.approx(3 * 2 + 3 * 20)  # no later run compiles
+    only = row(Stage("s", 1, [sized(1)] * 3, prior, compiled[:1], begin=0, per_run=9))
+    assert only.hours * 3600 == pytest.approx(3 * (122 - MOST_OF_A_START * 122))
