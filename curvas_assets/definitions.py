@@ -60,4 +60,4 @@ def _warned(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 
 defs = build_definitions(load_study(deployment().study), executor=deployment().executor)
-keep_warm()
+keep_warm(deployment().study)  # a built-in study's name is no file; that file is the package's

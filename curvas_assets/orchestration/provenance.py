@@ -39,8 +39,9 @@ def _git(folder: Path, *arguments: str) -> str:
     return answer.stdout.strip()
 
 
+@cache
 def package_versions() -> dict[str, str]:
-    """The packages that results depend on, without importing them."""
+    """The packages that results depend on, without importing them. Asked once, for the same reason."""
     versions: dict[str, str] = {}
     for package in PACKAGES:
         try:

@@ -31,7 +31,7 @@ LINEAGE = DummyLineage(
 )
 defs = LINEAGE.definitions
 if not os.environ.get("CURVAS_TEST_COLD"):
-    keep_warm()
+    keep_warm(os.environ.get("CURVAS_TEST_STUDY", ""))
 
 
 def job(name: str) -> ReconstructableJob:

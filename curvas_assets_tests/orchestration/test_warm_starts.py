@@ -1,8 +1,17 @@
-"""Runs and steps are forked from a process that has loaded the code location; what happens when that process is killed."""
+"""Claims proved here, with Dagster's own processes.
+
+- Runs and their steps are forked from one process that has loaded the code location; a run is a process of its own, which
+  can be terminated, and whose death is seen.
+- After a change of the study file a run is no longer forked, and loads what is there now.
+- When the warm process is killed, its runs end with it, also those without a process for their step; the next run has another.
+- A failed fork, and a client that goes away, cost one launch at most.
+- A run outlives the code server that started it.
+"""
 
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 
@@ -12,6 +21,7 @@ import pytest
 from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.local.deployment import ROOT
+from curvas_assets.orchestration import warm_starts
 from curvas_assets_tests.browser.serving import served
 
 LOCATION = "curvas_assets_tests.orchestration.warm_location"
@@ -25,11 +35,11 @@ class Launched:
         self.client = DagsterGraphQLClient("127.0.0.1", port_number=int(url.rpartition(":")[2]))
         self.home, self.instance = home, instance
 
-    def start(self, name, wait_for=""):
+    def start(self, name, wait_for="", job="telling"):
         """Launch a run; its id, and what its step told: the process that loaded the location, the step's, its parent."""
         config = {"ops": {"tell": {"config": {"file": str(self.home / name), "wait_for": wait_for}}}}
         run_id = self.client.submit_job_execution(
-            "telling", repository_location_name=LOCATION, run_config=config, tags={"dagster/max_retries": "0"}
+            job, repository_location_name=LOCATION, run_config=config, tags={"dagster/max_retries": "0"}
         )
         until(lambda: (self.home / name).exists() or self.status(run_id) is dg.DagsterRunStatus.FAILURE)
         return run_id, tuple(map(int, (self.home / name).read_text().split()))
@@ -62,7 +72,9 @@ def launched(tmp_path_factory):
     home = tmp_path_factory.mktemp("warm")
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
     instance = dg.DagsterInstance.from_config(str(home))  # before two processes make its files at once
-    with served(LOCATION, {"DAGSTER_HOME": str(home)}, home) as url:
+    (home / "study.yaml").touch()
+    environment = {"DAGSTER_HOME": str(home), "CURVAS_TEST_STUDY": str(home / "study.yaml")}
+    with served(LOCATION, environment, home) as url:
         yield Launched(url, home, instance)
 
 
@@ -94,13 +106,66 @@ def test_a_killed_run_is_seen_and_marked_as_failed(launched):
     os.kill(step, signal.SIGKILL)  # what is no asset has no lifeline
 
 
-def test_when_the_warm_process_is_killed_the_next_run_has_another_and_loads_the_location_again(launched):
-    go = launched.home / "go"
-    waiting, (warm, _, _) = launched.start("orphaned", str(go))
-    os.kill(warm, signal.SIGKILL)
+@pytest.mark.parametrize("job", ["telling", "telling_within"])
+def test_when_the_warm_process_is_killed_its_runs_end_and_the_next_run_has_another(launched, job):
+    waiting, (_, step, _) = launched.start(f"orphaned {job}", str(launched.home / "never"), job)
+    run = psutil.Process(launched.process(waiting))
+    warm = run.parent()
+    warm.kill()
+    run.wait(timeout=90)
     assert launched.end(waiting) is dg.DagsterRunStatus.FAILURE
-    go.touch()
-    run_id, (loaded_in, _, parent) = launched.start("after")
+    if job == "telling":
+        os.kill(step, signal.SIGKILL)  # what is no asset has no lifeline
+    after, (loaded_in, _, _) = launched.start(f"after {job}")
+    assert launched.end(after) is dg.DagsterRunStatus.SUCCESS
+    assert loaded_in != warm.pid
+
+
+def test_a_fork_that_fails_is_tried_again(monkeypatch):
+    answers = iter((None, None, 7))
+
+    def fork():
+        if (answer := next(answers)) is None:
+            raise BlockingIOError("no process number is free")
+        return answer
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(warm_starts, "AGAIN_SECONDS", 0)
+    assert warm_starts._fork() == 7
+
+
+def test_a_client_that_goes_away_leaves_the_warm_process_alive(launched):
+    waiting, (warm, _, _) = launched.start("undisturbed", str(launched.home / "go on"))
+    (listener,) = (one.laddr for one in psutil.Process(warm).net_connections("unix") if "listener" in one.laddr)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.replace("@", "\0", 1))
+    after, _ = launched.start("after the client")
+    assert launched.end(after) is dg.DagsterRunStatus.SUCCESS
+    (launched.home / "go on").touch()
+    assert launched.end(waiting) is dg.DagsterRunStatus.SUCCESS
+
+
+def test_once_the_study_file_has_changed_a_run_loads_what_is_there_now(launched):
+    _, (warm, _, _) = launched.start("before the change")
+    study = launched.home / "study.yaml"
+    changed = study.stat().st_mtime_ns
+    study.write_text("changed")
+    run_id, (loaded_in, _, _) = launched.start("after the change")
     assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
-    assert loaded_in == parent
+    assert psutil.Process(warm).is_running()
     assert loaded_in != warm
+    os.utime(study, ns=(changed, changed))
+    run_id, (loaded_in, _, _) = launched.start("as it was")
+    assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS
+    assert loaded_in == warm
+
+
+def test_a_run_outlives_the_code_server_that_started_it(launched):
+    """The last test: this daemon does not start another code server."""
+    go = launched.home / "go at last"
+    run_id, (_, _, _) = launched.start("outliving", str(go))
+    server = psutil.Process(launched.process(run_id)).parent().parent()
+    assert "grpc" in server.cmdline()
+    server.kill()
+    go.touch()
+    assert launched.end(run_id) is dg.DagsterRunStatus.SUCCESS

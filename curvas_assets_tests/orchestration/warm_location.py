@@ -1,4 +1,7 @@
-"""A code location whose one step says which process loaded this file, which runs the step, and which forked that."""
+"""A code location whose one step says which process loaded this file, which runs the step, and which forked that.
+
+The file that `CURVAS_TEST_STUDY` names counts as the study's.
+"""
 
 import os
 import time
@@ -27,5 +30,10 @@ def telling():
     tell()
 
 
-defs = dg.Definitions(jobs=[telling])
-keep_warm()
+@dg.job(executor_def=executor("in_process"))
+def telling_within():
+    tell()
+
+
+defs = dg.Definitions(jobs=[telling, telling_within])
+keep_warm(os.environ["CURVAS_TEST_STUDY"])
