@@ -5,8 +5,8 @@
     python -m benchmarks.kills --together              two studies at once, five relaunches, make_missing beside a backfill
     python -m benchmarks.kills --away 60               once during each stage the store is away for so many seconds; nothing fails
 
-Killed are processes of steps, of runs, the daemon, the code server, the webserver, the S3 server, and the whole machine: all at once,
-the owner (`make ui`) too, which is then started again, as an operating system would. Nothing else is done by hand: no run is
+Killed are processes of steps, of runs, the fork server of these, the daemon, the code server, the webserver, the S3 server, and
+the whole machine: all at once, the owner (`make ui`) too, which is then started again, as an operating system would. Nothing else is done by hand: no run is
 launched, ended or freed. A study that ends before the kills are used up is followed by another one on an empty state.
 
 Counted in the end: torn (an artefact that does not read back whole), lost (a partition that is missing or stale), stuck (a run
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -50,7 +50,7 @@ from curvas_assets_tests.browser.serving import answers
 
 CHEAP = "curvas_assets_tests.orchestration.kill_location"
 REAL = "curvas_assets.definitions"
-WEIGHTS = {"step": 10, "run worker": 9, "S3": 4, "code server": 3, "daemon": 2, "machine": 2}
+WEIGHTS = {"step": 10, "run worker": 7, "S3": 4, "code server": 3, "fork server": 2, "daemon": 2, "machine": 2}
 """Of 30 kills. What works is killed most."""
 PROGRESS_SECONDS = 90
 """The next kill waits for something to be made, a new epoch at least, but not longer."""
@@ -173,7 +173,8 @@ class Round:
         if kind == "S3":
             pid = EmbeddedS3(self.state).pid
             return [] if pid is None else [psutil.Process(pid)]
-        return [process for process in self._processes() if _kind(process) == kind]
+        runs = self._jobs()
+        return [process for process in self._processes() if _kind(process, runs) == kind]
 
     def _processes(self) -> list[psutil.Process]:
         """Of this state, the owner left out."""
@@ -212,8 +213,7 @@ class Round:
         if kind == "run worker":
             name = jobs.get(victim.pid, "starting")
         elif kind == "step":
-            parents = [parent.pid for parent in _parents(victim)]
-            name = next((jobs[pid] for pid in parents if pid in jobs), "step")
+            name = self._steps().get(victim.pid, "step")
         else:
             name = " + ".join(sorted(set(jobs.values()) - {STUDY_JOB})) or "between stages"
         _kill(victim)
@@ -234,6 +234,17 @@ class Round:
         with dg.DagsterInstance.from_config(self.home) as instance:
             return {
                 pid: run.job_name for run in instance.get_runs(started) for pid, _ in processes(instance, run.run_id)
+            }
+
+    def _steps(self) -> dict[int, str]:
+        """Process of a step → its run's job."""
+        started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+        with dg.DagsterInstance.from_config(self.home) as instance:
+            return {
+                int(str(event.engine_event_data.metadata["pid"].value)): run.job_name
+                for run in instance.get_runs(started)
+                for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
+                if (event := entry.dagster_event) and "pid" in event.engine_event_data.metadata
             }
 
     def wait_for_progress(self) -> None:
@@ -329,7 +340,7 @@ class Round:
         """Processes of runs and steps that do not end though their runs have."""
         deadline = time.monotonic() + seconds
         while True:
-            left = [kind for kind in map(_kind, self._processes()) if kind in ("step", "run worker")]
+            left = [kind for one in self._processes() if (kind := _kind(one)) in ("step", "run worker")]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.5)
@@ -425,7 +436,13 @@ def training_notes(lines: list[str]) -> dict[str, object]:
     }
 
 
-def _kind(process: psutil.Process) -> str:
+def _kind(process: psutil.Process, runs: Collection[int] = ()) -> str:
+    """What a process is; runs and steps are forked from the same fork server, and only the log tells them apart.
+
+    Args:
+        process: of a state.
+        runs: the processes of its runs.
+    """
     command = _command(process)
     if "dagster_webserver" in command:
         return "webserver"
@@ -435,7 +452,9 @@ def _kind(process: psutil.Process) -> str:
         return "code server"
     if "multiprocessing.forkserver" in command:
         parent = process.parent()
-        return "step" if parent is not None and "multiprocessing.forkserver" in _command(parent) else "forkserver"
+        if parent is None or "multiprocessing.forkserver" not in _command(parent):
+            return "fork server"
+        return "run worker" if process.pid in runs else "step"
     if "multiprocessing.spawn" in command:
         return "run worker"
     return "other"
@@ -446,13 +465,6 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _parents(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.parents()
-    except psutil.Error:
-        return []
 
 
 def _kill(process: psutil.Process) -> None:

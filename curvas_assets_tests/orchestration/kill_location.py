@@ -26,6 +26,7 @@ from curvas_assets.orchestration.jobs import stage_jobs
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.study_run import study_job
+from curvas_assets.orchestration.warm_starts import keep_warm
 from curvas_assets.stages import table
 from curvas_assets.stages.stored import Stored, one_by_one
 from curvas_assets.stages.table import STAGES
@@ -204,3 +205,4 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
 
 
 defs = build(load_study(deployment().study))
+keep_warm(deployment().study)

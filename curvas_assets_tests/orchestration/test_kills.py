@@ -1,4 +1,4 @@
-"""Claim proved here: a study that is killed, in a step and in its runs, ends by itself as if nothing had been.
+"""Claim proved here: a study that is killed, in a step, in its runs and in what these are forked from, ends by itself as if nothing had been.
 
 The short form of `python -m benchmarks.kills`: one annotator, one seed, as far as the training, cheap work, everything else real.
 """
@@ -9,7 +9,7 @@ import yaml
 from benchmarks.kills import campaign
 from curvas_assets.study import load_study
 
-KILLS = {"step": 1, "run worker": 1}
+KILLS = {"step": 1, "run worker": 1, "fork server": 1}
 WRONG = ("torn", "lost", "stuck", "trained twice", "unfinished studies")
 
 
