@@ -26,8 +26,8 @@ class _Files(NamedTuple):
     reclaimable: tuple[str, ...]
 
 
-# Pages of files are given back when memory runs short, also those that were read several times ("active"), and so are the
-# kernel's own notes on files (slabs), of which only the second version states how many can be.
+# Pages of files are given back when memory runs short, also those that were read several times ("active"), and so are
+# the kernel's own notes on files (slabs), of which only the second version states how many can be.
 # Above memory.high a process is slowed down until it stands still.
 _SECOND = _Files(
     ("memory.max", "memory.high"),

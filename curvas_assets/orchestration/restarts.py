@@ -78,8 +78,8 @@ def _is_off(instance: dg.DagsterInstance) -> bool:
 def _is_left(ticks: object) -> bool:
     """Whether a sensor that is on has not ticked for so long that its code location must be gone.
 
-    A retry that counts here was given up within that time by the daemon, which would have called the sensor, too. A state
-    that holds no time yet is new.
+    A retry that counts here was given up within that time by the daemon, which would have called the sensor, too. A
+    state that holds no time yet is new.
     """
     times = [time for name in TIMES if (time := getattr(ticks, name, None))]
     return bool(times) and max(times) < (datetime.now(UTC) - WITHIN).timestamp()

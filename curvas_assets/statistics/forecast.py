@@ -11,10 +11,10 @@ off them, but never more than three quarters. Bytes that are stored are a rate a
 bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
 the stage's prior; its seconds are multiplied by the machine's pace.
 
-**Pace.** How many times as long as their priors the measured stages took: the geometric mean of their ratios, in which a
-stage of hours counts as much as one of seconds; those on GPUs are taken apart, and those that worked for less than ten
-seconds are left out. One more ratio of 1 is counted in, because a prior may be wrong for reasons of its own. Compiling is
-foreseen only of a stage where a run's first cell took so long.
+**Pace.** How many times as long as their priors the measured stages took: the geometric mean of their ratios, in which
+a stage of hours counts as much as one of seconds; those on GPUs are taken apart, and those that worked for less than ten
+seconds are left out. One more ratio of 1 is counted in, because a prior may be wrong for reasons of its own. Compiling
+is foreseen only of a stage where a run's first cell took so long.
 
 **Range.** In about four of five cases the true figure lies between `low` and `high`. These are the estimate divided and
 multiplied by exp(t · cv · √(1/n + 1/m)): n cells were measured, m are to come, cv is the coefficient of variation of the
