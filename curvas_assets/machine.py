@@ -26,9 +26,15 @@ class _Files(NamedTuple):
     reclaimable: tuple[str, ...]
 
 
-# Pages of files are given back when memory runs short, also those that were read several times ("active").
+# Pages of files are given back when memory runs short, also those that were read several times ("active"), and so are
+# the kernel's own notes on files (slabs), of which only the second version states how many can be.
 # Above memory.high a process is slowed down until it stands still.
-_SECOND = _Files(("memory.max", "memory.high"), "memory.current", (), ("inactive_file", "active_file"))
+_SECOND = _Files(
+    ("memory.max", "memory.high"),
+    "memory.current",
+    (),
+    ("inactive_file", "active_file", "slab_reclaimable"),
+)
 _FIRST = _Files(
     ("memory.limit_in_bytes",),
     "memory.usage_in_bytes",

@@ -1,6 +1,7 @@
 """Claims proved here.
 
-- A container's limit counts, and pages of files, which are given back, count as free however often they were read.
+- A container's limit counts, and pages of files, which are given back, count as free however often they were read; so do
+  slabs that can be given back.
 - Without a limit, the machine's free memory counts.
 - The tightest room counts of the process's own cgroup and of all above it, in version 1, version 2, and both at once; groups
   that are not the process's never count.
@@ -54,6 +55,13 @@ def test_the_containers_limit_counts(tmp_path):
     assert available_memory(tmp_path) == 800000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
+
+
+def test_slabs_that_can_be_given_back_count_as_free(tmp_path):
+    second(tmp_path, 1000, 900, inactive=100)
+    stated = (tmp_path / "memory.stat").read_text()
+    (tmp_path / "memory.stat").write_text(f"{stated}slab_reclaimable 300\nslab_unreclaimable 50\nslab 350\n")
+    assert available_memory(tmp_path) == 1000 - (900 - 100 - 300)
 
 
 def test_of_all_groups_above_the_tightest_room_counts(tmp_path):

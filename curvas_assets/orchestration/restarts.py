@@ -11,6 +11,7 @@ import dagster as dg
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
     RunRecord,
 )
 from curvas_assets.orchestration.launcher import WatchedRunLauncher
@@ -20,10 +21,13 @@ GIVEN_UP = "Failed to retry run"
 MOST_TIMES = 20
 WITHIN = timedelta(days=1)
 """Failures older than this are left alone, because nobody expects these runs to continue."""
-MOST_RUNS = 50
+IN_A_STEP = "STEP_FAILURE"
+"""Failure reason of runs that Dagster never retries; steps have retries of their own."""
 NAME = "keep_going"
 STOPPED = "STOPPED"
 """Status of a sensor that a person has turned off."""
+TIMES = ("last_tick_timestamp", "last_tick_start_timestamp", "last_sensor_start_timestamp")
+"""Of a sensor's state: when it was last looked at, or turned on before its first tick."""
 
 
 def keep_going() -> dg.SensorDefinition:
@@ -65,8 +69,20 @@ def launched_again_soon(instance: dg.DagsterInstance) -> list[RunRecord]:
 def _is_off(instance: dg.DagsterInstance) -> bool:
     if instance.schedule_storage is None:  # an instance that keeps no sensors' states
         return False
-    states = [one.status.value for one in instance.all_instigator_state() if one.instigator_name == NAME]
-    return bool(states) and set(states) == {STOPPED}  # each study on the instance has such a sensor; one is enough
+    states = [one for one in instance.all_instigator_state() if one.instigator_name == NAME]
+    on = [one for one in states if one.status.value != STOPPED]
+    # Each study on the instance has such a sensor; one is enough. Where none has ticked yet, one soon will.
+    return len(on) < len(states) and all(_is_left(one.instigator_data) for one in on)
+
+
+def _is_left(ticks: object) -> bool:
+    """Whether a sensor that is on has not ticked for so long that its code location must be gone.
+
+    A retry that counts here was given up within that time by the daemon, which would have called the sensor, too. A
+    state that holds no time yet is new.
+    """
+    times = [time for name in TIMES if (time := getattr(ticks, name, None))]
+    return bool(times) and max(times) < (datetime.now(UTC) - WITHIN).timestamp()
 
 
 def given_up(instance: dg.DagsterInstance) -> list[RunRecord]:
@@ -77,8 +93,9 @@ def given_up(instance: dg.DagsterInstance) -> list[RunRecord]:
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - WITHIN)
     return [
         record
-        for record in instance.get_run_records(failed, limit=MOST_RUNS)
+        for record in instance.get_run_records(failed)
         if AUTO_RETRY_RUN_ID_TAG not in (run := record.dagster_run).tags
+        and run.tags.get(RUN_FAILURE_REASON_TAG) != IN_A_STEP  # before its log is read, which takes 20 times as long
         and 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES
         and not instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1)
     ]

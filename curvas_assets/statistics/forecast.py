@@ -11,9 +11,10 @@ off them, but never more than three quarters. Bytes that are stored are a rate a
 bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
 the stage's prior; its seconds are multiplied by the machine's pace.
 
-**Pace.** How many times as long as their priors the measured stages took, all together; those on GPUs are taken apart,
-and those that worked for less than ten seconds are left out. With k stages measured, the k/(k + 1)th power counts, because
-a prior may be wrong for reasons of its own.
+**Pace.** How many times as long as their priors the measured stages took: the geometric mean of their ratios, in which
+a stage of hours counts as much as one of seconds; those on GPUs are taken apart, and those that worked for less than ten
+seconds are left out. One more ratio of 1 is counted in, because a prior may be wrong for reasons of its own. Compiling
+is foreseen only of a stage where a run's first cell took so long.
 
 **Range.** In about four of five cases the true figure lies between `low` and `high`. These are the estimate divided and
 multiplied by exp(t · cv · √(1/n + 1/m)): n cells were measured, m are to come, cv is the coefficient of variation of the
@@ -197,18 +198,25 @@ def forecast(stages: Sequence[Stage], prices: Prices) -> pd.DataFrame:
 
 def _pace(stages: Sequence[Stage]) -> float:
     """How many times as long as their priors say stages of this machine take, from those that were measured."""
-    known, took, foreseen = 0, 0.0, 0.0
-    for stage in stages:
-        prior, cells = stage.prior, stage.measured
-        worked = sum(one.seconds for one in cells)
-        if worked < LEAST_OF_A_PACE:
-            continue
-        known, took = known + 1, took + worked
-        foreseen += prior.seconds * float(_measured_sizes(stage)[:, WORK].sum()) + prior.each * len(cells)
-        foreseen += prior.start * sum(one.began_run for one in cells) + prior.once
-    if not foreseen:
-        return 1.0
-    return float(np.clip((took / foreseen) ** (known / (known + 1)), 1 / MOST_PACE, MOST_PACE))
+    ratios = [ratio for stage in stages if (ratio := _ratio(stage))]
+    mean = math.exp(sum(map(math.log, ratios)) / (len(ratios) + 1))
+    return float(np.clip(mean, 1 / MOST_PACE, MOST_PACE))
+
+
+def _ratio(stage: Stage) -> float | None:
+    """How many times as long as its prior a measured stage took; None if it worked too short to tell."""
+    prior, took = stage.prior, np.array([one.seconds for one in stage.measured], float)
+    if took.sum() < LEAST_OF_A_PACE:
+        return None
+    began = np.array([one.began_run for one in stage.measured])
+    foreseen = prior.seconds * _measured_sizes(stage)[:, WORK] + prior.each + prior.start * began
+    if not foreseen.sum():
+        return None
+    later = float(took[~began].sum() / foreseen[~began].sum()) if foreseen[~began].sum() else 1.0
+    compiled = bool(
+        (took[began] >= later * (foreseen[began] + prior.once / 2)).any()
+    )  # else the code was there already
+    return float(took.sum() / (foreseen.sum() + prior.once * compiled))
 
 
 def _row(stage: Stage, prices: Prices) -> dict[str, object]:

@@ -3,13 +3,15 @@
 - A retry that Dagster gave up because the code server was away is launched after all, by Dagster's own daemon, and only once.
 - A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone; so is one
   whose retry was deleted.
+- However many runs failed after it in their steps, it is found; their logs are not read.
 - A killed run counts as under way from its failure until its retry exists, whoever launches it, also while its record says that
-  Dagster has given it up; not once it is given up for ever, nor while a person has turned the sensor off.
+  Dagster has given it up; not once it is given up for ever, nor while a person has turned the sensor off, whatever the state of a location that is gone says.
 - No run is overlooked that passes from one state to the next during the look.
 - The sensor fails a run whose process was killed before it had started, and says so.
 """
 
 import shutil
+import time
 
 import dagster as dg
 import pytest
@@ -17,14 +19,14 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterCodeLocationLoadError
 from dagster._core.events import EngineEventData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 from dagster._daemon.auto_run_reexecution import auto_run_reexecution
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
 from curvas_assets.local.deployment import RETRIES_CURSOR, ROOT
 from curvas_assets.orchestration import under_way
-from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, keep_going, retry_after_all
+from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, WITHIN, keep_going, retry_after_all
 from curvas_assets.orchestration.under_way import other_runs, unfinished_runs, waits_for_retry
 from curvas_assets_tests.orchestration.test_launcher import HERE, anything, killed_process
 
@@ -122,6 +124,20 @@ def test_other_failures_are_left_alone(instance, daemon):
     assert instance.get_run_by_id(step).tags[WILL_RETRY_TAG] == "false"
 
 
+def test_ordinary_failures_do_not_hide_a_killed_run_and_cost_little(instance, daemon, monkeypatch):
+    daemon.away = True
+    run_id = failed(instance)
+    daemon.look()
+    for _ in range(51):
+        tags = {**HERE, RUN_FAILURE_REASON_TAG: "STEP_FAILURE"}
+        instance.create_run_for_job(anything, status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    read, logs = [], instance.all_logs
+    monkeypatch.setattr(instance, "all_logs", lambda of, *more, **named: read.append(of) or logs(of, *more, **named))
+    assert run_id in [run.run_id for run in unfinished_runs(instance)]
+    assert retry_after_all(instance) == [run_id]
+    assert set(read) == {run_id}
+
+
 def counts(instance, run_id: str) -> bool:
     """Whether a run counts as under way, by each of the questions."""
     found = run_id in [run.run_id for run in unfinished_runs(instance)]
@@ -189,6 +205,38 @@ def test_while_the_sensor_is_off_a_run_that_was_given_up_does_not_count(instance
     assert not counts(instance, run_id)
     instance.update_instigator_state(states[0].with_status(InstigatorStatus.RUNNING))
     assert counts(instance, run_id)
+
+
+@pytest.mark.parametrize(
+    "of_a_tick", ["last_tick_timestamp", "last_tick_start_timestamp", "last_sensor_start_timestamp"]
+)
+def test_a_location_that_is_gone_does_not_turn_the_sensor_on(instance, daemon, of_a_tick):
+    daemon.away = True
+    run_id = failed(instance)
+    daemon.look()
+
+    def state(location, status, **times):
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+        return InstigatorState(
+            RemoteInstigatorOrigin(origin, "keep_going"),
+            InstigatorType.SENSOR,
+            status,
+            SensorInstigatorData(min_interval=15, **times),
+        )
+
+    now, day = time.time(), WITHIN.total_seconds()
+    left = {"last_tick_timestamp": now - 2 * day, of_a_tick: now - day - 60}
+    instance.add_instigator_state(state("left", InstigatorStatus.DECLARED_IN_CODE, **left))
+    assert counts(instance, run_id)  # nobody has turned anything off: the present location's daemon has yet to look
+    off = state("here", InstigatorStatus.STOPPED, last_tick_timestamp=now - 3 * day)
+    instance.add_instigator_state(off)
+    assert not counts(instance, run_id)  # however long ago it was turned off
+    instance.update_instigator_state(
+        state("left", InstigatorStatus.DECLARED_IN_CODE, **{**left, of_a_tick: now - day + 600})
+    )
+    assert counts(instance, run_id)  # it is not gone yet
+    instance.update_instigator_state(state("left", InstigatorStatus.DECLARED_IN_CODE))
+    assert counts(instance, run_id)  # it has never ticked yet
 
 
 LOOKS = ("_active", "_retried_by_dagster", "launched_again_soon")

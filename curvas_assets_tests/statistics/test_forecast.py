@@ -6,7 +6,8 @@
 - Of runs that have begun, no start is to come; what compiles is compiled once. A run's first cell alone does not pass for all others.
 - Ranges: one cell is uncertain by a factor of two, a prior by three; many equal cells by a tenth.
 - Failures that were seen are expected again, within limits.
-- Stages that took longer than their priors raise the priors of others on the same kind of device, within limits.
+- Stages that took longer than their priors raise the priors of others on the same kind of device, within limits; a stage of
+  hours counts no more than one of seconds, and compiling is foreseen only where a run's first cell was that slow.
 - What is made costs nothing; an empty forecast says so.
 """
 
@@ -192,6 +193,34 @@ def test_stages_that_took_longer_than_their_priors_raise_those_that_were_not_mea
     assert "take 1.7 times their priors" in one["basis"][1]
     wild = replace(slow, measured=[Measured(sized(10), 1e6)])
     assert forecast([wild, unmeasured], FREE)["hours"][1] == pytest.approx(5 * usual)
+
+
+def pace(*measured: Stage) -> float:
+    """By which the prior of a stage that was not measured was raised."""
+    usual = (2 * 10 + 10 + 20) / 3600
+    return forecast([*measured, Stage("t", 0, [sized(10)], PRIOR)], FREE).iloc[len(measured)].hours / usual
+
+
+def test_a_long_stage_whose_prior_is_wrong_does_not_rule_the_others():
+    long = Stage("long", 1, [], PRIOR, [Measured(sized(10_000), 5 * (2 * 10_000 + 10))])
+    right = [Stage(f"right {n}", 1, [], PRIOR, [Measured(sized(10), 2 * 10 + 10)]) for n in range(3)]
+    assert pace(long) == pytest.approx(5 ** (1 / 2))
+    assert pace(long, *right) == pytest.approx(5 ** (1 / 5))
+    quick = replace(long, measured=[Measured(sized(10_000), (2 * 10_000 + 10) / 5)])
+    assert pace(long, quick) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("slower", [1, 3])
+@pytest.mark.parametrize("compiled", [0, 1])
+@pytest.mark.parametrize("first_is_known", [True, False])
+def test_compiling_is_foreseen_only_of_a_stage_whose_first_cell_was_that_slow(slower, compiled, first_is_known):
+    prior = replace(PRIOR, once=100.0)
+    later = [Measured(sized(10), slower * (2 * 10 + 10))] * 3
+    first = Measured(sized(10), slower * (2 * 10 + 10 + 20 + 100 * compiled), began_run=True)
+    known = [first, *later] if first_is_known else later
+    assert pace(Stage("s", 4, [], prior, known, per_run=9)) == pytest.approx(slower ** (1 / 2))
+    if slower == 1:
+        assert pace(Stage("s", 1, [], prior, [first], per_run=9)) == pytest.approx(1)
 
 
 def test_code_is_compiled_once_on_a_machine():
