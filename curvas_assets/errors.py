@@ -2,7 +2,10 @@
 
 Every error tells what was attempted, for which patient, model or object, what was found and what to do next, and
 whether trying again can help. Nothing here knows Dagster: `orchestration` turns `may_retry` into a retry policy.
+`let_go` frees what any error holds.
 """
+
+import traceback
 
 
 class CurvasError(Exception):
@@ -94,3 +97,18 @@ class StatisticsError(CurvasError):
 
 class ReportError(CurvasError):
     """A figure, table or report cannot be drawn from what was given."""
+
+
+def let_go(error: BaseException) -> None:
+    """Free what frames hold that an error, its causes and its contexts came through: whole volumes, or memory of a GPU.
+
+    They would be kept for as long as the error is remembered. Frames that are still running are left as they are.
+    """
+    seen: set[int] = set()
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            traceback.clear_frames(link.__traceback__)
+            links += [link.__cause__, link.__context__]

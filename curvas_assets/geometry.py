@@ -98,7 +98,7 @@ def spacing_of(affine: npt.ArrayLike) -> tuple[float, float, float]:
 
 
 def by(sizes: Sequence[float]) -> str:
-    """A shape for people, such as 866 × 512 × 512; also sizes in full, such as 5 × 3.5 × 3.5."""
+    """A shape for people, such as 866 × 512 × 512; also sizes of up to six digits, such as 5 × 3.5 × 3.5."""
     return " × ".join(f"{size:g}" for size in sizes)
 
 

@@ -68,7 +68,7 @@ class TrainingScans:
         self._labels: dict[tuple[str, Path, Path], PackedLabels] = {}
 
     def scan(self, patient: str, image: Path) -> TrainingScan:
-        """A patient's CT.
+        """A patient's CT. What prediction takes as unscaled (also a slope of 0 or NaN) is unscaled here too.
 
         Raises:
             SegmentationError: the file is damaged, or ITK, by which nnU-Net reads, has another geometry of it.
@@ -130,23 +130,27 @@ def _saying_whose(attempt: str, patient: str, read: Callable[[], Any]) -> Any:
 def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
     """A CT, whose voxels are written to `target`.
 
-    A file that is in the canonical order already, and that ITK reads as we do, is read as it is. Another is rewritten
-    first with a header that has only one reading.
+    The file is read to its end, because ITK accepts one that is cut short or damaged, and reads NaN and infinity as 0,
+    without a word. Voxels without a scale are taken from this reading; with one, the file is read again, by ITK, whose
+    arithmetic of a scale is its own. A file in another order, or whose geometry ITK reads otherwise than we, is first
+    rewritten with a header that has only one reading, and read by ITK.
     """
     told: Any = {"attempted": "reading the scan", "subject": patient, "error": SegmentationError}
     image = open_image(path, **told)
     as_it_is = order_of(image.affine) == CANONICAL and itk_reads(path, image.affine)
-    if image.get_data_dtype().kind == "f":  # ITK would read NaN and infinity as 0, without a word
-        slabs = _finite(image, told)
-        if as_it_is and (image.dataobj.slope, image.dataobj.inter) == (1, 0):
-            return _read_by_slabs(path, image, slabs, target)
-        for _ in slabs:
-            pass  # the file is read again: ITK's arithmetic of a scale is its own, and turning takes the whole
+    slabs = _finite(image, told)
+    unscaled = (image.dataobj.slope, image.dataobj.inter) == (1, 0)  # also where the header's slope is 0 or NaN
+    if unscaled and as_it_is:
+        return _read_by_slabs(path, image, slabs, target)
+    voxels = _whole(image, slabs) if unscaled else None
+    for _ in slabs:
+        pass
     if as_it_is:
         return _read_by_itk(path, image, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         handed = Path(folder, "turned.nii")
-        nib.save(turned_image(image, CANONICAL), handed)
+        nib.save(turned_image(image, CANONICAL, voxels), handed)
+        del voxels
         turned: Any = nib.Nifti1Image.from_filename(handed)
         if not itk_reads(handed, turned.affine):
             raise SegmentationError(
@@ -158,16 +162,28 @@ def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
         return _read_by_itk(handed, turned, target)
 
 
+def _whole(image: Any, slabs: Iterator[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Voxels as they are stored, (X, Y, Z)."""
+    whole, z0 = np.empty(image.shape[::-1], image.dataobj.dtype), 0
+    for slab in slabs:
+        whole[z0 : z0 + len(slab)] = slab
+        z0 += len(slab)
+    return whole.T
+
+
 def _finite(image: Any, told: dict[str, Any]) -> Iterator[npt.NDArray[Any]]:
     for _, slab in read_slabs(image, **told):
-        if not np.isfinite(slab).all():
+        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
             remedy = "Export the scan again without them."
             raise SegmentationError(told["attempted"], told["subject"], "voxels are NaN or infinite", remedy)
         yield slab
 
 
 def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], target: Path) -> TrainingScan:
-    """As `_read_by_itk`, of voxels without a scale; ITK reads the header alone."""
+    """As `_read_by_itk`, of voxels without a scale; ITK reads the header alone.
+
+    A slope of 0 or NaN means "no scale" in NIfTI, and prediction reads it so; ITK would add the intercept.
+    """
     import SimpleITK as sitk
 
     dtype, shape = read_type(image), tuple(int(n) for n in image.shape[::-1])
@@ -179,7 +195,11 @@ def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], ta
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return _training_scan(reader, image, np.load(target, mmap_mode="r"), target)
+    placed = sitk.Image([1, 1, 1], sitk.sitkUInt8)  # an image does not keep the sign of each zero of a header
+    placed.SetSpacing(reader.GetSpacing())
+    placed.SetOrigin(reader.GetOrigin())
+    placed.SetDirection(reader.GetDirection())
+    return _training_scan(placed, image, np.load(target, mmap_mode="r"), target)
 
 
 def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:

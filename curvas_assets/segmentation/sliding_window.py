@@ -9,9 +9,9 @@ Imported only by `prediction`, because it loads torch and nnunetv2.
 """
 
 import inspect
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from queue import Queue
 from threading import Thread
 from types import FunctionType
@@ -20,8 +20,17 @@ from typing import Any
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from curvas_assets.errors import SegmentationError, let_go
+
 NNUNETS: Any = inspect.unwrap(nnUNetPredictor._internal_predict_sliding_window_return_logits)
 """Where nnU-Net makes the thread and the queue, by these names of its module."""
+if missing := {"Queue", "Thread"} - set(NNUNETS.__code__.co_names):
+    raise SegmentationError(
+        "replacing the queue and the thread of nnU-Net's sliding window",
+        f"nnunetv2 {version('nnunetv2')}",
+        f"{NNUNETS.__name__} does not use the name {' or '.join(sorted(missing))}",
+        "Install the release that requirements.lock pins, or adapt segmentation/sliding_window.py to this one.",
+    )
 
 
 class StudyPredictor(nnUNetPredictor):
@@ -36,7 +45,7 @@ class StudyPredictor(nnUNetPredictor):
             return predict(self, *args, **named)
         except BaseException as error:
             tiles.end()
-            traceback.clear_frames(error.__traceback__)  # they hold the input and activations, on a GPU
+            let_go(error)  # its frames hold the input and activations, on a GPU
             raise
 
 
@@ -66,7 +75,7 @@ class _Tiles(Queue[Any]):
         with suppress(_NoLongerWanted):
             try:
                 target(*args)
-            except Exception as error:
+            except BaseException as error:
                 self.put(error)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
@@ -76,7 +85,7 @@ class _Tiles(Queue[Any]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         item = super().get(block, timeout)
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
         return item
 
@@ -86,6 +95,7 @@ class _Tiles(Queue[Any]):
         self._empty()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()
+        self._thread = None  # one that could not be started holds the input
         self._empty()
 
     def _empty(self) -> None:

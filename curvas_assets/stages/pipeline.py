@@ -6,10 +6,11 @@ Results come out in the items' order, on the caller's thread. An error is its it
 """
 
 import threading
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from curvas_assets.errors import let_go
 
 Prepared = TypeVar("Prepared")
 Computed = TypeVar("Computed")
@@ -178,15 +179,5 @@ def _attempt(step: Callable[..., Any], item: str, made: list[Any], turn: Turn) -
     except Stopped:
         raise
     except Exception as error:
-        _let_go(error)
+        let_go(error)
         return error
-
-
-def _let_go(error: BaseException) -> None:
-    """Free what the frames of an error hold: whole volumes, for as long as the error is remembered."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__

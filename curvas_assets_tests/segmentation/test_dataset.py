@@ -11,12 +11,15 @@
 - Plans that do not fit are refused with what to change.
 - A scan for which memory does not suffice is refused with what it needs, not killed, and may be tried again; so is one
   whose organs, which fill it, take more than the scan.
-- A scan with NaN is refused as such. A scan of floats has the voxels and the facts that nnU-Net's reader gives.
+- A scan with NaN is refused as such, and so is one whose file is cut short or damaged, also where ITK accepts it.
+- A scan has the voxels and the facts that nnU-Net's reader gives, whatever the type and the order of bytes. One of slope
+  0 or NaN has no scale and no intercept, as prediction reads it. A `.nii` beside a `.nii.gz` is not read in its place.
 - A dataset's folder may lie on another disk than what is beside it.
 - No process is forked: a fork of a process with threads may hang for good.
 """
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -31,7 +34,7 @@ from curvas_assets.segmentation import TrainingScans, prepare_dataset
 from curvas_assets.segmentation.dataset import _move, dataset_digest
 from curvas_assets.segmentation.preprocessing import nonzero_box
 from curvas_assets.study import Study
-from curvas_assets.voxel_order import turned_image
+from curvas_assets.voxel_order import read_voxels, turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
 
@@ -235,9 +238,12 @@ def test_a_scan_for_which_memory_does_not_suffice_is_refused_with_what_it_needs(
         prepare_dataset(tiny_study(), "anno1", {patient: (image, tmp_path / "filled.nii.gz")}, tmp_path / "filled")
 
 
+INTEGERS = [f"{order}{kind}" for kind in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8") for order in "<>"]
+
+
 @pytest.mark.parametrize("slope", [1, 0.3])
-@pytest.mark.parametrize("stored", ["<f4", ">f4", "<f8"])
-def test_a_scan_of_floats_is_what_nnunets_reader_reads_and_read_once_if_it_has_no_scale(
+@pytest.mark.parametrize("stored", ["<f4", ">f4", "<f8", ">f8", *INTEGERS])
+def test_a_scan_is_what_nnunets_reader_reads_and_read_once_if_it_has_no_scale(
     scans, tmp_path, monkeypatch, stored, slope
 ):
     import SimpleITK as sitk
@@ -245,23 +251,83 @@ def test_a_scan_of_floats_is_what_nnunets_reader_reads_and_read_once_if_it_has_n
 
     patient, (image, _) = next(iter(_scans(scans, 1).items()))
     scan = nib.load(image)
-    voxels = np.asarray(scan.dataobj) / 7
+    dtype = np.dtype(stored).newbyteorder("=")
+    if dtype.kind == "f":
+        voxels = (np.asarray(scan.dataobj) / 7).astype(dtype)
+    else:
+        voxels = np.asarray(scan.dataobj).astype(dtype)
+        voxels[4, 5, 6:8] = np.iinfo(dtype).min, np.iinfo(dtype).max
     voxels[:3] = 0
-    out = nib.Nifti1Image(np.asarray(voxels, stored), scan.affine, nib.Nifti1Header(endianness=stored[0]))
+    out = nib.Nifti1Image(voxels.astype(stored), scan.affine, nib.Nifti1Header(endianness=stored[0]))
     out.header.set_data_dtype(stored)
     out.header.set_slope_inter(slope, 0)
     nib.save(out, tmp_path / "scan.nii.gz")
     assert nib.load(tmp_path / "scan.nii.gz").get_data_dtype() == np.dtype(stored)
     assert nib.load(tmp_path / "scan.nii.gz").dataobj.slope == pytest.approx(slope)
     (expected,), properties = SimpleITKIO().read_images([str(tmp_path / "scan.nii.gz")])
+    itks = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "scan.nii.gz")))
     if slope == 1:
         monkeypatch.setattr(sitk, "ReadImage", None)
+        np.testing.assert_array_equal(itks, voxels.T)
     read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, tmp_path / "scan.nii.gz")
-    assert read.voxels().dtype == np.dtype(stored).newbyteorder("=")
+    assert read.voxels().dtype == itks.dtype
+    assert itks.dtype == dtype or (slope != 1 and dtype.kind != "f")
+    np.testing.assert_array_equal(read.voxels(), itks)
     np.testing.assert_array_equal(read.voxels().astype(np.float32), expected)
     assert read.properties() == properties
+    assert repr(read.properties()) == repr(properties)  # also the signs of zeros
     assert read.box == nonzero_box(expected)
     assert read.box[2][0] == 3
+
+
+def _written(path, image, order, slope=1.0, inter=0.0):
+    """A file of whole numbers in a voxel order, its .gz only packed, so that a flipped bit of a voxel unpacks."""
+    turned = turned_image(image, order)
+    header = turned.header.copy()
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, inter, 352
+    content = header.binaryblock + bytes(4) + np.asarray(turned.dataobj).astype("<i2").tobytes(order="F")
+    path.write_bytes(gzip.compress(content, 0) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize(("order", "slope"), [("LPS", 1), ("LPS", 0.5), ("RAS", 1)])
+@pytest.mark.parametrize("damage", ["cut.nii", "cut.nii.gz", "bit.nii.gz"])
+def test_a_scan_whose_file_is_cut_short_or_damaged_is_refused(scans, tmp_path, damage, order, slope):
+    patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
+    path = _written(tmp_path / damage, nib.Nifti1Image.from_filename(image), order, slope)
+    assert nib.load(path).get_data_dtype() == np.int16
+    TrainingScans(tiny_study(), tmp_path / "sound").scan(patient, path)
+    whole = path.read_bytes()
+    at = 2 * len(whole) // 3
+    path.write_bytes(whole[:at] + (bytes([whole[at] ^ 1]) + whole[at + 1 :] if damage.startswith("bit") else b""))
+    found = "it ends in slice 1. of 30" if damage == "cut.nii" else r"the file is truncated or damaged \("
+    with pytest.raises(SegmentationError, match=rf"{patient}: reading the scan failed: .*{found}.* Upload it again"):
+        prepare_dataset(tiny_study(), "anno1", {patient: (path, annotation)}, tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS"])
+@pytest.mark.parametrize("slope", [0, np.nan])
+def test_a_scan_of_slope_0_or_nan_has_no_intercept_as_prediction_reads_it(scans, tmp_path, slope, order):
+    patient, (image, _) = next(iter(_scans(scans, 1).items()))
+    sound = nib.Nifti1Image.from_filename(image)
+    path = _written(tmp_path / "scan.nii.gz", sound, order, slope, 5)
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, path)
+    (predicted,), spacing = read_voxels(nib.Nifti1Image.from_filename(path), "LPS")
+    np.testing.assert_array_equal(read.voxels(), predicted)
+    np.testing.assert_array_equal(predicted, read_voxels(sound, "LPS")[0][0])
+    assert read.properties()["spacing"] == spacing
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS"])
+def test_a_file_of_the_same_name_that_is_not_compressed_is_not_read_in_its_place(scans, tmp_path, order):
+    patient, (image, _) = next(iter(_scans(scans, 1).items()))
+    sound = nib.Nifti1Image.from_filename(image)
+    path = _written(tmp_path / "scan.nii.gz", sound, order)
+    other = _written(tmp_path / "scan.nii", sound, order)
+    other.write_bytes(other.read_bytes()[:352].ljust(other.stat().st_size, b"\0"))
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, path)
+    np.testing.assert_array_equal(read.voxels(), read_voxels(sound, "LPS")[0][0])
 
 
 def test_a_scan_with_nan_is_refused(scans, tmp_path):

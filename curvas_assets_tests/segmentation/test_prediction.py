@@ -13,17 +13,21 @@
   removes is kept by whoever took it.
 - Where a GPU's memory runs out in the sliding window, in the network or where tiles are cut, nothing hangs: nnU-Net tries
   again with its results in host memory, or the error says what to change. No thread is left, the error holds neither
-  input nor results on the device, and this prediction, or the next one, is to the bit what it is without the fault.
+  input nor results on the device, and this prediction, or the next one, is to the bit what it is without the fault. The
+  same holds for what its causes came through, for a thread that cannot be started, and for an interruption of it.
+- A release of nnU-Net whose sliding window would ignore our queue or thread is refused.
 - A model with other classes, or without its files, is refused.
 """
 
 import json
+import runpy
 import shutil
 import threading
 import tracemalloc
 import weakref
 from concurrent.futures import Future
 from contextlib import contextmanager
+from types import FunctionType
 
 import nibabel as nib
 import numpy as np
@@ -377,7 +381,7 @@ def _in_time(call):
     def run():
         try:
             found.set_result(call())
-        except Exception as error:
+        except BaseException as error:
             found.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -426,14 +430,16 @@ def test_if_it_runs_out_once_nnunets_second_attempt_gives_the_same_volume(two_at
     assert set(threading.enumerate()) <= threads
 
 
-@pytest.mark.parametrize("where", ["network", "cutting"])
-def test_its_error_holds_no_more_of_the_device_than_the_tile_at_which_the_network_was(
-    two_attempts, model, where, monkeypatch
-):
+def _window(two_attempts, model):
+    """nnU-Net's predictor as it is used, and what its sliding window is given."""
     predictor, scan, _ = two_attempts
     window = predictor.load(model).predictor
     data = scan.preprocessed[predictor.sharing(model)][0]
-    tiles = window._internal_get_sliding_window_slicers(data.shape[1:])
+    return window, data, window._internal_get_sliding_window_slicers(data.shape[1:])
+
+
+def _moved(monkeypatch):
+    """Weak references to what is moved to a device from now on, each a copy, as on a GPU."""
     to, moved = torch.Tensor.to, []
 
     def copied(tensor, *args, **named):
@@ -442,13 +448,90 @@ def test_its_error_holds_no_more_of_the_device_than_the_tile_at_which_the_networ
         return copy
 
     monkeypatch.setattr(torch.Tensor, "to", copied)
-    with _memory_runs_out(predictor, model, where), pytest.raises(torch.cuda.OutOfMemoryError) as raised:
+    return moved
+
+
+@pytest.mark.parametrize("where", ["network", "cutting"])
+def test_its_error_holds_no_more_of_the_device_than_the_tile_at_which_the_network_was(
+    two_attempts, model, where, monkeypatch
+):
+    window, data, tiles = _window(two_attempts, model)
+    moved = _moved(monkeypatch)
+    out_of_memory = _memory_runs_out(two_attempts[0], model, where)
+    with out_of_memory, pytest.raises(torch.cuda.OutOfMemoryError) as raised:
         window._internal_predict_sliding_window_return_logits(data, tiles)
     monkeypatch.undo()
     assert raised.value.__traceback__ is not None
     assert len(moved) > 3
     assert moved[0]() is None  # the input
     assert sum(copy() is not None for copy in moved) <= (where == "network")
+
+
+def test_nor_does_it_hold_what_its_causes_came_through(two_attempts, model, monkeypatch):
+    window, data, tiles = _window(two_attempts, model)
+    held = []
+
+    def first():
+        activation = torch.zeros(9)
+        held.append(weakref.ref(activation))
+        raise RuntimeError("cuDNN failed")
+
+    def mirrored(_):
+        try:
+            first()
+        except RuntimeError as error:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory") from error
+
+    monkeypatch.setattr(window, "_internal_maybe_mirror_and_predict", mirrored)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as raised:
+        window._internal_predict_sliding_window_return_logits(data, tiles)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert [one() for one in held] == [None]
+
+
+def test_nor_the_input_where_the_thread_cannot_be_started(two_attempts, model, monkeypatch):
+    window, data, tiles = _window(two_attempts, model)
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    moved = _moved(monkeypatch)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start new thread") as raised:
+        window._internal_predict_sliding_window_return_logits(data, tiles)
+    monkeypatch.undo()
+    assert raised.value.__traceback__ is not None
+    assert [copy() for copy in moved] == [None]
+
+
+class _Interrupted(BaseException):
+    """As `KeyboardInterrupt`, no `Exception`."""
+
+
+def test_an_interruption_where_tiles_are_cut_ends_the_prediction(two_attempts, model, monkeypatch):
+    window, data, tiles = _window(two_attempts, model)
+    threads = set(threading.enumerate())
+
+    def cut(*_, **__):
+        raise _Interrupted
+
+    monkeypatch.setattr(torch, "clone", cut)
+    with pytest.raises(_Interrupted):
+        _in_time(lambda: window._internal_predict_sliding_window_return_logits(data, tiles))
+    assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize("name", ["Queue", "Thread"])
+def test_a_release_whose_sliding_window_would_ignore_our_queue_or_thread_is_refused(monkeypatch, name):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from curvas_assets.segmentation import sliding_window
+
+    code = sliding_window.NNUNETS.__code__
+    other = code.replace(co_names=tuple("Another" if used == name else used for used in code.co_names))
+    monkeypatch.setattr(nnUNetPredictor, sliding_window.NNUNETS.__name__, FunctionType(other, {}))
+    with pytest.raises(SegmentationError, match=rf"nnunetv2 2.* does not use the name {name}\. Install the release"):
+        runpy.run_path(sliding_window.__file__)
 
 
 def test_a_model_of_other_classes_or_without_its_files_is_refused(model, scans, tmp_path):
