@@ -166,11 +166,18 @@ def _table(name: str, before: str) -> dg.AssetsDefinition:
     @dg.asset(name=name, deps=[before], retry_policy=RETRY, code_version="1")
     def made(context: dg.AssetExecutionContext) -> dg.Output[pd.DataFrame]:
         time.sleep(UNIT_SECONDS)
-        table = pd.DataFrame({"name": [name] * 100, "row": range(100)})
         note("done", name, "")
-        return dg.Output(table, data_version=dg.DataVersion(name))
+        return dg.Output(_rows(name), data_version=dg.DataVersion(name))
 
     return made
+
+
+def _rows(name: str) -> pd.DataFrame:
+    """A hundred rows, in the columns that the asset promises."""
+    schema = table.asset(name).schemas.get(name)
+    values = {"string": name, "int64": 1, "double": 1.0, "bool": True}
+    fields = {one.name: values[str(one.type)] for one in schema.columns} if schema else {"name": name}
+    return pd.DataFrame([fields] * 100)
 
 
 def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] = ()) -> list[str]:

@@ -3,11 +3,14 @@
 The short form of `python -m benchmarks.kills`: one annotator, one seed, as far as the training, cheap work, everything else real.
 """
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from benchmarks.kills import campaign
+from curvas_assets.stages import table
 from curvas_assets.study import load_study
+from curvas_assets_tests.orchestration import kill_location
 
 KILLS = {"step": 1, "run worker": 1, "fork server": 1}
 WRONG = ("torn", "lost", "stuck", "trained twice", "unfinished studies")
@@ -35,3 +38,9 @@ def test_a_study_that_is_killed_ends_by_itself_as_an_unbroken_one(tmp_path, monk
     assert sum(found["kills"].values()) == sum(KILLS.values())
     assert {name: found[name] for name in WRONG} == {name: [] for name in WRONG}
     assert found["epochs"] > 0
+
+
+def test_the_campaigns_cheap_tables_have_the_columns_of_the_real_ones():
+    for name in kill_location.TABLES:
+        for schema in table.asset(name).schemas.values():
+            schema.require_written(pa.Table.from_pandas(kill_location._rows(name)), name)
