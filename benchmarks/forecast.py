@@ -10,10 +10,12 @@ Target: within 25 %.
 
 import argparse
 import math
+import os
 import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dagster as dg
 import pandas as pd
@@ -39,6 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--stages", action="store_true", help="a line for each stage, too")
     every_stage = parser.parse_args().stages
+    home = os.environ.get("DAGSTER_HOME")
+    if not (home and Path(home, "dagster.yaml").is_file()):
+        print("DAGSTER_HOME names no instance: nothing is measured; `make demo` makes one, in .state/dagster")
+        return
     from curvas_assets.definitions import defs
 
     graph = defs.resolve_asset_graph()
