@@ -98,7 +98,17 @@ def given_up(instance: dg.DagsterInstance) -> list[RunRecord]:
         and run.tags.get(RUN_FAILURE_REASON_TAG) != IN_A_STEP  # before its log is read, which takes 20 times as long
         and 0 < _times_given_up(instance, run.run_id) <= MOST_TIMES
         and not instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1)
+        and not _is_done(instance, run)
     ]
+
+
+def _is_done(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether every step of a run has succeeded: its own process was killed, and they went on. Dagster cannot retry it."""
+    if run.execution_plan_snapshot_id is None:
+        return False
+    planned = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute
+    succeeded = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)
+    return bool(planned) and set(planned) <= {entry.step_key for entry in succeeded}
 
 
 def _times_given_up(instance: dg.DagsterInstance, run_id: str) -> int:

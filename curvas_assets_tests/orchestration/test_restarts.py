@@ -2,7 +2,7 @@
 
 - A retry that Dagster gave up because the code server was away is launched after all, by Dagster's own daemon, and only once.
 - A run that failed in a step, that somebody has launched again, or that was given up time after time is left alone; so is one
-  whose retry was deleted.
+  whose retry was deleted, and one whose steps have all succeeded, which Dagster cannot retry.
 - However many runs failed after it in their steps, it is found; their logs are not read.
 - A killed run counts as under way from its failure until its retry exists, whoever launches it, also while its record says that
   Dagster has given it up; not once it is given up for ever, nor while a person has turned the sensor off, whatever the state of a location that is gone says.
@@ -17,7 +17,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.errors import DagsterCodeLocationLoadError
-from dagster._core.events import EngineEventData
+from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData, StepSuccessData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
@@ -29,6 +29,11 @@ from curvas_assets.orchestration import under_way
 from curvas_assets.orchestration.restarts import GIVEN_UP, MOST_TIMES, WITHIN, keep_going, retry_after_all
 from curvas_assets.orchestration.under_way import other_runs, unfinished_runs, waits_for_retry
 from curvas_assets_tests.orchestration.test_launcher import HERE, anything, killed_process
+
+
+@dg.job
+def something():
+    dg.op(name="step")(lambda context: None)()
 
 
 @pytest.fixture
@@ -103,6 +108,22 @@ def test_while_it_cannot_be_launched_it_is_tried_a_bounded_number_of_times(insta
         assert tries <= MOST_TIMES
     assert tries == MOST_TIMES
     assert instance.get_run_by_id(run_id).tags[WILL_RETRY_TAG] == "false"
+
+
+def test_a_run_whose_steps_have_all_succeeded_is_left_alone(instance, daemon):
+    """Its process was killed while its step's went on to the end: Dagster finds nothing to retry."""
+    daemon.away = True
+    run = instance.create_run_for_job(something, status=dg.DagsterRunStatus.STARTED, tags=HERE)
+    instance.report_run_failed(run)
+    daemon.look()
+    assert counts(instance, run.run_id)
+    (step,) = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute
+    event = DagsterEvent(
+        DagsterEventType.STEP_SUCCESS.value, run.job_name, step_key=step, event_specific_data=StepSuccessData(1.0)
+    )
+    instance.report_dagster_event(event, run.run_id)
+    assert not counts(instance, run.run_id)
+    assert retry_after_all(instance) == []
 
 
 def test_other_failures_are_left_alone(instance, daemon):
