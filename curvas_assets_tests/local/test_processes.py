@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import psutil
@@ -243,7 +244,7 @@ def test_the_demo_follows_a_study_whose_retry_comes_late(monkeypatch):
             retry = instance.add_run(dg.DagsterRun("study", status=dg.DagsterRunStatus.SUCCESS))
             instance.add_run_tags(killed.run_id, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
 
-        monkeypatch.setattr(demo.time, "sleep", while_waiting)
+        monkeypatch.setattr(demo, "time", SimpleNamespace(sleep=while_waiting, monotonic=time.monotonic))
         assert follow(instance, killed.run_id, told.append)
     assert told[-1] == "the study's run was killed; a new run continues it"
 
