@@ -315,7 +315,7 @@ class Round:
             unfinished = [
                 f"{r.dagster_run.job_name} {r.dagster_run.status.value}" for r in unfinished_records(instance)
             ]
-            slots = instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
+            slots = self._held_slots(instance)
             graph = self._definitions().resolve_asset_graph()
             staleness = Staleness(graph, instance)
             keys = [key for key in graph.toposorted_asset_keys if not graph.get(key).is_external]
@@ -335,6 +335,15 @@ class Round:
         found |= training_notes(notes.read_text().splitlines() if notes.exists() else [])
         found["torn"] = self._torn()
         return found
+
+    def _held_slots(self, instance: dg.DagsterInstance, seconds: float = 30) -> int:
+        """Slots of the pool that are not given back: the daemon frees those of a killed run some seconds after its end."""
+        deadline = time.monotonic() + seconds
+        while True:
+            held = instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
+            if not held or time.monotonic() > deadline:
+                return held
+            time.sleep(0.5)
 
     def _left(self, seconds: float = 15) -> list[str]:
         """Processes of runs and steps that do not end though their runs have."""
