@@ -155,6 +155,7 @@ def test_dagsters_private_classes_have_the_members_that_are_used_or_overridden()
     from dagster._core.storage.event_log.base import EventLogStorage
     from dagster._core.storage.runs import SqliteRunStorage
     from dagster._grpc.client import DagsterGrpcClient
+    from dagster_postgres import PostgresEventLogStorage
 
     used = {
         internals.BaseAssetGraph: {
@@ -171,6 +172,11 @@ def test_dagsters_private_classes_have_the_members_that_are_used_or_overridden()
         AssetBackfillData: {"target_subset", "requested_subset", "failed_and_downstream_subset"},
         EventLogStorage: {
             "get_latest_tags_by_partition", "get_latest_storage_id_by_partition", "get_event_records",
+        },
+        PostgresEventLogStorage: {
+            "initialize_concurrency_limit_to_default", "_claim_concurrency_slot", "_allocate_concurrency_slots",
+            "assign_pending_steps", "index_transaction", "index_connection", "has_concurrency_limits_table",
+            "has_default_pool_limit_col",
         },
         DagsterGrpcClient: {"can_cancel_execution"},
     }  # fmt: skip

@@ -96,8 +96,11 @@ from dagster._core.storage.tags import (
     WILL_RETRY_TAG,
 )
 
-# The form in which Dagster's processes hand objects to one another, and the mark of a class that dagster.yaml names.
-from dagster._serdes import ConfigurableClass, serialize_value
+# The form in which Dagster's processes hand objects to one another; the mark and the data of a class that dagster.yaml names.
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
+
+# What a claim of a pool's slot answers.
+from dagster._utils.concurrency import ConcurrencySlotStatus
 
 AssetGraph = BaseAssetGraph[Any]
 """The lineage of a code location."""

@@ -1,7 +1,9 @@
 """Claims proved here, with a real Postgres server.
 
 - Several runs at once write their runs and events into one Postgres: all end, and none of their events is missing.
-- The pool holds across them with no device to lease: what SQLite cannot promise, Postgres does.
+- The pool holds across them with no device to lease, and with a limit that nobody has set before they all begin.
+- One slot goes to one of many that claim it at once, however slow the database is between two statements.
+- A default limit that many set at once, or that was changed in the instance file, breaks no run; one set by hand stays.
 - With the Celery profile's instance file, the steps' logs are in the bucket.
 - One setting chooses it, for the local deployment too; the instance files differ from the root's in storage and logs only.
 - Neither the password nor a key of the store is in a run's record, an event or a step's log.
@@ -11,8 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -25,9 +32,15 @@ from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets_tests.orchestration import pool_job, services
 
 RUNS = 3
+AT_ONCE = 8
 
 
-@pytest.mark.skipif(services.postgres_folder() is None, reason="Postgres is not installed (Debian package postgresql)")
+needs_postgres = pytest.mark.skipif(
+    services.postgres_folder() is None, reason="Postgres is not installed (Debian package postgresql)"
+)
+
+
+@needs_postgres
 def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, bucket_environment):
     home, notes = tmp_path / "home", tmp_path / "notes"
     home.mkdir()
@@ -41,7 +54,6 @@ def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, 
         environment |= {"CURVAS_DEVICES": ""}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            instance.event_log_storage.set_concurrency_slots("gpu", 1)
             command = [sys.executable, "-m", pool_job.__name__]
             runs = [
                 subprocess.Popen(command, env=environment, cwd=services.ROOT, stderr=subprocess.DEVNULL)
@@ -73,13 +85,47 @@ def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, 
             assert secret not in "".join(told)
 
 
+@needs_postgres
+def test_claims_and_default_limits_of_many_at_once(tmp_path, monkeypatch):
+    with services.postgres() as url:
+        monkeypatch.setenv("CURVAS_POSTGRES_URL", url)
+        given = (services.ROOT / "deploy" / "postgres" / "dagster.yaml").read_text()
+        file = tmp_path / "dagster.yaml"
+        file.write_text(given)
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            storage = instance.event_log_storage
+            assert at_once(lambda _: storage.initialize_concurrency_limit_to_default("gpu")) == [True] * AT_ONCE
+            storage.set_concurrency_slots("by hand", 5)
+
+            @sqlalchemy.event.listens_for(storage._engine, "before_cursor_execute")
+            def slow(_connection, _cursor, statement, *_) -> None:
+                if statement.startswith("UPDATE concurrency_slots"):
+                    time.sleep(0.2)  # all others have read by now what this one is about to write
+
+            def claims(pool: str) -> int:
+                found = at_once(lambda n: storage.claim_concurrency_slot(pool, f"run-{pool}-{n}", "step"))
+                return sum(claim.is_claimed for claim in found)
+
+            assert (claims("gpu"), claims("by hand")) == (1, 5)
+        file.write_text(given.replace("default_limit: 1", "default_limit: 3"))
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            storage = instance.event_log_storage
+            assert at_once(lambda _: storage.initialize_concurrency_limit_to_default("gpu")) == [True] * AT_ONCE
+            storage.initialize_concurrency_limit_to_default("by hand")
+            slots = {pool: storage.get_concurrency_info(pool).slot_count for pool in ("gpu", "by hand")}
+            assert slots == {"gpu": 3, "by hand": 5}
+            limits = {limit.name: (limit.limit, limit.from_default) for limit in storage.get_pool_limits()}
+            assert limits == {"gpu": (3, True), "by hand": (5, False)}
+
+
 @pytest.mark.parametrize("profile", ["postgres", "celery"])
 def test_instance_files_differ_from_the_roots_in_storage_and_logs_only(profile, monkeypatch):
     root, other = (
         yaml.safe_load(path.read_text())
         for path in (services.ROOT / "dagster.yaml", services.ROOT / "deploy" / profile / "dagster.yaml")
     )
-    assert other.pop("storage") == {"postgres": {"postgres_url": {"env": "CURVAS_POSTGRES_URL"}}}
+    for part in ("run_storage", "schedule_storage", "event_log_storage"):
+        assert other.pop(part)["config"] == {"postgres_url": {"env": "CURVAS_POSTGRES_URL"}}
     other.pop("compute_logs", None)
     assert other == root
     monkeypatch.delenv("CURVAS_POSTGRES_URL", raising=False)
@@ -90,6 +136,18 @@ def test_instance_files_differ_from_the_roots_in_storage_and_logs_only(profile, 
     with pytest.raises(StorageError, match=r"Begin it with postgresql\+psycopg2://") as refused:
         instance_file()
     assert "something" not in str(refused.value)
+
+
+def at_once(call: Callable[[int], Any]) -> list[Any]:
+    """What `call` returns to threads that all begin at the same time."""
+    together = threading.Barrier(AT_ONCE)
+
+    def one(number: int) -> Any:
+        together.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, range(AT_ONCE)))
 
 
 def _span(file: Path) -> tuple[float, float]:
