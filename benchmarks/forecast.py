@@ -3,9 +3,9 @@
 Run `python -m benchmarks.forecast` with the DAGSTER_HOME of a study that was made once, in one go (that of `make demo`).
 Known are the cells that were made in the first tenth, third and half of the work, so that later stages rest on their priors;
 and then the first tenth, third and half of each stage's cells. The records of these are copied into an instance of their
-own, the study is forecast from them, and the forecast's hours of work stand beside those that the cells to come took. No run is under way then: all count as not begun.
-Cells that are known, but would be made again because an input is to come, count as well. Nothing fails: it measures.
-Target: within 25 %.
+own, the study is forecast from them, and the forecast's hours of work stand beside those that the cells to come took. No
+run is under way then: all count as not begun. Cells that are known, but would be made again because an input is to come,
+count as well. Nothing fails: it measures. Target: within 25 %.
 """
 
 import argparse
@@ -110,8 +110,7 @@ def _known(instance: dg.DagsterInstance, cells: pd.DataFrame, partitions: Partit
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as then:
         for name in filter(None, (partitions.patient.name, partitions.test_patient.name)):
             then.add_dynamic_partitions(name, list(instance.get_dynamic_partitions(name)))
-        files = instance.fetch_observations(asset_key(PATIENT_FILES), limit=MOST).records
-        records = [*files]
+        records = list(instance.fetch_observations(asset_key(PATIENT_FILES), limit=MOST).records)
         for row in ASSETS:
             found = instance.fetch_materializations(key_of(row), limit=MOST).records
             records += [one for one in found if (row.name, one.partition_key or "", one.timestamp) in known]

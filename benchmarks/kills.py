@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import dagster as dg
 import psutil
@@ -48,6 +49,7 @@ from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.browser.serving import answers
 
+Seen = TypeVar("Seen")
 CHEAP = "curvas_assets_tests.orchestration.kill_location"
 REAL = "curvas_assets.definitions"
 WEIGHTS = {"step": 10, "run worker": 7, "S3": 4, "code server": 3, "fork server": 2, "daemon": 2, "machine": 2}
@@ -315,7 +317,9 @@ class Round:
             unfinished = [
                 f"{r.dagster_run.job_name} {r.dagster_run.status.value}" for r in unfinished_records(instance)
             ]
-            slots = self._held_slots(instance)
+            pool = instance.event_log_storage.get_concurrency_info
+            # The daemon frees those of a killed run some seconds after its end.
+            slots = _what_stays(lambda: pool(GPU_POOL).active_slot_count, 30)
             graph = self._definitions().resolve_asset_graph()
             staleness = Staleness(graph, instance)
             keys = [key for key in graph.toposorted_asset_keys if not graph.get(key).is_external]
@@ -329,30 +333,16 @@ class Round:
             )
             found["versions"] = versions(instance, keys)
         found["lost"], found["made twice"] = lost, sorted(name for name, count in made.items() if count > 1)
-        left = self._left()
+        left = _what_stays(self._steps_and_runs, 15)  # though their runs have ended
         found["stuck"] = [*unfinished, *(["a slot of the pool"] * slots), *left]
         notes = self.state / "notes"
         found |= training_notes(notes.read_text().splitlines() if notes.exists() else [])
         found["torn"] = self._torn()
         return found
 
-    def _held_slots(self, instance: dg.DagsterInstance, seconds: float = 30) -> int:
-        """Slots of the pool that are not given back: the daemon frees those of a killed run some seconds after its end."""
-        deadline = time.monotonic() + seconds
-        while True:
-            held = instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
-            if not held or time.monotonic() > deadline:
-                return held
-            time.sleep(0.5)
-
-    def _left(self, seconds: float = 15) -> list[str]:
-        """Processes of runs and steps that do not end though their runs have."""
-        deadline = time.monotonic() + seconds
-        while True:
-            left = [kind for one in self._processes() if (kind := _kind(one)) in ("step", "run worker")]
-            if not left or time.monotonic() > deadline:
-                return left
-            time.sleep(0.5)
+    def _steps_and_runs(self) -> list[str]:
+        """Kinds of those processes that are a step's or a run's."""
+        return [kind for one in self._processes() if (kind := _kind(one)) in ("step", "run worker")]
 
     def _definitions(self) -> dg.Definitions:
         os.environ.update(self._environment())
@@ -443,6 +433,16 @@ def training_notes(lines: list[str]) -> dict[str, object]:
         "epochs repeated": repeated,
         "epochs": sum(len(set(one)) for one in epochs.values()),
     }
+
+
+def _what_stays(look: Callable[[], Seen], seconds: float) -> Seen:
+    """What is still there after so many seconds; looked at again and again, until nothing is."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if not seen or time.monotonic() > deadline:
+            return seen
+        time.sleep(0.5)
 
 
 def _kind(process: psutil.Process, runs: Collection[int] = ()) -> str:

@@ -75,6 +75,11 @@ from dagster._core.launcher import (
 # A run of another job of the same code location, put into the queue from within a run.
 from dagster._core.remote_origin import RemoteJobOrigin
 from dagster._core.run_coordinator import SubmitRunContext
+
+# Whether a person has turned a sensor off, or left it as its code declares it.
+from dagster._core.scheduler.instigation import InstigatorStatus
+
+# A run with its times, as the instance returns it.
 from dagster._core.storage.dagster_run import RunRecord
 
 # Names of tags that the daemon and the UI write and read.

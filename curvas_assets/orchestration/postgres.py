@@ -3,7 +3,7 @@
 Dagster 1.13 reads a free slot `FOR UPDATE` and then writes it, on a connection that commits after each statement: the row's
 lock ends before the row is written, and several runs get one slot. It inserts a pool's default limit even if another run
 has just done so, or if the limit is there and was changed in the instance file since. Postgres then refuses the rest of
-that transaction, and the run fails. Here each is one statement.
+that transaction, and the run fails. Here a slot is claimed, and a default limit set, by one statement.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy
 from dagster_postgres import PostgresEventLogStorage
+from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
 
 from curvas_assets.orchestration.dagster_internals import (
     ConcurrencySlotStatus,
@@ -38,8 +39,12 @@ class PooledEventLogStorage(PostgresEventLogStorage, ConfigurableClass):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> PostgresEventLogStorage:
-        made = super().from_config_value(inst_data, config_value)
-        return cls(made.postgres_url, made.should_autocreate_tables, inst_data, made._token_provider)
+        return cls(  # as the inherited method, which makes an instance of its own class whatever it is called on
+            pg_url_from_config(config_value),
+            config_value.get("should_autocreate_tables", True),
+            inst_data,
+            get_token_provider_from_config(config_value),
+        )
 
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
         slots = self._instance.global_op_concurrency_default_limit if self.has_instance else None

@@ -12,6 +12,7 @@ from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
     RUN_FAILURE_REASON_TAG,
+    InstigatorStatus,
     RunRecord,
 )
 from curvas_assets.orchestration.launcher import WatchedRunLauncher
@@ -24,8 +25,6 @@ WITHIN = timedelta(days=1)
 IN_A_STEP = "STEP_FAILURE"
 """Failure reason of runs that Dagster never retries; steps have retries of their own."""
 NAME = "keep_going"
-STOPPED = "STOPPED"
-"""Status of a sensor that a person has turned off."""
 TIMES = ("last_tick_timestamp", "last_tick_start_timestamp", "last_sensor_start_timestamp")
 """Of a sensor's state: when it was last looked at, or turned on before its first tick."""
 
@@ -70,7 +69,7 @@ def _is_off(instance: dg.DagsterInstance) -> bool:
     if instance.schedule_storage is None:  # an instance that keeps no sensors' states
         return False
     states = [one for one in instance.all_instigator_state() if one.instigator_name == NAME]
-    on = [one for one in states if one.status.value != STOPPED]
+    on = [one for one in states if one.status is not InstigatorStatus.STOPPED]
     # Each study on the instance has such a sensor; one is enough. Where none has ticked yet, one soon will.
     return len(on) < len(states) and all(_is_left(one.instigator_data) for one in on)
 

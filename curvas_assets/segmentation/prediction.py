@@ -1,8 +1,9 @@
 """Prediction of one patient by many models: what models share is done once, volumes leave in slabs.
 
-nnU-Net's sliding window does it (`sliding_window`), and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net gets
-the scan in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the logits is the business of `export`.
-Preprocessing, sliding window and export of different volumes may run side by side, each in one thread.
+nnU-Net's sliding window does it (`sliding_window`), and `preprocessing` gives it what nnU-Net's would, to the bit. nnU-Net
+gets the scan in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the
+logits is the business of `export`. Preprocessing, sliding window and export of different volumes may run side by side, each
+in one thread.
 """
 
 import json

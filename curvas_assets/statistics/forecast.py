@@ -7,9 +7,9 @@ each for its seconds, for the bytes it reads and for the bytes it stores. Only r
 is that of all measured cells together (sum of seconds over sum of sizes), without those that began a run, because these
 also load libraries, and the first one compiles. What these took longer is the start, without what compiling took
 elsewhere, which is done once on a machine. If only such cells were measured, a start that was measured elsewhere is taken
-off them, but never more than three quarters. Bytes that are stored are a rate alone, and
-bytes that are read are a rate and what each run fetches first, which is known. Without a measured cell, everything is
-the stage's prior; its seconds are multiplied by the machine's pace.
+off them, but never more than three quarters. Bytes that are stored are a rate alone, and bytes that are read are a rate
+and what each run fetches first, which is known. Without a measured cell, everything is the stage's prior; its seconds
+are multiplied by the machine's pace.
 
 **Pace.** How many times as long as their priors the measured stages took: the geometric mean of their ratios, in which
 a stage of hours counts as much as one of seconds; those on GPUs are taken apart, and those that worked for less than ten
