@@ -9,11 +9,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import (
@@ -30,74 +29,33 @@ from pydantic import (
 
 from curvas_assets.errors import StudyError
 from curvas_assets.inputs import as_path
+from curvas_assets.predictors import (
+    CALIBRATIONS,
+    FOLDS,
+    FUSIONS,
+    KEY,
+    CalibratedId,
+    EnsembleId,
+    Fold,
+    ModelId,
+    predictor_of,
+)
 from curvas_assets.study_file import StudyFile, read_study_file
 
-Fold = Literal["all", 0, 1, 2, 3, 4]
-FOLDS = 5
-"""nnU-Net's cross-validation."""
 SPLIT_SEED = 12345
 """nnU-Net's own seed of its five folds."""
 MOST_LOADER_WORKERS = 12
 """What `training.loader_workers: auto` starts at most: nnU-Net's own number on a machine that it does not know."""
 SetName = Literal["train", "validation", "test"]
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
-"""Annotator and organ names: no comma, `|` or underscore, which partition keys use as separators."""
 RESERVED = ("all", "mean", "background")
 """Words with another meaning in tables of scores and label maps, so that no organ or annotator may have them as its name."""
-
-
-@dataclass(frozen=True, order=True)
-class ModelId:
-    """One trained model: annotator × seed × fold, written `anno1_init112233_foldall`."""
-
-    annotator: str
-    seed: int
-    fold: Fold
-
-    def __str__(self) -> str:
-        return f"{self.annotator}_init{self.seed}_fold{self.fold}"
-
-    @classmethod
-    def parse(cls, name: str) -> "ModelId":
-        """The model of a name such as `anno1_init112233_foldall`; a StudyError if it is not one."""
-        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9-]*)_init(0|[1-9][0-9]{0,9})_fold(all|[0-4])", name)
-        if match is None:
-            raise StudyError(
-                "parsing a model name",
-                repr(name),
-                "it is not <annotator>_init<seed>_fold<all|0-4>",
-                "Use a name such as anno1_init112233_foldall.",
-            )
-        annotator, seed, fold = match.groups()
-        return cls(annotator, int(seed), "all" if fold == "all" else int(fold))  # type: ignore[arg-type]
-
-    @classmethod
-    def of(cls, model: "ModelId | str") -> "ModelId":
-        """A model as it is, or by its name; a StudyError if it is neither."""
-        return model if isinstance(model, cls) else cls.parse(str(model))
-
-
-@dataclass(frozen=True, order=True)
-class EnsembleId:
-    """An ensemble: the models of one annotator, or of `all`; written `ensemble_anno1`, `ensemble_all`."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"ensemble_{self.name}"
-
-    @classmethod
-    def parse(cls, name: str) -> "EnsembleId":
-        """The ensemble of a name such as `ensemble_all`; a StudyError if it is not one."""
-        prefix, _, rest = name.partition("ensemble_")
-        if prefix or not KEY.fullmatch(rest):
-            raise StudyError(
-                "parsing an ensemble name",
-                repr(name),
-                "it does not start with ensemble_",
-                "Use a name such as ensemble_anno1 or ensemble_all.",
-            )
-        return cls(rest)
+FLIPS = {"3d_fullres": 8, "3d_lowres": 8, "2d": 4}
+"""nnU-Net's configuration → in how many ways its mirroring flips a patch, the patch itself among them."""
+Family = Literal[
+    "general", "annotator", "individual", "fused ensemble", "fused", "flips", "snapshots", "folds", "calibrated"
+]
+Predicted = Literal["model", "variant", "ensemble", "calibrated"]
+"""Where the probabilities of a predictor come from: an asset of its own for each, and none for a calibrated one."""
 
 
 def _whole(value: Any) -> Any:
@@ -288,6 +246,8 @@ class Training(_Part):
     CUDA as many as the machine's cores and memory allow, at most 12; else 0."""
     checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Epochs between two checkpoints in the bucket, from which a killed training resumes."""
+    snapshots: Annotated[Whole, Field(ge=0, le=20)] = 0
+    """Earlier weights that each model keeps, evenly spaced over the second half of its `epochs`, for `cheap_ensembles.snapshots`."""
 
     @property
     def most_loader_workers(self) -> int:
@@ -319,6 +279,42 @@ class Evaluation(_Part):
     """Bins of the average calibration error and of the adaptive one."""
     tolerance_mm: Millimetres = 1.0
     """Tolerance of the normalised surface Dice, mm."""
+    reference: Literal["consensus", "majority", "staple", "thresholds"] = "consensus"
+    """What `dice` and `confidence` compare with. `consensus`: the voxels on which all annotators agree, as in the challenge of 2024.
+    `majority`: the label of most annotators. `staple`: their STAPLE estimate. `thresholds`: the share of annotators who drew an organ,
+    cut at several heights, as in the challenge of 2025."""
+
+
+class CheapEnsembles(_Part):
+    """Ensembles that one training gives. Models are named as in the UI (`anno1_init112233_foldall`); `all` stands for every model."""
+
+    flips: tuple[str, ...] = ()
+    """Models whose mirrored predictions are kept apart (test-time augmentation): `ensemble_flips-anno1-112233` is their mean."""
+    snapshots: tuple[str, ...] = ()
+    """Models whose snapshots are predicted (`training.snapshots`): `ensemble_snapshots-anno1-112233` is the mean of them and the model."""
+    folds: bool = False
+    """Whether the folds of each training label and seed are an ensemble, `ensemble_folds-anno1-112233`. It takes several folds and a test
+    set."""
+
+
+class Calibrated(_Part):
+    """Predictors that are calibrated on the validation patients, who must be in no set that models learn from. Each entry names a model
+    or an ensemble; a further predictor, such as `isotonic_ensemble_all`, is scored beside it.
+    """
+
+    temperature: tuple[str, ...] = ()
+    """Predictors whose logits are divided by one temperature. It changes no label."""
+    isotonic: tuple[str, ...] = ()
+    """Predictors whose organs' probabilities are mapped by an isotonic curve to the annotators' mean response."""
+
+
+class Conformal(_Part):
+    """Intervals for organ volumes, from the errors on the validation patients."""
+
+    of: tuple[str, ...] = ()
+    """Predictors whose volumes get an interval; they may be calibrated ones."""
+    level: Annotated[Number, Field(gt=0, lt=1)] = 0.9
+    """Coverage that is asked for. n validation patients give at most n / (n + 1), and the report says so."""
 
 
 class Statistics(_Part):
@@ -342,6 +338,10 @@ class Statistics(_Part):
     non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
     """Largest loss in the accuracy metric that still counts as no harm. The default, one point of Dice, is about the
     gap between neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
+    comparisons: tuple[tuple[str, str], ...] = ()
+    """Pairs to compare, each of families (`general`, `annotator`, `individual`, …) or predictors (`isotonic_ensemble_all`), the one that
+    is claimed to be better first. Left out: the three pairs of general, annotator and individual, and each further predictor with the
+    one that it is made from."""
 
     @field_validator("primary")
     @classmethod
@@ -447,7 +447,18 @@ class Study(_Part):
     folds: Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], Field(min_length=1)] = ("all",)
     """nnU-Net's folds: `all`, or numbers of its cross-validation. Without a test set, the patients that a fold holds out are scored."""
     ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Ensemble → annotators whose models are its members. Left out: one ensemble per annotator with several models, and `all`."""
+    """Ensemble → training labels whose models are its members. Left out: one ensemble per label with several models, and `all` for all
+    annotators together."""
+    training_labels: Annotated[tuple[str, ...], Field(max_length=60)] = ()
+    """Label maps to train on; each has one model per seed and fold. An entry is an annotator's name, or a fusion of all annotators:
+    `majority`, `staple`, `random` (one annotator drawn for each training patch) or `soft` (the mean of their labels). Left out: each
+    annotator."""
+    cheap_ensembles: CheapEnsembles = CheapEnsembles()
+    """Ensembles that one training gives."""
+    calibrated: Calibrated = Calibrated()
+    """Predictors that are calibrated after training."""
+    conformal: Conformal = Conformal()
+    """Intervals for organ volumes."""
     plans: Plans = Plans()
     """nnU-Net's plans; what is left out is nnU-Net's own choice."""
     training: Training = Training()
@@ -542,11 +553,68 @@ class Study(_Part):
                     ("checks", "volume_ml", organ),
                     f"[{low:g}, {high:g}]: give the smallest volume first, then a larger one",
                 )
+        yield from self._problems_of_labels()
         yield from self._problems_of_ensembles()
         yield from self._problems_of_sets()
+        if len(set(map(str, self.models))) == len(self.models):
+            yield from self._problems_of_cheap_ensembles()
+            yield from self._problems_of_fits()
+
+    def _problems_of_labels(self) -> Iterator["Problem"]:
+        names = self.annotator_names
+        yield from _twice("training_labels", self.training_labels)
+        if unknown := [label for label in self.training_labels if label not in (*names, *FUSIONS)]:
+            yield ("training_labels",), f"{unknown}, allowed are {[*names, *FUSIONS]}"
+        fused = [label for label in self.training_labels if label in FUSIONS]
+        if taken := [name for name in names if name in fused]:
+            yield ("training_labels",), f"{taken} names an annotator and a way to fuse annotators; rename the annotator"
+        if fused and len(names) < 2:
+            yield ("training_labels",), f"{fused} fuses several annotators, and there is one"
+
+    def _problems_of_cheap_ensembles(self) -> Iterator["Problem"]:
+        for field in ("flips", "snapshots"):
+            asked: tuple[str, ...] = getattr(self.cheap_ensembles, field)
+            where, models = ("cheap_ensembles", field), [str(model) for model in self.models]
+            yield from _twice(f"cheap_ensembles.{field}", asked)
+            if unknown := [name for name in asked if name not in (*models, "all")]:
+                yield where, f"{unknown}, allowed are all and {models}"
+            if "all" in asked and len(asked) > 1:
+                yield where, f"{list(asked)}: `all` stands alone"
+        if self.cheap_ensembles.flips and not self.training.mirroring:
+            found = "nnU-Net mirrors a prediction only as the training was mirrored; set training.mirroring to true"
+            yield ("cheap_ensembles", "flips"), found
+        if self.cheap_ensembles.snapshots and not self.training.snapshots:
+            found = "models keep no snapshots; set training.snapshots to how many each keeps"
+            yield ("cheap_ensembles", "snapshots"), found
+        if self.cheap_ensembles.folds and (self.cross_validated or sum(fold != "all" for fold in self.folds) < 2):
+            found = "it takes two or more of the folds 0 to 4, and a test set that all of them predict"
+            yield ("cheap_ensembles", "folds"), found
+        yield from _twice("cheap_ensembles", [name.casefold() for name in (*self._label_ensembles, *self._cheap)])
+
+    def _problems_of_fits(self) -> Iterator["Problem"]:
+        fitted: list[tuple[tuple[str, ...], tuple[str, ...], list[str]]] = []
+        plain = [str(one) for one in (*self.models, *self.ensemble_ids)]
+        for method in CALIBRATIONS:
+            fitted.append((("calibrated", method), getattr(self.calibrated, method), plain))
+        fitted.append((("conformal", "of"), self.conformal.of, self.predictors))
+        for where, asked, allowed in fitted:
+            yield from _twice(".".join(where), asked)
+            if unknown := [name for name in asked if name not in allowed]:
+                yield where, f"{unknown}, allowed are {allowed}"
+            if asked and not self.fitting_patients:
+                reason = "models learn from the set validation" if "validation" in self.training.sets else "it is empty"
+                found = f"it is fitted on the patients of the set validation, and {reason}"
+                yield where, f"{found}: name patients in sets.validation, and leave it out of training.sets"
+        for first, second in self.statistics.comparisons:
+            for one in (first, second):
+                if one not in (*self.families, *self.predictors):
+                    allowed = f"the families {list(self.families)}, and the predictors {self.predictors}"
+                    yield ("statistics", "comparisons"), f"{one!r}, allowed are {allowed}"
+            if first == second:
+                yield ("statistics", "comparisons"), f"[{first}, {second}] compares one with itself"
 
     def _problems_of_ensembles(self) -> Iterator["Problem"]:
-        names, seen = self.annotator_names, {}
+        names, seen = self.label_names, {}
         for ensemble, members in self.ensembles.items():
             where = ("ensembles", ensemble)
             if not KEY.fullmatch(ensemble) or len(ensemble) > 60:
@@ -555,10 +623,11 @@ class Study(_Part):
             if unknown or not members:
                 yield where, f"{unknown or 'no member'}, allowed are {names}"
             yield from _twice(f"ensembles.{ensemble}", members)
-            if ensemble == "all" and not unknown and set(members) != set(names):
+            annotators = self.annotator_names
+            if ensemble == "all" and not unknown and set(members) != set(annotators):
                 yield (
                     where,
-                    f"{list(members)}: the ensemble called all has every annotator ({names}); give it another name",
+                    f"{list(members)}: the ensemble called all has every annotator ({annotators}); give it another name",
                 )
             if other := seen.setdefault(frozenset(members), ensemble) != ensemble and seen[frozenset(members)]:
                 yield (
@@ -626,52 +695,153 @@ class Study(_Part):
         return ["background", *sorted(self.organs, key=lambda organ: self.organs[organ])]
 
     @property
+    def label_names(self) -> list[str]:
+        """What models are trained on: annotators, and fusions of them."""
+        return list(self.training_labels) or self.annotator_names
+
+    @property
     def models(self) -> list[ModelId]:
-        return [ModelId(a.name, seed, fold) for a in self.annotators for seed in self.seeds for fold in self.folds]
+        """The models that are trained."""
+        return [ModelId(label, seed, fold) for label in self.label_names for seed in self.seeds for fold in self.folds]
+
+    @property
+    def variants(self) -> list[ModelId]:
+        """Mirrored predictions and snapshots of models that are kept apart: members of cheap ensembles, not scored themselves."""
+        return [member for members in self._cheap.values() for member in members if member.variant]
 
     @property
     def ensemble_ids(self) -> list[EnsembleId]:
-        return [EnsembleId(name) for name in self._ensembles]
+        return [EnsembleId(name) for name in self._members]
 
     @property
-    def _ensembles(self) -> dict[str, tuple[str, ...]]:
-        """Those that the study names. Otherwise `all`, and one per annotator that differs from `all` and from a single model."""
+    def calibrated_ids(self) -> list[CalibratedId]:
+        """Predictors that are calibrated from another."""
+        return [
+            CalibratedId(method, predictor_of(base))  # type: ignore[arg-type] - a base is never calibrated itself
+            for method in CALIBRATIONS
+            for base in getattr(self.calibrated, method)
+        ]
+
+    @property
+    def fitted_predictors(self) -> list[str]:
+        """Models and ensembles whose predictions of the validation patients something is fitted on."""
+        bases = [str(one.base) for one in self.calibrated_ids]
+        named = [self.made_from(one) if self.predicted_by(one) == "calibrated" else one for one in self.conformal.of]
+        return list(dict.fromkeys([*bases, *(str(one) for one in named)]))
+
+    @property
+    def _label_ensembles(self) -> dict[str, tuple[str, ...]]:
+        """Ensemble → training labels. Those that the study names; otherwise one per label that differs from `all` and from a
+        single model, and `all` of the annotators.
+        """
         if self.ensembles:
             return self.ensembles
-        names = self.annotator_names
+        names, annotators = self.label_names, [name for name in self.label_names if name not in FUSIONS]
         models_of_one = len(self.seeds) * (1 if self.cross_validated else len(self.folds))
         of_one = {name: (name,) for name in names} if len(names) > 1 and models_of_one > 1 else {}
-        return {**of_one, "all": tuple(names)}
+        return {**of_one, "all": tuple(annotators)} if annotators else of_one
+
+    @cached_property
+    def _cheap(self) -> dict[str, tuple[ModelId, ...]]:
+        """Ensemble of one training → its members: mirrored predictions, snapshots beside the model, or folds."""
+        cheap, found = self.cheap_ensembles, dict[str, tuple[ModelId, ...]]()
+        for kind, asked in (("flips", cheap.flips), ("snapshots", cheap.snapshots)):
+            for model in self.models:
+                if "all" not in asked and str(model) not in asked:
+                    continue
+                fold = "" if model.fold == "all" else f"-{model.fold}"
+                if kind == "flips":
+                    variants = [f"flip{number}" for number in range(FLIPS[self.plans.configuration])]
+                else:
+                    variants = ["", *(f"snapshot{number}" for number in range(1, self.training.snapshots + 1))]
+                members = tuple(ModelId(model.annotator, model.seed, model.fold, variant) for variant in variants)
+                found[f"{kind}-{model.annotator}-{model.seed}{fold}"] = members
+        for label in self.label_names if cheap.folds else ():
+            for seed in self.seeds:
+                members = tuple(ModelId(label, seed, fold) for fold in self.folds if fold != "all")
+                found[f"folds-{label}-{seed}"] = members
+        return found
+
+    @cached_property
+    def _members(self) -> dict[str, tuple[ModelId, ...]]:
+        """Ensemble → all its members."""
+        of_labels = {
+            name: tuple(model for model in self.models if model.annotator in labels)
+            for name, labels in self._label_ensembles.items()
+        }
+        return {**of_labels, **self._cheap}
 
     @property
     def predictors(self) -> list[str]:
-        """Everything that is scored: all models, then all ensembles."""
-        return [str(m) for m in self.models] + [str(e) for e in self.ensemble_ids]
+        """Everything that is scored: all models, then all ensembles, then what is calibrated from them."""
+        return [str(one) for one in (*self.models, *self.ensemble_ids, *self.calibrated_ids)]
 
     def members(self, ensemble: EnsembleId | str, patient: str | None = None) -> list[ModelId]:
-        """The models whose mean an ensemble is. With a patient: only those that predict this patient.
+        """The models whose mean an ensemble is, or variants of models. With a patient: only those that predict this patient.
 
         Raises:
             StudyError: the study has no such ensemble.
         """
         name = ensemble.name if isinstance(ensemble, EnsembleId) else EnsembleId.parse(ensemble).name
-        if name not in self._ensembles:
+        if name not in self._members:
             raise StudyError(
                 "finding an ensemble's members",
                 self.name,
                 f"no ensemble {name!r}",
                 f"Use one of {[str(e) for e in self.ensemble_ids]}.",
             )
-        models = self.models if patient is None else self.models_of(patient)
-        return [m for m in models if m.annotator in self._ensembles[name]]
+        members = self._members[name]
+        if patient is None or not self.cross_validated:
+            return list(members)
+        models = set(self.models_of(patient))
+        return [member for member in members if member.trained in models]
 
-    def family(self, predictor: str) -> Literal["general", "annotator", "individual"]:
-        """`general` for an ensemble over every annotator, `annotator` for a smaller one, `individual` for a model."""
-        if not predictor.startswith("ensemble_"):
-            ModelId.parse(predictor)
-            return "individual"
-        annotators = self._ensembles[EnsembleId.parse(predictor).name]
-        return "general" if set(annotators) == set(self.annotator_names) else "annotator"
+    def predicted_by(self, predictor: str) -> Predicted:
+        """What gives a predictor's probabilities: a model, a variant of one, an ensemble, or a calibration of another."""
+        match predictor_of(predictor):
+            case ModelId() as model:
+                return "variant" if model.variant else "model"
+            case EnsembleId():
+                return "ensemble"
+            case CalibratedId():
+                return "calibrated"
+
+    def made_from(self, predictor: str) -> str | None:
+        """The predictor that a further one is compared with: what is calibrated, or the model of a cheap ensemble.
+
+        None for models, ensembles of several trainings, and folds.
+        """
+        match predictor_of(predictor):
+            case CalibratedId() as calibrated:
+                return str(calibrated.base)
+            case EnsembleId(name) if name in self._cheap and not name.startswith("folds-"):
+                return str(self._cheap[name][0].trained)
+        return None
+
+    def family(self, predictor: str) -> Family:
+        """`general` for an ensemble over every annotator, `annotator` for a smaller one, `individual` for a model; `fused` for
+        a model that learned from several annotators at once, `fused ensemble` if such models are members; `flips`,
+        `snapshots` and `folds` for the ensembles of one training; `calibrated` for what is calibrated.
+        """
+        match predictor_of(predictor):
+            case CalibratedId():
+                return "calibrated"
+            case ModelId() as model:
+                return "fused" if model.annotator in FUSIONS and model.annotator in self.label_names else "individual"
+            case EnsembleId(name) if name in self._label_ensembles:
+                labels = set(self._label_ensembles[name])
+                if labels - set(self.annotator_names):
+                    return "fused ensemble"
+                return "general" if labels == set(self.annotator_names) else "annotator"
+            case EnsembleId(name):
+                self.members(EnsembleId(name))
+                return name.partition("-")[0]  # type: ignore[return-value] - as `_cheap` names them
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families that the study's predictors are of, in their order."""
+        held = {self.family(predictor) for predictor in self.predictors}
+        return tuple(family for family in get_args(Family) if family in held)
 
     # Patients --------------------------------------------------------------------------------------------------------
 
@@ -712,6 +882,27 @@ class Study(_Part):
         named = self._fold_of if self.cross_validated else self.sets.get("test", ())
         return sorted({one for one in (*named, *known) if self.is_scored(one)})
 
+    @cached_property
+    def fitting_patients(self) -> list[str]:
+        """Patients of the set validation whom no model learns from, exclusions left out: what is fitted after training, such as
+        a calibration, is fitted on them, and on no patient of the test set.
+        """
+        if "validation" in self.training.sets:
+            return []
+        return sorted(one for one in self.sets.get("validation", ()) if one not in self.exclusions)
+
+    def is_predicted(self, patient: str) -> bool:
+        """Whether models predict a patient: to be scored, or to fit on."""
+        return self.is_scored(patient) or patient in self.fitting_patients
+
+    def predicted_patients(self, known: Iterable[str] = ()) -> list[str]:
+        """Patients whom models predict: those that are scored for the study, and the validation patients.
+
+        Args:
+            known: as for `scored_patients`.
+        """
+        return sorted({*self.scored_patients(known), *self.fitting_patients})
+
     def role(self, patient: str) -> str:
         """What the study does with a patient; if it does nothing, also what to do about that."""
         if patient in self.exclusions:
@@ -729,6 +920,8 @@ class Study(_Part):
                 if self.cross_validated
                 else "test: predicted and scored"
             )
+        if patient in self.fitting_patients:
+            return f"{of}: predicted; calibrations are fitted on it, and it is not in the study's scores"
         return (
             trains
             if of in self.training.sets
@@ -737,13 +930,24 @@ class Study(_Part):
 
     def models_of(self, patient: str) -> list[ModelId]:
         """The models that predict a patient: all, or under cross-validation those of the fold that held it out."""
-        if not self.cross_validated:
+        if not self.cross_validated or patient in self.fitting_patients:
             return self.models
         return [model for model in self.models if model.fold == self._fold_of.get(patient)]
 
     def predictors_of(self, patient: str) -> list[str]:
-        """Everything that is scored of a patient: its models, then all ensembles."""
-        return [str(m) for m in self.models_of(patient)] + [str(e) for e in self.ensemble_ids]
+        """Everything that is scored of a patient: its models, ensembles of them, and what is calibrated from these."""
+        models = [str(m) for m in self.models_of(patient)]
+        plain = models + [str(e) for e in self.ensembles_of(patient)]
+        return plain + [str(one) for one in self.calibrated_ids if str(one.base) in plain]
+
+    def ensembles_of(self, patient: str) -> list[EnsembleId]:
+        """The ensembles of which a patient has members: all, unless under cross-validation."""
+        return [e for e in self.ensemble_ids if not self.cross_validated or self.members(e, patient)]
+
+    def variants_of(self, patient: str) -> list[ModelId]:
+        """The variants of models that predict a patient."""
+        models = set(self.models_of(patient))
+        return [variant for variant in self.variants if variant.trained in models]
 
     def scored_by(self, model: ModelId) -> set[str]:
         """The patients whom a model predicts for scoring; it must not have learned from any of them."""
@@ -787,12 +991,33 @@ class Study(_Part):
             "scored_patients": self.scored_patients(),
             "sets": {**self.sets, **({"rest": self.rest} if self.rest else {})},
             "members": {str(e): [str(m) for m in self.members(e)] for e in self.ensemble_ids},
+            "fitting_patients": self.fitting_patients,
             "held_out": self._fold_of if self.cross_validated else {},
         }
         del whole["rest"]  # hashed with the sets, and only if given: studies without the rule keep their fingerprint
         del whole["training"]["loader_workers"]  # batches do not depend on it
-        chosen = {part: whole[part] for part in parts} if parts else whole
+        for part, field in LATER_FIELDS:  # as with the rule: a study without them keeps its fingerprints
+            held = whole[part] if field else whole
+            if held[field or part] in UNSAID:
+                del held[field or part]
+        if not parts:
+            del whole["fitting_patients"]  # the sets are hashed
+        chosen = {part: whole[part] for part in parts if part in whole} if parts else whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+LATER_FIELDS = (
+    ("training", "snapshots"),
+    ("evaluation", "reference"),
+    ("statistics", "comparisons"),
+    ("training_labels", ""),
+    ("cheap_ensembles", ""),
+    ("calibrated", ""),
+    ("conformal", ""),
+)
+"""Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
+UNSAID = (0, "consensus", [], *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal)))
+"""Their values if they are not given."""
 
 
 def built_in_studies() -> list[str]:

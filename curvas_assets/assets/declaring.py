@@ -51,7 +51,9 @@ class Declarations:
 
     def inputs(self, row: Asset) -> dict[str, dg.AssetIn]:
         return {
-            above.name: dg.AssetIn(key_of(above), partition_mapping=self.partitions.between(above.axis, row.axis))
+            above.name: dg.AssetIn(
+                key_of(above), partition_mapping=self.partitions.between(above.axis, row.axis, fits=row.fits)
+            )
             for above in row.inputs
         }
 

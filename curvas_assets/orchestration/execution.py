@@ -183,7 +183,7 @@ def _counted_gib(study: Study) -> float:
     answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). With 13 predictors, 3 organs and
     3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
-    patient = next(iter(study.scored_patients()), None)  # under cross-validation, only its fold's models
+    patient = next(iter(study.predicted_patients()), None)  # under cross-validation, only its fold's models
     predictors = study.predictors if patient is None else study.predictors_of(patient)
     groups = ceil(len(study.annotators) / 4)
     return len(predictors) * ((0.008 + 0.002 * groups) * len(study.class_names) + 0.035)

@@ -44,7 +44,7 @@ def due_for_patients(
             (job, *_), key = row.jobs, key_of(row)
             columns = {
                 SOFTMAX: [str(m) for m in study.models_of(patient)],
-                ENSEMBLE_SOFTMAX: [str(e) for e in study.ensemble_ids],
+                ENSEMBLE_SOFTMAX: [str(e) for e in study.ensembles_of(patient)],
             }
             cells = [str(Cell(c, patient)) for c in columns[row]] if row in columns else [patient]
             missing = [cell for cell in cells if not staleness.made(key, cell)]

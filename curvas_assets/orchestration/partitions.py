@@ -6,7 +6,7 @@ registered. Annotators, models and ensembles are static and come from the study.
 `curvas_assets.study`; nothing is materialised here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from curvas_assets.orchestration.dagster_internals import (
     DynamicPartitionsStore,
     get_tags_from_multi_partition_key,
 )
+from curvas_assets.predictors import EnsembleId, ModelId
 from curvas_assets.stages.table import Axis
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
@@ -82,50 +83,69 @@ class Partitions:
     patient: StudyPatients
     """All patients in the bucket who are not excluded."""
     test_patient: StudyPatients
-    """Patients who are predicted and scored: the test set, or under cross-validation those whom a fold held out."""
+    """Patients who are predicted: the test set, or under cross-validation those whom a fold held out, and the validation patients."""
     annotator: dg.StaticPartitionsDefinition
+    """What models are trained on: annotators, and fusions of them."""
     model: dg.StaticPartitionsDefinition
     ensemble: dg.StaticPartitionsDefinition
     patient_by_model: dg.MultiPartitionsDefinition
+    patient_by_variant: dg.MultiPartitionsDefinition
     patient_by_ensemble: dg.MultiPartitionsDefinition
 
     @classmethod
     def of(cls, study: Study) -> "Partitions":
-        test_patient = StudyPatients(patients_name("test_patient"), study.is_scored)
+        test_patient = StudyPatients(patients_name("test_patient"), study.is_predicted)
         model = dg.StaticPartitionsDefinition([str(m) for m in study.models])
         ensemble = dg.StaticPartitionsDefinition([str(e) for e in study.ensemble_ids])
         return cls(
             study=study,
             patient=StudyPatients(patients_name("patient"), lambda key: is_patient(study, key)),
             test_patient=test_patient,
-            annotator=dg.StaticPartitionsDefinition(study.annotator_names),
+            annotator=dg.StaticPartitionsDefinition(study.label_names),
             model=model,
             ensemble=ensemble,
-            patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study)),
-            patient_by_ensemble=StudyGrid({"ensemble": ensemble, "patient": test_patient}, lambda _: True),
+            patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study, study.models_of)),
+            patient_by_variant=StudyGrid(
+                {"patient": test_patient, "variant": dg.StaticPartitionsDefinition([str(v) for v in study.variants])},
+                _predicted(study, study.variants_of),
+            ),
+            patient_by_ensemble=StudyGrid(
+                {"ensemble": ensemble, "patient": test_patient}, _predicted(study, study.ensembles_of)
+            ),
         )
 
-    def between(self, above: Axis | None, below: Axis | None) -> dg.PartitionMapping | None:
+    def between(self, above: Axis | None, below: Axis | None, *, fits: bool = False) -> dg.PartitionMapping | None:
         """Which partitions of an asset are inputs of which partitions of an asset that reads it.
 
         Args:
             above: axis of the asset that is read.
             below: axis of the asset that reads it.
+            fits: whether the reader fits something, for which it reads validation patients alone.
 
         Raises:
             LookupError: no mapping between these two is defined.
         """
         if above is None:
             return None
+        if fits and below is None:
+            return dg.SpecificPartitionsPartitionMapping(self.fitting_partitions(above))
         if below is None:
             return dg.AllPartitionMapping()
-        grids = ("patient_by_model", "patient_by_ensemble")
+        grids = ("patient_by_model", "patient_by_variant", "patient_by_ensemble")
         mappings: dict[tuple[Axis, Axis], dg.PartitionMapping] = {
             ("patient", "test_patient"): dg.IdentityPartitionMapping(),
             ("patient", "annotator"): self.training_patients,
             ("annotator", "model"): self.annotator_of_model,
             ("model", "patient_by_model"): self.same("model"),
-            ("patient_by_model", "patient_by_ensemble"): self.members_of_ensemble,
+            ("patient_by_model", "patient_by_variant"): self._of_same_patient(
+                "model", "variant", {str(v): [str(v.trained)] for v in self.study.variants}
+            ),
+            ("patient_by_model", "patient_by_ensemble"): self._of_same_patient(
+                "model", "ensemble", self._members(lambda member: not member.variant)
+            ),
+            ("patient_by_variant", "patient_by_ensemble"): self._of_same_patient(
+                "variant", "ensemble", self._members(lambda member: bool(member.variant))
+            ),
             **{("test_patient", grid): self.same("patient") for grid in grids},
             **{(grid, "test_patient"): self.same("patient") for grid in grids},
         }
@@ -141,24 +161,42 @@ class Partitions:
     @property
     def annotator_of_model(self) -> dg.PartitionMapping:
         return dg.StaticPartitionMapping(
-            {name: [str(m) for m in self.study.models if m.annotator == name] for name in self.study.annotator_names}
+            {name: [str(m) for m in self.study.models if m.annotator == name] for name in self.study.label_names}
         )
 
-    @property
-    def members_of_ensemble(self) -> dg.PartitionMapping:
-        """An ensemble of a patient needs its members' softmax of the same patient."""
+    def fitting_partitions(self, axis: Axis) -> list[str]:
+        """The partitions of an asset by patient that what is fitted after training reads: those of validation patients.
+
+        Of models and ensembles, only those that something is fitted for.
+        """
+        patients = self.study.fitting_patients
+        if axis not in ("patient_by_model", "patient_by_ensemble"):
+            return list(patients)
+        kind = axis.removeprefix("patient_by_")
+        wanted = [name for name in self.study.fitted_predictors if self.study.predicted_by(name) == kind]
+        return [str(Cell(name, patient)) for name in wanted for patient in patients]
+
+    def _members(self, wanted: Callable[[ModelId], bool]) -> dict[str, list[str]]:
+        """Ensemble → those of its members that are wanted."""
+        return {str(e): [str(m) for m in self.study.members(e) if wanted(m)] for e in self.study.ensemble_ids}
+
+    @staticmethod
+    def _of_same_patient(above: str, below: str, needs: Mapping[str, Sequence[str]]) -> dg.PartitionMapping:
+        """Between grids: a cell needs cells of the same patient.
+
+        Args:
+            above: dimension of the grid that is read, beside the patient.
+            below: dimension of the grid that reads it, beside the patient.
+            needs: name on `below` → the names on `above` that it needs.
+        """
+        needed_by: dict[str, list[str]] = {}
+        for name, sources in needs.items():
+            for source in sources:
+                needed_by.setdefault(source, []).append(name)
         return dg.MultiPartitionMapping(
             {
                 "patient": dg.DimensionPartitionMapping("patient", dg.IdentityPartitionMapping()),
-                "model": dg.DimensionPartitionMapping(
-                    "ensemble",
-                    dg.StaticPartitionMapping(
-                        {
-                            str(m): [str(e) for e in self.study.ensemble_ids if m in self.study.members(e)]
-                            for m in self.study.models
-                        }
-                    ),
-                ),
+                above: dg.DimensionPartitionMapping(below, dg.StaticPartitionMapping(needed_by)),
             }
         )
 
@@ -173,13 +211,11 @@ def is_patient(study: Study, key: str) -> bool:
     return study.patients.has(key) and key not in study.exclusions
 
 
-def _predicted(study: Study) -> Belongs:
-    """Whether a cell's model predicts its patient."""
+def _predicted(study: Study, columns_of: Callable[[str], Sequence[ModelId | EnsembleId]]) -> Belongs:
+    """Whether a cell's predictor predicts its patient."""
     if not study.cross_validated:
         return lambda _: True
-    cells = {
-        str(Cell(str(model), patient)) for patient in study.scored_patients() for model in study.models_of(patient)
-    }
+    cells = {str(Cell(str(one), patient)) for patient in study.predicted_patients() for one in columns_of(patient)}
     return cells.__contains__
 
 

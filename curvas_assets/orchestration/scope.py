@@ -63,7 +63,8 @@ class Scope:
 
 
 def columns_of(study: Study, predictors: list[str]) -> frozenset[str]:
-    """The given models and ensembles, the models' annotators, and every ensemble of which a given model is a member."""
-    models = {ModelId.parse(p) for p in predictors if study.family(p) == "individual"}
-    ensembles = {str(e) for e in study.ensemble_ids if models & set(study.members(e))}
-    return frozenset({*predictors, *ensembles, *(model.annotator for model in models)})
+    """The given models and ensembles, the models' annotators and variants, and every ensemble of which a given model is a member."""
+    models = {ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"}
+    ensembles = {str(e) for e in study.ensemble_ids if models & {member.trained for member in study.members(e)}}
+    variants = {str(variant) for variant in study.variants if variant.trained in models}
+    return frozenset({*predictors, *ensembles, *variants, *(model.annotator for model in models)})

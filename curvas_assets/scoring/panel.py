@@ -138,6 +138,7 @@ class PatientReference:
         predictors: Mapping[str, Any],
         ensembles: Mapping[str, Sequence[str]] | None = None,
         *,
+        scored: Collection[str] | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[str, PatientScores]]:
         """Score all predictors of the patient in one pass, in which each volume is read once; as `score` does one by one.
@@ -145,10 +146,11 @@ class PatientReference:
         Args:
             predictors: name → probabilities (C, Z, Y, X), background first, taken as float32; or a stored volume.
             ensembles: predictor → the predictors whose mean it is.
+            scored: predictors that get scores; None for all. The others are read as members only.
             progress: told how many slices of how many have been counted.
 
         Yields:
-            Each predictor's name and scores, in the given order, once the pass is done.
+            The name and scores of each one that is scored, in the given order, once the pass is done.
 
         Raises:
             ScoringError: a predictor holds no probabilities; classes or shape are not those of the annotations; an
@@ -165,7 +167,8 @@ class PatientReference:
                     "Give every ensemble and all its members among the predictors.",
                 )
         volumes = {name: self._fitting(one, name) for name, one in predictors.items()}
-        yield from self._score(volumes, ensembles, list(volumes), progress)
+        wanted = [name for name in volumes if scored is None or name in scored]
+        yield from self._score(volumes, ensembles, wanted, progress)
 
     def _score(
         self,

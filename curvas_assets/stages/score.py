@@ -130,7 +130,7 @@ def _volumes(
     ensembles: dict[str, list[str]] = {}
     for predictor in study.predictors_of(patient):
         cell = str(Cell(predictor, patient))
-        if study.family(predictor) == "individual":
+        if study.predicted_by(predictor) == "model":
             volumes[predictor] = softmax[cell].volume()
             continue
         ensembles[predictor] = [str(model) for model in study.members(predictor, patient)]

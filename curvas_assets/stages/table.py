@@ -16,7 +16,9 @@ from curvas_assets.study import Study
 
 Kind = Literal["record", "table", "folder", "softmax"]
 """What an artefact is: one JSON object, one table, a folder of files, or a volume of probabilities."""
-Axis = Literal["patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_ensemble"]
+Axis = Literal[
+    "patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_variant", "patient_by_ensemble"
+]
 """The axis along which an asset is partitioned: a field of `curvas_assets.orchestration.partitions.Partitions`."""
 Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "report"]
 """A field of `curvas_assets.orchestration.execution.StageNeeds`."""
@@ -40,6 +42,7 @@ class Asset:
         axis: along which it is partitioned; None if it has no partitions.
         inputs: assets that are read.
         after: assets that come before without being read.
+        fits: whether it is fitted on validation patients, whose partitions of its inputs alone it reads.
         per_run: partitions that one run takes.
         followed: whether the sensor for new patients makes it, too.
         tools: with which it is made, for the UI's icons.
@@ -60,6 +63,7 @@ class Asset:
     axis: Axis | None = None
     inputs: tuple["Asset", ...] = ()
     after: tuple["Asset | str", ...] = ()
+    fits: bool = False
     per_run: int = 1
     followed: bool = False
     tools: frozenset[str] = field(default_factory=frozenset)

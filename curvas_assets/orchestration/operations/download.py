@@ -89,12 +89,12 @@ def download(
     folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
     items = list(_items(layout, study, what, patients, predictors, folders))
     done, missing, unscored = Fetched(), [], dict[str, None]()
-    scored = set(study.scored_patients())
+    predicted = set(study.predicted_patients())
     for count, item in enumerate(items, 1):
         try:
             size = _fetch(objects, item, folder, probabilities=probabilities)
         except MissingArtefactError:
-            if item.patient and item.patient not in scored:
+            if item.patient and item.patient not in predicted:
                 unscored[item.patient] = None
                 continue
             missing.append(item.name)
@@ -123,15 +123,15 @@ def _items(
     predictors: Sequence[str],
     folders: dict[str, list[str]],
 ) -> Iterator[_Item]:
-    models = [p for p in predictors if study.family(p) == "individual"]
-    ensembles = [p for p in predictors if p not in models]
+    models = [p for p in predictors if study.predicted_by(p) == "model"]
+    ensembles = [p for p in predictors if study.predicted_by(p) == "ensemble"]
     if what == "dataset":
         for patient in patients:
             key = f"{layout.data}/{folder_of(patient, folders)}"
             yield _Item(patient, key, PurePosixPath("dataset", patient), "prefix")
     elif what == "preprocessing":
         annotators = {ModelId.parse(model).annotator for model in models}
-        for annotator in (a for a in study.annotator_names if a in annotators):
+        for annotator in (a for a in study.label_names if a in annotators):
             target = PurePosixPath("preprocessing", annotator)
             yield _Item(f"preprocessing of {annotator}", layout.dataset(annotator), target, "folder")
     elif what == "models":

@@ -164,7 +164,7 @@ def chosen_assets(study: Study, asked: list[str]) -> dict[str, list[str]]:
 
 def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
     """Models and ensembles themselves, and the annotators of the models, whose datasets these are."""
-    models = [ModelId.parse(p) for p in predictors if study.family(p) == "individual"]
+    models = [ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"]
     return frozenset({*predictors, *(model.annotator for model in models)})
 
 

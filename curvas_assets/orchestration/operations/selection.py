@@ -53,7 +53,7 @@ def choose_models(study: Study, asked: Sequence[str]) -> list[str]:
 
 def choose_annotator(study: Study, asked: str) -> str:
     """One annotator; a StudyError if the study has none of that name."""
-    chosen = _choose("an annotator", study, [asked], study.annotator_names)
+    chosen = _choose("an annotator", study, [asked], study.label_names)
     if len(chosen) != 1:
         raise StudyError("choosing an annotator", study.name, f"{asked} names several annotators", "Give one name.")
     return chosen[0]
