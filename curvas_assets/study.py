@@ -823,19 +823,18 @@ class Study(_Part):
         a model that learned from several annotators at once, `fused ensemble` if such models are members; `flips`,
         `snapshots` and `folds` for the ensembles of one training; `calibrated` for what is calibrated.
         """
-        match predictor_of(predictor):
-            case CalibratedId():
-                return "calibrated"
-            case ModelId() as model:
-                return "fused" if model.annotator in FUSIONS and model.annotator in self.label_names else "individual"
-            case EnsembleId(name) if name in self._label_ensembles:
-                labels = set(self._label_ensembles[name])
-                if labels - set(self.annotator_names):
-                    return "fused ensemble"
-                return "general" if labels == set(self.annotator_names) else "annotator"
-            case EnsembleId(name):
-                self.members(EnsembleId(name))
-                return name.partition("-")[0]  # type: ignore[return-value] - as `_cheap` names them
+        one = predictor_of(predictor)
+        if isinstance(one, CalibratedId):
+            return "calibrated"
+        if isinstance(one, ModelId):
+            return "fused" if one.annotator in FUSIONS and one.annotator in self.label_names else "individual"
+        if one.name in self._label_ensembles:
+            labels = set(self._label_ensembles[one.name])
+            if labels - set(self.annotator_names):
+                return "fused ensemble"
+            return "general" if labels == set(self.annotator_names) else "annotator"
+        self.members(one)
+        return one.name.partition("-")[0]  # type: ignore[return-value] - as `_cheap` names them
 
     @property
     def families(self) -> tuple[str, ...]:
