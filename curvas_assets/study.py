@@ -811,11 +811,11 @@ class Study(_Part):
 
         None for models, ensembles of several trainings, and folds.
         """
-        match predictor_of(predictor):
-            case CalibratedId() as calibrated:
-                return str(calibrated.base)
-            case EnsembleId(name) if name in self._cheap and not name.startswith("folds-"):
-                return str(self._cheap[name][0].trained)
+        one = predictor_of(predictor)
+        if isinstance(one, CalibratedId):
+            return str(one.base)
+        if isinstance(one, EnsembleId) and one.name in self._cheap and not one.name.startswith("folds-"):
+            return str(self._cheap[one.name][0].trained)
         return None
 
     def family(self, predictor: str) -> Family:

@@ -77,7 +77,7 @@ def build(study: Study) -> dg.Definitions:
         _asset(
             "ensemble_softmax",
             partitions.patient_by_ensemble,
-            {"softmax": by(partition_mapping=partitions.members_of_ensemble)},
+            {"softmax": by(partition_mapping=partitions.between("patient_by_model", "patient_by_ensemble"))},
             needs.ensembling,
             40,
         ),

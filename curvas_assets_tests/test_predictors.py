@@ -1,0 +1,190 @@
+"""Claims proved here.
+
+- Every name of a predictor is parsed back to what it was made of, and no name belongs to two kinds of predictor.
+- One line of the study file each makes fused labels, flips, snapshots, folds and calibrated predictors; each has its kind,
+  its family, its members and what it is made from.
+- What cannot be is refused with its field: flips of a training that was not mirrored, snapshots that nobody keeps, folds
+  without folds, a fit without validation patients, a comparison with itself.
+- A study that says nothing of all this keeps the fingerprints that it had.
+- Anything is fitted on validation patients alone, and never on a patient whom a model learned from or who is scored.
+- Under cross-validation, a patient has only the ensembles and variants of the models that did not see it.
+"""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from curvas_assets.errors import StudyError
+from curvas_assets.predictors import CALIBRATIONS, FUSIONS, CalibratedId, EnsembleId, ModelId, predictor_of
+from curvas_assets.study import Study, load_study
+
+MODEL = "anno1_init112233_foldall"
+keys = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9-]{0,12}", fullmatch=True)
+numbers = st.integers(0, 2**32 - 1)
+models = st.builds(
+    ModelId,
+    keys,
+    numbers,
+    st.sampled_from(["all", 0, 1, 2, 3, 4]),
+    st.sampled_from(["", "flip0", "flip7", "snapshot1", "snapshot20"]),
+)
+ensembles = st.builds(EnsembleId, keys)
+calibrated = st.builds(CalibratedId, st.sampled_from(CALIBRATIONS), st.one_of(models, ensembles))
+
+
+def study(**changes):
+    raw = load_study("phantom").model_dump(mode="json")
+    for path, value in changes.items():
+        part = raw
+        *parents, last = path.split("__")
+        for name in parents:
+            part = part[name]
+        part[last] = value
+    return Study.model_validate(raw)
+
+
+@given(st.one_of(models, ensembles, calibrated))
+def test_a_name_is_parsed_back_to_what_it_was_made_of(predictor):
+    assert predictor_of(str(predictor)) == predictor
+
+
+@given(keys, numbers)
+def test_an_annotator_called_like_a_calibration_is_an_annotator(name, seed):
+    for called in (*CALIBRATIONS, name):
+        model = ModelId(called, seed, "all")
+        assert predictor_of(str(model)) == model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "isotonic_temperature_ensemble_all",
+        "isotonic_",
+        "isotonic",
+        "ensemble_",
+        f"{MODEL}_flip",
+        f"{MODEL}_flip100",
+        "x",
+    ],
+)
+def test_what_is_no_predictor_is_refused(name):
+    with pytest.raises(StudyError):
+        predictor_of(name)
+
+
+def test_one_line_trains_on_fused_annotators_beside_them_or_alone():
+    beside = study(training_labels=["anno1", "anno2", "anno3", *FUSIONS])
+    assert len(beside.models) == 7 * 3
+    assert beside.family("majority_init112233_foldall") == "fused"
+    assert beside.family("ensemble_soft") == "fused ensemble"
+    assert {m.annotator for m in beside.members("ensemble_all")} == {"anno1", "anno2", "anno3"}
+    alone = study(training_labels=["staple"])
+    assert {m.annotator for m in alone.models} == {"staple"}
+    assert alone.families == ("fused",)
+    assert alone.annotator_names == ["anno1", "anno2", "anno3"]
+
+
+def test_cheap_ensembles_have_variants_or_folds_as_members_and_no_row_of_their_own_for_variants():
+    cheap = study(
+        training__mirroring=True,
+        training__snapshots=2,
+        cheap_ensembles={"flips": [MODEL], "snapshots": ["all"], "folds": False},
+    )
+    flips = cheap.members("ensemble_flips-anno1-112233")
+    assert [m.variant for m in flips] == [f"flip{n}" for n in range(8)]
+    assert {str(m.trained) for m in flips} == {MODEL}
+    assert [m.variant for m in cheap.members("ensemble_snapshots-anno2-445566")] == ["", "snapshot1", "snapshot2"]
+    assert len(cheap.variants) == 8 + 9 * 2
+    assert not [p for p in cheap.predictors if cheap.predicted_by(p) == "variant"]
+    assert cheap.made_from("ensemble_flips-anno1-112233") == MODEL
+    assert cheap.family("ensemble_snapshots-anno2-445566") == "snapshots"
+    assert cheap.made_from("ensemble_all") is None
+
+
+def test_the_folds_of_a_seed_are_an_ensemble_where_there_is_a_test_set():
+    folded = study(folds=[0, 1, 2], cheap_ensembles={"folds": True})
+    assert [m.fold for m in folded.members("ensemble_folds-anno1-112233")] == [0, 1, 2]
+    assert folded.family("ensemble_folds-anno1-112233") == "folds"
+
+
+def test_what_is_calibrated_stands_after_what_it_is_made_from():
+    fitted = study(calibrated={"temperature": ["ensemble_all", MODEL], "isotonic": ["ensemble_all"]})
+    assert fitted.predictors[-3:] == ["temperature_ensemble_all", f"temperature_{MODEL}", "isotonic_ensemble_all"]
+    assert fitted.predicted_by("isotonic_ensemble_all") == "calibrated"
+    assert fitted.made_from(f"temperature_{MODEL}") == MODEL
+    assert fitted.fitted_predictors == ["ensemble_all", MODEL]
+    assert study(conformal={"of": ["ensemble_anno1"]}).fitted_predictors == ["ensemble_anno1"]
+
+
+def test_fits_rest_on_validation_patients_alone():
+    one = load_study("phantom")
+    assert one.fitting_patients == ["PHANTOM006"]
+    assert one.is_predicted("PHANTOM006")
+    assert not one.is_scored("PHANTOM006")
+    assert one.predicted_patients() == ["PHANTOM006", *one.scored_patients()]
+    assert not set(one.fitting_patients) & {*one.training_patients(), *one.scored_patients()}
+    learned = study(training__sets=["train", "validation"])
+    assert learned.fitting_patients == []
+    assert not learned.is_predicted("PHANTOM006")
+    assert study(exclusions={"PHANTOM006": "moved"}).fitting_patients == []
+
+
+def test_under_cross_validation_a_patient_has_the_variants_of_the_models_that_did_not_see_it():
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {"folds": [0, 1, 2, 3, 4], "groups": {}, "in_distribution_group": None}
+    raw |= {"sets": {"train": list(range(1, 8)), "validation": [8]}, "seeds": [1]}
+    raw["training"]["mirroring"] = True
+    raw["cheap_ensembles"]["flips"] = ["anno1_init1_fold0"]
+    crossed = Study.model_validate(raw)
+    for patient in crossed.scored_patients():
+        held = patient in crossed.held_out(0)
+        assert len(crossed.variants_of(patient)) == (8 if held else 0)
+        assert ("ensemble_flips-anno1-1-0" in crossed.predictors_of(patient)) == held
+    assert crossed.models_of("PHANTOM008") == crossed.models
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"training_labels": ["anno1", "anno1"]}, "training_labels: .*only once"),
+        ({"training_labels": ["anno9"]}, "training_labels: .*anno9"),
+        ({"cheap_ensembles": {"flips": [MODEL]}}, "cheap_ensembles.flips: .*training.mirroring"),
+        ({"cheap_ensembles": {"snapshots": ["all"]}}, "cheap_ensembles.snapshots: .*training.snapshots"),
+        ({"cheap_ensembles": {"folds": True}}, "cheap_ensembles.folds: it takes two or more"),
+        ({"training__mirroring": True, "cheap_ensembles": {"flips": ["nobody"]}}, "allowed are all and"),
+        ({"calibrated": {"isotonic": ["isotonic_ensemble_all"]}}, "calibrated.isotonic: .*allowed are"),
+        (
+            {"calibrated": {"isotonic": ["ensemble_all"]}, "training__sets": ["train", "validation"]},
+            "learn from the set",
+        ),
+        ({"calibrated": {"isotonic": ["ensemble_all"]}, "exclusions": {"6": "moved"}}, "it is empty"),
+        ({"conformal": {"of": ["ensemble_none"]}}, "conformal.of"),
+        ({"statistics__comparisons": [["general", "general"]]}, "compares one with itself"),
+        ({"statistics__comparisons": [["general", "calibrated"]]}, "statistics.comparisons: 'calibrated'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_field(changes, says):
+    with pytest.raises(ValidationError, match=says):
+        study(**changes)
+
+
+def test_a_study_that_says_nothing_of_it_keeps_its_fingerprints():
+    """Models, predictions and scores of every study would be made again otherwise."""
+    one = load_study("phantom")
+    training = one.training.model_dump(mode="json")
+    del training["loader_workers"], training["snapshots"]
+    digest = hashlib.sha256(json.dumps({"training": training}, sort_keys=True).encode()).hexdigest()[:12]
+    assert one.fingerprint("training") == digest
+    evaluation = one.evaluation.model_dump(mode="json")
+    del evaluation["reference"]
+    digest = hashlib.sha256(json.dumps({"evaluation": evaluation}, sort_keys=True).encode()).hexdigest()[:12]
+    assert one.fingerprint("evaluation", "calibrated") == digest
+    other = study(calibrated={"isotonic": ["ensemble_all"]})
+    assert other.fingerprint("calibrated") != one.fingerprint("calibrated")
+    assert other.fingerprint("training", "evaluation", "members") == one.fingerprint(
+        "training", "evaluation", "members"
+    )
