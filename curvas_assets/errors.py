@@ -91,6 +91,10 @@ class ScoringError(CurvasError):
     """A predictor cannot be scored against the annotations given."""
 
 
+class CalibrationError(CurvasError):
+    """A predictor cannot be calibrated from what was given."""
+
+
 class StatisticsError(CurvasError):
     """A table of scores cannot be reduced, compared or ranked."""
 

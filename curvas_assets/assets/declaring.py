@@ -19,7 +19,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.provenance import code_facts
 from curvas_assets.orchestration.scratch import scratch_space
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.stored import Artefacts, Outcome
+from curvas_assets.stages.stored import Artefact, Artefacts, Outcome
 from curvas_assets.stages.table import Asset
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.tables import table_version
@@ -102,7 +102,7 @@ class Declarations:
         described: Sequence[Check],
         context: dg.AssetExecutionContext,
         bucket: Bucket,
-        **inputs: Artefacts,
+        **inputs: Artefact | Artefacts,
     ) -> Iterator[Any]:
         """Let a stage make the partitions of a step, each stored and reported as soon as it is done.
 
@@ -112,7 +112,7 @@ class Declarations:
             described: the asset's checks.
             context: of the step.
             bucket: the study's.
-            inputs: artefacts by asset.
+            inputs: artefacts by asset; of one without partitions, the artefact.
         """
         tools = self.tools(context, bucket, self.needs(row).hours * len(context.partition_keys))
         checks = StepChecks(*described)

@@ -7,7 +7,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.stages import score as stage
 from curvas_assets.stages import table
-from curvas_assets.stages.stored import Artefacts
+from curvas_assets.stages.stored import Artefact, Artefacts
 from curvas_assets.study import Study
 
 
@@ -21,6 +21,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         bucket: Bucket,
         softmax: Artefacts,
         ensemble_softmax: Artefacts,
+        calibrators: Artefact,
         scan: Artefacts,
     ):
         """All predictors of one patient on every metric, organ and annotator; reliability bins, risk–coverage curves."""
@@ -32,6 +33,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             bucket,
             softmax=softmax,
             ensemble_softmax=ensemble_softmax,
+            calibrators=calibrators,
             scan=scan,
         )
 

@@ -167,9 +167,9 @@ class Partitions:
     def fitting_partitions(self, axis: Axis) -> list[str]:
         """The partitions of an asset by patient that what is fitted after training reads: those of validation patients.
 
-        Of models and ensembles, only those that something is fitted for.
+        Of models and ensembles, only those that something is fitted for; none of any asset, if nothing is.
         """
-        patients = self.study.fitting_patients
+        patients = self.study.fitting_patients if self.study.fitted_predictors else []
         if axis not in ("patient_by_model", "patient_by_ensemble"):
             return list(patients)
         kind = axis.removeprefix("patient_by_")

@@ -181,7 +181,8 @@ class Staleness:
     def missing_parents(self, key: dg.AssetKey, partition: str | None) -> list[str]:
         """The inputs of a partition that do not exist yet.
 
-        A table over all patients is made from the partitions that exist: its parent is missing only if none exists.
+        A table over all patients, or over those that it names, is made from the partitions that exist: its parent is missing
+        only if none exists. What names no partition misses none.
         """
         missing: list[str] = []
         for parent in sorted(self.graph.get(key).parent_keys):
@@ -191,7 +192,7 @@ class Staleness:
             absent = [one for one in wanted if not self._of(parent).has(one)]
             if partition is None and len(absent) < len(wanted):
                 continue
-            if partition is None and not wanted:
+            if partition is None and not wanted and self._chosen(key, parent) is None:
                 missing.append(name_of(parent))
             missing += [
                 name_of(parent) + (f" of {one}" if one else "") + self._how_to_get(parent, one) for one in absent
@@ -253,11 +254,19 @@ class Staleness:
         return parent.latest(one) > seen and parent.version(one) != parent.version_as_of(seen, one)
 
     def _parent_partitions(self, key: dg.AssetKey, partition: str | None, parent: dg.AssetKey) -> list[str | None]:
-        if partition is None or self.graph.get(parent).partitions_def is None:
+        if self.graph.get(parent).partitions_def is None:
             return self.partitions(parent)
+        if partition is None:
+            chosen = self._chosen(key, parent)
+            return self.partitions(parent) if chosen is None else [*chosen]
         if (key, parent) not in self._mapped:
             self._mapped[key, parent] = self._mapping(key, parent)
         return [*self._mapped[key, parent](partition)]
+
+    def _chosen(self, key: dg.AssetKey, parent: dg.AssetKey) -> list[str] | None:
+        """The partitions of a parent that a table names, registered or not, such as validation patients; None if it takes all."""
+        mapping = self.graph.get_partition_mapping(key, parent)
+        return list(mapping.partition_keys) if isinstance(mapping, dg.SpecificPartitionsPartitionMapping) else None
 
     def _mapping(self, key: dg.AssetKey, parent: dg.AssetKey) -> Callable[[str], list[str]]:
         """Partition → the parent's partitions it is made from, registered or not: a training patient without a folder is missing.

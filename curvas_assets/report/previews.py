@@ -5,7 +5,7 @@ Belongs here: what is looked at while the pipeline runs. Does not belong here: t
 right) and keep the voxels' proportions. matplotlib is imported when a picture is drawn, not before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,17 @@ from curvas_assets.report.slices import (
     slice_panel,
     windowed,
 )
-from curvas_assets.report.style import BLACK, BLUE, GREY, ORANGE, Orientation, pixel_mm, radiological
+from curvas_assets.report.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    ORGAN_COLOURS,
+    Orientation,
+    colour_of,
+    pixel_mm,
+    radiological,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,6 +252,40 @@ def reliability_diagram(bins: "pd.DataFrame", *, title: str | None = None) -> by
     from curvas_assets.report.words import Words
 
     return paper.image(replace(reliability(bins, Words("en")), legend="below", heading=title or ""))
+
+
+def calibration_curves(
+    measured: Mapping[str, tuple[Slice, Slice]],
+    probability: Slice,
+    curves: Mapping[str, Slice],
+    *,
+    title: str | None = None,
+) -> bytes:
+    """What a calibrator makes of probabilities, over the annotators' mean response that it was fitted to.
+
+    Args:
+        measured: organ → mean probability and mean response of each bin, (bins,) each.
+        probability: where curves are known, (n,).
+        curves: organ, or whatever a curve is of → calibrated probability, (n,).
+        title: heading of the picture.
+
+    Returns:
+        PNG bytes.
+    """
+    ends = np.array([0.0, 1.0])
+    marks = [Line(x=ends, y=ends, colour=GREY, dash="dot", width=1)]
+    colours = {name: colour_of(ORGAN_COLOURS, index) for index, name in enumerate(measured)}
+    for name, (p, response) in measured.items():
+        marks.append(
+            Line(x=p, y=response, colour=colours[name], dash="dash", width=1, is_marked=True, name=f"{name}, measured")
+        )
+    for name, curve in curves.items():
+        marks.append(Line(x=probability, y=curve, colour=colours.get(name, BLACK), width=2, name=f"{name}, calibrated"))
+    limits = (0.0, 1.0)
+    panel = Panel(
+        marks=marks, x=Axis("probability", limits), y=Axis("mean response of the annotators", limits), is_picture=False
+    )
+    return _drawn([panel], (5.4, 4.4), title)
 
 
 def _drawn(panels: Sequence[Panel], size_in: tuple[float, float], title: str | None) -> bytes:

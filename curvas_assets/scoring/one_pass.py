@@ -1,7 +1,8 @@
 """All predictors of a patient counted in one pass: each stored volume is read once, and the annotations once for all.
 
-The predictors of a slab are counted side by side, each by one thread, and then the ensembles take their members' entropies
-and label maps from memory. A predictor's slices are divided among threads where there are more of these.
+Predictors that are derived from a stored volume, such as calibrated ones, are made of its slab once it is decoded. The
+predictors of a slab are counted side by side, each by one thread, and then the ensembles take their members' entropies and
+label maps from memory. A predictor's slices are divided among threads where there are more of these.
 """
 
 import queue
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numba
 import numpy as np
@@ -254,25 +255,54 @@ def _levels(volume: Any) -> npt.NDArray[np.float64] | None:
     return getattr(volume, "levels", None)
 
 
+class Derived(Protocol):
+    """A volume whose codes are made of a stored one's while these are read, such as a calibrated predictor."""
+
+    @property
+    def source(self) -> SoftmaxVolume:
+        """The stored volume."""
+        ...
+
+    def recode(self, codes: Codes) -> Codes:
+        """Its codes, from those of the stored volume (C − 1, dz, Y, X)."""
+        ...
+
+
 def _slabs(
     volumes: Sequence[Any], slices: tuple[int, int], threads: Executor
 ) -> Iterator[tuple[int, int, list[tuple[npt.NDArray[np.float32], Codes]]]]:
-    """Slabs of predictors side by side, 16 slices at a time: of each one, its probabilities or its codes."""
-    stored = [v for v in volumes if isinstance(v, SoftmaxVolume)]
-    others = {i: _cut(v.code_slabs()) for i, v in enumerate(volumes) if _has_codes(v) and v not in stored}
+    """Slabs of predictors side by side, 16 slices at a time: of each one, its probabilities or its codes.
+
+    A stored volume is decoded once, also for the volumes that are derived from it.
+    """
+    sources = [v if isinstance(v, SoftmaxVolume) else v.source if _is_derived(v) else None for v in volumes]
+    stored = list({id(v): v for v in sources if v is not None}.values())
+    places = {id(v): i for i, v in enumerate(stored)}
+    others = {i: _cut(v.code_slabs()) for i, v in enumerate(volumes) if _has_codes(v) and sources[i] is None}
     depth = volumes[0].shape[1]
     bounds = ((z, min(z + DEPTH, depth), NO_CODES) for z in range(slices[0] // DEPTH * DEPTH, slices[1], DEPTH))
     for z0, z1, codes in code_slabs_of(stored, threads, slices) if stored else bounds:
-        of_stored = iter(codes)
+        recoded = {
+            i: threads.submit(volume.recode, codes[places[id(source)]])
+            for i, (volume, source) in enumerate(zip(volumes, sources, strict=True))
+            if source is not None and volume is not source
+        }
+        wait(recoded.values())
         found: list[tuple[npt.NDArray[np.float32], Codes]] = []
         for i, volume in enumerate(volumes):
-            if isinstance(volume, SoftmaxVolume):
-                found.append((NO_PROBABILITIES, next(of_stored)))
+            if i in recoded:
+                found.append((NO_PROBABILITIES, recoded[i].result()))
+            elif sources[i] is not None:
+                found.append((NO_PROBABILITIES, codes[places[id(volume)]]))
             elif i in others:
                 found.append((NO_PROBABILITIES, next(part for first, part in others[i] if first == z0)))
             else:
                 found.append((np.ascontiguousarray(volume[:, z0:z1], np.float32), NO_CODES))
         yield z0, z1, found
+
+
+def _is_derived(volume: Any) -> bool:
+    return hasattr(volume, "recode") and isinstance(volume.source, SoftmaxVolume)
 
 
 def _has_codes(volume: Any) -> bool:

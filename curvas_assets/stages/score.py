@@ -11,9 +11,10 @@ from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.report import previews
 from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
+from curvas_assets.stages.calibrated import with_calibrated
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files, grid_of, scored_region
-from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, one_by_one
+from curvas_assets.stages.stored import Artefact, Artefacts, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.table import SCORES
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
@@ -22,6 +23,8 @@ from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.softmax import SoftmaxVolume
 from curvas_assets.study import Study
 
+Opened = Callable[[str], tuple[Mapping[str, Any], dict[str, list[str]]]]
+"""Patient → the opened volumes of its predictors, and of each ensemble its members."""
 KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
 """Shown in the UI beside the whole table."""
 CHECKS = (
@@ -43,20 +46,24 @@ def score_patients(
     *,
     softmax: Artefacts,
     ensemble_softmax: Artefacts,
+    calibrators: Artefact,
     scan: Artefacts,
 ) -> Iterator[tuple[str, Outcome]]:
     """All predictors of patients on every metric, organ and annotator; reliability bins, risk–coverage curves."""
-    yield from one_by_one(lambda patient: _score(tools, patient, softmax, ensemble_softmax, scan, checks))(patients)
+
+    def opened(patient: str) -> tuple[Mapping[str, Any], dict[str, list[str]]]:
+        volumes, ensembles = _volumes(tools.study, patient, softmax, ensemble_softmax)
+        return with_calibrated(tools.study, patient, volumes, calibrators), ensembles
+
+    yield from one_by_one(lambda patient: _score(tools, patient, opened, scan, checks))(patients)
 
 
-def _score(
-    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: StepChecks
-) -> Stored:
+def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks: StepChecks) -> Stored:
     study, key = tools.study, tools.layout.scores(patient)
     predictors = study.predictors_of(patient)
     with tools.scratch(patient) as scratch:
-        reference = _reference(tools, patient, scan[patient].record(), scratch)
-        volumes, ensembles = _volumes(study, patient, softmax, ensemble_softmax)
+        reference = reference_of(tools, patient, scan[patient].record(), scratch)
+        volumes, ensembles = opened(patient)
         found: dict[str, PatientScores] = {}
         for predictor, scores in reference.score_all(volumes, ensembles, progress=_Telling(tools.tell, patient)):
             found[predictor] = scores
@@ -100,7 +107,7 @@ def _score(
     )
 
 
-def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Path) -> PatientReference:
+def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Path) -> PatientReference:
     """What a patient's predictors are scored against, from the files that the intake validated."""
     study, folder = tools.study, Path(scratch, patient)
     fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
@@ -120,7 +127,7 @@ def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Pa
 def _volumes(
     study: Study, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts
 ) -> tuple[dict[str, SoftmaxVolume], dict[str, list[str]]]:
-    """The patient's predictors, opened, and of each ensemble the models whose mean it is.
+    """The patient's models and ensembles, opened, and of each ensemble the models whose mean it is.
 
     Raises:
         MissingArtefactError: one has not been materialised.
@@ -130,6 +137,8 @@ def _volumes(
     ensembles: dict[str, list[str]] = {}
     for predictor in study.predictors_of(patient):
         cell = str(Cell(predictor, patient))
+        if study.predicted_by(predictor) == "calibrated":
+            continue
         if study.predicted_by(predictor) == "model":
             volumes[predictor] = softmax[cell].volume()
             continue

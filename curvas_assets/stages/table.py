@@ -98,6 +98,12 @@ def _of_training(study: Study) -> str:
     return f"2-{study.fingerprint('plans', 'training')}{held_out}"
 
 
+def _of_calibrators(study: Study) -> str:
+    """Where nothing is calibrated, nothing can change."""
+    parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs", "members")
+    return f"1-{study.fingerprint(*parts) if study.calibrated_ids else 'none'}"
+
+
 def _volume(layout: Layout, key: str) -> str:
     cell = Cell.of(key)
     return layout.softmax(cell.patient, cell.predictor)
@@ -214,6 +220,19 @@ ENSEMBLE_SOFTMAX = Asset(
     followed=True,
     tools=frozenset({"numba", "zarr", "nifti"}),
 )
+CALIBRATORS = Asset(
+    "calibrators",
+    kind="record",
+    group="calibration",
+    jobs=("fit_calibrators",),
+    needs="scoring",
+    cost="evaluation",
+    version=_of_calibrators,
+    at=lambda layout, _: layout.calibrators(),
+    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),
+    fits=True,
+    tools=frozenset({"numba", "scipy", "json"}),
+)
 SCORES = Asset(
     "scores",
     kind="folder",
@@ -221,10 +240,10 @@ SCORES = Asset(
     jobs=("score_patients",),
     needs="scoring",
     cost="evaluation",
-    version=_settings(5, "evaluation", "organs", "annotators", "members", "held_out"),
+    version=_settings(6, "evaluation", "organs", "annotators", "members", "held_out", "calibrated"),
     at=Layout.scores,
     axis="test_patient",
-    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),
+    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, CALIBRATORS, SCAN),
     per_run=10,
     followed=True,
     tools=frozenset({"numba", "parquet"}),
@@ -241,7 +260,7 @@ STUDY_SCORES = Asset(
     jobs=(REPORT,),
     needs="report",
     cost="evaluation",
-    version=_settings(3, "sets", "groups", "exclusions", "members", "held_out"),
+    version=_settings(3, "sets", "groups", "exclusions", "members", "held_out", "calibrated"),
     inputs=(SCORES,),
     tools=frozenset({"parquet", "csv"}),
     schemas={"study_scores": schemas.SCORES},

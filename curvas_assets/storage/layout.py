@@ -98,6 +98,10 @@ class Layout:
         """The folder of the tables of scores of a patient."""
         return f"{self.metrics}/{patient}/scores"
 
+    def calibrators(self) -> str:
+        """The record of what was fitted on validation patients."""
+        return f"{self.artifacts}/calibrators.json"
+
     def table(self, name: str) -> str:
         """A table of the whole study."""
         return f"{self.metrics}/{name}.parquet"

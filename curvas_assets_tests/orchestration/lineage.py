@@ -20,6 +20,8 @@ from curvas_assets.study import Study, load_study
 
 CELLS = tuple(row for row in ASSETS if row.axis)
 """What the study makes partition by partition; its tables and its report are no part of this lineage."""
+FITTED = tuple(row for row in ASSETS if row.fits)
+"""What is fitted on validation patients: there, whatever happens."""
 
 
 class NothingIO(dg.IOManager):
@@ -73,7 +75,11 @@ class DummyLineage:
             if names.issuperset(made)
         ]
         return dg.Definitions(
-            assets=[*map(self._asset, CELLS), dg.AssetSpec(PATIENT_FILES, partitions_def=self.partitions.patient)],
+            assets=[
+                *map(self._asset, CELLS),
+                *(dg.AssetSpec(row.name) for row in FITTED),
+                dg.AssetSpec(PATIENT_FILES, partitions_def=self.partitions.patient),
+            ],
             jobs=[*stages, *operations.build(self.study, self.partitions, Bucket())],
             resources={"io_manager": NothingIO()},
         )

@@ -121,8 +121,17 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
         names = [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
         expected = np.mean([arrays[name] for name in names], axis=0)
         np.testing.assert_allclose(means[cell].volume().slab(0, SHAPE[0]), expected, atol=ROUNDING)
+    nothing = Artefact(
+        bench.objects, "nowhere", "record", "calibrators"
+    )  # which the study does not calibrate, nor reads
     scored, checks = bench.make(
-        score.score_patients, score.CHECKS, [PATIENT], softmax=members, ensemble_softmax=means, scan=scans
+        score.score_patients,
+        score.CHECKS,
+        [PATIENT],
+        softmax=members,
+        ensemble_softmax=means,
+        calibrators=nothing,
+        scan=scans,
     )
     assert checks["scores_are_sound"].found == {PATIENT: []}
     assert scored[PATIENT].metadata["predictors"] == len(STUDY.predictors)

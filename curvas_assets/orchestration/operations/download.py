@@ -1,21 +1,25 @@
 """Downloading to a local folder: patients as they were uploaded, artefacts as open files that any viewer reads."""
 
+import hashlib
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from curvas_assets.calibration import CalibratedVolume, Calibrator
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
+from curvas_assets.stages.calibrated import base_of, calibrators_of
 from curvas_assets.stages.patients import folder_of, folders_of_patients, patient_folders
+from curvas_assets.stages.stored import Artefact
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.encoding import labels_of
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.objects import FolderObjects, ObjectInfo, ObjectStore, within
-from curvas_assets.storage.softmax import GROUP, open_softmax, place_of
+from curvas_assets.storage.softmax import GROUP, SoftmaxVolume, open_softmax, place_of
 from curvas_assets.study import ModelId, Study
 
 Tell = Callable[[str], None]
@@ -50,8 +54,9 @@ class _Item:
     name: str
     key: str
     target: PurePosixPath
-    kind: Literal["folder", "prefix", "volume", "table", "object"]
+    kind: Literal["folder", "prefix", "volume", "calibrated", "table", "object"]
     patient: str = ""
+    calibrator: Calibrator | None = None
 
 
 def download(
@@ -73,7 +78,8 @@ def download(
         layout: where things stand in it.
         study: which annotators, models and ensembles there are.
         what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models) and `ensembles` (zarr
-            volumes, the label map and an ensemble's maps as NIfTI), `scores` (per patient as CSV, the merged table and
+            volumes, the label map and an ensemble's maps as NIfTI; of a calibrated predictor, which has no volume in the
+            bucket, the label map and the probabilities as NIfTI, beside those of what it is calibrated from), `scores` (per patient as CSV, the merged table and
             `metrics.csv`) or `report`.
         patients: whose artefacts to fetch; ignored for preprocessing, models and report.
         predictors: models or ensembles; ignored for dataset, scores and report. Preprocessing: of their annotators.
@@ -87,7 +93,7 @@ def download(
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
-    items = list(_items(layout, study, what, patients, predictors, folders))
+    items = list(_items(layout, study, what, patients, predictors, folders, _calibrators(objects, layout, study, what)))
     done, missing, unscored = Fetched(), [], dict[str, None]()
     predicted = set(study.predicted_patients())
     for count, item in enumerate(items, 1):
@@ -122,9 +128,12 @@ def _items(
     patients: Sequence[str],
     predictors: Sequence[str],
     folders: dict[str, list[str]],
+    calibrators: Mapping[str, Calibrator],
 ) -> Iterator[_Item]:
     models = [p for p in predictors if study.predicted_by(p) == "model"]
     ensembles = [p for p in predictors if study.predicted_by(p) == "ensemble"]
+    calibrated = [p for p in predictors if study.predicted_by(p) == "calibrated"]
+    kind = {"predictions": "model", "ensembles": "ensemble"}.get(what)
     if what == "dataset":
         for patient in patients:
             key = f"{layout.data}/{folder_of(patient, folders)}"
@@ -144,6 +153,11 @@ def _items(
                 key = layout.softmax(patient, predictor).rpartition("/")[0]
                 target = PurePosixPath(what, patient, predictor)
                 yield _Item(f"{predictor} of {patient}", key, target, "volume", patient)
+            for predictor in (p for p in calibrated if study.predicted_by(base_of(p)) == kind and p in its_own):
+                target = PurePosixPath(what, patient, predictor)
+                key = layout.softmax(patient, base_of(predictor))
+                name, one = f"{predictor} of {patient}", calibrators.get(predictor)
+                yield _Item(name, key, target, "calibrated", patient, one)
     elif what == "scores":
         for patient in patients:
             target = PurePosixPath("scores", patient)
@@ -171,6 +185,8 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
         target.parent.mkdir(parents=True, exist_ok=True)
         objects.download(item.key, target)
         return target.stat().st_size
+    if item.kind == "calibrated":
+        return _export_calibrated(objects, item, target, probabilities=probabilities)
     found = _current(objects, item.key)
     if not found:
         raise MissingArtefactError("downloading", item.key, "nothing is there", "Materialise or upload it first.")
@@ -188,6 +204,39 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
         own = {path.name for path in paths}  # an ensemble's label map comes from the bucket
         write_nifti(target, probabilities=probabilities, again=fetched, kept=own)
     return sum(info.size for info in found)
+
+
+def _calibrators(objects: ObjectStore, layout: Layout, study: Study, what: What) -> dict[str, Calibrator]:
+    """The study's calibrators, as far as they were fitted; nothing is read where none is wanted."""
+    if what not in ("predictions", "ensembles") or not study.calibrated_ids:
+        return {}
+    artefact = Artefact(objects, layout.calibrators(), "record", "calibrators")
+    try:
+        return calibrators_of(artefact, map(str, study.calibrated_ids))
+    except MissingArtefactError:
+        return {}
+
+
+def _export_calibrated(objects: ObjectStore, item: _Item, target: Path, *, probabilities: bool) -> int:
+    """Write the label map, and the probabilities, of a calibrated predictor; made again whenever volume or calibrator changed.
+
+    Raises:
+        MissingArtefactError: the volume that it is made of is not there, or it was not fitted.
+    """
+    if item.calibrator is None:
+        raise MissingArtefactError(
+            "downloading", item.name, "its calibrator was not fitted", "Run fit_calibrators first."
+        )
+    volume = CalibratedVolume(open_softmax(objects, item.key), item.calibrator)
+    made_of = hashlib.sha256(f"{volume.source.version} {item.calibrator.record()}".encode()).hexdigest()
+    target.mkdir(parents=True, exist_ok=True)
+    told = target / "made_of.txt"
+    again = not (told.is_file() and told.read_text() == made_of)
+    if again:
+        told.unlink(missing_ok=True)  # what is cut short is made again
+    written = export_nifti(volume, target, probabilities=probabilities, again=again)
+    told.write_text(made_of)
+    return sum(path.stat().st_size for path in written)
 
 
 def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
@@ -215,14 +264,42 @@ def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collect
         CorruptArtefactError: the volume is damaged.
         MissingArtefactError: there is no volume.
     """
-    volume = open_softmax(FolderObjects(folder), VOLUME)
+    export_nifti(
+        open_softmax(FolderObjects(folder), VOLUME), folder, probabilities=probabilities, again=again, kept=kept
+    )
+
+
+def export_nifti(
+    volume: SoftmaxVolume | CalibratedVolume,
+    folder: Path,
+    *,
+    probabilities: bool,
+    again: bool,
+    kept: Collection[str] = (),
+) -> list[Path]:
+    """Write `labels.nii.gz`, and `probability_<class>.nii.gz` of each organ, of a volume, in one pass over it.
+
+    Args:
+        volume: opened.
+        folder: that receives them.
+        probabilities: write them too.
+        again: replace files that are there.
+        kept: names of files that stay in any case.
+
+    Returns:
+        The files that were wanted, which are there now.
+
+    Raises:
+        CorruptArtefactError: the volume is damaged.
+    """
     names = {"labels": 0} | (
         {f"probability_{n}": c for c, n in enumerate(volume.class_names) if c} if probabilities else {}
     )
     absent = [name for name in names if f"{name}.nii.gz" not in kept]
     wanted = [name for name in absent if again or not (folder / f"{name}.nii.gz").is_file()]
+    files = [folder / f"{name}.nii.gz" for name in names]
     if not wanted:
-        return
+        return files
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -240,3 +317,4 @@ def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collect
             for name, writer in writers.items():
                 c = names[name]
                 writer.write(z0, volume.levels[codes[c - 1]] if c else labels_of(codes, volume.levels))
+    return files
