@@ -20,6 +20,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
         bucket: Bucket,
         softmax: Artefacts,
+        variant_softmax: Artefacts,
         ensemble_softmax: Artefacts,
         scan: Artefacts,
     ):
@@ -31,6 +32,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             context,
             bucket,
             softmax=softmax,
+            variant_softmax=variant_softmax,
             ensemble_softmax=ensemble_softmax,
             scan=scan,
         )

@@ -42,23 +42,34 @@ def score_patients(
     checks: StepChecks,
     *,
     softmax: Artefacts,
+    variant_softmax: Artefacts,
     ensemble_softmax: Artefacts,
     scan: Artefacts,
 ) -> Iterator[tuple[str, Outcome]]:
     """All predictors of patients on every metric, organ and annotator; reliability bins, risk–coverage curves."""
-    yield from one_by_one(lambda patient: _score(tools, patient, softmax, ensemble_softmax, scan, checks))(patients)
+    yield from one_by_one(
+        lambda patient: _score(tools, patient, softmax, variant_softmax, ensemble_softmax, scan, checks)
+    )(patients)
 
 
 def _score(
-    tools: Toolkit, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts, checks: StepChecks
+    tools: Toolkit,
+    patient: str,
+    softmax: Artefacts,
+    variant_softmax: Artefacts,
+    ensemble_softmax: Artefacts,
+    scan: Artefacts,
+    checks: StepChecks,
 ) -> Stored:
     study, key = tools.study, tools.layout.scores(patient)
     predictors = study.predictors_of(patient)
     with tools.scratch(patient) as scratch:
         reference = _reference(tools, patient, scan[patient].record(), scratch)
-        volumes, ensembles = _volumes(study, patient, softmax, ensemble_softmax)
+        volumes, ensembles = _volumes(study, patient, softmax, variant_softmax, ensemble_softmax)
         found: dict[str, PatientScores] = {}
-        for predictor, scores in reference.score_all(volumes, ensembles, progress=_Telling(tools.tell, patient)):
+        for predictor, scores in reference.score_all(
+            volumes, ensembles, scored=predictors, progress=_Telling(tools.tell, patient)
+        ):
             found[predictor] = scores
             tools.tell(f"{patient}: {predictor} scored, {len(found)} of {len(predictors)} predictors")
         written = {
@@ -118,9 +129,9 @@ def _reference(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Pa
 
 
 def _volumes(
-    study: Study, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts
+    study: Study, patient: str, softmax: Artefacts, variant_softmax: Artefacts, ensemble_softmax: Artefacts
 ) -> tuple[dict[str, SoftmaxVolume], dict[str, list[str]]]:
-    """The patient's predictors, opened, and of each ensemble the models whose mean it is.
+    """The patient's predictors, and variants of models that are members only, opened; of each ensemble its members.
 
     Raises:
         MissingArtefactError: one has not been materialised.
@@ -136,6 +147,8 @@ def _volumes(
         ensembles[predictor] = [str(model) for model in study.members(predictor, patient)]
         volumes[predictor] = ensemble_softmax[cell].volume()
         require_members(volumes[predictor].provenance.get("members"), ensembles[predictor], cell)
+    for variant in map(str, study.variants_of(patient)):
+        volumes[variant] = variant_softmax[str(Cell(variant, patient))].volume()
     return volumes, ensembles
 
 

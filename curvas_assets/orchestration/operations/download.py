@@ -72,9 +72,9 @@ def download(
         objects: the bucket.
         layout: where things stand in it.
         study: which annotators, models and ensembles there are.
-        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models) and `ensembles` (zarr
-            volumes, the label map and an ensemble's maps as NIfTI), `scores` (per patient as CSV, the merged table and
-            `metrics.csv`) or `report`.
+        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models, and of variants that are
+            named) and `ensembles` (zarr volumes, the label map and an ensemble's maps as NIfTI), `scores` (per patient as
+            CSV, the merged table and `metrics.csv`) or `report`.
         patients: whose artefacts to fetch; ignored for preprocessing, models and report.
         predictors: models or ensembles; ignored for dataset, scores and report. Preprocessing: of their annotators.
         folder: made if it is not there.
@@ -124,6 +124,7 @@ def _items(
     folders: dict[str, list[str]],
 ) -> Iterator[_Item]:
     models = [p for p in predictors if study.predicted_by(p) == "model"]
+    predicted = [p for p in predictors if study.predicted_by(p) in ("model", "variant")]
     ensembles = [p for p in predictors if study.predicted_by(p) == "ensemble"]
     if what == "dataset":
         for patient in patients:
@@ -139,8 +140,10 @@ def _items(
             yield _Item(model, layout.model(model), PurePosixPath("models", model), "folder")
     elif what in ("predictions", "ensembles"):
         for patient in patients:
-            its_own = set(study.predictors_of(patient)) if study.cross_validated else set(predictors)
-            for predictor in (p for p in (models if what == "predictions" else ensembles) if p in its_own):
+            its_own = set(predictors)
+            if study.cross_validated:
+                its_own = {*study.predictors_of(patient), *map(str, study.variants_of(patient))}
+            for predictor in (p for p in (predicted if what == "predictions" else ensembles) if p in its_own):
                 key = layout.softmax(patient, predictor).rpartition("/")[0]
                 target = PurePosixPath(what, patient, predictor)
                 yield _Item(f"{predictor} of {patient}", key, target, "volume", patient)
