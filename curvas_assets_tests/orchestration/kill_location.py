@@ -74,10 +74,11 @@ def build(study: Study) -> dg.Definitions:
             needs.prediction,
             9,
         ),
+        _asset("variant_softmax", partitions.patient_by_variant, {}, needs.prediction, 9),
         _asset(
             "ensemble_softmax",
             partitions.patient_by_ensemble,
-            {"softmax": by(partition_mapping=partitions.members_of_ensemble)},
+            {"softmax": by(partition_mapping=partitions.between("patient_by_model", "patient_by_ensemble"))},
             needs.ensembling,
             40,
         ),

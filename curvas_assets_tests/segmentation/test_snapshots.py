@@ -69,7 +69,13 @@ def _same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-SETTINGS = {"epochs": 7, "iterations_per_epoch": 2, "validation_iterations_per_epoch": 1, "patience": 100, "snapshots": 2}
+SETTINGS = {
+    "epochs": 7,
+    "iterations_per_epoch": 2,
+    "validation_iterations_per_epoch": 1,
+    "patience": 100,
+    "snapshots": 2,
+}
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,9 @@ def test_a_snapshot_predicts_as_a_model_with_its_weights(model, image, tmp_path)
 def test_a_model_that_keeps_no_such_snapshot_says_so(model, image, tmp_path):
     predictor = Predictor(tiny_study())
     scan = predictor.open(image, "PHANTOM007")
-    with pytest.raises(SegmentationError, match=r"model_snapshot3: loading the snapshot failed: the model keeps 2 snap"):
+    with pytest.raises(
+        SegmentationError, match=r"model_snapshot3: loading the snapshot failed: the model keeps 2 snap"
+    ):
         predictor.predict(scan, model, variant="snapshot3")
     other = shutil.copytree(model, tmp_path / "other")
     for path in (other / "fold_all").glob("checkpoint_snapshot*"):
