@@ -19,6 +19,8 @@ FUSIONS = ("majority", "staple", "random", "soft")
 patch, or the mean of their one-hot labels."""
 CALIBRATIONS = ("temperature", "isotonic")
 """Ways to calibrate a predictor after it is trained: one temperature for all logits, or an isotonic curve for each organ."""
+FLIP, SNAPSHOT = "flip", "snapshot"
+"""What the names of variants begin with: a mirrored prediction, and earlier weights. Flips count from 0, snapshots from 1."""
 Calibration = Literal["temperature", "isotonic"]
 Fusion = Literal["majority", "staple", "random", "soft"]
 _MODEL = re.compile(

@@ -247,7 +247,8 @@ class Training(_Part):
     checkpoint_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Epochs between two checkpoints in the bucket, from which a killed training resumes."""
     snapshots: Annotated[Whole, Field(ge=0, le=20)] = 0
-    """Earlier weights that each model keeps, evenly spaced over the second half of its `epochs`, for `cheap_ensembles.snapshots`."""
+    """Earlier weights that each model keeps, evenly spaced over the second half of the epochs that its training ran, for
+    `cheap_ensembles.snapshots`. Until it ends, a training keeps up to twice as many and three, also in each checkpoint in the bucket."""
 
     @property
     def most_loader_workers(self) -> int:
@@ -586,6 +587,9 @@ class Study(_Part):
         if self.cheap_ensembles.snapshots and not self.training.snapshots:
             found = "models keep no snapshots; set training.snapshots to how many each keeps"
             yield ("cheap_ensembles", "snapshots"), found
+        if self.training.snapshots >= self.training.epochs:
+            found = f"= {self.training.snapshots}: it takes more epochs than that, and training.epochs is {self.training.epochs}"
+            yield ("training", "snapshots"), found
         if self.cheap_ensembles.folds and (self.cross_validated or sum(fold != "all" for fold in self.folds) < 2):
             found = "it takes two or more of the folds 0 to 4, and a test set that all of them predict"
             yield ("cheap_ensembles", "folds"), found

@@ -32,7 +32,7 @@ from curvas_assets.stages.table import REPORT, STAGES
 from curvas_assets.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU_ASSETS = {"trained_model", "softmax"}
+GPU_ASSETS = {"trained_model", "softmax", "variant_softmax"}
 OBSERVED = ("patient_files", "published_table")
 
 
@@ -88,6 +88,7 @@ def test_partitions_are_the_studys(graph):
     assert keys("scores").name == "test_patient"
     assert {d.name for d in keys("softmax").partitions_defs} == {"model", "patient"}
     assert {d.name for d in keys("ensemble_softmax").partitions_defs} == {"ensemble", "patient"}
+    assert {d.name for d in keys("variant_softmax").partitions_defs} == {"model_variant", "patient"}
 
 
 def test_two_annotators_and_one_organ_are_configuration_not_code():
@@ -115,7 +116,12 @@ def _edited(**edits) -> Study:
         ({"seeds": [1, 445566, 778899]}, {"ensemble_softmax", "scores", "study_scores"}),
         ({"training": {"epochs": 8}}, {"trained_model"}),
         ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),
-        ({"prediction": {"tile_step": 0.25}}, {"softmax"}),
+        ({"prediction": {"tile_step": 0.25}}, {"softmax", "variant_softmax"}),
+        ({"training": {"snapshots": 2}}, {"trained_model", "variant_softmax"}),
+        (
+            {"training": {"snapshots": 2}, "cheap_ensembles": {"snapshots": ["anno1_init112233_foldall"]}},
+            {"trained_model", "variant_softmax", "ensemble_softmax", "scores", "study_scores"},
+        ),
         ({"checks": {"dice_floor": 0.9}}, set()),
         ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "published_comparison"}),
     ],

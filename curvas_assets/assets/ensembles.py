@@ -16,15 +16,23 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     declare = Declarations(study, partitions)
 
     @declare.cells(table.ENSEMBLE_SOFTMAX, stage.CHECKS)
-    def ensemble_softmax(context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts):
+    def ensemble_softmax(
+        context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts, variant_softmax: Artefacts
+    ):
         """Mean probability of an ensemble's members, and maps of its uncertainty as NIfTI beside it.
 
         Predictive entropy = expected entropy (aleatoric) + mutual information (epistemic), in nats per voxel. All
-        ensembles of a patient come from one pass over the members. A missing member is an error, never a smaller
+        ensembles of a patient's models come from one pass over the members. A missing member is an error, never a smaller
         ensemble.
         """
         yield from declare.make(
-            table.ENSEMBLE_SOFTMAX, stage.build_ensembles, stage.CHECKS, context, bucket, softmax=softmax
+            table.ENSEMBLE_SOFTMAX,
+            stage.build_ensembles,
+            stage.CHECKS,
+            context,
+            bucket,
+            softmax=softmax,
+            variant_softmax=variant_softmax,
         )
 
     return [ensemble_softmax]

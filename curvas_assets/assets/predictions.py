@@ -1,4 +1,4 @@
-"""Predictions: the softmax of one patient by one model."""
+"""Predictions: the softmax of one patient by one model, and by variants of a model."""
 
 import dagster as dg
 
@@ -33,4 +33,22 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
             test_scan=test_scan,
         )
 
-    return [softmax]
+    @declare.cells(table.VARIANT_SOFTMAX, stage.CHECKS)
+    def variant_softmax(context: dg.AssetExecutionContext, bucket: Bucket, softmax: Artefacts, test_scan: Artefacts):
+        """Class probabilities of one patient by one variant of a model: one of the mirrored predictions that nnU-Net averages
+        (`flip0` …), or a prediction by earlier weights of the model's training (`snapshot1` …).
+
+        Members of the study's `cheap_ensembles`, not scored themselves; without these, it has no partitions. Each is
+        predicted by the very model that made the model's own `softmax`, in steps like those of `softmax`.
+        """
+        yield from declare.make(
+            table.VARIANT_SOFTMAX,
+            stage.predict_variants,
+            stage.CHECKS,
+            context,
+            bucket,
+            softmax=softmax,
+            test_scan=test_scan,
+        )
+
+    return [softmax, variant_softmax]

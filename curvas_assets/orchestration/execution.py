@@ -21,6 +21,10 @@ SCRATCH_MOUNT = "/scratch"
 LARGE_MEMORY_GIB = 16
 """Memory of a training beside its loaders, GiB. On a CPU, batches of 2 × 128³ took 10.2 with nnU-Net's usual network, whose
 activations are in this memory there, and 2.6 with a small one: on a GPU, which was not measured, that and CUDA's own."""
+WEIGHTS_GIB = {"ExperimentPlanner": 0.12}
+LARGE_WEIGHTS_GIB = 0.55
+"""Weights of one network, GiB: nnU-Net's plain network of six stages has 31 M parameters, its residual encoder 102 M in six
+stages and 142 M in seven (counted). Of each the training keeps `segmentation.snapshots.most_kept` in memory."""
 AUTO_LOADERS_CPUS = 6
 """Cores that a training asks for if the number of its loader processes is `auto`: for 5 of them, and the training itself. On
 a node with more cores it starts up to 12; if it asked for them all, its pod would wait for such a node."""
@@ -162,7 +166,8 @@ class StageNeeds:
             training=Needs(
                 cpus=AUTO_LOADERS_CPUS if training.loader_workers == "auto" and workers else max(4, 2 + workers),
                 memory_gib=LARGE_MEMORY_GIB
-                + ceil(workers * (1 + 20 * batch_gib)),  # twice what they are estimated to take
+                + ceil(workers * (1 + 20 * batch_gib))  # twice what they are estimated to take
+                + ceil(_kept_gib(study)),
                 hours=24 * training.epochs * training.iterations_per_epoch / full_training,
                 scratch_gib=40,
                 **gpu,
@@ -176,17 +181,27 @@ class StageNeeds:
         )
 
 
+def _kept_gib(study: Study) -> float:
+    """Weights from which a training chooses its snapshots, GiB."""
+    snapshots = study.training.snapshots
+    most = 2 * snapshots + 3 if snapshots else 0
+    return most * WEIGHTS_GIB.get(study.plans.planner, LARGE_WEIGHTS_GIB)
+
+
 def _counted_gib(study: Study) -> float:
     """What one pass over a patient holds of all its predictors, GiB, for slices of 512 × 512 voxels.
 
     Of each predictor: 16 slices of codes (0.008 for each organ), how often each code occurs by how up to four annotators
-    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). With 13 predictors, 3 organs and
+    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). Of a variant, which is a member
+    only, the codes and no more than these maps. With 13 predictors, 3 organs and
     3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
     patient = next(iter(study.predicted_patients()), None)  # under cross-validation, only its fold's models
     predictors = study.predictors if patient is None else study.predictors_of(patient)
-    groups = ceil(len(study.annotators) / 4)
-    return len(predictors) * ((0.008 + 0.002 * groups) * len(study.class_names) + 0.035)
+    variants = study.variants if patient is None else study.variants_of(patient)
+    groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)
+    counted = len(predictors) * ((0.008 + 0.002 * groups) * classes + 0.035)
+    return counted + len(variants) * (0.008 * classes + 0.035)
 
 
 def _batch_gib(study: Study) -> float:

@@ -15,7 +15,7 @@ from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.launches import batch_tags
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
-from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX
+from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX, VARIANT_SOFTMAX
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
@@ -44,6 +44,7 @@ def due_for_patients(
             (job, *_), key = row.jobs, key_of(row)
             columns = {
                 SOFTMAX: [str(m) for m in study.models_of(patient)],
+                VARIANT_SOFTMAX: [str(v) for v in study.variants_of(patient)],
                 ENSEMBLE_SOFTMAX: [str(e) for e in study.ensembles_of(patient)],
             }
             cells = [str(Cell(c, patient)) for c in columns[row]] if row in columns else [patient]

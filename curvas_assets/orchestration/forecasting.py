@@ -24,7 +24,7 @@ from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import UnderWay
-from curvas_assets.stages.sizes import StudySizes, prior, voxels_in
+from curvas_assets.stages.sizes import StudySizes, prior, voxels_in, weights_fetched
 from curvas_assets.stages.table import (
     ASSETS,
     ENSEMBLE_SOFTMAX,
@@ -33,11 +33,12 @@ from curvas_assets.stages.table import (
     SOFTMAX,
     TEST_SCAN,
     TRAINED_MODEL,
+    VARIANT_SOFTMAX,
     Asset,
 )
 from curvas_assets.statistics.forecast import FACTOR_OF_ONE, LEAST_FACTOR, Measured, Sizes, Stage, duration, forecast
 from curvas_assets.storage.layout import Cell, patient_of
-from curvas_assets.study import Study
+from curvas_assets.study import ModelId, Study
 
 NEWEST_CELLS = 100
 """Of each asset: enough for a mean, and read in a tenth of a second."""
@@ -48,6 +49,7 @@ MOST_FAILURES = 50
 STEP_EVENTS = 500
 """Of a failed run; one that launches others has few steps."""
 TABLES = "tables and report"
+PREDICTIONS = (SOFTMAX, VARIANT_SOFTMAX)
 ON_A_CLUSTER = ("celery", "kubernetes")
 
 
@@ -117,7 +119,8 @@ def forecast_study(
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
-    rows = [row for row in ASSETS if staleness.graph.has(key_of(row))]
+    there = [row for row in ASSETS if row is not VARIANT_SOFTMAX or study.variants]
+    rows = [row for row in there if staleness.graph.has(key_of(row))]
     coming = to_come(staleness, scope, [row for row in rows if assets is None or row.name in assets])
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)
@@ -279,7 +282,7 @@ class _View:
         """The kind of device on which cells to come will be made."""
         if row is TRAINED_MODEL:
             return self.capacity.device(self.study.training.device)
-        return self.capacity.device(self.study.prediction.device) if row is SOFTMAX else "cpu"
+        return self.capacity.device(self.study.prediction.device) if row in PREDICTIONS else "cpu"
 
     def _usable(self, row: Asset, device: str) -> tuple[list[Mapping[str, Any]], str, float]:
         """The measured cells that tell what cells to come will take; what to know of them; the least factor of the range.
@@ -295,9 +298,9 @@ class _View:
             told = ", ".join(f"{count} on {kind}" for kind, count in others.items())
             return [], f"{told} do not count for {device}" if told else "", LEAST_FACTOR
         code = self.staleness.graph.get(key_of(row)).code_version
-        since = self._networks_since() if row is SOFTMAX else 0.0
+        since = self._networks_since() if row in PREDICTIONS else 0.0
         now = [one for one in here if one["code"] == code and one["made"] >= since]
-        if not now and row in (TRAINED_MODEL, SOFTMAX):
+        if not now and row in (TRAINED_MODEL, *PREDICTIONS):
             return [], f"{len(here)} made with other settings do not count", LEAST_FACTOR
         return (now, "", LEAST_FACTOR) if now else (here, "made with other code or settings", FACTOR_OF_ONE)
 
@@ -343,18 +346,23 @@ class _View:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""
         if row is PREPROCESSED_DATASET:
             return sum(map(self.sizes.file_bytes, self.study.training_patients()))
-        models = {Cell.of(one).predictor for one in coming} if row is SOFTMAX else ()
-        return len(models) * self._bytes_of(TRAINED_MODEL)
+        predictors = {Cell.of(one).predictor for one in coming} if row in PREDICTIONS else ()
+        return weights_fetched(self.study, predictors) * self._bytes_of(TRAINED_MODEL)
 
     def _fetched_by(self, row: Asset, cells: Sequence[Mapping[str, Any]]) -> list[float]:
         """How many of these bytes are in what each measured cell read: each model comes with the first cell of its own."""
         if row is PREPROCESSED_DATASET:
             return [began * self._fetched(row, ()) for began in _began(cells)]
-        if row is not SOFTMAX:
+        if row not in PREDICTIONS:
             return [0.0] * len(cells)
-        first = {one["run"]: patient_of(one["partition"]) for one in cells}  # the oldest cell of a run is the last here
-        model = self._bytes_of(TRAINED_MODEL)
-        return [model * (patient_of(one["partition"]) == first[one["run"]]) for one in cells]
+        model, seen = self._bytes_of(TRAINED_MODEL), set[tuple[str, str]]()
+        found: list[float] = []
+        for one in reversed(cells):  # the oldest first
+            predictor = Cell.of(one["partition"]).predictor
+            of_run = one["run"], str(ModelId.parse(predictor).trained)
+            found.append(0.0 if of_run in seen else model * weights_fetched(self.study, [predictor]))
+            seen.add(of_run)
+        return found[::-1]
 
     def _bytes_of(self, row: Asset) -> float:
         """Of one stored partition: measured, else by the prior."""

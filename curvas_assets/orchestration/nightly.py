@@ -17,7 +17,8 @@ from curvas_assets.storage.layout import patient_of
 
 NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
 """Stages of a night, in order."""
-(PREDICTION,) = table.SOFTMAX.jobs
+PREDICTIONS = (*table.SOFTMAX.jobs, *table.VARIANT_SOFTMAX.jobs)
+"""Those of them that use GPUs."""
 UNPREDICTED = (
     f"nothing is predicted at night ({variable('nightly_predict')}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
@@ -35,10 +36,15 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     """
     scan, softmax, scores = map(key_of, (table.SCAN, table.SOFTMAX, table.SCORES))
     patients = [str(patient) for patient in staleness.partitions(scores)]
-    unpredicted = {patient_of(str(c)) for c in staleness.partitions(softmax) if not staleness.made(softmax, c)}
+    unpredicted = {
+        patient_of(str(cell))
+        for key in (softmax, key_of(table.VARIANT_SOFTMAX))
+        for cell in staleness.partitions(key)
+        if not staleness.made(key, cell)
+    }
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
-        if stage == PREDICTION and not predict:
+        if stage in PREDICTIONS and not predict:
             continue
         for key in keys_of(stage):
             for partition in map(str, staleness.due(key)):
@@ -81,12 +87,12 @@ def work(
     for stage in NIGHT:
         if not going:
             break
-        if stage != PREDICTION or predict:
+        if stage not in PREDICTIONS or predict:
             left += run(stage, Scope(patients=frozenset(going)))
         staleness = fresh()
-        if stage != PREDICTION or predict:
+        if stage not in PREDICTIONS or predict:
             going -= {patient_of(str(p)) for key in keys_of(stage) for p in staleness.due(key)}
-        if stage == PREDICTION and (held := going & _of_another_image(staleness)):
+        if stage == PREDICTIONS[-1] and (held := going & _of_another_image(staleness)):
             told = (
                 f"predictions of {', '.join(sorted(held))} are missing or of another image than the patient has now; "
                 f"{'they were uploaded: upload them again' if predict else UNPREDICTED}; the old scores are kept until then"
@@ -102,12 +108,12 @@ def _of_another_image(staleness: Staleness) -> set[str]:
     does not count: predictions of the current image are still used.
     """
     found: set[str] = set()
-    softmax = key_of(table.SOFTMAX)
-    for cell in staleness.partitions(softmax):
-        patient = patient_of(str(cell))
-        if patient in found:
-            continue
-        reasons = staleness.status(softmax, cell).reasons
-        if not staleness.made(softmax, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
-            found.add(patient)
+    for key in map(key_of, (table.SOFTMAX, table.VARIANT_SOFTMAX)):
+        for cell in staleness.partitions(key):
+            patient = patient_of(str(cell))
+            if patient in found:
+                continue
+            reasons = staleness.status(key, cell).reasons
+            if not staleness.made(key, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
+                found.add(patient)
     return found

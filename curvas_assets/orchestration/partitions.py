@@ -22,6 +22,8 @@ from curvas_assets.stages.table import Axis
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
+VARIANT = "model_variant"
+"""The dimension of a grid along which the variants of models stand."""
 Belongs = Callable[[str], bool]
 """Whether a partition key belongs to the study."""
 
@@ -106,7 +108,8 @@ class Partitions:
             ensemble=ensemble,
             patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study, study.models_of)),
             patient_by_variant=StudyGrid(
-                {"patient": test_patient, "variant": dg.StaticPartitionsDefinition([str(v) for v in study.variants])},
+                # Named so that it comes before `patient` in the alphabet, and the patient stays last in a cell's key.
+                {VARIANT: dg.StaticPartitionsDefinition([str(v) for v in study.variants]), "patient": test_patient},
                 _predicted(study, study.variants_of),
             ),
             patient_by_ensemble=StudyGrid(
@@ -138,13 +141,13 @@ class Partitions:
             ("annotator", "model"): self.annotator_of_model,
             ("model", "patient_by_model"): self.same("model"),
             ("patient_by_model", "patient_by_variant"): self._of_same_patient(
-                "model", "variant", {str(v): [str(v.trained)] for v in self.study.variants}
+                "model", VARIANT, {str(v): [str(v.trained)] for v in self.study.variants}
             ),
             ("patient_by_model", "patient_by_ensemble"): self._of_same_patient(
                 "model", "ensemble", self._members(lambda member: not member.variant)
             ),
             ("patient_by_variant", "patient_by_ensemble"): self._of_same_patient(
-                "variant", "ensemble", self._members(lambda member: bool(member.variant))
+                VARIANT, "ensemble", self._members(lambda member: bool(member.variant))
             ),
             **{("test_patient", grid): self.same("patient") for grid in grids},
             **{(grid, "test_patient"): self.same("patient") for grid in grids},

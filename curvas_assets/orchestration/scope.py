@@ -63,8 +63,19 @@ class Scope:
 
 
 def columns_of(study: Study, predictors: list[str]) -> frozenset[str]:
-    """The given models and ensembles, the models' annotators and variants, and every ensemble of which a given model is a member."""
+    """What `named_columns` gives, and every ensemble of which one of these models, or a variant of one, is a member."""
+    named = named_columns(study, predictors)
+    members = {e: study.members(e) for e in study.ensemble_ids}
+    return named | {
+        str(e) for e, of in members.items() if named & {name for m in of for name in (str(m), str(m.trained))}
+    }
+
+
+def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
+    """Models and ensembles themselves, the annotators of the models, whose datasets these are, variants of the models, and
+    those that are members of the ensembles.
+    """
     models = {ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"}
-    ensembles = {str(e) for e in study.ensemble_ids if models & {member.trained for member in study.members(e)}}
-    variants = {str(variant) for variant in study.variants if variant.trained in models}
-    return frozenset({*predictors, *ensembles, *variants, *(model.annotator for model in models)})
+    members = {m for p in predictors if study.predicted_by(p) == "ensemble" for m in study.members(p)}
+    variants = {str(one) for one in study.variants if one.trained in models or one in members}
+    return frozenset({*predictors, *variants, *(model.annotator for model in models)})

@@ -235,7 +235,8 @@ class Staleness:
         for parent in parents:
             name, of_parent = name_of(parent), self._of(parent)
             if provenance and not provenance.has_input_asset(parent):
-                yield f"has a new dependency on {name}"
+                if self._parent_partitions(key, partition, parent):  # else it takes nothing from it, as before
+                    yield f"has a new dependency on {name}"
                 continue
             for one in self._parent_partitions(key, partition, parent):
                 if self._has_changed(provenance, records.latest(partition), of_parent, one):

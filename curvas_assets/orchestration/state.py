@@ -14,6 +14,7 @@ from curvas_assets.orchestration.dagster_internals import (
     StaleStatus,
 )
 from curvas_assets.orchestration.staleness import PartitionStatus, Staleness
+from curvas_assets.stages.table import VARIANT_SOFTMAX
 
 COLUMNS = ("asset", "partitions", "made", "stale", "missing", "elsewhere", "why")
 MOST_REASONS = 4
@@ -37,6 +38,8 @@ def state_table(staleness: Staleness, without: Collection[str] = ()) -> pd.DataF
         if staleness.graph.get(key).is_external or name in without:
             continue
         found = [staleness.status(key, partition) for partition in staleness.partitions(key)]
+        if name == VARIANT_SOFTMAX.name and not found:  # of a study without cheap ensembles
+            continue
         here = [one for one in found if not one.elsewhere]
         stale = [one for one in here if one.status is StaleStatus.STALE]
         elsewhere = [one for one in found if one.elsewhere]

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError, StudyError
 from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
+from curvas_assets.predictors import SNAPSHOT
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
-from curvas_assets.segmentation.training import BEST, TRAINED_ON
+from curvas_assets.segmentation.training import BEST, SNAPSHOT_FILE, TRAINED_ON
 from curvas_assets.study import ModelId, Study, load_study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
@@ -58,6 +59,7 @@ class AdoptedModel:
         unseen: in words, how we know that the model learned from none of the patients it predicts for scoring.
         seen: what its folder says about that: patients or cases under `trained_on` or `left_out`; empty if it says
             nothing.
+        snapshots: how many earlier weights came with it, as this platform publishes them.
     """
 
     checkpoint: str
@@ -69,6 +71,7 @@ class AdoptedModel:
     normalisation: str
     unseen: str
     seen: Mapping[str, list[str]]
+    snapshots: int = 0
 
 
 def adopt_model(
@@ -86,7 +89,7 @@ def adopt_model(
         model: what it is to be called; a `ModelId` or its name.
         source: nnU-Net's results folder of one trainer (`plans.json`, `dataset.json`, `fold_<fold>/checkpoint_*.pth`).
         folder: receives `plans.json`, `dataset.json`, `training.json` and `fold_<fold>/checkpoint_best.pth`, without
-            optimizer state.
+            optimizer state; and the snapshots that this platform kept of its training, if there are some.
         voxel_order: of the scans that it was trained on, such as LPS, written into `dataset.json`; None takes what is
             there, or the reader's. A model of unknown order predicts LPS scans only.
 
@@ -120,6 +123,7 @@ def adopt_model(
         normalisation=str(parts.normalization_schemes[0]),
         unseen=_require_unseen(study, model, seen, ask),
         seen=seen,
+        snapshots=len(_snapshots(path)),
     )
     fold = folder / f"fold_{model.fold}"
     _require_free(fold, **told)
@@ -127,6 +131,10 @@ def adopt_model(
     published = _published(state, model, adopted)
     with told_of_disk(ask.attempted, ask.subject, folder, lambda: 2 * path.stat().st_size):
         torch.save(published, fold / BEST)
+        for snapshot in _snapshots(path):
+            earlier = _load(snapshot, model)
+            _require_configuration(study, earlier, ask)
+            torch.save(_published(earlier, model, _as_of(adopted, earlier)), fold / snapshot.name)
         (folder / "plans.json").write_text(json.dumps(plans, indent=1))
         (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
         if (source / "dataset_fingerprint.json").is_file():
@@ -226,6 +234,21 @@ def _checkpoint(source: Path, model: ModelId, ask: Told) -> Path:
         f"none of {', '.join(CHECKPOINTS)} is in {fold}",
         f"Give nnU-Net's results folder of one trainer, with fold_{model.fold}.",
     )
+
+
+def _snapshots(checkpoint: Path) -> list[Path]:
+    """The snapshots beside a checkpoint, numbered from 1 without a gap."""
+    found: list[Path] = []
+    while (path := checkpoint.with_name(SNAPSHOT_FILE.format(len(found) + 1))).is_file():
+        found.append(path)
+    return found
+
+
+def _as_of(adopted: AdoptedModel, state: Mapping[str, Any]) -> AdoptedModel:
+    """The same with epoch and pseudo-Dice of another checkpoint."""
+    ema = state.get("_best_ema")
+    epochs = int(state.get("current_epoch", 0))
+    return replace(adopted, epochs=epochs, best_ema_dice=None if ema is None else float(ema))
 
 
 def _load(path: Path, model: ModelId) -> dict[str, Any]:
@@ -367,6 +390,8 @@ def _require_usable(study: Study, model: ModelId, folder: Path, adopted: Adopted
     try:
         predictor = Predictor(study)
         predictor.load(folder)
+        for number in range(1, adopted.snapshots + 1):
+            predictor.load(folder, f"{SNAPSHOT}{number}")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             predictor.rehearse(folder, Path(scratch))
     except SegmentationError:

@@ -4,13 +4,16 @@ nnU-Net's sliding window does it (`sliding_window`), and `preprocessing` gives i
 gets the scan in the voxel order that the model was trained on (`voxel_order`), whatever the scan's own. What happens to the
 logits is the business of `export`. Preprocessing, sliding window and export of different volumes may run side by side, each
 in one thread.
+
+A variant of a model is one of the mirrored predictions that nnU-Net averages (`flip0` …, see `axes_of`), or a prediction by
+earlier weights of its training (`snapshot1` …).
 """
 
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +24,7 @@ from curvas_assets.errors import SegmentationError
 from curvas_assets.geometry import Grid, by
 from curvas_assets.inputs import as_path
 from curvas_assets.machine import available_memory
+from curvas_assets.predictors import FLIP, SNAPSHOT
 from curvas_assets.segmentation.export import Export, SoftmaxSlab
 from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
@@ -31,7 +35,7 @@ from curvas_assets.segmentation.runtime import (
     preprocessing_threads,
     quiet,
 )
-from curvas_assets.segmentation.training import BEST
+from curvas_assets.segmentation.training import BEST, SNAPSHOT_FILE
 from curvas_assets.storage.encoding import EncodedSlab
 from curvas_assets.study import Study, load_study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, read_voxels
@@ -121,7 +125,7 @@ class Prediction:
 @dataclass(frozen=True)
 class _Model:
     """A model without its weights: nnU-Net's predictor with a network that models of equal architecture share, and the
-    voxel order of the scans it knows (None: it does not say).
+    voxel order of the scans it knows (None: it does not say). Of a flip, the axes along which patches are mirrored.
     """
 
     name: str
@@ -132,6 +136,7 @@ class _Model:
     order: str | None
     sharing: str
     checkpoint: Path = Path()
+    flipped: tuple[int, ...] | None = None
 
 
 class Predictor:
@@ -164,7 +169,7 @@ class Predictor:
         self.memory_bytes = memory_bytes
         self.tell = tell
         self.export_device = export_device
-        self._models: dict[Path, _Model] = {}
+        self._models: dict[tuple[Path, str], _Model] = {}
         self._networks: dict[str, Any] = {}
         self._weights: dict[Path, Mapping[str, torch.Tensor]] = {}
         self._room_for_weights: float | None = None
@@ -180,18 +185,21 @@ class Predictor:
         opened = open_image(image, **told)
         return PreparedScan(Path(opened.get_filename()), str(patient), Grid.of(opened))
 
-    def prepare(self, scan: PreparedScan, model_folder: str | Path, *, checked: bool = False) -> None:
+    def prepare(
+        self, scan: PreparedScan, model_folder: str | Path, *, variant: str = "", checked: bool = False
+    ) -> None:
         """Preprocess a patient for a model, unless that was done for one with equal preprocessing.
 
         Args:
             scan: from `open`.
             model_folder: as for `predict`.
+            variant: as for `predict`.
             checked: whether the caller has made sure that memory suffices.
 
         Raises:
             SegmentationError: as for `predict`.
         """
-        model = self.load(model_folder)
+        model = self.load(model_folder, variant)
         self._turn(scan, model)
         if model.sharing not in scan.preprocessed:
             self._require_memory(scan, model, checked, prepared=False)
@@ -203,6 +211,7 @@ class Predictor:
         scan: PreparedScan,
         model_folder: str | Path,
         *,
+        variant: str = "",
         checked: bool = False,
         proceed: Callable[[], None] = lambda: None,
     ) -> Prediction:
@@ -211,18 +220,20 @@ class Predictor:
         Args:
             scan: from `open`.
             model_folder: as `train_model` filled it, or a stock nnU-Net model with one fold.
+            variant: `flip3` for this mirrored prediction alone, whatever `prediction.mirroring` says; `snapshot1` for these
+                earlier weights. Without it, the model as the study predicts with it.
             checked: whether the caller has made sure that memory suffices.
             proceed: called before each tile; what it raises ends the prediction.
 
         Raises:
-            SegmentationError: it is no opened scan; the model cannot be loaded, is not the study's, or does not say which
-                voxel order it knows while the scan's is not the usual one; memory is too small or runs out; the error
-                names the setting to change.
+            SegmentationError: it is no opened scan; the model cannot be loaded, is not the study's, has no such variant, or
+                does not say which voxel order it knows while the scan's is not the usual one; memory is too small or runs
+                out; the error names the setting to change.
         """
         if not isinstance(scan, PreparedScan):
             found = f"a {type(scan).__name__} instead of an opened scan"
             raise SegmentationError("predicting", str(scan)[:80], found, "Give what Predictor.open returns.")
-        model = self.load(model_folder)
+        model = self.load(model_folder, variant)
         turn = self._turn(scan, model)
         prepared = scan.preprocessed.get(model.sharing)  # held from here on, whoever removes the entry
         needed = self._require_memory(scan, model, checked, prepared=prepared is not None)
@@ -241,13 +252,13 @@ class Predictor:
             _with_memory_explained(scan, model, export.encoded(device)),
         )
 
-    def sharing(self, model_folder: str | Path) -> str:
+    def sharing(self, model_folder: str | Path, variant: str = "") -> str:
         """What models have in common whose preprocessing gives equal inputs: the key in `PreparedScan.preprocessed`."""
-        return self.load(model_folder).sharing
+        return self.load(model_folder, variant).sharing
 
-    def memory(self, scan: PreparedScan, model_folder: str | Path) -> StepMemory:
+    def memory(self, scan: PreparedScan, model_folder: str | Path, variant: str = "") -> StepMemory:
         """What a prediction is estimated to take, step by step."""
-        return self._memory(scan, self.load(model_folder))
+        return self._memory(scan, self.load(model_folder, variant))
 
     def _memory(self, scan: PreparedScan, model: _Model) -> StepMemory:
         spacing_mm, ours = model.configuration.configuration["spacing"], is_known(model.configuration)
@@ -294,23 +305,31 @@ class Predictor:
         for _, slab in Export(logits, model.plans, model.configuration, properties, scan.grid.shape, turn).slabs():
             assert slab.shape[1:] == scan.grid.shape, slab.shape
 
-    def load(self, folder: str | Path) -> _Model:
+    def load(self, folder: str | Path, variant: str = "") -> _Model:
         """The network of a model folder, ready, and its weights at hand as far as there is room for them.
 
+        Args:
+            folder: as for `predict`.
+            variant: as for `predict`. A flip has the weights of its model, a snapshot its own.
+
         Raises:
-            SegmentationError: files are missing, classes are not the study's, or something in its plans is unknown here.
+            SegmentationError: files are missing, classes are not the study's, something in its plans is unknown here, or
+                the model has no such variant.
             RuntimeError: the weights do not fit the network.
         """
         folder = as_path(folder, attempted="loading the model", subject="the model", error=SegmentationError)
-        known = self._models.get(folder)
+        if variant.startswith(FLIP):
+            model = self.load(folder)
+            return replace(model, name=f"{model.name}_{variant}", flipped=_flipped(model, variant))
+        known = self._models.get((folder, variant))
         if known is not None:
             return known
         with self._loading:
-            if folder not in self._models:
-                self._models[folder] = self._read(folder)
-            return self._models[folder]
+            if (folder, variant) not in self._models:
+                self._models[folder, variant] = self._read(folder, variant) if variant else self._read(folder)
+            return self._models[folder, variant]
 
-    def _read(self, folder: Path) -> _Model:
+    def _read(self, folder: Path, snapshot: str = "") -> _Model:
         import torch
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -319,6 +338,7 @@ class Predictor:
         told = Told("loading the model", folder.name)
         try:
             (checkpoint_file,) = sorted(folder.glob(f"fold_*/{BEST}"))
+            checkpoint_file = _snapshot(folder, checkpoint_file, snapshot) if snapshot else checkpoint_file
             plans_json = json.loads((folder / "plans.json").read_text())
             dataset = json.loads((folder / "dataset.json").read_text())
             checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
@@ -358,7 +378,8 @@ class Predictor:
         _require_fitting(predictor.network, checkpoint["network_weights"])
         self._keep(checkpoint_file, checkpoint["network_weights"])
         sharing = _sharing(plans_json, plans, configuration, order)
-        return _Model(folder.name, predictor, plans, configuration, dataset, order, sharing, checkpoint_file)
+        name = f"{folder.name}_{snapshot}" if snapshot else folder.name
+        return _Model(name, predictor, plans, configuration, dataset, order, sharing, checkpoint_file)
 
     def _network(self, plans: Any, configuration: Any, dataset: Mapping[str, Any]) -> tuple[str, Any]:
         """The network of an architecture, built once, and the architecture's key. Its weights are those of the last user."""
@@ -433,14 +454,14 @@ class Predictor:
 
     def _logits(self, model: _Model, data: Any, proceed: Callable[[], None]) -> "torch.Tensor":
         predictor = model.predictor
-        predictor.list_of_parameters = [self._weights_of(model)]
+        predictor.list_of_parameters, predictor.flipped = [self._weights_of(model)], model.flipped
         before_each_tile = predictor.network.register_forward_pre_hook(lambda *_: proceed())
         try:
             with pinned_threads(self.study.training.threads, predictor.device), nnunet_folders(), quiet():
                 return predictor.predict_logits_from_preprocessed_data(data)
         finally:
             before_each_tile.remove()
-            predictor.list_of_parameters = []
+            predictor.list_of_parameters, predictor.flipped = [], None
 
     def _require_memory(self, scan: PreparedScan, model: _Model, checked: bool, *, prepared: bool) -> int:
         """The estimated memory of all steps, bytes; an error if less is free than those to come take, unless the caller has
@@ -483,6 +504,46 @@ def _sharing(plans_json: Mapping[str, Any], plans: Any, configuration: Any, orde
     statistics = plans.foreground_intensity_properties_per_channel
     parts = [configuration.configuration[name] for name in names]
     return json.dumps([*parts, statistics, plans_json["transpose_forward"], order], sort_keys=True)
+
+
+def axes_of(flip: int) -> tuple[int, ...]:
+    """The axes of the network's patch that a flip mirrors: axis i if bit i of its number is set. Axis 0 is the first spatial axis
+    of the network's input (z, unless the plans transpose axes; of a 2-D network y). Flip 0 mirrors none.
+
+    >>> [axes_of(flip) for flip in range(8)]
+    [(), (0,), (1,), (0, 1), (2,), (0, 2), (1, 2), (0, 1, 2)]
+    """
+    return tuple(axis for axis in range(flip.bit_length()) if flip >> axis & 1)
+
+
+def _flipped(model: _Model, variant: str) -> tuple[int, ...]:
+    """The axes of a flip; a SegmentationError if the model was not trained with patches that are mirrored along them."""
+    axes = axes_of(int(variant.removeprefix(FLIP)))
+    trained = tuple(model.predictor.allowed_mirroring_axes or ())
+    if not set(axes) <= set(trained):
+        raise SegmentationError(
+            "predicting",
+            f"{model.name}_{variant}",
+            f"it mirrors patches along the axes {list(axes)}, and the model was trained with patches mirrored along "
+            f"{list(trained) or 'none'}",
+            "Train it with training.mirroring: true, or leave the model out of cheap_ensembles.flips.",
+        )
+    return axes
+
+
+def _snapshot(folder: Path, best: Path, snapshot: str) -> Path:
+    """The checkpoint of a snapshot; a SegmentationError if the model did not keep it."""
+    wanted = best.with_name(SNAPSHOT_FILE.format(int(snapshot.removeprefix(SNAPSHOT))))
+    if wanted.is_file():
+        return wanted
+    kept = len(list(best.parent.glob(SNAPSHOT_FILE.format("*"))))
+    raise SegmentationError(
+        "loading the snapshot",
+        f"{folder.name}_{snapshot}",
+        f"the model keeps {kept or 'no'} snapshots: it was made elsewhere, or its training ended after too few epochs",
+        "Train it here with training.snapshots, for more epochs or with more patience; or leave the model out of "
+        "cheap_ensembles.snapshots.",
+    )
 
 
 def _require_fitting(network: Any, weights: Mapping[str, Any]) -> None:

@@ -34,7 +34,20 @@ if missing := {"Queue", "Thread"} - set(NNUNETS.__code__.co_names):
 
 
 class StudyPredictor(nnUNetPredictor):
-    """nnU-Net's predictor, whose sliding window is nnU-Net's code with another `Thread` and `Queue`."""
+    """nnU-Net's predictor, whose sliding window is nnU-Net's code with another `Thread` and `Queue`.
+
+    `flipped` are the axes of a patch, counted from 0 after batch and channel, along which it is mirrored for the network and
+    its logits back: one of the combinations that nnU-Net's own mirroring averages. None leaves mirroring to nnU-Net.
+    """
+
+    flipped: tuple[int, ...] | None = None
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        if self.flipped is None:
+            return super()._internal_maybe_mirror_and_predict(x)
+        axes = [axis + 2 for axis in self.flipped]
+        return torch.flip(self.network(torch.flip(x, axes)), axes) if axes else self.network(x)
 
     @torch.inference_mode()
     def _internal_predict_sliding_window_return_logits(self, *args: Any, **named: Any) -> torch.Tensor:

@@ -32,6 +32,7 @@ from curvas_assets.segmentation.loading import (
     plan_loading,
 )
 from curvas_assets.segmentation.runtime import has_compiler
+from curvas_assets.segmentation.snapshots import chosen_epochs, kept_epochs
 
 SETTINGS = "curvas_training"
 """Where the settings stand in the plans: nnU-Net's trainers take no further arguments."""
@@ -62,6 +63,8 @@ class StudyTrainer(nnUNetTrainer):
         self._writing: Future[None] | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = -1
+        self.kept_weights: dict[int, dict[str, torch.Tensor]] = {}
+        """Epoch, counted from 1 → weights after it: what snapshots are chosen from."""
         self.held_out: list[str] = []
 
     # Seeds -----------------------------------------------------------------------------------------------------------
@@ -249,8 +252,9 @@ class StudyTrainer(nnUNetTrainer):
         if self.epochs_without_gain == 0:
             self._best_ema = self.ema_history[-1]
             self.best_epoch = epoch
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self._module.state_dict().items()}
+            self.best_weights = _copied(self._module.state_dict())
         self.current_epoch += 1
+        self._keep_weights()
         if self.on_epoch is not None:
             self.on_epoch(self.curve()[-1])
         if self.current_epoch % self.settings["checkpoint_every"] == 0 or self.finished:
@@ -259,6 +263,20 @@ class StudyTrainer(nnUNetTrainer):
             self._writing = self._writer.submit(self._write_checkpoint, state, path, epoch)
         if self.finished:
             self._checkpoint_written()
+
+    def _keep_weights(self) -> None:
+        """Keep what snapshots may be chosen from, if the study wants any; the best weights are not copied again."""
+        held, self.kept_weights = self.kept_weights, {}
+        for epoch in kept_epochs(self.current_epoch, self.settings["snapshots"]):
+            if epoch in held:
+                self.kept_weights[epoch] = held[epoch]
+            elif epoch == self.current_epoch:
+                best = self.best_epoch == epoch - 1
+                self.kept_weights[epoch] = self.best_weights if best else _copied(self._module.state_dict())
+
+    def chosen_snapshots(self) -> list[int]:
+        """The epochs, counted from 1, whose weights are published as snapshots, in order."""
+        return chosen_epochs(self.kept_weights, self.current_epoch, self.best_epoch + 1, self.settings["snapshots"])
 
     def _write_checkpoint(self, state: dict[str, Any], path: Path, epoch: int) -> None:
         """In a thread, while the next epoch trains: write a checkpoint, and have it copied away."""
@@ -313,6 +331,7 @@ class StudyTrainer(nnUNetTrainer):
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
             "best_ema": float(self._best_ema),
+            "kept_weights": self.kept_weights,
             "current_epoch": self.current_epoch,
             "identity": self.settings["identity"],
         }
@@ -331,17 +350,25 @@ class StudyTrainer(nnUNetTrainer):
         self.logger.load_checkpoint(state["logging"])
         self.best_weights = {k: v.cpu() for k, v in state["best_weights"].items()}
         self.best_epoch, self._best_ema = state["best_epoch"], state["best_ema"]
+        self.kept_weights = state.get("kept_weights", {})  # checkpoints of earlier versions have none
         self.current_epoch = state["current_epoch"]
 
     def published(self) -> dict[str, Any]:
         """The best weights as a stock nnU-Net loads them: no optimizer, no path, no class of ours."""
+        return self._published(self.best_weights, self.best_epoch + 1, float(self._best_ema))
+
+    def published_snapshot(self, epoch: int) -> dict[str, Any]:
+        """The weights after an epoch of `chosen_snapshots`, in the same form."""
+        return self._published(self.kept_weights[epoch], epoch, self.ema_history[epoch - 1])
+
+    def _published(self, weights: dict[str, torch.Tensor], epoch: int, ema: float) -> dict[str, Any]:
         return {
-            "network_weights": self.best_weights,
+            "network_weights": weights,
             "trainer_name": "nnUNetTrainer",
             "init_args": {"configuration": self.configuration_name, "fold": self.fold},
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "current_epoch": self.best_epoch + 1,
-            "_best_ema": float(self._best_ema),
+            "current_epoch": epoch,
+            "_best_ema": ema,
         }
 
     # What nnU-Net writes beside ---------------------------------------------------------------------------------------

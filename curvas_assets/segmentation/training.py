@@ -19,6 +19,7 @@ import pandas as pd
 from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError
 from curvas_assets.inputs import as_path, existing_folder, made_folder
+from curvas_assets.predictors import SNAPSHOT
 from curvas_assets.segmentation.dataset import content_of
 from curvas_assets.segmentation.requirements import Told
 from curvas_assets.segmentation.runtime import (
@@ -31,6 +32,7 @@ from curvas_assets.segmentation.runtime import (
     pinned_threads,
     quiet,
 )
+from curvas_assets.segmentation.snapshots import most_kept
 from curvas_assets.study import ModelId, Study, load_study
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from curvas_assets.segmentation.trainer import StudyTrainer
 
 BEST = "checkpoint_best.pth"
+SNAPSHOT_FILE = f"checkpoint_{SNAPSHOT}{{}}.pth"
+"""Of earlier weights, beside the best ones."""
 TRAINED_ON = "trained_on"
 """In a model's record: the patients it has seen."""
 NOT_AS_STOCK = (
@@ -79,6 +83,7 @@ class TrainingOutcome:
         seconds: of this process, without what was done before a resume.
         curve: per epoch: epoch, train_loss, val_loss, pseudo_dice, ema_dice, learning_rate, seconds.
         loading: in words, how many processes loaded batches, and why.
+        snapshots: the epochs, counted from 1, whose weights are kept beside the published ones (`snapshots`).
     """
 
     epochs: int
@@ -91,6 +96,7 @@ class TrainingOutcome:
     seconds: float
     curve: pd.DataFrame
     loading: str = ""
+    snapshots: tuple[int, ...] = ()
 
 
 def train_model(
@@ -114,7 +120,8 @@ def train_model(
         model: annotator, seed and fold, or its name.
         dataset_folder: as `prepare_dataset` filled it.
         model_folder: receives `plans.json`, `dataset.json`, `dataset_fingerprint.json`, `training.json` and
-            `fold_<fold>/checkpoint_best.pth`, which a stock nnU-Net loads.
+            `fold_<fold>/checkpoint_best.pth`, which a stock nnU-Net loads; beside it `checkpoint_snapshot1.pth` … if the
+            study wants snapshots.
         resume_from: a checkpoint that `on_checkpoint` was given, of this model with these settings and data; another one
             is refused, and training starts over.
         on_epoch: told after each epoch.
@@ -245,7 +252,8 @@ def _disk_bytes(trainer: "StudyTrainer | None") -> int | None:
         return None
     weights = sum(p.numel() * p.element_size() for p in trainer._module.parameters())  # pyright: ignore[reportPrivateUsage] - of our own trainer
     moments = 2 if trainer.settings["optimizer"] == "adamw" else 1
-    return (2 * (2 + moments) + 1) * weights
+    snapshots = trainer.settings["snapshots"]
+    return (2 * (2 + moments + most_kept(snapshots)) + 1 + snapshots) * weights
 
 
 def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> tuple[int | None, str]:
@@ -255,7 +263,7 @@ def _resume(trainer: "StudyTrainer", checkpoint: Path | None, identity: str) -> 
     if checkpoint is None:
         return None, ""
     try:
-        state = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)  # a GPU need not hold the kept weights
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         return None, f"the checkpoint cannot be read ({type(error).__name__})"
     if not isinstance(state, dict) or state.get("identity") != identity:
@@ -304,6 +312,7 @@ def _outcome(
         seconds=round(time.perf_counter() - start, 3),
         curve=curve,
         loading=trainer.batches.loading.why if trainer.batches is not None else "",
+        snapshots=tuple(trainer.chosen_snapshots()),
     )
 
 
@@ -345,6 +354,8 @@ def _publish(
     fold = model_folder / f"fold_{model.fold}"
     fold.mkdir(parents=True, exist_ok=True)
     torch.save(trainer.published(), fold / BEST)
+    for number, epoch in enumerate(outcome.snapshots, 1):
+        torch.save(trainer.published_snapshot(epoch), fold / SNAPSHOT_FILE.format(number))
     (model_folder / "plans.json").write_text(json.dumps(plans, indent=1))
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(dataset_folder / name, model_folder / name)
@@ -361,6 +372,7 @@ def _publish(
         TRAINED_ON: sorted({str(patient) for part in trainer.do_split() for patient in part}),
         "device": outcome.device,
         **_how_it_ran(trainer),
+        **({"snapshots": list(outcome.snapshots)} if trainer.settings["snapshots"] else {}),
         "settings": {k: v for k, v in trainer.settings.items() if k not in ("identity", "loader_workers")},
         "versions": {
             "python": platform.python_version(),

@@ -1,6 +1,6 @@
-"""Ensembles: the mean softmax of several models of one patient, and where and why they are unsure."""
+"""Ensembles: the mean softmax of several models of one patient, or variants of one, and where and why they are unsure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
@@ -17,6 +17,7 @@ from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.maps import MapWriter
 from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
+from curvas_assets.study import ModelId
 
 MAPS = ("entropy", "mutual_information", "labels")
 MAP_BYTES = 2 + 2 + 1
@@ -33,37 +34,64 @@ CHECKS = (
 
 
 def build_ensembles(
-    tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, softmax: Artefacts
+    tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, softmax: Artefacts, variant_softmax: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
-    """Ensembles of cells of patients × ensembles: all of a patient from one pass over the members."""
+    """Ensembles of cells of patients × ensembles: those of a patient's models from one pass over the members, then each one
+    with variants as members from a pass of its own, so that memory grows with the members of one pass.
+    """
     for patient, of_patient in groupby(cells, key=lambda key: Cell.of(key).patient):
         wanted = {Cell.of(key).predictor: key for key in of_patient}
-        members = {name: [str(m) for m in tools.study.members(name, patient)] for name in wanted}
-        volumes: dict[str, SoftmaxVolume] = {}
-        refused: dict[str, Exception] = {}
-        for model in dict.fromkeys(model for names in members.values() for model in names):
-            try:
-                volumes[model] = softmax[str(Cell(model, patient))].volume()
-            except Exception as error:
-                refused[model] = error
-        complete = {}
-        for name, models in members.items():
-            absent = [model for model in models if model in refused]
-            if absent:
-                checks["members_are_complete"].look(wanted[name], [str(refused[model]) for model in absent])
-                yield wanted[name], refused[absent[0]]
-            else:
-                complete[name] = models
-        if not complete:
-            continue
+        members = {name: tools.study.members(name, patient) for name in wanted}
+        alone = [name for name, models in members.items() if any(model.variant for model in models)]
+        together = [name for name in wanted if name not in alone]
+        for names in ([together] if together else []) + [[name] for name in alone]:
+            yield from _of_one_pass(
+                tools,
+                patient,
+                {name: wanted[name] for name in names},
+                {name: members[name] for name in names},
+                checks,
+                softmax,
+                variant_softmax,
+            )
+
+
+def _of_one_pass(
+    tools: Toolkit,
+    patient: str,
+    wanted: Mapping[str, str],
+    members: Mapping[str, Collection[ModelId]],
+    checks: StepChecks,
+    softmax: Artefacts,
+    variant_softmax: Artefacts,
+) -> Iterator[tuple[str, Outcome]]:
+    """Ensembles of one patient whose members are read once; ensemble → cell, ensemble → members."""
+    volumes: dict[str, SoftmaxVolume] = {}
+    refused: dict[str, Exception] = {}
+    for model in dict.fromkeys(model for models in members.values() for model in models):
         try:
-            stored = _store_ensembles(tools, patient, volumes, complete)
+            of = variant_softmax if model.variant else softmax
+            volumes[str(model)] = of[str(Cell(str(model), patient))].volume()
         except Exception as error:
-            yield from ((wanted[name], error) for name in complete)
-            continue
-        for name in complete:
-            checks["members_are_complete"].look(wanted[name])
-            yield wanted[name], stored[name]
+            refused[str(model)] = error
+    complete: dict[str, list[str]] = {}
+    for name, models in members.items():
+        absent = [str(model) for model in models if str(model) in refused]
+        if absent:
+            checks["members_are_complete"].look(wanted[name], [str(refused[model]) for model in absent])
+            yield wanted[name], refused[absent[0]]
+        else:
+            complete[name] = [str(model) for model in models]
+    if not complete:
+        return
+    try:
+        stored = _store_ensembles(tools, patient, volumes, complete)
+    except Exception as error:
+        yield from ((wanted[name], error) for name in complete)
+        return
+    for name in complete:
+        checks["members_are_complete"].look(wanted[name])
+        yield wanted[name], stored[name]
 
 
 def _store_ensembles(

@@ -12,10 +12,21 @@ from curvas_assets.study import EnsembleId, ModelId
 PATIENT, PREDICTOR, OTHER = "\0patient\0", "\0predictor\0", "\0other\0"
 """Placeholders for the sought parts of an artefact's key; no real key contains them."""
 GRIDS: dict[Axis, Callable[[str], object]] = {
-    "patient_by_model": ModelId.parse,
+    "patient_by_model": lambda name: _model(name, variant=False),
+    "patient_by_variant": lambda name: _model(name, variant=True),
     "patient_by_ensemble": EnsembleId.parse,
 }
 """Axis of a grid → what reads the names of its predictors, and refuses others."""
+
+
+def _model(name: str, *, variant: bool) -> ModelId:
+    """A model, or a variant of one; a StudyError if it is the other, or neither."""
+    found = ModelId.parse(name)
+    if bool(found.variant) != variant:
+        raise StudyError(
+            "reading a key", name, f"it is {'no' if variant else 'a'} variant of a model", "Ask the other."
+        )
+    return found
 
 
 def partition_of(layout: Layout, key: str) -> tuple[Asset, str] | None:

@@ -1,8 +1,8 @@
-"""Predictions: the softmax of one patient by one model."""
+"""Predictions: the softmax of one patient by one model, or by a variant of one: mirrored, or with earlier weights."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
@@ -10,13 +10,15 @@ from pathlib import Path
 
 from curvas_assets.errors import DiskError, SegmentationError, SoftmaxError
 from curvas_assets.geometry import by
+from curvas_assets.predictors import SNAPSHOT, ModelId
 from curvas_assets.report import previews
 from curvas_assets.segmentation import Prediction, Predictor, PreparedScan, StepMemory, trained_on
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
 from curvas_assets.stages.pipeline import Steps, Turn, overlapped
 from curvas_assets.stages.prepare import order_of_training_scans
-from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, device_name
+from curvas_assets.stages.stored import Artefact, Artefacts, Outcome, Picture, Stored, device_name
+from curvas_assets.stages.table import TRAINED_MODEL
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell
@@ -29,6 +31,10 @@ CHECKS = (
 )
 
 
+Require = Callable[[str, str, str], None]
+"""Takes a model's name, a patient, and the version of the model that was fetched; refuses what may not be predicted."""
+
+
 def predict(
     tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, trained_model: Artefacts, test_scan: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
@@ -38,8 +44,49 @@ def predict(
     stored, if memory suffices for both; if not, one after the other. Each patient is fetched once and preprocessed once
     for all models with equal preprocessing, each model fetched once; every volume is yielded as soon as it is stored.
     """
+    yield from _predicted(tools, cells, checks, trained_model, test_scan)
+
+
+def predict_variants(
+    tools: Toolkit, cells: Sequence[str], checks: StepChecks, *, softmax: Artefacts, test_scan: Artefacts
+) -> Iterator[tuple[str, Outcome]]:
+    """Volumes of cells of patients × variants of models, in the same way as those of models.
+
+    A variant is predicted by the very model that made its `softmax`; where the bucket holds another one by now, the cell is
+    an error that says what to do.
+    """
+    models = dict.fromkeys(_model_of(Cell.of(key).predictor) for key in cells)
+    trained_model = Artefacts(
+        {
+            one: Artefact(
+                tools.objects, TRAINED_MODEL.place(tools.layout, one), TRAINED_MODEL.kind, f"trained_model of {one}"
+            )
+            for one in models
+        }
+    )
+
+    @cache
+    def made_by(cell: str) -> str | None:
+        return softmax[cell].volume().provenance.get("model_version")
+
+    def require(model: str, patient: str, version: str) -> None:
+        _require_same_model(made_by(str(Cell(model, patient))), model, patient, version)
+
+    yield from _predicted(tools, cells, checks, trained_model, test_scan, require)
+
+
+def _predicted(
+    tools: Toolkit,
+    cells: Sequence[str],
+    checks: StepChecks,
+    trained_model: Artefacts,
+    test_scan: Artefacts,
+    require: Require = lambda model, patient, version: None,
+) -> Iterator[tuple[str, Outcome]]:
+    """Volumes of models or of variants. `require` is called for each cell; what it raises is the cell's error."""
     model_bytes = sum(
-        directories.size_of(tools.objects, tools.layout.model(m)) for m in {Cell.of(key).predictor for key in cells}
+        directories.size_of(tools.objects, tools.layout.model(m))
+        for m in {_model_of(Cell.of(key).predictor) for key in cells}
     )
     with ExitStack() as held:
         try:
@@ -48,10 +95,15 @@ def predict(
             yield from ((key, error) for key in cells)
             return
         leased = held.enter_context(tools.device())
-        work = _Cells(tools, scratch, leased, checks, trained_model, test_scan)
+        work = _Cells(tools, scratch, leased, checks, trained_model, test_scan, require)
         held.enter_context(work.predictor.pinned())
         with closing(overlapped(cells, Steps(work.prepare, work.compute, work.finish), tools.tell)) as outcomes:
             yield from outcomes
+
+
+def _model_of(predictor: str) -> str:
+    """The trained model that a model or a variant of one is predicted by."""
+    return str(ModelId.parse(predictor).trained)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +123,7 @@ class _Ready:
     preparation: _Preparation
     model_folder: Path
     model_version: str
+    variant: str = ""
 
 
 class _Cells:
@@ -88,9 +141,10 @@ class _Cells:
         checks: StepChecks,
         trained_model: Artefacts,
         test_scan: Artefacts,
+        require: Require = lambda model, patient, version: None,
     ):
         self.tools, self.scratch, self.leased, self.checks = tools, scratch, leased, checks
-        self.trained_model, self.test_scan = trained_model, test_scan
+        self.trained_model, self.test_scan, self.require = trained_model, test_scan, require
         self.code = tools.code("nnunetv2", "torch")
 
         def order() -> str | None:
@@ -103,6 +157,7 @@ class _Cells:
         self._folders: list[Path] = []
         """Those of fetched scans that are there, in their order."""
         self._models: dict[str, tuple[Path, str]] = {}
+        """Model, or snapshot of one → folder and version, once its weights are there."""
         self._preparations: list[_Preparation] = []
         """The last two."""
         self._preparing = False
@@ -112,23 +167,25 @@ class _Cells:
     def prepare(self, cell: str, turn: Turn) -> _Ready:
         """Fetch the patient and the model, and preprocess."""
         self.predictor.tell = turn.say  # lines are told by the step's own thread
-        model, patient = Cell.of(cell)
+        predictor, patient = Cell.of(cell)
+        model, variant = _model_of(predictor), ModelId.parse(predictor).variant
         scan = self._fetched_scan(patient, turn)
-        folder, version = self._fetched_model(model, turn)
+        folder, version = self._fetched_model(predictor if variant.startswith(SNAPSHOT) else model, turn)
         require_unseen(folder, model, patient)
-        preparation = self._preparation(turn, scan, folder)
+        self.require(model, patient, version)
+        preparation = self._preparation(turn, scan, folder, variant)
         if preparation.sharing not in scan.preprocessed:
             alone = self._make_room(turn, preparation)
             self._preparing = True
             try:
-                self.predictor.prepare(scan, folder, checked=not alone)
+                self.predictor.prepare(scan, folder, variant=variant, checked=not alone)
             finally:
                 self._preparing = False
-        return _Ready(preparation, folder, version)
+        return _Ready(preparation, folder, version, variant)
 
-    def _preparation(self, turn: Turn, scan: PreparedScan, model_folder: Path) -> _Preparation:
+    def _preparation(self, turn: Turn, scan: PreparedScan, model_folder: Path, variant: str) -> _Preparation:
         """The one that the model shares, or a new one as soon as no other waits for its first network."""
-        sharing = self.predictor.sharing(model_folder)
+        sharing = self.predictor.sharing(model_folder, variant)
         for one in self._preparations:
             if one.scan is scan and one.sharing == sharing:
                 return one
@@ -136,7 +193,7 @@ class _Cells:
             turn.until_computed(one.first)
         for one in self._preparations[:-1]:
             one.scan.preprocessed.pop(one.sharing, None)
-        new = _Preparation(scan, sharing, turn.index, self.predictor.memory(scan, model_folder))
+        new = _Preparation(scan, sharing, turn.index, self.predictor.memory(scan, model_folder, variant))
         self._preparations = [*self._preparations[-1:], new]
         return new
 
@@ -177,13 +234,17 @@ class _Cells:
         return self._scan
 
     def _fetched_model(self, model: str, turn: Turn) -> tuple[Path, str]:
-        """A model's folder and version. At most one model's weights are loaded while the network is at work: it was not
-        counted when the network's memory was looked at.
+        """A model's folder and version; earlier weights come only if `model` names a snapshot. At most one model's weights are
+        loaded while the network is at work: it was not counted when the network's memory was looked at.
         """
         if model not in self._models:
             turn.until_computed(turn.index - 1)
-            folder = Path(self.scratch, "models", model)
-            self._models[model] = folder, self.trained_model[model].fetch(folder)
+            trained = _model_of(model)
+            folder, of_snapshots = Path(self.scratch, "models", trained), model != trained
+            version = self.trained_model[trained].fetch(
+                folder, lambda file: of_snapshots or not Path(file).name.startswith(f"checkpoint_{SNAPSHOT}")
+            )
+            self._models[model] = folder, version
         return self._models[model]
 
     def compute(self, cell: str, ready: _Ready, turn: Turn) -> tuple[_Ready, Prediction]:
@@ -197,7 +258,11 @@ class _Cells:
         if not fits:
             turn.until_finished(turn.index)
         prediction = self.predictor.predict(
-            ready.preparation.scan, ready.model_folder, checked=fits or self._preparing, proceed=turn.go_on
+            ready.preparation.scan,
+            ready.model_folder,
+            variant=ready.variant,
+            checked=fits or self._preparing,
+            proceed=turn.go_on,
         )
         self._exporting = memory.export
         return ready, prediction
@@ -232,6 +297,7 @@ class _Cells:
     def _stored(self, cell: str, key: str, prediction: Prediction, written: SoftmaxFacts) -> Stored:
         tools, checks = self.tools, self.checks
         (model, patient), names = Cell.of(cell), tools.study.class_names
+        variant = ModelId.parse(model).variant
         voxels = dict(zip(names, written.label_voxels, strict=True))
         volumes_ml = {n: count * prediction.grid.voxel_ml for n, count in voxels.items()}
         checks["sums_to_one"].look(cell)
@@ -242,7 +308,8 @@ class _Cells:
             written.version,
             {
                 "patient": patient,
-                "model": model,
+                "model": _model_of(model),
+                **({"variant": variant} if variant else {}),
                 "shape": by(prediction.shape),
                 "bytes": written.size,
                 "device": device_name(prediction.device, self.leased),
@@ -263,6 +330,23 @@ def require_unseen(model_folder: Path, model: str, patient: str) -> None:
             "the model was trained on this patient, so that its scores would say nothing",
             "Train the model again (its dataset is out of date), or leave the patient out of the test set and of its rule.",
         )
+
+
+def _require_same_model(made_by: str | None, model: str, patient: str, version: str) -> None:
+    """Require that a model's own volume of a patient was made by the version of the model that predicts its variants."""
+    if made_by == version:
+        return
+    if made_by is None:
+        found, remedy = (
+            "the model's own prediction was uploaded and does not say which version of the model made it",
+            "Make the prediction here (make_missing with elsewhere: true), or leave the model out of cheap_ensembles.",
+        )
+    else:
+        found, remedy = (
+            f"the model's own prediction was made by its version {made_by}, and the bucket holds version {version}",
+            "Materialise softmax of this patient and model again, then variant_softmax; `study` does both.",
+        )
+    raise SegmentationError("predicting variants", f"{model} of {patient}", found, remedy)
 
 
 def implausible_volumes(volumes_ml: dict[str, float], limits: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -45,6 +45,7 @@ def score_patients(
     checks: StepChecks,
     *,
     softmax: Artefacts,
+    variant_softmax: Artefacts,
     ensemble_softmax: Artefacts,
     calibrators: Artefact,
     scan: Artefacts,
@@ -52,7 +53,7 @@ def score_patients(
     """All predictors of patients on every metric, organ and annotator; reliability bins, risk–coverage curves."""
 
     def opened(patient: str) -> tuple[Mapping[str, Any], dict[str, list[str]]]:
-        volumes, ensembles = _volumes(tools.study, patient, softmax, ensemble_softmax)
+        volumes, ensembles = _volumes(tools.study, patient, softmax, variant_softmax, ensemble_softmax)
         return with_calibrated(tools.study, patient, volumes, calibrators), ensembles
 
     yield from one_by_one(lambda patient: _score(tools, patient, opened, scan, checks))(patients)
@@ -65,7 +66,9 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
         reference = reference_of(tools, patient, scan[patient].record(), scratch)
         volumes, ensembles = opened(patient)
         found: dict[str, PatientScores] = {}
-        for predictor, scores in reference.score_all(volumes, ensembles, progress=_Telling(tools.tell, patient)):
+        for predictor, scores in reference.score_all(
+            volumes, ensembles, scored=predictors, progress=_Telling(tools.tell, patient)
+        ):
             found[predictor] = scores
             tools.tell(f"{patient}: {predictor} scored, {len(found)} of {len(predictors)} predictors")
         written = {
@@ -125,9 +128,9 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
 
 
 def _volumes(
-    study: Study, patient: str, softmax: Artefacts, ensemble_softmax: Artefacts
+    study: Study, patient: str, softmax: Artefacts, variant_softmax: Artefacts, ensemble_softmax: Artefacts
 ) -> tuple[dict[str, SoftmaxVolume], dict[str, list[str]]]:
-    """The patient's models and ensembles, opened, and of each ensemble the models whose mean it is.
+    """The patient's models, ensembles and variants of models that are members only, opened; of each ensemble its members.
 
     Raises:
         MissingArtefactError: one has not been materialised.
@@ -145,6 +148,8 @@ def _volumes(
         ensembles[predictor] = [str(model) for model in study.members(predictor, patient)]
         volumes[predictor] = ensemble_softmax[cell].volume()
         require_members(volumes[predictor].provenance.get("members"), ensembles[predictor], cell)
+    for variant in map(str, study.variants_of(patient)):
+        volumes[variant] = variant_softmax[str(Cell(variant, patient))].volume()
     return volumes, ensembles
 
 

@@ -3,12 +3,13 @@
 Each figure says where it was measured. Most stem from one scan of full size, 866 × 512 × 512 voxels.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from statistics import median
 
+from curvas_assets.predictors import SNAPSHOT, ModelId
 from curvas_assets.stages.ensemble import MAP_BYTES, OF_A_MEMBER
 from curvas_assets.stages.prepare import PREPROCESSING_GROWTH
 from curvas_assets.stages.table import (
@@ -21,11 +22,12 @@ from curvas_assets.stages.table import (
     SOFTMAX,
     TEST_SCAN,
     TRAINED_MODEL,
+    VARIANT_SOFTMAX,
     Asset,
 )
 from curvas_assets.statistics.forecast import Prior, Sizes
 from curvas_assets.storage.layout import Cell, patient_of
-from curvas_assets.study import Study
+from curvas_assets.study import FLIPS, Study
 
 FULL_SIZE = 866 * 512 * 512
 """Voxels of a scan of full size: what a patient counts for while no scan has been taken in."""
@@ -51,6 +53,7 @@ STARTS = {
     SCAN.name: 0.3,
     PREPROCESSED_DATASET.name: 2.6,
     SOFTMAX.name: 3.5,
+    VARIANT_SOFTMAX.name: 3.5,
     ENSEMBLE_SOFTMAX.name: 0.6,
     SCORES.name: 0.9,
 }
@@ -96,6 +99,10 @@ class StudySizes:
         if row is SOFTMAX:
             voxels = self.voxels_of(patient_of(partition))
             return Sizes(voxels, voxels, voxels)
+        if row is VARIANT_SOFTMAX:
+            cell = Cell.of(partition)
+            voxels = self.voxels_of(cell.patient)
+            return Sizes(_passes(study, cell.predictor) * voxels, voxels, voxels)
         if row is ENSEMBLE_SOFTMAX:
             cell = Cell.of(partition)
             voxels = self.voxels_of(cell.patient)
@@ -138,9 +145,15 @@ class StudySizes:
         return {str(one): len(self.study.members(one)) for one in self.study.ensemble_ids}
 
     def _volumes_read(self, patient: str) -> int:
-        """Volumes that scoring reads, each once: of each model and each ensemble."""
-        models = self.study.models_of(patient) if self.study.cross_validated else self.study.models
-        return len(models) + len(self.study.ensemble_ids)
+        """Volumes that scoring reads, each once: of each model, each variant of one, and each ensemble."""
+        study = self.study
+        if study.cross_validated:
+            return len(study.models_of(patient)) + len(study.variants_of(patient)) + len(study.ensemble_ids)
+        return len(study.models) + self._variants + len(study.ensemble_ids)
+
+    @cached_property
+    def _variants(self) -> int:
+        return len(self.study.variants)
 
     # Disk ------------------------------------------------------------------------------------------------------------
 
@@ -158,20 +171,36 @@ class StudySizes:
         if row is PREPROCESSED_DATASET:
             return PREPROCESSING_GROWTH * sum(map(self.file_bytes, self.study.training_patients()))
         if row is TRAINED_MODEL:
-            return dataset_bytes + 2 * model_bytes
+            return dataset_bytes + 2 * model_bytes  # with its snapshots
         patients = {patient_of(one) for one in partitions}
         if row is ENSEMBLE_SOFTMAX:
             voxel = MAP_BYTES + OF_A_MEMBER * VOLUME_BYTES
             return len(self.study.ensemble_ids) * voxel * max(map(self.voxels_of, patients))
         files = max(map(self.file_bytes, patients))
-        if row is SOFTMAX:
+        if row in (SOFTMAX, VARIANT_SOFTMAX):
             # the next patient's files come while models see the last one
-            return len({Cell.of(one).predictor for one in partitions}) * model_bytes + 2 * files
+            return weights_fetched(self.study, (Cell.of(one).predictor for one in partitions)) * model_bytes + 2 * files
         return files
 
     def file_bytes(self, patient: str) -> float:
         """Of a patient's files in the bucket."""
         return self.files.get(patient, FILE_BYTES * (1 + len(self.study.annotators)) * self.voxels_of(patient))
+
+
+def weights_fetched(study: Study, predictors: Iterable[str]) -> float:
+    """Of how many stored models a step fetches the bytes that predicts by these models, or variants of them: their own weights, and
+    all snapshots of a model of which one is wanted.
+    """
+    parsed = {ModelId.parse(one) for one in predictors}
+    stored = 1 + study.training.snapshots
+    whole = {one.trained for one in parsed if one.variant.startswith(SNAPSHOT)}
+    return len(whole) + len({one.trained for one in parsed} - whole) / stored
+
+
+def _passes(study: Study, variant: str) -> int:
+    """How often a variant's network sees each patch: a flip once, a snapshot as often as its model."""
+    mirrored = study.prediction.mirroring and study.training.mirroring
+    return FLIPS[study.plans.configuration] if mirrored and ModelId.parse(variant).variant.startswith(SNAPSHOT) else 1
 
 
 def batch_voxels(study: Study) -> float:
@@ -198,9 +227,9 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
         return Prior(27 / FULL_SIZE, 0, DATASET_BYTES, origin, **_starts(row))  # a run fetches the scans once
     if row is TRAINED_MODEL:
         seconds, origin = _training_seconds(study, gpu=gpu)
-        return Prior(seconds, DATASET_BYTES, MODEL_BYTES, origin)
-    if row is SOFTMAX:
-        seconds, origin = _prediction_seconds(study, gpu=gpu)
+        return Prior(seconds, DATASET_BYTES, (1 + study.training.snapshots) * MODEL_BYTES, origin)
+    if row in (SOFTMAX, VARIANT_SOFTMAX):
+        seconds, origin = _prediction_seconds(study, gpu=gpu, mirrored=row is SOFTMAX and study.prediction.mirroring)
         return Prior(seconds, FILE_BYTES, VOLUME_BYTES, origin, **_starts(row))
     if row is ENSEMBLE_SOFTMAX:
         origin = "47 s for four ensembles of 18 members at full size"
@@ -229,13 +258,13 @@ def _training_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
     return 13.7 / (7 * 23 * 2 * 24 * 40 * 40) * _width(study), origin
 
 
-def _prediction_seconds(study: Study, *, gpu: bool) -> tuple[float, str]:
+def _prediction_seconds(study: Study, *, gpu: bool, mirrored: bool) -> tuple[float, str]:
     """Seconds per voxel of a scan, and their origin."""
     around = (20 / max(1, len(study.seeds)) + 20) / FULL_SIZE
     if gpu:
         origin = "0.3 s for 96 × 224 × 224 on an H200, scaled by voxels; preprocessing 20 s, export 20 s at full size"
         return 0.3 / (96 * 224 * 224) + around, origin
-    windows = study.prediction.tile_step**-3 * (8 if study.prediction.mirroring else 1)
+    windows = study.prediction.tile_step**-3 * (8 if mirrored else 1)
     origin = "a tile of 128³ takes 10 s on two cores, scaled by windows, features and convolutions"
     return 10 / 128**3 * windows * _width(study) / FULL_WIDTH + around, origin
 

@@ -106,9 +106,11 @@ class Artefact:
         self.fetch(into)
         return into
 
-    def fetch(self, into: Path) -> str:
-        """The version of the files that are now below `into`."""
-        return self._saying_what_to_materialise(lambda: directories.fetch_directory(self.objects, self.key, into))
+    def fetch(self, into: Path, wanted: Callable[[str], bool] = lambda name: True) -> str:
+        """The version of the files that are now below `into`: all, or those whose names are wanted."""
+        return self._saying_what_to_materialise(
+            lambda: directories.fetch_directory(self.objects, self.key, into, wanted)
+        )
 
     def volume(self) -> SoftmaxVolume:
         """The softmax volume, opened; a MissingArtefactError if it has not been materialised."""

@@ -104,6 +104,11 @@ def _of_calibrators(study: Study) -> str:
     return f"1-{study.fingerprint(*parts) if study.calibrated_ids else 'none'}"
 
 
+def _of_variants(study: Study) -> str:
+    """Snapshots are numbered among as many as a training keeps. Their weights and those of flips are told by `softmax`."""
+    return f"1-{study.fingerprint('prediction')}-{study.training.snapshots}"
+
+
 def _volume(layout: Layout, key: str) -> str:
     cell = Cell.of(key)
     return layout.softmax(cell.patient, cell.predictor)
@@ -204,6 +209,22 @@ SOFTMAX = Asset(
     followed=True,
     tools=frozenset({"nnunet", "zarr"}),
 )
+VARIANT_SOFTMAX = Asset(
+    "variant_softmax",
+    kind="softmax",
+    group="predictions",
+    jobs=("predict_variants",),
+    needs="prediction",
+    cost="inference",
+    version=_of_variants,
+    at=_volume,
+    beside=_prediction,
+    axis="patient_by_variant",
+    inputs=(SOFTMAX, TEST_SCAN),  # the model is the one that made its softmax, found where it stands
+    per_run=90,
+    followed=True,
+    tools=frozenset({"nnunet", "zarr"}),
+)
 ENSEMBLE_SOFTMAX = Asset(
     "ensemble_softmax",
     kind="softmax",
@@ -215,7 +236,7 @@ ENSEMBLE_SOFTMAX = Asset(
     at=_volume,
     beside=_prediction,
     axis="patient_by_ensemble",
-    inputs=(SOFTMAX,),
+    inputs=(SOFTMAX, VARIANT_SOFTMAX),
     per_run=40,
     followed=True,
     tools=frozenset({"numba", "zarr", "nifti"}),
@@ -243,7 +264,7 @@ SCORES = Asset(
     version=_settings(6, "evaluation", "organs", "annotators", "members", "held_out", "calibrated"),
     at=Layout.scores,
     axis="test_patient",
-    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, CALIBRATORS, SCAN),
+    inputs=(SOFTMAX, VARIANT_SOFTMAX, ENSEMBLE_SOFTMAX, CALIBRATORS, SCAN),
     per_run=10,
     followed=True,
     tools=frozenset({"numba", "parquet"}),

@@ -19,7 +19,10 @@ from curvas_assets.study import ModelId, Training
 CHECKS = (
     Check("training_is_sound", "It trained, and the loss of every epoch is a number.", of_defects=True),
     Check("dice_is_above_the_floor", "The best EMA pseudo-Dice is above `checks.dice_floor` of the study."),
-    Check("training_ended_by_itself", "It ran every epoch, or stopped because nothing got better; says which."),
+    Check(
+        "training_ended_by_itself",
+        "It ran every epoch, or stopped because nothing got better; says which. It keeps the snapshots that the study wants.",
+    ),
 )
 
 
@@ -72,6 +75,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
             "best epoch": outcome.best_epoch,
             "best EMA pseudo-Dice": round(float(outcome.best_ema_dice), 4),
             "stopped because": outcome.stopped_because,
+            **({"snapshots (epochs)": ", ".join(map(str, outcome.snapshots))} if study.training.snapshots else {}),
             "resumed at epoch": outcome.resumed_at_epoch or 0,
             "device": device_name(outcome.device, leased),
             "loading": outcome.loading,
@@ -104,9 +108,12 @@ def below_floor(dice: float, floor: float) -> list[str]:
 def ended_early(outcome: TrainingOutcome, training: Training) -> list[str]:
     """Why a training may be unfinished: fewer epochs than asked for, and not for want of progress."""
     without_gain = outcome.epochs - 1 - outcome.best_epoch
-    if outcome.epochs >= training.epochs or without_gain >= training.patience:
-        return []
-    return [f"{outcome.epochs} of {training.epochs} epochs: {outcome.stopped_because}"]
+    found = []
+    if outcome.epochs < training.epochs and without_gain < training.patience:
+        found.append(f"{outcome.epochs} of {training.epochs} epochs: {outcome.stopped_because}")
+    if len(outcome.snapshots) < training.snapshots:
+        found.append(f"{len(outcome.snapshots)} of {training.snapshots} snapshots, from {outcome.epochs} epochs")
+    return found
 
 
 class Checkpoints:

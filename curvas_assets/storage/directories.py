@@ -111,9 +111,17 @@ def read_directory(store: ObjectStore, key: str, folder: Path) -> Path:
     return Path(folder)
 
 
-def fetch_directory(store: ObjectStore, key: str, folder: Path) -> str:
+def fetch_directory(
+    store: ObjectStore, key: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> str:
     """Bring the files of an artefact below `folder`, all of one version, each verified; files that are there already are
     not fetched again.
+
+    Args:
+        store: where the artefact stands.
+        key: of the artefact.
+        folder: receives the files; made if it is not there.
+        wanted: which files, by their names; by default all.
 
     Returns:
         The version they are of.
@@ -131,6 +139,8 @@ def fetch_directory(store: ObjectStore, key: str, folder: Path) -> str:
             _remove_file(Path(folder), name)
         targets = {name: within(Path(folder), name) for name in manifest["files"]}  # check all first
         for name, facts in manifest["files"].items():
+            if not wanted(name):
+                continue
             target = targets[name]
             if target.is_file() and target.stat().st_size == facts["size"] and sha256_of(target) == facts["sha256"]:
                 continue

@@ -74,6 +74,7 @@ def build(study: Study) -> dg.Definitions:
             needs.prediction,
             9,
         ),
+        _asset("variant_softmax", partitions.patient_by_variant, {}, needs.prediction, 9),
         _asset(
             "ensemble_softmax",
             partitions.patient_by_ensemble,

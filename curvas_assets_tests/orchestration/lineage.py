@@ -128,6 +128,8 @@ class DummyLineage:
 
     def _run_all_of(self, row: Asset) -> None:
         keys = self.staleness.partitions(dg.AssetKey(row.name))
+        if not keys:  # a study without variants of models
+            return
         assert self.run(row.name, str(keys[0]), str(keys[-1])).success
 
     def record_all(self, *, only: Sequence[str] = (), but: str = "") -> None:

@@ -26,7 +26,7 @@ from curvas_assets_tests.orchestration import manifests
 from curvas_assets_tests.orchestration.services import ROOT
 
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-GPU_STAGES = {"train_models", "predict"}
+GPU_STAGES = {"train_models", "predict", "predict_variants"}
 ONYXIA_DISK_GIB = 100e9 / 2**30
 
 
@@ -36,6 +36,7 @@ def jobs(tmp_path_factory) -> dict[str, dict[str, Any]]:
     study = tmp_path_factory.mktemp("study") / "study.yaml"
     raw = load_study("curvas").model_dump(mode="json")
     raw["plans"]["gpu_memory_gb"], raw["training"]["loader_workers"] = 24, 4
+    raw["cheap_ensembles"]["flips"] = ["anno1_init112233_foldall"]
     study.write_text(yaml.safe_dump(raw))
     environment = {
         **os.environ,

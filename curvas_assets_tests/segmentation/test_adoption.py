@@ -1,7 +1,7 @@
 """Claims proved here, on a checkpoint that a stock nnU-Net trainer wrote and on a real preprocessed dataset.
 
 - A stock model is taken in: it loads for prediction, without optimizer state, with its curve and its best pseudo-Dice.
-- The best checkpoint is taken before the final one.
+- The best checkpoint is taken before the final one. Snapshots that this platform kept come with it; they too must fit the network.
 - A model of other classes, of another configuration, without the fold, or whose file is damaged or could run code, is
   refused with what to do.
 - So is, at adoption, whatever a prediction could not follow: regions, an ignore label, other values, two channels, another
@@ -83,6 +83,29 @@ def test_what_was_taken_in_can_be_taken_in_again_and_the_best_checkpoint_wins(co
     assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "once").epochs == 1
     again = adopt_model(tiny_study(), MODEL, tmp_path / "once", tmp_path / "twice")
     assert (again.checkpoint, again.epochs, len(again.curve)) == ("checkpoint_best.pth", 1, 0)
+
+
+def test_snapshots_of_this_platform_come_along_and_must_fit_the_network(copied, tmp_path):
+    fold = copied / "fold_all"
+    state = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    for number in (1, 2, 4):  # what is not numbered without a gap is none of ours
+        weights = {name: number * part for name, part in state["network_weights"].items()}
+        torch.save(
+            {**state, "network_weights": weights, "current_epoch": number}, fold / f"checkpoint_snapshot{number}.pth"
+        )
+    adopted = adopt_model(tiny_study(), MODEL, copied, tmp_path / "ours")
+    assert adopted.snapshots == 2
+    names = sorted(path.name for path in (tmp_path / "ours/fold_all").iterdir())
+    assert names == ["checkpoint_best.pth", "checkpoint_snapshot1.pth", "checkpoint_snapshot2.pth"]
+    second = torch.load(tmp_path / "ours/fold_all/checkpoint_snapshot2.pth", weights_only=True)
+    assert second["current_epoch"] == 2
+    assert "optimizer_state" not in second
+    name, weights = next(iter(state["network_weights"].items()))
+    torch.testing.assert_close(second["network_weights"][name], 2 * weights)
+    strange = {**state["network_weights"], name: torch.zeros(3)}
+    torch.save({**state, "network_weights": strange}, fold / "checkpoint_snapshot1.pth")
+    with pytest.raises(SegmentationError, match="its weights do not fit the network"):
+        adopt_model(tiny_study(), MODEL, copied, tmp_path / "other")
 
 
 class Runs:

@@ -295,7 +295,7 @@ def test_a_cell_whose_input_was_let_go_waits_until_it_can_be_made_again(step, mo
     asked = []
 
     class Watched(Predictor):
-        def predict(self, scan, model_folder, *, checked=False, proceed=lambda: None):
+        def predict(self, scan, model_folder, *, variant="", checked=False, proceed=lambda: None):
             asked.append(checked)
 
     class Waiting:

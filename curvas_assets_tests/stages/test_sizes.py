@@ -80,6 +80,31 @@ def test_disk_that_runs_keep():
     assert known.scratch_bytes(table.COHORT, [""], 0, 0) == known.scratch_bytes(table.SCAN, [], 0, 0) == 0
 
 
+CHEAP = changed(
+    training={**PHANTOM.training.model_dump(), "mirroring": True, "snapshots": 3},
+    prediction={"mirroring": True},
+    cheap_ensembles={"flips": [MODEL], "snapshots": [MODEL, str(PHANTOM.models[1])]},
+)
+
+
+def test_variants_of_models_count_with_their_own_work_weights_and_volumes():
+    known = StudySizes(CHEAP, {"PHANTOM007": 100}, {"PHANTOM007": 10.0})
+    flip, snapshot = f"{MODEL}_flip3|PHANTOM007", f"{MODEL}_snapshot1|PHANTOM007"
+    assert known.of(table.VARIANT_SOFTMAX, flip) == sizes.Sizes(100, 100, 100)
+    assert known.of(table.VARIANT_SOFTMAX, snapshot) == sizes.Sizes(800, 100, 100)  # with nnU-Net's eight
+    assert known.of(table.ENSEMBLE_SOFTMAX, "ensemble_flips-anno1-112233|PHANTOM007").work == 8 * 100
+    assert known.of(table.ENSEMBLE_SOFTMAX, "ensemble_snapshots-anno1-112233|PHANTOM007").work == 4 * 100
+    assert known.of(table.SCORES, "PHANTOM007").work == 100 * (9 + 4 + 3 + 8 + 3 + 3)
+    stored = prior(CHEAP, table.TRAINED_MODEL, gpu=True).bytes_stored
+    assert stored == 4 * prior(PHANTOM, table.TRAINED_MODEL, gpu=True).bytes_stored
+    of_cpu = [prior(CHEAP, row, gpu=False).seconds for row in (table.SOFTMAX, table.VARIANT_SOFTMAX)]
+    assert of_cpu[0] > 7 * of_cpu[1]
+    # A stored model is its weights and three snapshots: models and flips fetch the former alone.
+    assert known.scratch_bytes(table.SOFTMAX, [f"{MODEL}|PHANTOM007"], 0, 400) == 100 + 2 * 10
+    assert known.scratch_bytes(table.VARIANT_SOFTMAX, [flip, flip.replace("3|", "4|")], 0, 400) == 100 + 2 * 10
+    assert known.scratch_bytes(table.VARIANT_SOFTMAX, [flip, snapshot], 0, 400) == 400 + 2 * 10
+
+
 def test_shapes_are_read_as_metadata_show_them():
     assert voxels_in("48 × 96 × 96") == 48 * 96 * 96
     assert voxels_in("4 × 48 × 96 × 96") is voxels_in(None) is voxels_in("?") is None

@@ -37,6 +37,7 @@ STUDY = Study.model_validate(
     | {"seeds": [112233, 445566], "sets": {"train": [1], "test": [7, 8]}, "groups": {}, "in_distribution_group": None}
 )
 MODELS = [str(model) for model in STUDY.models]
+NONE = Artefacts({})
 
 
 class Bench:
@@ -114,7 +115,7 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
     arrays = {model: bench.predict(model, PATIENT) for model in MODELS}
     members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
     cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
-    built, _ = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    built, _ = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=NONE)
     means = bench.of(table.ENSEMBLE_SOFTMAX, cells)
     for cell in cells:
         assert isinstance(built[cell], Stored)
@@ -129,6 +130,7 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
         score.CHECKS,
         [PATIENT],
         softmax=members,
+        variant_softmax=NONE,
         ensemble_softmax=means,
         calibrators=nothing,
         scan=scans,
@@ -169,7 +171,7 @@ def test_an_ensemble_without_a_member_is_refused_and_those_beside_it_are_stored(
         bench.predict(model, PATIENT)
     members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
     cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
-    built, checks = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    built, checks = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=NONE)
     found = checks["members_are_complete"].found
     for cell in cells:
         lacks = absent in [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
@@ -179,7 +181,11 @@ def test_an_ensemble_without_a_member_is_refused_and_those_beside_it_are_stored(
 
 
 def _partition(row: table.Asset) -> str:
-    predictors = {"patient_by_model": MODELS[0], "patient_by_ensemble": "ensemble_all"}
+    predictors = {
+        "patient_by_model": MODELS[0],
+        "patient_by_variant": f"{MODELS[0]}_flip3",
+        "patient_by_ensemble": "ensemble_all",
+    }
     return str(Cell(predictors[row.axis], PATIENT)) if row.axis in predictors else "a_name"
 
 

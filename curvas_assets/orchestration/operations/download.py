@@ -77,10 +77,10 @@ def download(
         objects: the bucket.
         layout: where things stand in it.
         study: which annotators, models and ensembles there are.
-        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models) and `ensembles` (zarr
-            volumes, the label map and an ensemble's maps as NIfTI; of a calibrated predictor, which has no volume in the
-            bucket, the label map and the probabilities as NIfTI, beside those of what it is calibrated from), `scores` (per patient as CSV, the merged table and
-            `metrics.csv`) or `report`.
+        what: `dataset` (the patients' files), `preprocessing`, `models`, `predictions` (of models, and of variants that are
+            named) and `ensembles` (zarr volumes, the label map and an ensemble's maps as NIfTI; of a calibrated predictor,
+            which has no volume in the bucket, the label map and the probabilities as NIfTI, beside those of what it is
+            calibrated from), `scores` (per patient as CSV, the merged table and `metrics.csv`) or `report`.
         patients: whose artefacts to fetch; ignored for preprocessing, models and report.
         predictors: models or ensembles; ignored for dataset, scores and report. Preprocessing: of their annotators.
         folder: made if it is not there.
@@ -131,6 +131,7 @@ def _items(
     calibrators: Mapping[str, Calibrator],
 ) -> Iterator[_Item]:
     models = [p for p in predictors if study.predicted_by(p) == "model"]
+    predicted = [p for p in predictors if study.predicted_by(p) in ("model", "variant")]
     ensembles = [p for p in predictors if study.predicted_by(p) == "ensemble"]
     calibrated = [p for p in predictors if study.predicted_by(p) == "calibrated"]
     kind = {"predictions": "model", "ensembles": "ensemble"}.get(what)
@@ -148,8 +149,10 @@ def _items(
             yield _Item(model, layout.model(model), PurePosixPath("models", model), "folder")
     elif what in ("predictions", "ensembles"):
         for patient in patients:
-            its_own = set(study.predictors_of(patient)) if study.cross_validated else set(predictors)
-            for predictor in (p for p in (models if what == "predictions" else ensembles) if p in its_own):
+            its_own = set(predictors)
+            if study.cross_validated:
+                its_own = {*study.predictors_of(patient), *map(str, study.variants_of(patient))}
+            for predictor in (p for p in (predicted if what == "predictions" else ensembles) if p in its_own):
                 key = layout.softmax(patient, predictor).rpartition("/")[0]
                 target = PurePosixPath(what, patient, predictor)
                 yield _Item(f"{predictor} of {patient}", key, target, "volume", patient)

@@ -105,13 +105,14 @@ def chosen(orphans: Sequence[Orphan], only: Iterable[str]) -> list[Orphan]:
 
 
 def _names(partition: str) -> set[str]:
-    """A partition's key and what it is made of: patient, model or ensemble, annotator."""
+    """A partition's key and what it is made of: patient, model, variant of one or ensemble, annotator."""
     names = {partition, *partition.split(SEPARATOR)}
     for name in tuple(names):
         try:
-            names.add(ModelId.parse(name).annotator)
+            model = ModelId.parse(name)
         except StudyError:
             continue
+        names |= {str(model.trained), model.annotator}
     return names
 
 

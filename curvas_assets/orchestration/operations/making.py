@@ -13,12 +13,12 @@ from curvas_assets.orchestration.dagster_internals import StaleStatus
 from curvas_assets.orchestration.operations import selection
 from curvas_assets.orchestration.operations.operation import Operation, Session
 from curvas_assets.orchestration.operations.removing import NEVER_AGAIN
-from curvas_assets.orchestration.scope import Scope, columns_of
+from curvas_assets.orchestration.scope import Scope, columns_of, named_columns
 from curvas_assets.orchestration.sensors import register
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.study_run import StageRunner, launcher_tags
 from curvas_assets.stages.table import FIGURES, REPORT_PAGE, STAGES
-from curvas_assets.study import ModelId, Study
+from curvas_assets.study import Study
 
 TOGETHER = {FIGURES.name, REPORT_PAGE.name}
 """Assets of one step: whoever names one of them means both."""
@@ -160,12 +160,6 @@ def chosen_assets(study: Study, asked: list[str]) -> dict[str, list[str]]:
         if made := [asset for asset in assets if whole or (asset in words and asset not in before)]:
             chosen[stage] = made
     return chosen
-
-
-def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
-    """Models and ensembles themselves, and the annotators of the models, whose datasets these are."""
-    models = [ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"]
-    return frozenset({*predictors, *(model.annotator for model in models)})
 
 
 def redo_table(staleness: Staleness, scope: Scope, assets: list[str]) -> pd.DataFrame:

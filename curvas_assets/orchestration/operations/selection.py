@@ -10,6 +10,7 @@ ALL = "all"
 PATIENTS = "Ids (UKCHLL077, 077 or 77), or all, train, validation, test; several may be given."
 MODELS = "Names such as anno1_init112233_foldall, or all."
 PREDICTORS = "Names of models or ensembles, such as anno1_init112233_foldall or ensemble_all, or all."
+"""Variants of models may be named too, but `all` leaves them out: they are members of ensembles only."""
 
 
 def choose_patients(study: Study, asked: Sequence[str], known: Collection[str]) -> list[str]:
@@ -60,13 +61,18 @@ def choose_annotator(study: Study, asked: str) -> str:
 
 
 def choose_predictors(study: Study, asked: Sequence[str]) -> list[str]:
-    """Models and ensembles, in the study's order; a StudyError names one that is not the study's."""
-    return _choose("models and ensembles", study, asked, study.predictors)
+    """Models and ensembles, in the study's order, and variants of models that are named; a StudyError names one that is not
+    the study's.
+    """
+    return _choose("models and ensembles", study, asked, study.predictors, [str(one) for one in study.variants])
 
 
-def _choose(what: str, study: Study, asked: Sequence[str], known: Sequence[str]) -> list[str]:
+def _choose(
+    what: str, study: Study, asked: Sequence[str], known: Sequence[str], further: Sequence[str] = ()
+) -> list[str]:
+    """The asked names among those known, and among further ones, which `all` does not mean."""
     words = _words(what, study.name, asked)
-    unknown = [word for word in words if word != ALL and word not in known]
+    unknown = [word for word in words if word != ALL and word not in known and word not in further]
     if unknown:
         raise StudyError(
             f"choosing {what}",
@@ -74,7 +80,7 @@ def _choose(what: str, study: Study, asked: Sequence[str], known: Sequence[str])
             f"{', '.join(unknown)} is not among {', '.join(known)}",
             "Give names from that list, or all.",
         )
-    return [name for name in known if ALL in words or name in words]
+    return [name for name in known if ALL in words or name in words] + [name for name in further if name in words]
 
 
 def _words(what: str, subject: str, asked: Sequence[str]) -> list[str]:
