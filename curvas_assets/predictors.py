@@ -14,13 +14,13 @@ FOLDS = 5
 """nnU-Net's cross-validation."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator, organ and ensemble names: no comma, `|` or underscore, which partition keys use as separators."""
-FUSIONS = ("majority", "staple", "random", "soft")
+Fusion = Literal["majority", "staple", "random", "soft"]
+FUSIONS: tuple[Fusion, ...] = ("majority", "staple", "random", "soft")
 """Ways to make one training label of several annotators': the label of most of them, STAPLE, one annotator drawn for each
 patch, or the mean of their one-hot labels."""
 CALIBRATIONS = ("temperature", "isotonic")
 """Ways to calibrate a predictor after it is trained: one temperature for all logits, or an isotonic curve for each organ."""
 Calibration = Literal["temperature", "isotonic"]
-Fusion = Literal["majority", "staple", "random", "soft"]
 _MODEL = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9-]*)_init(0|[1-9][0-9]{0,9})_fold(all|[0-4])(?:_(flip|snapshot)([0-9]|[1-9][0-9]))?"
 )
