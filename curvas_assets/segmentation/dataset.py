@@ -115,7 +115,7 @@ def prepare_dataset(
         )
     fusion = study.fusion(annotator)
     files = {patient: _files(patient, of, None if fusion else 2) for patient, of in scans.items()}
-    names = {patient: sorted((drawn_by or {}).get(patient, ())) for patient in files} if fusion else {}
+    names = {patient: list((drawn_by or {}).get(patient, ())) for patient in files} if fusion else {}
     _require_names(told, files, names)
     annotations = {patient: _files(patient, files) for patient, files in (all_annotations or {}).items()}
     folder = as_path(folder, **told)
