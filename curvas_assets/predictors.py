@@ -18,6 +18,8 @@ Fusion = Literal["majority", "staple", "random", "soft"]
 FUSIONS: tuple[Fusion, ...] = ("majority", "staple", "random", "soft")
 """Ways to make one training label of several annotators': the label of most of them, STAPLE, one annotator drawn for each
 patch, or the mean of their one-hot labels."""
+KEPT_APART: tuple[Fusion, ...] = ("random", "soft")
+"""Fusions whose datasets keep the labels of each annotator, because training draws from them or averages them."""
 CALIBRATIONS = ("temperature", "isotonic")
 """Ways to calibrate a predictor after it is trained: one temperature for all logits, or an isotonic curve for each organ."""
 Calibration = Literal["temperature", "isotonic"]

@@ -22,7 +22,8 @@ from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError, StudyError
 from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
-from curvas_assets.segmentation.dataset import CHANNELS, DatasetFacts, dataset_digest, splits_of
+from curvas_assets.predictors import KEPT_APART
+from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_labels, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
@@ -184,7 +185,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
             f"Name the cases like {', '.join(study.training_patients()[:2])}; preprocess with nnU-Net 2.6 or newer.",
         )
     for case in cases:
-        several = study.fusion(annotator) in CHANNELS
+        several = study.fusion(annotator) in KEPT_APART
         _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask, several=several)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
     order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)

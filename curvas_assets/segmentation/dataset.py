@@ -29,7 +29,7 @@ from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.geometry import by
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.machine import available_memory
-from curvas_assets.predictors import Fusion
+from curvas_assets.predictors import KEPT_APART, Fusion
 from curvas_assets.segmentation.requirements import FUSED
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
 from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
@@ -37,8 +37,6 @@ from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD
 
-CHANNELS = ("random", "soft")
-"""Fusions whose datasets have a channel of labels for each annotator."""
 ANISOTROPIC = 1.3
 """Where voxels are this much longer along an axis, the first stage does not convolve along it (1×3×3)."""
 
@@ -125,7 +123,7 @@ def prepare_dataset(
     attempted, subject = told["attempted"], told["subject"]
     with (
         tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch,
-        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(files, channels=fusion in CHANNELS)),
+        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(files, channels=fusion in KEPT_APART)),
     ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         scans_read = TrainingScans(study, Path(scratch, "scans")) if read is None else read

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.predictors import KEPT_APART
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
@@ -260,7 +261,7 @@ def require_labels(study: Study, label: str, dataset: Mapping[str, Any], told: T
     """
     record, wanted = dataset.get(FUSED), study.fusion(label)
     rule = record.get("rule") if isinstance(record, Mapping) else None
-    if record is None and not (several and wanted in ("random", "soft")):
+    if record is None and not (several and wanted in KEPT_APART):
         return
     if rule != wanted or record is None:
         found = "is of one annotator's labels" if record is None else f"fuses annotators by {rule!r:.40}"

@@ -1,6 +1,6 @@
 """Trainings on several annotators at once: one annotator drawn for each patch, or the mean of all.
 
-Both read datasets with a channel of labels for each annotator of a patient (`dataset.CHANNELS`), and leave the rest to
+Both read datasets with a channel of labels for each annotator of a patient (`predictors.KEPT_APART`), and leave the rest to
 nnU-Net: its loaders, augmentation, losses and steps. What loader processes need of it is in `label_channels`. Imported only
 by `training`, because it loads torch and nnunetv2.
 """
