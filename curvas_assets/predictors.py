@@ -14,15 +14,17 @@ FOLDS = 5
 """nnU-Net's cross-validation."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Annotator, organ and ensemble names: no comma, `|` or underscore, which partition keys use as separators."""
-FUSIONS = ("majority", "staple", "random", "soft")
+Fusion = Literal["majority", "staple", "random", "soft"]
+FUSIONS: tuple[Fusion, ...] = ("majority", "staple", "random", "soft")
 """Ways to make one training label of several annotators': the label of most of them, STAPLE, one annotator drawn for each
 patch, or the mean of their one-hot labels."""
+KEPT_APART: tuple[Fusion, ...] = ("random", "soft")
+"""Fusions whose datasets keep the labels of each annotator, because training draws from them or averages them."""
 CALIBRATIONS = ("temperature", "isotonic")
 """Ways to calibrate a predictor after it is trained: one temperature for all logits, or an isotonic curve for each organ."""
 FLIP, SNAPSHOT = "flip", "snapshot"
 """What the names of variants begin with: a mirrored prediction, and earlier weights. Flips count from 0, snapshots from 1."""
 Calibration = Literal["temperature", "isotonic"]
-Fusion = Literal["majority", "staple", "random", "soft"]
 _MODEL = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9-]*)_init(0|[1-9][0-9]{0,9})_fold(all|[0-4])(?:_(flip|snapshot)([0-9]|[1-9][0-9]))?"
 )

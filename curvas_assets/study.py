@@ -37,6 +37,7 @@ from curvas_assets.predictors import (
     CalibratedId,
     EnsembleId,
     Fold,
+    Fusion,
     ModelId,
     predictor_of,
 )
@@ -703,6 +704,10 @@ class Study(_Part):
         """What models are trained on: annotators, and fusions of them."""
         return list(self.training_labels) or self.annotator_names
 
+    def fusion(self, label: str) -> Fusion | None:
+        """How a training label is made of several annotators' label maps; None if it is one annotator's."""
+        return None if label in self.annotator_names else next((rule for rule in FUSIONS if rule == label), None)
+
     @property
     def models(self) -> list[ModelId]:
         """The models that are trained."""
@@ -740,7 +745,7 @@ class Study(_Part):
         """
         if self.ensembles:
             return self.ensembles
-        names, annotators = self.label_names, [name for name in self.label_names if name not in FUSIONS]
+        names, annotators = self.label_names, [name for name in self.label_names if not self.fusion(name)]
         models_of_one = len(self.seeds) * (1 if self.cross_validated else len(self.folds))
         of_one = {name: (name,) for name in names} if len(names) > 1 and models_of_one > 1 else {}
         return {**of_one, "all": tuple(annotators)} if annotators else of_one
@@ -831,7 +836,7 @@ class Study(_Part):
         if isinstance(one, CalibratedId):
             return "calibrated"
         if isinstance(one, ModelId):
-            return "fused" if one.annotator in FUSIONS and one.annotator in self.label_names else "individual"
+            return "fused" if self.fusion(one.annotator) else "individual"
         if one.name in self._label_ensembles:
             labels = set(self._label_ensembles[one.name])
             if labels - set(self.annotator_names):

@@ -1,4 +1,4 @@
-"""Datasets: the training patients as one annotator drew them, preprocessed by nnU-Net."""
+"""Datasets: the training patients as one annotator drew them, or several, preprocessed by nnU-Net."""
 
 import dagster as dg
 
@@ -17,7 +17,8 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
 
     @declare.cells(table.PREPROCESSED_DATASET, stage.CHECKS)
     def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
-        """The training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net.
+        """The training patients as one annotator drew them, or several whose labels are fused (`training_labels` in the study
+        file), fingerprinted, planned and preprocessed by nnU-Net.
 
         All in one voxel order (LPS), whatever their files are in; models inherit it, and predictions come back on each
         scan's own voxels.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import dagster as dg
 
 from curvas_assets.orchestration.environment import deployment, variable
+from curvas_assets.predictors import KEPT_APART
 from curvas_assets.study import Study
 
 GPU_POOL = "gpu"
@@ -33,12 +34,18 @@ PREPROCESSING_GIB = 8
 1 × 0.8 × 0.8 to 1.1 × 0.8 × 0.8 mm (`benchmarks.intake --full`): 0.9 of process, 2 that grow with the voxels of the scan and
 of the target grid. So three times as many voxels fit. The sizes are known where a step runs, not where it is declared: a
 scan that needs more is refused there with what it needs (`segmentation.preprocessing.estimate_memory`)."""
+KEPT_LABELS_GIB = 1.3
+"""What that step takes besides for each annotator whose labels a dataset keeps, GiB: int16 for each voxel of the target grid,
+of three times the voxels of a scan of full size."""
 REPORT_GIB = 4
 """Memory of the report's step, GiB: 0.6 measured for 65 patients (`benchmarks.report`), and one label map of full size, 0.2."""
 PLANNED_GPU_GB = {"nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
 """GPU memory for which nnU-Net's planners plan if they are not told, GB; the others plan for 8."""
 BYTES_A_VOXEL = 6.3
 """Of a training batch: float32, and int16 labels for each output of the network."""
+SOFT_BYTES_A_VOXEL = 4.6
+"""Of each class in the targets of soft labels: float32 for each output of the network, of which each has an eighth of the
+voxels of the one before."""
 BATCH_GIB_A_GB = 0.0031
 """Size of a training batch as loader processes pass it, GiB per GB of GPU memory for which it is planned: 25 MiB (2 × 128³
 voxels, measured) for 8 GB."""
@@ -162,7 +169,7 @@ class StageNeeds:
             # A CT of 866 × 512 × 512 takes 0.4 GiB as int16, an annotation 0.2: 1.3 measured with three. Twice the voxels,
             # and a CT that is stored as float64 (1.7), fit.
             intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators, hours=0.1, scratch_gib=5),
-            dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB, hours=2, scratch_gib=40),
+            dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB + _kept_labels_gib(study), hours=2, scratch_gib=40),
             training=Needs(
                 cpus=AUTO_LOADERS_CPUS if training.loader_workers == "auto" and workers else max(4, 2 + workers),
                 memory_gib=LARGE_MEMORY_GIB
@@ -204,12 +211,21 @@ def _counted_gib(study: Study) -> float:
     return counted + len(variants) * (0.008 * classes + 0.035)
 
 
+def _kept_labels_gib(study: Study) -> float:
+    """What datasets that keep each annotator's labels take beside, GiB; 0 if no training label does."""
+    kept = any(study.fusion(label) in KEPT_APART for label in study.label_names)
+    return ceil(KEPT_LABELS_GIB * len(study.annotators)) if kept else 0
+
+
 def _batch_gib(study: Study) -> float:
-    """About the size of a training batch with its targets, GiB."""
-    plans = study.plans
+    """About the size of a training batch with its targets, GiB; with soft labels, of theirs."""
+    plans, a_voxel = study.plans, BYTES_A_VOXEL
+    if any(study.fusion(label) == "soft" for label in study.label_names):
+        a_voxel = 4 + SOFT_BYTES_A_VOXEL * len(study.class_names)
     if plans.patch_size is not None and plans.batch_size is not None:
-        return plans.batch_size * prod(plans.patch_size) * BYTES_A_VOXEL / 2**30
-    return BATCH_GIB_A_GB * (plans.gpu_memory_gb or PLANNED_GPU_GB.get(plans.planner, 8))
+        return plans.batch_size * prod(plans.patch_size) * a_voxel / 2**30
+    planned = BATCH_GIB_A_GB * (plans.gpu_memory_gb or PLANNED_GPU_GB.get(plans.planner, 8))
+    return planned * a_voxel / BYTES_A_VOXEL
 
 
 RETRY = dg.RetryPolicy(max_retries=4, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)

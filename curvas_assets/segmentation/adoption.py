@@ -22,10 +22,10 @@ from curvas_assets.disk import told_of_disk
 from curvas_assets.errors import SegmentationError, StudyError
 from curvas_assets.geometry import order_of
 from curvas_assets.inputs import as_path, existing_folder, made_folder
-from curvas_assets.predictors import SNAPSHOT
+from curvas_assets.predictors import KEPT_APART, SNAPSHOT
 from curvas_assets.segmentation.dataset import DatasetFacts, dataset_digest, splits_of
 from curvas_assets.segmentation.prediction import Predictor
-from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
+from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_labels, require_plans
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name
 from curvas_assets.segmentation.training import BEST, SNAPSHOT_FILE, TRAINED_ON
 from curvas_assets.study import ModelId, Study, load_study
@@ -107,6 +107,7 @@ def adopt_model(
     plans = _json(source / "plans.json", str(model))
     dataset = _json(source / "dataset.json", str(model))
     require_classes(study, dataset, ask)
+    require_labels(study, model.annotator, dataset, ask)
     order = _voxel_order(plans, dataset, voxel_order, ask)
     path = _checkpoint(source, model, ask)
     state = _load(path, model)
@@ -149,7 +150,8 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
 
     Args:
         study: classes and configuration that it must have, patients that it may have.
-        annotator: whose label maps it was made of.
+        annotator: whose label maps it was made of, or a fusion of several. Those of `random` and `soft`, which nnU-Net itself
+            does not know, are taken from this platform alone.
         source: one dataset of `nnUNet_preprocessed`: `dataset.json`, `dataset_fingerprint.json`, one `*Plans.json`,
             `splits_final.json` if there is one, and the cases (`.b2nd`, `_seg.b2nd`, `.pkl`).
         folder: receives them; the plans are renamed to ours, and name our dataset; splits are made if there are none, and
@@ -175,6 +177,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
     plans = _json(plans_files[0], subject)
     dataset, fingerprint = _json(source / "dataset.json", subject), _json(source / "dataset_fingerprint.json", subject)
     require_classes(study, dataset, ask)
+    require_labels(study, annotator, dataset, ask, several=True)
     configuration = require_plans(plans, study.plans.configuration, ask).configuration
     if "data_identifier" not in configuration:
         raise ask.refused("its plans name no folder of cases (data_identifier)", "Give the plans that nnU-Net 2 wrote.")
@@ -189,7 +192,8 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
             f"Name the cases like {', '.join(study.training_patients()[:2])}; preprocess with nnU-Net 2.6 or newer.",
         )
     for case in cases:
-        _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask)
+        several = study.fusion(annotator) in KEPT_APART
+        _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask, several=several)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
     order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
     splits = _splits(study, source, cases, ask)
@@ -410,8 +414,10 @@ def _require_usable(study: Study, model: ModelId, folder: Path, adopted: Adopted
 # Cases of a dataset ---------------------------------------------------------------------------------------------------
 
 
-def _require_case(folder: Path, case: str, classes: int, ask: Told) -> None:
-    """Require that a preprocessed case is whole: one channel, and labels of the study on the same voxels."""
+def _require_case(folder: Path, case: str, classes: int, ask: Told, *, several: bool) -> None:
+    """Require that a preprocessed case is whole: one channel, and labels of the study on the same voxels, of one annotator or,
+    if `several`, of each.
+    """
     import blosc2
     import numpy as np
 
@@ -426,7 +432,8 @@ def _require_case(folder: Path, case: str, classes: int, ask: Told) -> None:
             f"{case} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
             "Preprocess it again.",
         ) from error
-    if len(shapes[0]) != 4 or shapes[0][0] != 1 or shapes[1] != shapes[0]:
+    wanted = (max(1, shapes[1][0]) if several and len(shapes[1]) == 4 else 1, *shapes[0][1:])
+    if len(shapes[0]) != 4 or shapes[0][0] != 1 or shapes[1] != wanted:
         raise ask.refused(
             f"{case} has an image of {shapes[0]} and labels of {shapes[1]} (channel, z, y, x)",
             "Give what was preprocessed of the CT alone, by nnU-Net 2.6 or newer.",

@@ -1,8 +1,11 @@
-"""nnU-Net's dataset of one annotator: fingerprint, plans, preprocessed cases.
+"""nnU-Net's dataset of one training label, an annotator or a fusion of several: fingerprint, plans, preprocessed cases.
 
 nnU-Net gets every scan in one voxel order (`voxel_order.CANONICAL`), which `dataset.json` records and the model inherits.
 Planning is nnU-Net's; its analysis and preprocessing of each case are done here, to the bit, without its pools of processes
 and its copies (`preprocessing`). Scans are read by `scans`.
+
+For `majority` and `staple`, annotators are fused on the scan's own voxels, and the dataset is like any other. For `random`
+and `soft` it keeps a channel of labels for each annotator of a patient, as `several_annotators` trains on them.
 """
 
 import hashlib
@@ -26,6 +29,8 @@ from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.geometry import by
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.machine import available_memory
+from curvas_assets.predictors import KEPT_APART, Fusion
+from curvas_assets.segmentation.requirements import FUSED
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
 from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
 from curvas_assets.storage.labels import PackedLabels
@@ -68,18 +73,23 @@ def prepare_dataset(
     folder: str | Path,
     *,
     all_annotations: Mapping[str, Sequence[str | Path]] | None = None,
+    drawn_by: Mapping[str, Sequence[str]] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     read: TrainingScans | None = None,
 ) -> DatasetFacts:
-    """Fingerprint, plan and preprocess the training patients as one annotator drew them.
+    """Fingerprint, plan and preprocess the training patients as one annotator drew them, or as several did.
+
+    Of several, intensities are sampled where any of them sees an organ, as with `plans.shared_intensity_statistics`.
 
     Args:
         study: plans and training settings; the study itself, or its name or path for `load_study`.
-        annotator: whose label maps these are.
-        scans: patient → (image, annotation), NIfTI files on the same voxels of the world, each in any voxel order.
+        annotator: whose label maps these are, or a fusion of several (`Study.fusion`).
+        scans: patient → (image, annotation), NIfTI files on the same voxels of the world, each in any voxel order. For a
+            fusion: (image, annotation of each who annotated this patient).
         folder: receives `dataset.json`, `dataset_fingerprint.json`, `nnUNetPlans.json`, `splits_final.json` and the
             preprocessed cases; a stock nnU-Net can use it as a folder of `nnUNet_preprocessed`.
         all_annotations: patient → every annotator's file; needed for `plans.shared_intensity_statistics`.
+        drawn_by: patient → the names of those annotators; needed for a fusion, and recorded in `dataset.json`.
         on_progress: told (done, total, patient) after each case.
         read: scans that are read once for the datasets of several annotators; if None, for this one alone.
 
@@ -101,7 +111,10 @@ def prepare_dataset(
         raise SegmentationError(
             "preparing the dataset", annotator, "no training patient", "Name patients in the study's training sets."
         )
-    pairs = {patient: _files(patient, files, 2) for patient, files in scans.items()}
+    fusion = study.fusion(annotator)
+    files = {patient: _files(patient, of, None if fusion else 2) for patient, of in scans.items()}
+    names = {patient: list((drawn_by or {}).get(patient, ())) for patient in files} if fusion else {}
+    _require_names(told, files, names)
     annotations = {patient: _files(patient, files) for patient, files in (all_annotations or {}).items()}
     folder = as_path(folder, **told)
     made_folder(folder.parent, **told)
@@ -110,12 +123,14 @@ def prepare_dataset(
     attempted, subject = told["attempted"], told["subject"]
     with (
         tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch,
-        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(pairs)),
+        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(files, channels=fusion in KEPT_APART)),
     ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         scans_read = TrainingScans(study, Path(scratch, "scans")) if read is None else read
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
-            cases = [_Case(p, image, drawn, annotations.get(p), scans_read) for p, (image, drawn) in pairs.items()]
+            cases = [
+                _Case(p, image, drawn, fusion, annotations.get(p), scans_read) for p, (image, *drawn) in files.items()
+            ]
             made = preprocessed / name
             made.mkdir(parents=True)
             fingerprint = _fingerprint(study, annotator, cases)
@@ -123,8 +138,11 @@ def prepare_dataset(
             dataset = _write_raw(study, cases, raw / name)
             plans = _plan(study.plans, name, annotator)
             _write_json(made / f"{PLANS_NAME}.json", plans)
-            _preprocess(study, cases, plans, dataset, made, on_progress)
-            _write_json(made / "splits_final.json", splits_of(sorted(pairs), study))
+            digests = _preprocess(study, cases, plans, dataset, made, on_progress)
+            if fusion:
+                of = {p: {"annotators": names[p], "labels": digests[p]} for p in sorted(names)}
+                dataset[FUSED] = {"rule": fusion, "patients": of}
+            _write_json(made / "splits_final.json", splits_of(sorted(files), study))
             _write_json(made / "dataset.json", dataset)
             _move(made, folder)
     configuration = plans["configurations"][study.plans.configuration]
@@ -172,15 +190,33 @@ def content_of(path: Path) -> bytes:
     return json.dumps({k: v for k, v in json.loads(content).items() if k != RECORD}, indent=1).encode()
 
 
-def _needed_bytes(scans: Mapping[str, Sequence[Path]]) -> int:
-    """Disk that a dataset takes while it is made, about: images (float32), labels (int16) and scans as stored (float32 at most)."""
-    voxels = 0
-    for image, _ in scans.values():
+def _require_names(told: dict[str, Any], files: Mapping[str, Sequence[Path]], names: Mapping[str, list[str]]) -> None:
+    """Require of a fusion, whose names these are, one name for each annotation, and at least one."""
+    for patient, annotators in names.items():
+        if len(set(annotators)) != len(files[patient]) - 1 or not annotators:
+            raise SegmentationError(
+                told["attempted"],
+                told["subject"],
+                f"{len(files[patient]) - 1} annotations of {patient}, by {annotators or 'nobody'}",
+                "Name the annotator of each annotation in drawn_by.",
+            )
+
+
+def _needed_bytes(scans: Mapping[str, Sequence[Path]], *, channels: bool = False) -> int:
+    """Disk that a dataset takes while it is made, about: images (float32), labels (int16) and scans as stored (float32 at most).
+
+    Args:
+        scans: patient → image and annotations.
+        channels: whether each annotation is kept.
+    """
+    needed = 0
+    for image, *drawn in scans.values():
         try:
-            voxels += int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
+            voxels = int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
         except DAMAGED:  # reported where it is read
             continue
-    return 10 * voxels
+        needed += (8 + 2 * (len(drawn) if channels else 1)) * voxels
+    return needed
 
 
 def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
@@ -200,7 +236,8 @@ class _Case:
 
     patient: str
     image: Path
-    annotation: Path
+    annotations: Sequence[Path]
+    fusion: Fusion | None
     everybodys: Sequence[Path] | None
     read: TrainingScans
 
@@ -208,13 +245,23 @@ class _Case:
         return self.read.scan(self.patient, self.image)
 
     def labels(self) -> PackedLabels:
-        return self.read.labels(self.patient, self.image, self.annotation)
+        """The label map that is learned, (1, Z, Y, X); of `random` and `soft` that of each annotator, (R, Z, Y, X)."""
+        if self.fusion == "majority" or self.fusion == "staple":
+            return self.read.fused(self.patient, self.image, self.annotations, self.fusion)
+        drawn = [self.read.labels(self.patient, self.image, annotation) for annotation in self.annotations]
+        return drawn[0] if self.fusion is None else PackedLabels.stacked(drawn)
+
+    def forget(self) -> None:
+        for annotation in self.annotations:
+            self.read.forget(self.patient, self.image, annotation)
 
     def foreground(self, study: Study) -> PackedLabels:
-        """Where intensities are sampled: in the annotator's organs, or in anybody's if the statistics are shared."""
-        if not study.plans.shared_intensity_statistics:
-            return self.labels()
-        return self.read.unions(self.patient, self.image, self.everybodys or ())
+        """Where intensities are sampled: in the annotator's organs, or in anybody's if several are fused, or if the
+        statistics are shared.
+        """
+        if study.plans.shared_intensity_statistics:
+            return self.read.unions(self.patient, self.image, self.everybodys or ())
+        return self.labels() if self.fusion is None else self.read.unions(self.patient, self.image, self.annotations)
 
 
 def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, Any]:
@@ -232,7 +279,7 @@ def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, 
         "file_ending": ".nii.gz",
         RECORD: CANONICAL,
     }
-    named = {case.patient: {"images": [str(case.image)], "label": str(case.annotation)} for case in cases}
+    named = {case.patient: {"images": [str(case.image)], "label": str(case.annotations[0])} for case in cases}
     reader = {"overwrite_image_reader_writer": "SimpleITKIO"}
     _write_json(folder / "dataset.json", {**dataset, **reader, "dataset": named})
     return dataset
@@ -366,7 +413,8 @@ def _preprocess(
     dataset: dict[str, Any],
     folder: Path,
     on_progress: Callable[[int, int, str], None] | None,
-) -> None:
+) -> dict[str, str]:
+    """All cases, into the configuration's folder; returns a digest of each patient's labels, if several annotators are fused."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     with quiet():
@@ -374,25 +422,33 @@ def _preprocess(
         configuration = manager.get_configuration(study.plans.configuration)
     target = folder / configuration.data_identifier
     target.mkdir()
+    digests: dict[str, str] = {}
     for done, case in enumerate(cases, 1):
         try:
             with quiet():
                 shared = study.plans.shared_intensity_statistics
-                _preprocess_case(case, target / case.patient, manager, configuration, dataset, shared)
+                seg: Any = _preprocess_case(case, target / case.patient, manager, configuration, dataset, shared)
+                if case.fusion is not None:
+                    seg = np.ascontiguousarray(seg, np.int16)
+                    digests[case.patient] = hashlib.sha256(seg).hexdigest()[:16]
+                del seg
                 if not shared:  # else the next annotator's intensities are of everybody's label maps
-                    case.read.forget(case.patient, case.image, case.annotation)
+                    case.forget()
         except CurvasError:
             raise
         except Exception as error:
             raise unusable("preprocessing the scan", case.patient, error) from error
         if on_progress is not None:
             on_progress(done, len(cases), case.patient)
+    return digests
 
 
 def _preprocess_case(
     case: _Case, target: Path, plans: Any, configuration: Any, dataset: dict[str, Any], shared: bool
-) -> None:
-    """One case, as files named like `target`. A shared image is made once for the datasets of all annotators."""
+) -> npt.NDArray[Any]:
+    """One case, as files named like `target`; returns its labels. A shared image is made once for the datasets of all
+    annotators.
+    """
     from curvas_assets.segmentation.preprocessing import (
         Frame,
         estimate_memory,
@@ -403,18 +459,29 @@ def _preprocess_case(
         sample_organs,
     )
 
-    scan, threads = case.scan(), preprocessing_threads()
-    voxels, labels, properties = scan.voxels(), np.asarray(case.labels()[0]), scan.properties()
+    scan, threads, drawn = case.scan(), preprocessing_threads(), case.labels()
+    voxels, properties, channels = scan.voxels(), scan.properties(), range(drawn.shape[0])
     if not is_known(configuration):
-        image, seg, properties = preprocess(voxels, labels, properties, plans, configuration, dataset)
+        each = [preprocess(voxels, drawn[r], scan.properties(), plans, configuration, dataset) for r in channels]
+        image, _, properties = each[0]
+        seg = np.concatenate([labels for _, labels, _ in each if labels is not None])
+        if len(each) > 1:
+            properties["class_locations"] = _by_channel([facts["class_locations"] for _, _, facts in each])
         save_case(target, image, seg, properties, configuration)
-        return
+        return seg
     frame = Frame.of(voxels, properties, plans, configuration, scan.box)
-    needed = estimate_memory(frame, voxels.itemsize, int(np.count_nonzero(labels)))
+    most = max(int(np.count_nonzero(drawn[r])) for r in channels)
+    needed = estimate_memory(frame, voxels.itemsize, most, channels=len(channels))
     _require_memory(case.patient, frame.shape, frame.wanted, needed)
-    seg = preprocess_labels(frame, voxels, labels, configuration, threads=threads)
-    del labels
-    properties["class_locations"] = sample_organs(seg, plans, dataset)
+    if len(channels) == 1:
+        seg = preprocess_labels(frame, voxels, drawn[0], configuration, threads=threads)
+        properties["class_locations"] = sample_organs(seg, plans, dataset)
+    else:
+        seg, sampled = np.empty((len(channels), *frame.wanted), np.int16), []
+        for r in channels:
+            seg[r] = preprocess_labels(frame, voxels, drawn[r], configuration, threads=threads)[0]
+            sampled.append(sample_organs(seg[r : r + 1], plans, dataset))
+        properties["class_locations"] = _by_channel(sampled)
     settings = [plans.foreground_intensity_properties_per_channel, plans.transpose_forward, configuration.configuration]
     depends_on = json.dumps([str(scan.file), *settings], sort_keys=True, default=str)
     made = case.read.images.get(depends_on)
@@ -428,6 +495,18 @@ def _preprocess_case(
         kept = case.read.folder / f"image{len(case.read.images)}.b2nd"
         _link(stored, kept)
         case.read.images[depends_on] = kept
+    return seg
+
+
+def _by_channel(sampled: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    """nnU-Net's samples of organs' voxels, (channel, z, y, x), of label maps that became channels of one array."""
+    found: dict[Any, Any] = {}
+    for organ in sampled[0]:
+        at = [np.array(one[organ], np.int64).reshape(-1, 4) for one in sampled]
+        for channel, voxels in enumerate(at):
+            voxels[:, 0] = channel
+        found[organ] = np.concatenate(at)
+    return found
 
 
 def _require_memory(patient: str, shape: Sequence[int], wanted: Sequence[int], needed: int) -> None:

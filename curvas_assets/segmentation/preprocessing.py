@@ -161,7 +161,7 @@ def sample_organs(seg: npt.NDArray[Any], plans: Any, dataset: dict[str, Any]) ->
     return DefaultPreprocessor._sample_foreground_locations(seg, organs)
 
 
-def estimate_memory(frame: "Frame", itemsize: int, drawn: int) -> int:
+def estimate_memory(frame: "Frame", itemsize: int, drawn: int, *, channels: int = 1) -> int:
     """Memory that preprocessing one scan takes beside the process itself, and storing the result, bytes.
 
     The scan as it is stored, and either its label map in several forms or the results, as they are and as they are
@@ -171,7 +171,8 @@ def estimate_memory(frame: "Frame", itemsize: int, drawn: int) -> int:
     Args:
         frame: of the scan.
         itemsize: bytes of a voxel as it is stored.
-        drawn: voxels of the scan that are in an organ.
+        drawn: voxels of the scan that are in an organ, at most, of any annotator.
+        channels: label maps that are kept; several are made one after the other, and gathered as int16.
     """
     voxels, wanted = math.prod(frame.shape), math.prod(frame.wanted)
     slices = SLICES_IN_FLIGHT * 8 * math.prod(frame.shape[1:])
@@ -179,7 +180,7 @@ def estimate_memory(frame: "Frame", itemsize: int, drawn: int) -> int:
         (1 if frame.axes == [0, 1, 2] else 2) * itemsize * voxels + max(3 * voxels + wanted, 9 * wanted) + slices
     )
     sampling = itemsize * voxels + 2 * wanted + SAMPLED_BYTES * min(wanted, drawn * wanted // voxels)
-    return max(resampling, sampling)
+    return max(resampling, sampling) + (2 * channels * wanted if channels > 1 else 0)
 
 
 # Where a scan lies, before and after ---------------------------------------------------------------------------------

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from curvas_assets.errors import SegmentationError
+from curvas_assets.predictors import KEPT_APART
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
+FUSED = "fused_labels"
+"""In `dataset.json` of a dataset of several annotators, and of models trained on it: the rule, and of each patient who
+annotated and a digest of the preprocessed labels."""
 SKIMAGE, TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
 """nnU-Net's two ways to resample probabilities that `prediction` reproduces slab by slab: both linear."""
 
@@ -240,3 +244,29 @@ def recorded_order(dataset: Mapping[str, Any], told: Told) -> str | None:
             f"dataset.json says {RECORD} {order!r:.80}", "Give three letters such as LPS, or remove the entry."
         )
     return order
+
+
+def require_labels(study: Study, label: str, dataset: Mapping[str, Any], told: Told, *, several: bool = False) -> None:
+    """`dataset.json` says nothing else than that annotators are fused as the training label says.
+
+    Args:
+        study: with that training label.
+        label: of the dataset or model, an annotator or a fusion.
+        dataset: content of its `dataset.json`.
+        told: for whom.
+        several: whether a label that takes several annotators' maps must say so: nnU-Net itself makes no such dataset.
+
+    Raises:
+        SegmentationError: it is of another fusion, or of one annotator, or does not say how it was fused.
+    """
+    record, wanted = dataset.get(FUSED), study.fusion(label)
+    rule = record.get("rule") if isinstance(record, Mapping) else None
+    if record is None and not (several and wanted in KEPT_APART):
+        return
+    if rule != wanted or record is None:
+        found = "is of one annotator's labels" if record is None else f"fuses annotators by {rule!r:.40}"
+        asked = f"the fusion {wanted}" if wanted else f"the annotator {label}"
+        raise told.refused(
+            f"its dataset.json says that it {found}, and {label} is {asked}",
+            "Give what was made for that training label; datasets of random and soft are made by this platform alone.",
+        )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
+from curvas_assets.fusing import fuse
 from curvas_assets.geometry import Grid, is_same_order, order_of, reordered, require_same_grid, voxel_order
 from curvas_assets.nifti import read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
@@ -66,6 +67,7 @@ class TrainingScans:
         """Preprocessed images that several annotators may share, by all that they depend on."""
         self._scans: dict[tuple[str, Path], TrainingScan] = {}
         self._labels: dict[tuple[str, Path, Path], PackedLabels] = {}
+        self._fused: dict[tuple[str, Path, str, tuple[Path, ...]], PackedLabels] = {}
 
     def scan(self, patient: str, image: Path) -> TrainingScan:
         """A patient's CT. What prediction takes as unscaled (also a slope of 0 or NaN) is unscaled here too.
@@ -96,6 +98,25 @@ class TrainingScans:
     def forget(self, patient: str, image: Path, annotation: Path) -> None:
         """Free a label map's memory; it is read again if it is asked for."""
         self._labels.pop((patient, image, annotation), None)
+        for key in [key for key in self._fused if key[:2] == (patient, image) and annotation in key[3]]:
+            del self._fused[key]
+
+    def fused(
+        self, patient: str, image: Path, annotations: Sequence[Path], rule: Literal["majority", "staple"]
+    ) -> PackedLabels:
+        """One label map of several annotators', as `labels`.
+
+        Raises:
+            SegmentationError: as `labels`.
+        """
+        key = patient, image, rule, tuple(annotations)
+        if key not in self._fused:
+            drawn = PackedLabels.stacked([self.labels(patient, image, annotation) for annotation in annotations])
+            dense = fuse(drawn, rule, len(self.study.organs))
+            self._fused[key] = PackedLabels(1, self.scan(patient, image).grid.shape)
+            for z0 in range(0, len(dense), DEPTH):
+                self._fused[key].put(0, z0, dense[z0 : z0 + DEPTH])
+        return self._fused[key]
 
     def unions(self, patient: str, image: Path, annotations: Sequence[Path]) -> PackedLabels:
         """1 where any annotator sees an organ, as `labels`."""

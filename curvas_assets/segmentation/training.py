@@ -21,7 +21,7 @@ from curvas_assets.errors import SegmentationError
 from curvas_assets.inputs import as_path, existing_folder, made_folder
 from curvas_assets.predictors import SNAPSHOT
 from curvas_assets.segmentation.dataset import content_of
-from curvas_assets.segmentation.requirements import Told
+from curvas_assets.segmentation.requirements import FUSED, Told, require_labels
 from curvas_assets.segmentation.runtime import (
     PLANS_NAME,
     choose_device,
@@ -52,6 +52,10 @@ NOT_AS_STOCK = (
 )
 """Where reproducibility is preferred to what stock nnU-Net does; everything else (mixed precision, compilation, cuDNN's
 choice of algorithms, TF32) is as it sets it, also where that makes results on a GPU differ in the last digits."""
+FUSED_NOT_AS_STOCK = {
+    "random": "each patch has the labels of one annotator, drawn with the patch",
+    "soft": "targets are the mean of the annotators' one-hot labels: nnU-Net's soft Dice and cross-entropy take probabilities",
+}
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,13 @@ def train_model(
     dataset_folder = existing_folder(dataset_folder, **told)
     resume_from = None if resume_from is None else as_path(resume_from, **told)
     model_folder = as_path(model_folder, **told)
-    from curvas_assets.segmentation.trainer import SETTINGS, StudyTrainer
+    from curvas_assets.segmentation.several_annotators import trainer_of
+    from curvas_assets.segmentation.trainer import SETTINGS
 
     start = time.perf_counter()
     plans = _read_json(dataset_folder / f"{PLANS_NAME}.json")
     dataset = _read_json(dataset_folder / "dataset.json")
+    require_labels(study, model.annotator, dataset, Told(told["attempted"], told["subject"]), several=True)
     _require_fold(study, model, dataset_folder, plans)
     made_folder(model_folder.parent, **told)
     device = choose_device(study.training.device)
@@ -162,7 +168,7 @@ def train_model(
         cudnn_as_stock(),
         quiet(),
     ):
-        trainer = StudyTrainer(
+        trainer = trainer_of(study.fusion(model.annotator))(
             {**plans, SETTINGS: settings, "continue_training": False},
             study.plans.configuration,
             model.fold,
@@ -193,6 +199,7 @@ def _settings(study: Study, model: ModelId, dataset_folder: Path) -> dict[str, A
         "seed": model.seed,
         "cross_validated": study.cross_validated,
         "identity": _identity(study, model, dataset_folder),
+        **({FUSED: fusion} if (fusion := study.fusion(model.annotator)) else {}),
     }
 
 
@@ -399,7 +406,8 @@ def _how_it_ran(trainer: "StudyTrainer") -> dict[str, Any]:
         "pinned_memory": on_cuda and trainer.batches is not None and not trainer.batches.through_pipe,
         **(computed if on_cuda else {}),
     }
-    return {**stock, "not_as_stock": list(NOT_AS_STOCK)}
+    several = FUSED_NOT_AS_STOCK.get(trainer.settings.get(FUSED, ""))
+    return {**stock, "not_as_stock": [*NOT_AS_STOCK, *([several] if several else [])]}
 
 
 def trained_on(model_folder: Path) -> frozenset[str]:

@@ -1,12 +1,13 @@
-"""Datasets: the training patients as one annotator drew them, fingerprinted, planned and preprocessed by nnU-Net."""
+"""Datasets: the training patients as one annotator drew them, or several, fingerprinted, planned and preprocessed by nnU-Net."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.geometry import order_of
+from curvas_assets.predictors import Fusion
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files
@@ -24,7 +25,7 @@ Images that annotators share are links."""
 CHECKS = (
     Check(
         "training_patients_are_complete",
-        "Every training patient is in it; tells whom its annotator did not draw.",
+        "Every training patient is in it; tells whom its annotator, or some of several, did not draw.",
     ),
 )
 
@@ -32,7 +33,7 @@ CHECKS = (
 def prepare_datasets(
     tools: Toolkit, annotators: Sequence[str], checks: StepChecks, *, scan: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
-    """Datasets of annotators from the same training patients, whose files are fetched and read once for all."""
+    """Datasets of annotators, and of fusions of all, from the same training patients, whose files are fetched and read once."""
     with ExitStack() as held:
         training = _TrainingPatients(tools, scan, held)
         yield from one_by_one(lambda annotator: _prepare(tools, annotator, training, checks))(annotators)
@@ -70,19 +71,25 @@ class _TrainingPatients:
             self._read = TrainingScans(self.tools.study, scratch)
         return self._read
 
-    def not_annotated_by(self, annotator: str) -> list[str]:
-        """Patients whom an annotator did not draw, as the intake's ledger tells."""
-        self.folders()
-        return self._not_annotated.get(annotator, [])
+    def drawn_by(self, label: str) -> dict[str, list[str]]:
+        """Patient → the annotators whose label maps a training label takes, by name: of those who annotated the patient, as the
+        intake's ledger tells, the one, or all if it fuses them. Patients whom nobody of these annotated are left out.
+        """
+        folders, study = self.folders(), self.tools.study
+        asked = sorted(study.annotator_names) if study.fusion(label) else [label]
+        drawn = {p: [a for a in asked if p not in self._not_annotated.get(a, ())] for p in folders}
+        return {patient: annotators for patient, annotators in drawn.items() if annotators}
 
 
 def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: StepChecks) -> Stored:
     study, key = tools.study, tools.layout.dataset(annotator)
-    label_files = {one.name: one.file for one in study.annotators}
+    fusion, label_files = study.fusion(annotator), {one.name: one.file for one in study.annotators}
     scratch = next(iter(training.folders().values())).parent
-    omitted = training.not_annotated_by(annotator)
-    drawn = {patient: at for patient, at in training.folders().items() if patient not in omitted}
-    checks["training_patients_are_complete"].look(annotator, [f"did not annotate {p}" for p in omitted])
+    drawn = training.drawn_by(annotator)
+    folders = {patient: at for patient, at in training.folders().items() if patient in drawn}
+    omitted = [patient for patient in training.folders() if patient not in drawn]
+    incomplete = incompletely_drawn(study, drawn) if fusion else []
+    checks["training_patients_are_complete"].look(annotator, [*(f"did not annotate {p}" for p in omitted), *incomplete])
     if omitted:
         tools.warn(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
         require_enough(study, annotator, list(drawn), omitted)
@@ -90,9 +97,10 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
         facts = prepare_dataset(
             study,
             annotator,
-            {p: (at / study.image, at / label_files[annotator]) for p, at in drawn.items()},
+            {p: (at / study.image, *(at / label_files[a] for a in drawn[p])) for p, at in folders.items()},
             Path(folder),
-            all_annotations={p: [at / f for f in label_files.values()] for p, at in drawn.items()},
+            all_annotations={p: [at / f for f in label_files.values()] for p, at in folders.items()},
+            drawn_by=drawn,
             on_progress=lambda done, total, patient: tools.tell(
                 f"{annotator}: {patient} preprocessed, {done} of {total}"
             ),
@@ -105,6 +113,8 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
         facts.digest,
         {
             "annotator": annotator,
+            **({"labels": described_fusion(study, fusion)} if fusion else {}),
+            **({"of fewer annotators": "; ".join(incomplete) or "none"} if fusion else {}),
             "cases": described["cases"],
             "not annotated": ", ".join(omitted) or "none",
             "voxel order": facts.voxel_order or "unknown",
@@ -114,6 +124,24 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
             "facts": described,
         },
     )
+
+
+def incompletely_drawn(study: Study, drawn: Mapping[str, Sequence[str]]) -> list[str]:
+    """The patients whom only some of the annotators drew, each in words."""
+    count = len(study.annotators)
+    few = {patient: annotators for patient, annotators in drawn.items() if len(annotators) < count}
+    return [f"{patient} is of {', '.join(annotators)} alone" for patient, annotators in few.items()]
+
+
+def described_fusion(study: Study, fusion: Fusion) -> str:
+    """How a training label takes several annotators' label maps, in words."""
+    how = {
+        "majority": "the label of most of",
+        "staple": "STAPLE's estimate of each organ from",
+        "random": "one annotator drawn for each patch, of",
+        "soft": "the mean of the one-hot labels of",
+    }
+    return f"{how[fusion]} {', '.join(sorted(study.annotator_names))}"
 
 
 def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from math import prod
 from statistics import median
 
-from curvas_assets.predictors import SNAPSHOT, ModelId
+from curvas_assets.predictors import KEPT_APART, SNAPSHOT, ModelId
 from curvas_assets.stages.ensemble import MAP_BYTES, OF_A_MEMBER
 from curvas_assets.stages.prepare import PREPROCESSING_GROWTH
 from curvas_assets.stages.table import (
@@ -41,6 +41,10 @@ VOLUME_BYTES = 106e6 / FULL_SIZE
 """Of a stored volume, per voxel: 106 MB at full size, `benchmarks.volumes`."""
 MAPS_BYTES = 15e6 / FULL_SIZE
 """Of an ensemble's maps, per voxel: 15 MB at full size (D080)."""
+FUSED_WORK, FUSED_BYTES = 0.13, 0.07
+"""What each annotator beyond the first adds to a dataset that fuses several, as a share of one annotator's: 3.4 CPU s for a
+scan of 200 × 256 × 256 voxels, 4.0 with STAPLE of three annotators, 4.3 where each annotator's labels are kept; 15.1 MB, and
+17.3 with three kept."""
 MODEL_BYTES = 1e9
 """Of a trained model: the study's own, 9 GB for 9 models (its table 4)."""
 TABLE_SECONDS = {FAMILY_COMPARISONS.name: 1.3, FIGURES.name: 10.0}
@@ -92,7 +96,10 @@ class StudySizes:
             read = self.voxels_of(partition) * (1 + len(study.annotators))
             return Sizes(read, read, 1)
         if row is PREPROCESSED_DATASET:
-            return Sizes(self.training_voxels, self.training_voxels, self.training_voxels)
+            voxels, fusion, others = self.training_voxels, study.fusion(partition), len(study.annotators) - 1
+            work = 1 + FUSED_WORK * others if fusion else 1.0
+            stored = 1 + FUSED_BYTES * others if fusion in KEPT_APART else 1.0
+            return Sizes(work * voxels, voxels, stored * voxels)
         if row is TRAINED_MODEL:
             expected = study.training.epochs if self.epochs is None else self.epochs
             return Sizes((expected if epochs is None else epochs) * self._epoch, self.training_voxels, 1)

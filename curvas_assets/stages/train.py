@@ -1,4 +1,4 @@
-"""Models: one nnU-Net for each annotator × seed, trained so that it can be killed and go on."""
+"""Models: one nnU-Net for each training label × seed, trained so that it can be killed and go on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from curvas_assets.errors import CorruptArtefactError, SegmentationError
 from curvas_assets.report import previews
 from curvas_assets.segmentation import EpochReport, TrainingOutcome, train_model
 from curvas_assets.stages.checks import Check, StepChecks
+from curvas_assets.stages.prepare import described_fusion
 from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored, device_name, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories
@@ -69,6 +70,7 @@ def _train(tools: Toolkit, name: str, preprocessed_dataset: Artefacts, checks: S
         stored.version,
         {
             "annotator": model.annotator,
+            **({"labels": described_fusion(study, fusion)} if (fusion := study.fusion(model.annotator)) else {}),
             "seed": model.seed,
             "fold": str(model.fold),
             "epochs": outcome.epochs,

@@ -41,6 +41,16 @@ class PackedLabels:
             chosen._slabs |= {(r, block): slab for (of, block), slab in self._slabs.items() if of == source}
         return chosen
 
+    @classmethod
+    def stacked(cls, sources: Sequence["PackedLabels"]) -> "PackedLabels":
+        """The maps of several on the same voxels, one after the other; nothing is copied."""
+        chosen = cls(sum(one.shape[0] for one in sources), sources[0].shape[1:])
+        first = 0
+        for one in sources:
+            chosen._slabs |= {(first + r, block): slab for (r, block), slab in one._slabs.items()}
+            first += one.shape[0]
+        return chosen
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""

@@ -1,4 +1,4 @@
-"""A training in a process of its own, for `test_training` to kill."""
+"""A training in a process of its own, for tests to kill."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     train_model(
         Study.model_validate(json.loads(study_file.read_text())),
-        ModelId("anno1", 7, "all"),
+        ModelId.parse(sys.argv[5]) if len(sys.argv) > 5 else ModelId("anno1", 7, "all"),
         dataset,
         model_folder,
         resume_from=checkpoint if checkpoint.exists() else None,

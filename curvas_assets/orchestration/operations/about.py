@@ -26,6 +26,7 @@ def about_study(study: Study, known: Collection[str] = ()) -> dict[str, Any]:
         "title": study.title,
         "fingerprint": study.fingerprint(),
         "annotators": ", ".join(study.annotator_names),
+        **({"trained on": ", ".join(study.label_names)} if study.training_labels else {}),
         "organs": ", ".join(study.class_names[1:]),
         "models": len(study.models),
         "ensembles": ", ".join(map(str, study.ensemble_ids)),

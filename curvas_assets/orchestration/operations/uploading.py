@@ -37,7 +37,9 @@ class UploadModel(dg.Config):
 
 class UploadPreprocessing(dg.Config):
     folder: str = Field(description=f"{FOLDER} One dataset of nnUNet_preprocessed.")
-    annotator: str = Field(description="The annotator from whose label maps it was made, such as anno1.")
+    annotator: str = Field(
+        description="The annotator from whose label maps it was made, such as anno1, or the fusion of several, such as majority."
+    )
     origin: str = Field(default="", description=ORIGIN)
 
 
