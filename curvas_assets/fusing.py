@@ -1,158 +1,134 @@
 """One label map of several annotators': the label of most of them, or their STAPLE estimate.
 
-Both are rules for a voxel's combination of labels, so volumes of any size are fused slab by slab. Training on fused labels
-and the references of metrics use the same rules. What is done with the fused map does not belong here.
+Pure: label maps in, label map out. Who annotated a patient, and what is trained on the result, is said elsewhere.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from curvas_assets.codes import DEPTH
-
-LabelMaps = npt.NDArray[np.uint8]
-Fuse = Callable[[LabelMaps], LabelMaps]
-"""Label maps (R, …) of any voxels → one label map (…)."""
-CONVERGED = 1e-14
-"""STAPLE ends when no squared change of a sensitivity or specificity exceeds this: ITK's own limit."""
-MOST_ITERATIONS = 10_000
-
-
-def fusion(annotations: Any, how: Literal["majority", "staple"], organs: Mapping[str, int]) -> Fuse:
-    """The rule that makes one label map of a patient's annotations.
-
-    Args:
-        annotations: uint8 (R, Z, Y, X), sliceable along z.
-        how: `majority` needs no look at the voxels; `staple` takes one pass over all of them.
-        organs: name → label.
-    """
-    return majority if how == "majority" else Staple.of(annotations, organs)
+FEW = 16
+"""Slices that are looked at side by side; any number would do."""
+MARGIN = 5
+"""Voxels without the organ around those where anybody drew it, in which STAPLE estimates."""
+EVEN = 0.5 + 1e-6
+"""Probability above which a voxel is in an organ: ITK iterates until probabilities are right to about seven digits, so that
+exactly one half may come out on either side."""
 
 
-def majority(annotations: LabelMaps) -> LabelMaps:
-    """The label of most annotators at each voxel; the lowest label wins a tie, so the background before an organ.
+class LabelMaps(Protocol):
+    """Label maps uint8 (R, Z, Y, X), sliced as a NumPy array is: an array, or `storage.labels.PackedLabels`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, where: Any, /) -> Any: ...
+
+
+def fuse(drawn: LabelMaps, rule: Literal["majority", "staple"], organs: int) -> npt.NDArray[np.uint8]:
+    """One label map of several. Neither the order of the maps nor the size of the scan around the organs matters, and no voxel
+    gets a label that nobody gave it. A single map is the result itself.
 
     Args:
-        annotations: uint8 (R, …).
+        drawn: one map of each annotator, uint8 (R, Z, Y, X), labels 0 … organs.
+        rule: `majority` or `staple`.
+        organs: number of organs; their labels are 1 … organs.
 
-    >>> majority(np.array([[0, 1, 2, 2], [0, 1, 1, 0]], np.uint8)).tolist()
-    [0, 1, 1, 0]
+    Returns:
+        uint8 (Z, Y, X).
     """
-    annotations = np.asarray(annotations)
-    fused = annotations[0].copy()
-    apart = (annotations[1:] != fused).any(axis=0)
-    given = annotations[:, apart]
-    best, most = np.zeros(given.shape[1], np.uint8), np.zeros(given.shape[1], np.int64)
-    for label in np.unique(given):
-        votes = (given == label).sum(axis=0)
-        more = votes > most
-        best[more], most[more] = label, votes[more]
-    fused[apart] = best
+    if rule == "staple" and drawn.shape[0] > 1:
+        return _staple(drawn, organs)
+    fused = np.empty(drawn.shape[1:], np.uint8)
+    for z0 in range(0, len(fused), FEW):
+        fused[z0 : z0 + FEW] = majority(drawn[:, z0 : z0 + FEW])
     return fused
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """STAPLE's estimate of one organ.
+def majority(drawn: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The label that most maps have, of each voxel. Where several labels have equally many, the lowest of them wins, so that
+    background comes first: it is the arg max of the mean of the one-hot labels.
 
     Args:
-        answers: uint64 (N,), ascending: combinations of the annotators' answers, bit r for a yes of annotator r.
-        probability: float64 (N,), of the organ, at a voxel with these answers.
-        sensitivity: float64 (R,), by annotator.
-        specificity: float64 (R,).
+        drawn: uint8 (R, …).
+
+    Returns:
+        uint8 of the shape of one map.
     """
+    fused = np.array(drawn[0], np.uint8)
+    disputed = np.any([one != drawn[0] for one in drawn[1:]], axis=0) if len(drawn) > 1 else np.zeros(fused.shape, bool)
+    votes = drawn[:, disputed]
+    if votes.size:
+        counts = np.stack([np.count_nonzero(votes == label, axis=0) for label in range(int(votes.max()) + 1)])
+        fused[disputed] = counts.argmax(axis=0)
+    return fused
 
-    answers: npt.NDArray[np.uint64]
-    probability: npt.NDArray[np.float64]
-    sensitivity: npt.NDArray[np.float64]
-    specificity: npt.NDArray[np.float64]
 
+def staple_probability(drawn: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """STAPLE's probability that a voxel is in an organ (Warfield, Zou and Wells 2004), by SimpleITK.
 
-@dataclass(frozen=True)
-class Staple:
-    """STAPLE of label maps: each organ against everything else; a voxel gets the organ whose probability is largest and
-    above one half, the lowest label winning a tie, and is background if there is none.
+    STAPLE's prior is the share of voxels in the organ, and each annotator's specificity counts the voxels outside, so the
+    estimate depends on how much background there is: the more, the more a single annotator's voxels are believed. The
+    maps should therefore be cut to the organ (`MARGIN`).
 
     Args:
-        estimates: label → its estimate.
+        drawn: where each annotator drew the organ, bool (R, Z, Y, X).
 
-    References:
-        Warfield et al. 2004, doi:10.1109/TMI.2004.828354, as ITK's STAPLEImageFilter has it: the prior is the annotators' mean
-        share of the scan's voxels.
+    Returns:
+        Probabilities float64 (Z, Y, X); 0 where nobody drew it. The order of the annotators does not matter, to the bit.
     """
+    first = drawn[0]
+    if len(drawn) == 1 or all(np.array_equal(one, first) for one in drawn[1:]):
+        return first.astype(np.float64)  # also of an empty organ, for which ITK's prior is 0 and its result NaN
+    import SimpleITK as sitk
 
-    estimates: Mapping[int, Estimate]
+    masks = sorted((one.astype(np.uint8) for one in drawn), key=lambda m: (int(m.sum()), hashlib.sha256(m).digest()))
+    estimate = sitk.STAPLEImageFilter()
+    estimate.SetForegroundValue(1)
+    result = estimate.Execute([sitk.GetImageFromArray(mask) for mask in masks])
+    return np.where(drawn.any(axis=0), sitk.GetArrayViewFromImage(result), 0.0)
 
-    @classmethod
-    def of(cls, annotations: Any, organs: Mapping[str, int]) -> "Staple":
-        """The estimate from all voxels of a scan.
 
-        Args:
-            annotations: uint8 (R, Z, Y, X), sliceable along z.
-            organs: name → label.
-        """
-        annotators, depth = annotations.shape[0], annotations.shape[1]
-        counts: dict[int, dict[int, int]] = {label: {} for label in organs.values()}
-        for z in range(0, depth, DEPTH):
-            slab = np.asarray(annotations[:, z : z + DEPTH])
-            given = slab[:, slab.any(axis=0)]
-            for label, found in counts.items():
-                for answers, voxels in zip(*np.unique(_answers(given, label), return_counts=True), strict=True):
-                    found[int(answers)] = found.get(int(answers), 0) + int(voxels)
-        voxels = int(np.prod(annotations.shape[1:], dtype=np.int64))
-        return cls({label: _estimate(found, annotators, voxels) for label, found in counts.items()})
-
-    def __call__(self, annotations: LabelMaps) -> LabelMaps:
-        """The fused label map (…) of label maps (R, …) of the scan's voxels."""
-        annotations = np.asarray(annotations)
-        fused = np.zeros(annotations.shape[1:], np.uint8)
-        drawn = annotations.any(axis=0)
-        given = annotations[:, drawn]
-        best, most = np.zeros(given.shape[1], np.uint8), np.full(given.shape[1], 0.5)
-        for label, estimate in sorted(self.estimates.items()):
-            place = np.searchsorted(estimate.answers, _answers(given, label))
-            probability = estimate.probability[place]
-            more = probability > most
-            best[more], most[more] = label, probability[more]
-        fused[drawn] = best
+def _staple(drawn: LabelMaps, organs: int) -> npt.NDArray[np.uint8]:
+    """STAPLE of each organ against everything else, within a margin around it; the organ of the largest probability above one
+    half, else background.
+    """
+    fused, boxes = np.zeros(drawn.shape[1:], np.uint8), _boxes(drawn, organs)
+    if not boxes:
         return fused
+    corner = [min(box[axis].start for box in boxes.values()) for axis in range(3)]
+    end = [max(box[axis].stop for box in boxes.values()) for axis in range(3)]
+    largest = np.zeros([stop - start for start, stop in zip(corner, end, strict=True)], np.float32)
+    for organ, box in boxes.items():
+        inside = np.stack([drawn[(r, *box)] == organ for r in range(drawn.shape[0])])
+        framed = np.pad(inside, ((0, 0), *[(MARGIN, MARGIN)] * 3))
+        probability = staple_probability(framed)[(slice(MARGIN, -MARGIN),) * 3]
+        before = largest[tuple(slice(at.start - low, at.stop - low) for at, low in zip(box, corner, strict=True))]
+        believed = (probability > EVEN) & (probability > before)
+        before[believed] = probability[believed]
+        fused[box][believed] = organ
+    return fused
 
 
-def _answers(given: LabelMaps, label: int) -> npt.NDArray[np.uint64]:
-    """The combination of answers about one label at each of several voxels, from label maps (R, voxels)."""
-    found = np.zeros(given.shape[1], np.uint64)
-    for r, of_annotator in enumerate(given):
-        found |= (of_annotator == label).astype(np.uint64) << np.uint64(r)
-    return found
-
-
-def _estimate(counts: Mapping[int, int], annotators: int, voxels: int) -> Estimate:
-    """STAPLE's expectation maximisation over combinations of answers instead of voxels, which gives the same sums.
-
-    Args:
-        counts: combination → voxels, in which voxels without any label may be missing.
-        annotators: R.
-        voxels: of the scan.
-    """
-    whole = {**counts, 0: counts.get(0, 0) + voxels - sum(counts.values())}
-    answers = np.array(sorted(whole), np.uint64)
-    times = np.array([whole[int(one)] for one in answers], np.float64)
-    yes = (answers[:, None] >> np.arange(annotators, dtype=np.uint64) & np.uint64(1)).astype(bool)
-    weight = yes.mean(axis=1)
-    prior = float(times @ weight) / voxels
-    if prior in (0.0, 1.0):  # nobody drew it, or everybody everywhere
-        return Estimate(answers, weight, np.full(annotators, np.nan), np.full(annotators, np.nan))
-    sensitivity = specificity = np.full(annotators, -10.0)
-    for _ in range(MOST_ITERATIONS):
-        last, inside, outside = (sensitivity, specificity), times * weight, times * (1 - weight)
-        sensitivity, specificity = inside @ yes / inside.sum(), outside @ ~yes / outside.sum()
-        of_organ = prior * np.where(yes, sensitivity, 1 - sensitivity).prod(axis=1)
-        of_rest = (1 - prior) * np.where(yes, 1 - specificity, specificity).prod(axis=1)
-        weight = of_organ / (of_organ + of_rest)
-        changes = (sensitivity - last[0], specificity - last[1])
-        if all((change**2 <= CONVERGED).all() for change in changes):
-            break
-    return Estimate(answers, weight, sensitivity, specificity)
+def _boxes(drawn: LabelMaps, organs: int) -> dict[int, tuple[slice, slice, slice]]:
+    """Organ → the box (Z, Y, X) of the voxels where anybody drew it; organs that nobody drew are left out."""
+    depth, height, width = drawn.shape[1:]
+    seen = {organ: [np.zeros(n, bool) for n in (depth, height, width)] for organ in range(1, organs + 1)}
+    for z0 in range(0, depth, FEW):
+        slab = drawn[:, z0 : z0 + FEW]
+        if not slab.any():
+            continue
+        for organ, (z, y, x) in seen.items():
+            anywhere = np.any(slab == organ, axis=0)
+            in_plane = anywhere.any(axis=0)
+            z[z0 : z0 + FEW] = anywhere.any(axis=(1, 2))
+            y |= in_plane.any(axis=1)
+            x |= in_plane.any(axis=0)
+    found = {organ: [np.flatnonzero(axis) for axis in axes] for organ, axes in seen.items()}
+    return {
+        organ: (slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+        for organ, (z, y, x) in found.items()
+        if z.size
+    }
