@@ -700,9 +700,10 @@ class Study(_Part):
             if self.rest is None and (strays := [one for one in members if one not in named]):
                 yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
         if self.statistics.primary != Statistics().primary:
-            from curvas_assets.statistics.directions import directions  # it reads this module
+            from curvas_assets.statistics.directions import directions_in  # it reads this module
 
-            better = {metric for metric, side in directions().items() if side}
+            sides = directions_in(self.evaluation.reference, vessels=bool(self.evaluation.vascular.vessels))
+            better = {metric for metric, side in sides.items() if side}
             for question, metric in self.statistics.primary.items():
                 if metric not in better:
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
