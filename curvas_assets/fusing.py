@@ -70,8 +70,8 @@ def staple_probability(drawn: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """STAPLE's probability that a voxel is in an organ (Warfield, Zou and Wells 2004), by SimpleITK.
 
     STAPLE's prior is the share of voxels in the organ, and each annotator's specificity counts the voxels outside, so the
-    estimate depends on how much background there is: the more, the more a single annotator's voxels are believed. The
-    maps should therefore be cut to the organ (`MARGIN`).
+    estimate depends on how much background there is: the more, the fewer annotators it takes to be believed. The maps
+    should therefore be cut to the organ (`MARGIN`).
 
     Args:
         drawn: where each annotator drew the organ, bool (R, Z, Y, X).
@@ -84,7 +84,8 @@ def staple_probability(drawn: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         return first.astype(np.float64)  # also of an empty organ, for which ITK's prior is 0 and its result NaN
     import SimpleITK as sitk
 
-    masks = sorted((one.astype(np.uint8) for one in drawn), key=lambda m: (int(m.sum()), hashlib.sha256(m).digest()))
+    masks = [np.ascontiguousarray(one, np.uint8) for one in drawn]
+    masks.sort(key=lambda mask: (int(mask.sum()), hashlib.sha256(mask.data).digest()))
     estimate = sitk.STAPLEImageFilter()
     estimate.SetForegroundValue(1)
     result = estimate.Execute([sitk.GetImageFromArray(mask) for mask in masks])
