@@ -268,9 +268,8 @@ def ece_of_box(softmax, annotation, box):
 
 def published_box(masks):
     """From the least index less 20 to the largest plus 20, as Python slices it: not cut off at the border of the scan."""
-    places = [np.argwhere(mask) for mask in masks if mask.any()]
-    low = np.min([p.min(axis=0) for p in places], axis=0, initial=np.inf) if places else [np.inf] * 3
-    high = np.max([p.max(axis=0) for p in places], axis=0, initial=-np.inf) if places else [-np.inf] * 3
+    places = np.argwhere(masks.any(axis=0))
+    low, high = (places.min(axis=0), places.max(axis=0)) if len(places) else ([math.inf] * 3, [-math.inf] * 3)
     return tuple(slice(int(a) - 20, int(b) + 20) for a, b in zip(low, high, strict=True))
 
 
