@@ -29,6 +29,8 @@ PREPROCESSING_GIB = 8
 1 × 0.8 × 0.8 to 1.1 × 0.8 × 0.8 mm (`benchmarks.intake --full`): 0.9 of process, 2 that grow with the voxels of the scan and
 of the target grid. So three times as many voxels fit. The sizes are known where a step runs, not where it is declared: a
 scan that needs more is refused there with what it needs (`segmentation.preprocessing.estimate_memory`)."""
+STAPLE_GIB = 2
+"""Memory that STAPLE takes beside scoring, GiB: 0.9 measured for an organ in a box of 300 × 300 × 280 voxels and five annotators."""
 REPORT_GIB = 4
 """Memory of the report's step, GiB: 0.6 measured for 65 patients (`benchmarks.report`), and one label map of full size, 0.2."""
 PLANNED_GPU_GB = {"nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
@@ -171,7 +173,14 @@ class StageNeeds:
             prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
             # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
             ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),
-            scoring=Needs(cpus=2, memory_gib=4 + annotators + ceil(_counted_gib(study)), hours=1, scratch_gib=5),
+            scoring=Needs(
+                cpus=2,
+                memory_gib=4
+                + annotators
+                + ceil(_counted_gib(study) + STAPLE_GIB * (study.evaluation.reference == "staple")),
+                hours=1,
+                scratch_gib=5,
+            ),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
 
@@ -180,13 +189,14 @@ def _counted_gib(study: Study) -> float:
     """What one pass over a patient holds of all its predictors, GiB, for slices of 512 × 512 voxels.
 
     Of each predictor: 16 slices of codes (0.008 for each organ), how often each code occurs by how up to four annotators
-    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). With 13 predictors, 3 organs and
-    3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
+    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035; 0.005 more where the tumour's
+    probability is compared with cuts). With 13 predictors, 3 organs and 3 annotators the whole step took 1.5 GiB, measured on
+    two cores (`benchmarks.scoring`).
     """
     patient = next(iter(study.predicted_patients()), None)  # under cross-validation, only its fold's models
     predictors = study.predictors if patient is None else study.predictors_of(patient)
-    groups = ceil(len(study.annotators) / 4)
-    return len(predictors) * ((0.008 + 0.002 * groups) * len(study.class_names) + 0.035)
+    groups, vessels = ceil(len(study.annotators) / 4), bool(study.evaluation.vascular.vessels)
+    return len(predictors) * ((0.008 + 0.002 * groups) * len(study.class_names) + 0.035 + 0.005 * vessels)
 
 
 def _batch_gib(study: Study) -> float:
