@@ -30,7 +30,7 @@ from curvas_assets.scoring.counting import Counts, region_of
 from curvas_assets.scoring.members import MemberCounts
 from curvas_assets.scoring.one_pass import Setting, count_all, workers
 from curvas_assets.scoring.ranks import rank_organ
-from curvas_assets.scoring.references import Further, Wanted
+from curvas_assets.scoring.references import Further, Reference, Wanted
 from curvas_assets.scoring.registry import METRICS, Row
 from curvas_assets.storage.labels import PackedLabels
 
@@ -125,7 +125,7 @@ class PatientReference:
         self.threshold = HIGH_SHARE * most if threshold is None else min(threshold, 2 * most)  # nothing is above ln C
         self.ece_bins, self.ace_bins = checked_bins(ece_bins, "ece_bins"), checked_bins(ace_bins, "ace_bins")
         self.tolerance_mm = checked_length(tolerance_mm, "tolerance_mm")
-        self.reference = checked_reference(reference)
+        self.reference: Reference = checked_reference(reference)
         self.tumour, self.vessels = checked_vessels(tumour, vessels, self.organs)
         self._looking = threading.Lock()
         self._beside: tuple[Wanted, vascular.Anatomy | None] | None = None
