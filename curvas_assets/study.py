@@ -270,6 +270,15 @@ class Prediction(_Part):
     """`auto` takes CUDA, else MPS, else the CPU."""
 
 
+class Vascular(_Part):
+    """Which organs are a tumour and the vessels that it may involve, for the scores of the challenge of 2025 (CURVAS-PDACVI)."""
+
+    tumour: str = ""
+    """The organ that is the tumour."""
+    vessels: tuple[str, ...] = ()
+    """The organs that are vessels, each with an outline of its own."""
+
+
 class Evaluation(_Part):
     """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
@@ -285,6 +294,8 @@ class Evaluation(_Part):
     """What `dice` and `confidence` compare with. `consensus`: the voxels on which all annotators agree, as in the challenge of 2024.
     `majority`: the label of most annotators. `staple`: their STAPLE estimate. `thresholds`: the share of annotators who drew an organ,
     cut at several heights, as in the challenge of 2025."""
+    vascular: Vascular = Vascular()
+    """The tumour and the vessels, if patients are to be scored on how far the one involves the others."""
 
 
 class CheapEnsembles(_Part):
@@ -555,12 +566,26 @@ class Study(_Part):
                     ("checks", "volume_ml", organ),
                     f"[{low:g}, {high:g}]: give the smallest volume first, then a larger one",
                 )
+        yield from self._problems_of_vessels()
         yield from self._problems_of_labels()
         yield from self._problems_of_ensembles()
         yield from self._problems_of_sets()
         if len(set(map(str, self.models))) == len(self.models):
             yield from self._problems_of_cheap_ensembles()
             yield from self._problems_of_fits()
+
+    def _problems_of_vessels(self) -> Iterator["Problem"]:
+        where, named = ("evaluation", "vascular"), self.evaluation.vascular
+        if bool(named.tumour) != bool(named.vessels):
+            missing = "vessels" if named.tumour else "tumour"
+            yield (*where, missing), "it is missing: name the tumour and its vessels, or leave out both"
+        if named.tumour and named.tumour not in self.organs:
+            yield (*where, "tumour"), f"{named.tumour!r}, allowed is one of {sorted(self.organs)}"
+        if unknown := [one for one in named.vessels if one not in self.organs]:
+            yield (*where, "vessels"), f"{unknown}, allowed are {sorted(self.organs)}"
+        if named.tumour in named.vessels:
+            yield (*where, "vessels"), f"{named.tumour!r} is the tumour: a vessel is another organ"
+        yield from _twice("evaluation.vascular.vessels", named.vessels)
 
     def _problems_of_labels(self) -> Iterator["Problem"]:
         names = self.annotator_names
@@ -680,9 +705,10 @@ class Study(_Part):
             if self.rest is None and (strays := [one for one in members if one not in named]):
                 yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
         if self.statistics.primary != Statistics().primary:
-            from curvas_assets.statistics.directions import directions  # it reads this module
+            from curvas_assets.statistics.directions import directions_in  # it reads this module
 
-            better = {metric for metric, side in directions().items() if side}
+            sides = directions_in(self.evaluation.reference, vessels=bool(self.evaluation.vascular.vessels))
+            better = {metric for metric, side in sides.items() if side}
             for question, metric in self.statistics.primary.items():
                 if metric not in better:
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
@@ -1017,6 +1043,7 @@ class Study(_Part):
 LATER_FIELDS = (
     ("training", "snapshots"),
     ("evaluation", "reference"),
+    ("evaluation", "vascular"),
     ("statistics", "comparisons"),
     ("training_labels", ""),
     ("cheap_ensembles", ""),
@@ -1024,7 +1051,12 @@ LATER_FIELDS = (
     ("conformal", ""),
 )
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
-UNSAID = (0, "consensus", [], *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal)))
+UNSAID = (
+    0,
+    "consensus",
+    [],
+    *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal, Vascular)),
+)
 """Their values if they are not given."""
 
 

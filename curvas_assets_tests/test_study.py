@@ -27,7 +27,7 @@ from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
 from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.scoring import METRICS
+from curvas_assets.scoring import metrics_of
 from curvas_assets.stages.patients import patient_folders
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage import directories, tables
@@ -168,7 +168,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
         assert nib.Nifti1Image.from_bytes(content).shape == (56, 56, 30)
     scores = tables.read_table(objects, layout.table("study_scores"))
     assert set(scores["predictor"]) == set(study.predictors)
-    assert set(scores["metric"]) == set(METRICS)
+    assert set(scores["metric"]) == set(metrics_of())
     merged = pd.read_csv(io.BytesIO(objects.get(layout.merged_csv())))
     assert list(merged.columns[:2]) == ["Patient_ID", "CT"]
     assert {"DICE_panc", "ECE_mean", "NCC_mean"} <= set(merged.columns)

@@ -8,6 +8,7 @@
 - No ensemble is another one, or a single model, under another name: no patient counts twice.
 - With `rest: test` everybody else is a test patient, by one rule, written strictly; without it the file is as it was.
 - Without a test set, the patients that nnU-Net's folds hold out are scored, each by the models that did not see it.
+- A tumour and its vessels are organs; studies that name none keep their fingerprints.
 - Every field says what it means: the reference of the study file is made from these sentences.
 """
 
@@ -390,3 +391,46 @@ def _part(annotation):
     """The model that a field holds, alone or in a tuple."""
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+@pytest.mark.parametrize(
+    ("vascular", "told"),
+    [
+        ({"tumour": "pancreas"}, "evaluation.vascular.vessels: it is missing"),
+        ({"vessels": ["liver"]}, "evaluation.vascular.tumour: it is missing"),
+        (
+            {"tumour": "spleen", "vessels": ["liver"]},
+            r"evaluation.vascular.tumour: 'spleen', allowed is one of \['kidney'",
+        ),
+        ({"tumour": "pancreas", "vessels": ["aorta"]}, r"evaluation.vascular.vessels: \['aorta'\], allowed are"),
+        ({"tumour": "pancreas", "vessels": ["pancreas"]}, "'pancreas' is the tumour: a vessel is another organ"),
+        ({"tumour": "pancreas", "vessels": ["liver", "liver"]}, r"\['liver'\] may appear only once"),
+        ({"tumor": "pancreas"}, "evaluation.vascular.tumor = 'pancreas' is not a field .allowed: tumour, vessels"),
+    ],
+)
+def test_a_tumour_and_its_vessels_are_organs(tmp_path, vascular, told):
+    with pytest.raises(StudyError, match=told):
+        _load(tmp_path, _raw(evaluation__vascular=vascular))
+
+
+def test_studies_without_another_reference_or_vessels_keep_their_fingerprints(tmp_path):
+    raw = load_study("phantom").model_dump(mode="json")
+    before = {field: value for field, value in raw["evaluation"].items() if field not in ("reference", "vascular")}
+    study = load_study("phantom")
+    content = json.dumps({"evaluation": before}, sort_keys=True).encode()
+    assert study.fingerprint("evaluation") == hashlib.sha256(content).hexdigest()[:12]
+    changes = ({"vascular": {"tumour": "pancreas", "vessels": ["liver"]}}, {"reference": "staple"})
+    found = {
+        _load(tmp_path, raw | {"evaluation": {**before, **change}}).fingerprint("evaluation") for change in changes
+    }
+    assert len(found | {study.fingerprint("evaluation")}) == 3
+
+
+def test_a_metric_that_the_study_does_not_have_answers_no_question(tmp_path):
+    primary = {"accuracy": "involvement_distance"}
+    with pytest.raises(StudyError, match="'involvement_distance' is not a metric with a better side"):
+        _load(tmp_path, _raw(statistics__primary=primary))
+    vascular = {"tumour": "pancreas", "vessels": ["liver"]}
+    assert (
+        _load(tmp_path, _raw(statistics__primary=primary, evaluation__vascular=vascular)).statistics.primary == primary
+    )

@@ -232,7 +232,10 @@ def metrics_page() -> str:
 def _metric(metric: Metric) -> tuple[str, ...]:
     high = "∞" if metric.high == INF else f"{metric.high:g}"
     spread = f"{metric.low:g} … {high} {metric.unit}".strip()
-    definition = metric.definition + ("; of ensembles only" if metric.of_ensembles else "")
+    only = {"": "", "thresholds": "; with `reference: thresholds`", "vessels": "; with `evaluation.vascular`"}[
+        metric.only
+    ]
+    definition = metric.definition + ("; of ensembles only" if metric.of_ensembles else "") + only
     better = metric.direction or "neither"
     return (
         f"`{metric.name}`",

@@ -30,7 +30,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     @declare.table(table.LEADERBOARD, stage.LEADERBOARD_CHECK)
     def leaderboard(study_scores: Artefact):
         """The three families among the challenge's teams, with what may be compared and what may not."""
-        board = rank_among_teams(study_scores.table(), region=study.evaluation.region, synthetic=study.synthetic)
+        board = rank_among_teams(
+            study_scores.table(),
+            region=study.evaluation.region,
+            synthetic=study.synthetic,
+            reference=study.evaluation.reference,
+        )
         return table_output(table.LEADERBOARD, board, stage.LEADERBOARD_CHECK, stage.not_ranked(board))
 
     @declare.table(table.COST, stage.COST_CHECK)

@@ -37,6 +37,8 @@ scan that needs more is refused there with what it needs (`segmentation.preproce
 KEPT_LABELS_GIB = 1.3
 """What that step takes besides for each annotator whose labels a dataset keeps, GiB: int16 for each voxel of the target grid,
 of three times the voxels of a scan of full size."""
+STAPLE_GIB = 2
+"""Memory that STAPLE takes beside scoring, GiB: 0.9 measured for an organ in a box of 300 × 300 × 280 voxels and five annotators."""
 REPORT_GIB = 4
 """Memory of the report's step, GiB: 0.6 measured for 65 patients (`benchmarks.report`), and one label map of full size, 0.2."""
 PLANNED_GPU_GB = {"nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
@@ -183,7 +185,14 @@ class StageNeeds:
             prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
             # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
             ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),
-            scoring=Needs(cpus=2, memory_gib=4 + annotators + ceil(_counted_gib(study)), hours=1, scratch_gib=5),
+            scoring=Needs(
+                cpus=2,
+                memory_gib=4
+                + annotators
+                + ceil(_counted_gib(study) + STAPLE_GIB * (study.evaluation.reference == "staple")),
+                hours=1,
+                scratch_gib=5,
+            ),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
 
@@ -199,15 +208,16 @@ def _counted_gib(study: Study) -> float:
     """What one pass over a patient holds of all its predictors, GiB, for slices of 512 × 512 voxels.
 
     Of each predictor: 16 slices of codes (0.008 for each organ), how often each code occurs by how up to four annotators
-    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035). Of a variant, which is a member
-    only, the codes and no more than these maps. With 13 predictors, 3 organs and
-    3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
+    answer (up to 0.002 for each organ), and entropies, labels, confidences and maps (0.035; 0.005 more where the tumour's
+    probability is compared with cuts). Of a variant, which is a member only, the codes and no more than these maps. With 13
+    predictors, 3 organs and 3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
     patient = next(iter(study.predicted_patients()), None)  # under cross-validation, only its fold's models
     predictors = study.predictors if patient is None else study.predictors_of(patient)
     variants = study.variants if patient is None else study.variants_of(patient)
     groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)
-    counted = len(predictors) * ((0.008 + 0.002 * groups) * classes + 0.035)
+    vessels = bool(study.evaluation.vascular.vessels)
+    counted = len(predictors) * ((0.008 + 0.002 * groups) * classes + 0.035 + 0.005 * vessels)
     return counted + len(variants) * (0.008 * classes + 0.035)
 
 

@@ -3,7 +3,7 @@
 from curvas_assets.scoring.checks import check_scores
 from curvas_assets.scoring.columns import study_columns
 from curvas_assets.scoring.panel import PatientReference, PatientScores, score
-from curvas_assets.scoring.registry import METRICS, Metric, metric_table
+from curvas_assets.scoring.registry import METRICS, Metric, metric_table, metrics_of
 
 __all__ = [
     "METRICS",
@@ -12,6 +12,7 @@ __all__ = [
     "PatientScores",
     "check_scores",
     "metric_table",
+    "metrics_of",
     "score",
     "study_columns",
 ]

@@ -9,20 +9,15 @@ import numpy.typing as npt
 import scipy
 
 from curvas_assets.scoring.counting import Counts
+from curvas_assets.scoring.references import Comparison
 from curvas_assets.scoring.registry import Row
 from curvas_assets.scoring.surfaces import ONE_EMPTY, UNDEFINED, surface_distances
 
 
-def overlap(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
+def overlap(found: Counts, organs: Mapping[str, int], reference: Comparison) -> Iterator[Row]:
     """`dice`, `dice_published`, `dice_annotator` and `recall`."""
     for organ, c in organs.items():
-        false, hits, inside = int(found.votes[c, 0, 1]), int(found.votes[c, -1, 1]), int(found.votes[c, -1].sum())
-        if inside:
-            yield "dice", organ, "", 2 * hits / (inside + hits + false), ""
-        elif false:
-            yield "dice", organ, "", 0.0, "no consensus voxel, but false positives"
-        else:
-            yield "dice", organ, "", math.nan, "no consensus voxel and no false positive"
+        yield "dice", organ, "", *reference.dice(c)
         published = float(found.published_dice[c])
         if math.isnan(published):
             yield "dice_published", organ, "", 0.0, "no row with consensus"

@@ -6,13 +6,14 @@ Arrays come as NumPy, torch, nested lists or anything array-like; numbers as Pyt
 import math
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from curvas_assets.errors import ScoringError
 from curvas_assets.inputs import as_spacing, to_array
 from curvas_assets.probabilities import as_members
+from curvas_assets.scoring.references import Reference
 
 MOST_ANNOTATORS = 63
 MOST_BINS = 10_000
@@ -129,6 +130,28 @@ def checked_length(value: Any, name: str, unit: str = "mm") -> float:
 def checked_threshold(value: Any) -> float | None:
     """Nats above which an uncertainty counts as high: finite and 0 or above, or None; else a ScoringError is raised."""
     return None if value is None else checked_length(value, "entropy_threshold", "nats")
+
+
+def checked_reference(value: Any) -> Reference:
+    """The name of a reference; anything else raises a ScoringError."""
+    if not isinstance(value, str) or value not in get_args(Reference):
+        raise _refused("the reference", f"reference = {value!r:.80}", f"Give one of {', '.join(get_args(Reference))}.")
+    return value
+
+
+def checked_vessels(tumour: Any, vessels: Any, organs: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:
+    """The tumour and the vessels, all of them organs: both or neither; anything else raises a ScoringError."""
+    named = tuple(vessels) if isinstance(vessels, list | tuple) else (vessels,)
+    if isinstance(tumour, str) and not tumour and not named:
+        return "", ()
+    every = (tumour, *named)
+    if not (named and all(isinstance(one, str) and one in organs for one in every) and len(set(every)) == len(every)):
+        raise _refused(
+            "the vessels",
+            f"tumour = {tumour!r:.80}, vessels = {vessels!r:.200}",
+            f"Give one tumour and one or more other organs as its vessels, each of {', '.join(organs)}; or neither.",
+        )
+    return tumour, named
 
 
 def checked_members(members: Any) -> list[Any]:

@@ -345,7 +345,7 @@ class Pass:
         self._rows = np.zeros((shape[0], classes, 2))
         self._seldom = Occurrences()
         self._wrong = [Occurrences() for _ in range(annotators)]
-        self._packer = _Packer(PackedLabels(1, shape))
+        self._packer = Packer(PackedLabels(1, shape))
         self._published = PublishedCalibration(annotators, bins)
 
     def count(self, slices: Slices, maps: Maps, own: Scratch, part: int, first: int, last: int) -> None:
@@ -490,7 +490,7 @@ def _all_votes(votes: npt.NDArray[np.int64], agreed: npt.NDArray[np.int64]) -> n
     return votes
 
 
-class _Packer:
+class Packer:
     """Collects slabs of any depth into a packed label map, which takes 16 slices at a time."""
 
     def __init__(self, labels: PackedLabels):

@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numba
@@ -32,6 +32,7 @@ from curvas_assets.scoring.counting import (
     tables,
 )
 from curvas_assets.scoring.members import EnsemblePass, MemberCounts, describe, overlaps
+from curvas_assets.scoring.references import Further, FurtherPass, Wanted
 from curvas_assets.storage.side_by_side import code_slabs_of
 from curvas_assets.storage.softmax import SoftmaxVolume
 
@@ -51,6 +52,7 @@ class Setting:
         region: voxels outside do not count.
         threshold: nats, above which an uncertainty counts as high.
         bins: B, of each class's probability.
+        wanted: what is counted beside.
     """
 
     annotations: Any
@@ -58,6 +60,7 @@ class Setting:
     region: Spans
     threshold: float
     bins: int
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ class Found:
     Args:
         counts: of each predictor that was counted: gives its counts, once; all at once would take memory.
         members: of each ensemble.
+        further: of each predictor that was counted: gives what was counted beside; of none if nothing is.
     """
 
     counts: dict[str, Callable[[], Counts]]
     members: dict[str, MemberCounts]
+    further: dict[str, Callable[[], Further]]
 
 
 def workers() -> int:
@@ -135,6 +140,11 @@ class _OnePass:
         self._passes = {
             v: Pass(annotators, classes, shape, setting.threshold, setting.bins, levels[v], self._parts) for v in wanted
         }
+        beside, bins = setting.wanted, setting.bins
+        self._further = {
+            v: FurtherPass(beside, annotators, classes, shape, bins, levels[v])
+            for v in (wanted if beside.anything else ())
+        }
         self._names = names
         self._ensembles = [
             EnsemblePass(name, place[name], [place[m] for m in members], classes, shape, setting.threshold)
@@ -172,16 +182,20 @@ class _OnePass:
                 f"label {drawn.max()} in the annotations, between slices {lo} and {hi}",
                 f"Labels are 0 to {self._setting.classes - 1}.",
             )
+        reference = self._setting.wanted.labels(drawn, lo, self._setting.region)
         for z in range(lo, hi, self._step):
-            part = np.ascontiguousarray(drawn[:, z - lo : min(z + self._step, hi) - lo])
-            self._add_slices([Slices(p, codes, part, z - z0, ys.start, xs.start, z - zs.start) for p, codes in slabs])
+            here = slice(z - lo, min(z + self._step, hi) - lo)
+            part = np.ascontiguousarray(drawn[:, here])
+            slices = [Slices(p, codes, part, z - z0, ys.start, xs.start, z - zs.start) for p, codes in slabs]
+            self._add_slices(slices, reference[here])
 
-    def _add_slices(self, slices: Sequence[Slices]) -> None:
+    def _add_slices(self, slices: Sequence[Slices], reference: npt.NDArray[np.uint8]) -> None:
         """Count the next slices, as many as the maps hold, of every predictor."""
         depth, drawn = slices[0].drawn.shape[1], slices[0].drawn
         if self._parts > 1:
             self._divide(slices)
         self._each(lambda v: self._count(v, slices[v]), [v for v in range(len(slices)) if v not in self._divided])
+        self._each(lambda v: self._further[v].add(slices[v], self._labels[v, :depth], reference), self._further)
         if not self._ensembles:
             return
         levels = [each.levels for each in self._tables]
@@ -248,7 +262,8 @@ class _OnePass:
         counts = {self._names[v]: each.counts for v, each in self._passes.items()}
         both = self._overlap + np.triu(self._overlap.transpose(2, 0, 1), 1).transpose(2, 1, 0)
         places = {m: place for place, m in enumerate(self._members)}
-        return Found(counts, {e.name: e.counts(both, places) for e in self._ensembles})
+        further = {self._names[v]: each.counts for v, each in self._further.items()}
+        return Found(counts, {e.name: e.counts(both, places) for e in self._ensembles}, further)
 
 
 def _levels(volume: Any) -> npt.NDArray[np.float64] | None:

@@ -13,21 +13,24 @@ import pandas as pd
 
 from curvas_assets.errors import ScoringError
 from curvas_assets.probabilities import as_probabilities
-from curvas_assets.scoring import accuracy, calibration, failure, uncertainty
+from curvas_assets.scoring import accuracy, calibration, failure, references, uncertainty, vascular
 from curvas_assets.scoring.arguments import (
     checked_annotations,
     checked_bins,
     checked_length,
     checked_members,
     checked_organs,
+    checked_reference,
     checked_region,
     checked_spacing,
     checked_threshold,
+    checked_vessels,
 )
 from curvas_assets.scoring.counting import Counts, region_of
 from curvas_assets.scoring.members import MemberCounts
 from curvas_assets.scoring.one_pass import Setting, count_all, workers
 from curvas_assets.scoring.ranks import rank_organ
+from curvas_assets.scoring.references import Further, Reference, Wanted
 from curvas_assets.scoring.registry import METRICS, Row
 from curvas_assets.storage.labels import PackedLabels
 
@@ -77,6 +80,9 @@ class PatientReference:
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
         not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps are ignored, the
             others keep their numbers, and the scores against them are NaN with a note.
+        reference: what `dice` and `confidence` compare with: `consensus`, `majority`, `staple` or `thresholds`.
+        tumour: the organ that is a tumour, if its involvement of vessels is to be scored.
+        vessels: the organs that are vessels; given with a tumour, and only then.
 
     Raises:
         ScoringError: annotations that are not label maps, an empty region, nobody annotated, or any other argument that is not
@@ -95,6 +101,9 @@ class PatientReference:
         tolerance_mm: float = 1.0,
         entropy_threshold: float | None = None,
         not_annotated: Collection[int] = (),
+        reference: str = "consensus",
+        tumour: str = "",
+        vessels: Sequence[str] = (),
     ):
         self.annotations = checked_annotations(annotations)
         self.annotators = _drawn(self.annotations.shape[0], not_annotated)
@@ -116,6 +125,10 @@ class PatientReference:
         self.threshold = HIGH_SHARE * most if threshold is None else min(threshold, 2 * most)  # nothing is above ln C
         self.ece_bins, self.ace_bins = checked_bins(ece_bins, "ece_bins"), checked_bins(ace_bins, "ace_bins")
         self.tolerance_mm = checked_length(tolerance_mm, "tolerance_mm")
+        self.reference: Reference = checked_reference(reference)
+        self.tumour, self.vessels = checked_vessels(tumour, vessels, self.organs)
+        self._looking = threading.Lock()
+        self._beside: tuple[Wanted, vascular.Anatomy | None] | None = None
 
     def score(self, softmax: Any, members: Any = None) -> PatientScores:
         """Score one predictor.
@@ -178,7 +191,8 @@ class PatientReference:
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[str, PatientScores]]:
         """Scores of the wanted ones of some predictors, after one pass over all of them."""
-        setting = Setting(self.annotations, len(self.organs) + 1, self.region, self.threshold, self.ece_bins)
+        beside, anatomy = self._wanted()
+        setting = Setting(self.annotations, len(self.organs) + 1, self.region, self.threshold, self.ece_bins, beside)
         found = count_all(volumes, setting, ensembles, wanted, progress)
         alone = threading.Lock()
 
@@ -186,8 +200,10 @@ class PatientReference:
             behind = [volumes[one] for one in (name, *ensembles.get(name, ()))]
             approximate = not all(getattr(one, "keeps_ranking", True) for one in behind)
             counts = found.counts.pop(name)()
+            further = found.further.pop(name)() if name in found.further else None
             with alone if _largest_box(counts) > LARGE_BOX else nullcontext():
-                return self._scores(volumes[name], counts, found.members.get(name), approximate=approximate)
+                of_members = found.members.get(name)
+                return self._scores(volumes[name], counts, of_members, further, anatomy, approximate=approximate)
 
         threads = ThreadPoolExecutor(min(SCORED_AT_ONCE, workers()), thread_name_prefix="curvas-score")
         try:
@@ -197,20 +213,46 @@ class PatientReference:
         finally:  # after an error, too, nothing new begins, and no thread reads a volume that its caller has closed
             threads.shutdown(cancel_futures=True)
 
+    def _wanted(self) -> tuple[Wanted, vascular.Anatomy | None]:
+        """What is counted beside, and the patient's vessels: found once, however many predictors are scored."""
+        with self._looking:
+            if self._beside is None:
+                anatomy = None
+                if self.tumour:
+                    anatomy = vascular.Anatomy.of(
+                        self.annotations, self.region, self.spacing_mm, self.organs, self.tumour, self.vessels
+                    )
+                fused = references.staple(self.annotations, len(self.organs)) if self.reference == "staple" else None
+                around = None if anatomy is None else anatomy.around
+                self._beside = Wanted(self.reference, fused, self.organs.get(self.tumour, 0), around), anatomy
+            return self._beside
+
     def _scores(
-        self, predictor: Any, found: Counts, of_members: MemberCounts | None, *, approximate: bool
+        self,
+        predictor: Any,
+        found: Counts,
+        of_members: MemberCounts | None,
+        further: Further | None,
+        anatomy: vascular.Anatomy | None,
+        *,
+        approximate: bool,
     ) -> PatientScores:
         """The scores that follow from what a pass found."""
+        reference = references.comparison(self.reference, found, further)
         ranks = found.ranks or [rank_organ(predictor, self.annotations, c, self.region) for c in self.organs.values()]
         rows: list[Row] = [
-            *accuracy.overlap(found, self.organs),
+            *accuracy.overlap(found, self.organs, reference),
             *accuracy.surfaces(found, self.organs, self.annotations, self.region, self.spacing_mm, self.tolerance_mm),
             *accuracy.volumes(found, self.organs, found.soft_voxels, self.voxel_mm3),
             *calibration.calibration(found, self.organs, self.ece_bins, self.ace_bins),
-            *uncertainty.aleatoric(found, self.organs),
+            *uncertainty.aleatoric(found, self.organs, reference),
             *uncertainty.epistemic(found, of_members, self.organs),
             *failure.failure(found, ranks, self.organs),
         ]
+        if further is not None and self.reference == "thresholds":
+            rows += references.cut_by_cut(found, further, self.organs)
+        if further is not None and anatomy is not None:
+            rows += vascular.involvement_rows(found, further, anatomy, self.organs)
         table = pd.DataFrame(
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
@@ -264,6 +306,9 @@ def score(
     ace_bins: int = 20,
     tolerance_mm: float = 1.0,
     entropy_threshold: float | None = None,
+    reference: str = "consensus",
+    tumour: str = "",
+    vessels: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Score one predictor of one patient on every metric.
 
@@ -278,6 +323,9 @@ def score(
         ace_bins: bins of `ace`.
         tolerance_mm: of the normalised surface Dice.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
+        reference: what `dice` and `confidence` compare with: `consensus`, `majority`, `staple` or `thresholds`.
+        tumour: the organ that is a tumour, if its involvement of vessels is to be scored.
+        vessels: the organs that are vessels; given with a tumour, and only then.
 
     Returns:
         Long table: metric, organ, annotator, value, unit, note.
@@ -285,7 +333,7 @@ def score(
     Raises:
         ScoringError: an argument is not as said, or shapes, classes or labels do not fit together.
     """
-    reference = PatientReference(
+    patient = PatientReference(
         annotations,
         spacing_mm,
         organs=organs,
@@ -294,8 +342,11 @@ def score(
         ace_bins=ace_bins,
         tolerance_mm=tolerance_mm,
         entropy_threshold=entropy_threshold,
+        reference=reference,
+        tumour=tumour,
+        vessels=vessels,
     )
-    return reference.score(softmax, members).table
+    return patient.score(softmax, members).table
 
 
 def _largest_box(found: Counts) -> int:

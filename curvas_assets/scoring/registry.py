@@ -4,8 +4,9 @@ The tests walk this table, the report prints it, the UI shows it. Conventions an
 is computed stands in `panel`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -13,6 +14,8 @@ Direction = Literal["higher", "lower", ""]
 Per = Literal["organ", "organ and annotator", "annotator", "pair of annotators", "image"]
 Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection"]
 """`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic)."""
+Only = Literal["", "thresholds", "vessels"]
+"""Which studies have a metric: all, those whose reference is `thresholds`, or those that name a tumour and its vessels."""
 Row = tuple[str, str, str, float, str]
 """(metric, organ, annotator, value, note); organ and annotator are empty where they do not apply."""
 
@@ -34,6 +37,7 @@ class Metric:
         oracle: an independent implementation that agrees.
         reference: where it is defined.
         of_ensembles: it needs the members of an ensemble; a single model has no such row.
+        only: which studies have it.
     """
 
     name: str
@@ -48,11 +52,62 @@ class Metric:
     oracle: str
     reference: str
     of_ensembles: bool = False
+    only: Only = ""
 
+
+CUTS, OF = (5, 12, 19, 26, 33, 40), 50
+"""The heights at which probabilities and shares of annotators are cut, six from 0.1 to 0.8, in fiftieths, so that comparing
+with them is exact."""
+
+
+class Compared(NamedTuple):
+    """What a reference other than the consensus changes in what the registry says.
+
+    Args:
+        note: of the rows that are compared with it.
+        dice, confidence: the metrics' definitions.
+        dice_empty, confidence_empty: their values where there is nothing.
+    """
+
+    note: str
+    dice: str
+    confidence: str
+    dice_empty: str
+    confidence_empty: str
+
+
+_ONE_EMPTY = "both empty: NaN; one empty: 0"
+REFERENCES: Mapping[str, Compared] = {
+    "majority": Compared(
+        "compared with the label of most annotators",
+        "Dice of the prediction with the voxels most annotators give the organ; a tie goes to the lowest label",
+        "Mean of the organ's probability where most annotators drew it and of its complement elsewhere",
+        _ONE_EMPTY,
+        "the organ nowhere in the reference, or everywhere: NaN",
+    ),
+    "staple": Compared(
+        "compared with the annotators' STAPLE estimate",
+        "Dice of the prediction with the annotators' STAPLE estimate of the organ",
+        "Mean of the organ's probability inside the annotators' STAPLE estimate of it and of its complement elsewhere",
+        _ONE_EMPTY,
+        "the organ nowhere in the reference, or everywhere: NaN",
+    ),
+    "thresholds": Compared(
+        "compared with the annotators' mean response, mean over six cuts",
+        "Dice of the probability with the share of annotators who drew the organ, both cut at the same height: mean over "
+        "six heights from 0.1 to 0.8",
+        "Mean of the organ's probability where the share of annotators who drew it exceeds a height and of its complement "
+        "elsewhere: mean over six heights from 0.1 to 0.8",
+        "a cut at which both are empty is left out; one empty: 0",
+        "a cut without a voxel on one side is left out",
+    ),
+}
+"""Reference other than the consensus (`evaluation.reference`) → what it changes."""
 
 INF = float("inf")
 _CURVAS = "CURVAS 2024, doi:10.5281/zenodo.10979641"
 _VALUES = "Kahl et al. 2024, arXiv:2401.08501"
+_PDACVI = "Riera-Marín et al. 2026, arXiv:2604.27582"
 _GUO = "Guo et al. 2017, arXiv:1706.04599"
 _SURFACES = "both empty: NaN; one empty: ∞"
 _AGGREGATES = {
@@ -169,12 +224,60 @@ METRICS: dict[str, Metric] = {
         Metric("augrc", "failure detection", "", 0, 1, "lower", "annotator", "never",
                "As aurc, of the generalised risk: the share of all voxels that are kept and wrong",
                "the definition written out with NumPy", "Traub et al. 2024, arXiv:2407.01032"),
+        *(Metric(f"dice_cut{k}", "accuracy", "", 0, 1, "higher", "organ", _ONE_EMPTY,
+                 f"Dice of the organ's probability and the share of annotators who drew it, both cut at {height / OF:g}",
+                 "scikit-learn f1_score", _PDACVI, only="thresholds") for k, height in enumerate(CUTS, 1)),
+        Metric("dice_cuts_published", "accuracy", "", 0, 1, "higher", "organ", "a cut at which both are empty counts 1",
+               "As the challenge of 2025 has it, only to stand beside its table: mean of the tumour's Dice over the six cuts, 1 "
+               "where both are empty", "the definition written out with NumPy", _PDACVI, only="vessels"),
+        Metric("tumour_ece", "calibration", "", 0, 1, "lower", "organ and annotator", "drawn by nobody: NaN",
+               "As ece, of the tumour against everything else, within 20 voxels of the box that holds it for any annotator",
+               "torchmetrics multiclass_calibration_error", _PDACVI, only="vessels"),
+        Metric("involvement", "accuracy", "°", 0, 360, "", "organ and annotator", "no outline of the vessel: NaN",
+               "Largest share of the vessel's outline, over the slices of a plane, that the annotator's tumour touches, of 360°; "
+               "mean over the three planes", "the definition written out with NumPy", _PDACVI, only="vessels"),
+        Metric("involvement_predicted", "accuracy", "°", 0, 360, "", "organ", "no outline of the vessel: NaN",
+               "As involvement, of the predicted tumour; mean over six cuts of its probability",
+               "the definition written out with NumPy", _PDACVI, only="vessels"),
+        Metric("involvement_distance", "accuracy", "°", 0, 360, "lower", "organ", "no outline of the vessel: NaN",
+               "Wasserstein distance between the involvements by the annotators' tumours and those by the six cuts of the "
+               "prediction's, in each plane; mean over planes", "SciPy wasserstein_distance", _PDACVI, only="vessels"),
+        Metric("involvement_published", "accuracy", "°", 0, 360, "lower", "organ", "no voxel of the vessel: 0",
+               "As the code of the challenge of 2025 has it, only to stand beside its table: pixels instead of lengths, normal laws on "
+               "a grid instead of the values, and rules where these vanish", "the definition written out with SciPy", _PDACVI,
+               only="vessels"),
     )
 }  # fmt: skip
 
 
-def metric_table() -> pd.DataFrame:
-    """The registry as a table, for people."""
+def metrics_of(reference: str = "consensus", *, vessels: bool = False) -> dict[str, Metric]:
+    """The metrics that a study has, each with the definition that holds for it.
+
+    Args:
+        reference: the study's `evaluation.reference`.
+        vessels: whether it names a tumour and its vessels.
+    """
+    has: Collection[Only] = (
+        "",
+        *(("thresholds",) if reference == "thresholds" else ()),
+        *(("vessels",) if vessels else ()),
+    )
+    found = {name: metric for name, metric in METRICS.items() if metric.only in has}
+    if compared := REFERENCES.get(reference):
+        found["dice"] = replace(found["dice"], definition=compared.dice, when_empty=compared.dice_empty)
+        found["confidence"] = replace(
+            found["confidence"], definition=compared.confidence, when_empty=compared.confidence_empty
+        )
+    return found
+
+
+def metric_table(reference: str = "consensus", *, vessels: bool = False) -> pd.DataFrame:
+    """The registry as a table, for people: the metrics that a study has.
+
+    Args:
+        reference: the study's `evaluation.reference`.
+        vessels: whether it names a tumour and its vessels.
+    """
     return pd.DataFrame(
         {
             "metric": m.name,
@@ -188,5 +291,5 @@ def metric_table() -> pd.DataFrame:
             "oracle": m.oracle,
             "reference": m.reference,
         }
-        for m in METRICS.values()
+        for m in metrics_of(reference, vessels=vessels).values()
     )

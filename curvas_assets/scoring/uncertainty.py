@@ -11,20 +11,15 @@ from curvas_assets.geometry import by
 from curvas_assets.scoring.accuracy import pair_dice
 from curvas_assets.scoring.counting import Counts
 from curvas_assets.scoring.members import MemberCounts
+from curvas_assets.scoring.references import Comparison
 from curvas_assets.scoring.registry import Row
 from curvas_assets.scoring.uncertainty_maps import PATCH, MapSummary
 
 
-def aleatoric(found: Counts, organs: Mapping[str, int]) -> Iterator[Row]:
+def aleatoric(found: Counts, organs: Mapping[str, int], reference: Comparison) -> Iterator[Row]:
     """`confidence`, `ncc`, `ncc_annotators`, `agreement` and `agreement_kappa`."""
     for organ, c in organs.items():
-        inside, outside = int(found.votes[c, -1].sum()), int(found.votes[c, 0].sum())
-        if inside and outside:
-            mass_in, mass_out = (float(n) for n in found.consensus[c])
-            value = ((1 - mass_out / outside) + mass_in / inside) / 2
-            yield "confidence", organ, "", min(max(value, 0.0), 1.0), ""  # beyond is a rounding error
-        else:
-            yield "confidence", organ, "", math.nan, "no consensus voxel" if not inside else "no voxel outside"
+        yield "confidence", organ, "", *reference.confidence(c)
     yield "ncc", "", "", *_disagreement_correlation(found)
     annotators = range(1, found.overlap.shape[0])
     for one, other in combinations(annotators, 2):

@@ -10,7 +10,14 @@ import pyarrow as pa
 from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError, ScoringError
 from curvas_assets.report import previews
-from curvas_assets.scoring import PatientReference, PatientScores, check_scores, metric_table, study_columns
+from curvas_assets.scoring import (
+    PatientReference,
+    PatientScores,
+    check_scores,
+    metric_table,
+    metrics_of,
+    study_columns,
+)
 from curvas_assets.stages.calibrated import with_calibrated
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files, grid_of, scored_region
@@ -81,7 +88,9 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
             columns = pa.Table.from_pandas(frame, preserve_index=False)
             SCORES.schemas[file].require_written(columns, f"{tools.objects.name}/{key}/{file}.parquet")
             frame.to_parquet(Path(scratch, "out", f"{file}.parquet"), index=False)
-        problems = check_scores(written["table"], predictors=predictors)
+        evaluation = study.evaluation
+        expected = metrics_of(evaluation.reference, vessels=bool(evaluation.vascular.vessels))
+        problems = check_scores(written["table"], predictors=predictors, metrics=expected)
         if problems:
             raise checks["scores_are_sound"].refuse(
                 patient, ScoringError("scoring", patient, "; ".join(problems), "Report it: this must never happen.")
@@ -123,6 +132,9 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
         ece_bins=study.evaluation.ece_bins,
         ace_bins=study.evaluation.ace_bins,
         tolerance_mm=study.evaluation.tolerance_mm,
+        reference=study.evaluation.reference,
+        tumour=study.evaluation.vascular.tumour,
+        vessels=study.evaluation.vascular.vessels,
         not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
     )
 
@@ -195,7 +207,7 @@ def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[
         "metrics": int(table["metric"].nunique()),
         "metrics.csv": f"{objects.name}/{layout.merged_csv()} (the study's columns; CRPS in mm³, as scored)",
         "means": means_by_predictor(table),
-        "what the metrics are": shown_registry(),
+        "what the metrics are": shown_registry(study),
     }
 
 
@@ -247,9 +259,9 @@ def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
     return means.rename(columns={metric: with_unit(metric, units.get(metric, "")) for metric in means}).reset_index()
 
 
-def shown_registry() -> pd.DataFrame:
-    """The registry of metrics in the units in which they are read."""
-    table = metric_table()
+def shown_registry(study: Study) -> pd.DataFrame:
+    """The metrics that a study has, in the units in which they are read."""
+    table = metric_table(study.evaluation.reference, vessels=bool(study.evaluation.vascular.vessels))
     return table.assign(unit=[shown_unit(unit) for unit in table["unit"]])
 
 

@@ -122,7 +122,7 @@ def write_report(
             study=study,
             scores=long,
             provenance=provenance,
-            metrics=metric_table(),
+            metrics=metric_table(study.evaluation.reference, vessels=bool(study.evaluation.vascular.vessels)),
             cohort=patients.drop(columns=["exclusions"]),
             exclusions=exclusion_ledger(patients, long),
             comparisons=behind.family_comparisons.table(),

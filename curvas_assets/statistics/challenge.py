@@ -122,6 +122,12 @@ STANDINGS: Mapping[str, Standing] = {
     ),
 }
 """Metric → its place in the challenge's table. CRPS comes in mm³ and is shown in cm³."""
+OTHER_REFERENCES: Mapping[str, str] = {
+    "majority": "compared with the label of most annotators",
+    "staple": "compared with the annotators' STAPLE estimate",
+    "thresholds": "compared with the annotators' mean response, mean over six cuts",
+}
+"""Reference that is not the challenge's → how a metric is defined that compares with it."""
 _MM3, _CM3 = ("", *MM3), ("cm³", "cm3", "ml", "mL")
 UNITS = {"dice": "", "confidence": "", "ece": "", "crps": "cm³"}
 LEADERBOARD_COLUMNS = (
@@ -142,7 +148,12 @@ LEADERBOARD_COLUMNS = (
 
 
 def rank_among_teams(
-    scores: pd.DataFrame, *, region: str, synthetic: bool = False, published: bool = True
+    scores: pd.DataFrame,
+    *,
+    region: str,
+    synthetic: bool = False,
+    published: bool = True,
+    reference: str = "consensus",
 ) -> pd.DataFrame:
     """Place our families among the challenge's teams, per metric and overall.
 
@@ -158,6 +169,7 @@ def rank_among_teams(
         region: where the scores were taken: `body` (the challenge's crop) or `image`.
         synthetic: the patients are made up, so that nothing may be compared.
         published: also place the study's published families.
+        reference: with what `dice` and `confidence` compare; the challenge's is the consensus.
 
     Returns:
         Long table: `metric` (ours, or `overall`), `column` (of the challenge's table), `kind` (team, this run, published
@@ -182,7 +194,7 @@ def rank_among_teams(
             rows += _left_out_rows(shared | {"unit": foreign}, of_metric, standing, region)
             continue
         rows += _team_rows(shared, teams, standing)
-        rows += _our_rows(shared, of_metric, teams, standing, region, synthetic)
+        rows += _our_rows(shared, of_metric, teams, _of_reference(standing, metric, reference), region, synthetic)
         if published and standing.comparable:
             rows += _published_rows(shared, teams, standing)
     table = pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS))
@@ -209,6 +221,17 @@ def leaderboard_wide(board: pd.DataFrame) -> pd.DataFrame:
     if "overall_rank" in entries:
         entries = entries.sort_values(["overall_rank", "overall"], kind="stable", na_position="last")
     return entries.reset_index(drop=True)
+
+
+def _of_reference(standing: Standing, metric: str, reference: str) -> Standing:
+    """How a metric stands that compares with another reference than the challenge's."""
+    if reference == "consensus" or metric not in ("dice", "confidence"):
+        return standing
+    return standing._replace(
+        definition=OTHER_REFERENCES[reference],
+        comparable=False,
+        comparability="not the challenge's definition, which compares with the consensus; shown beside, not ranked overall",
+    )
 
 
 def _comparability(standing: Standing, region: str, synthetic: bool) -> tuple[bool, str]:

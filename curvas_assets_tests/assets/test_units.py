@@ -52,6 +52,7 @@ def test_what_the_ui_shows_names_its_unit():
     assert abs(means.set_index("predictor").loc["ensemble_all", "crps (cm³)"] - own / 1000) < 1e-9
     shown = shown_comparisons(compare_all_families(SCORES, STUDY.statistics), SCORES)
     assert {"crps (cm³)", "hd95 (mm)", "dice"} <= set(shown["metric"])
-    units = dict(zip(shown_registry()["metric"], shown_registry()["unit"], strict=True))
+    shown = shown_registry(make_study())
+    units = dict(zip(shown["metric"], shown["unit"], strict=True))
     assert (units["crps"], units["hausdorff"], units["dice"]) == ("cm³", "mm", "")
     assert "mm³" not in set(units.values())

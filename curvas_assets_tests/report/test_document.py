@@ -24,7 +24,7 @@ import pytest
 from curvas_assets.errors import ReportError
 from curvas_assets.report import Provenance, ReportInputs, build_report
 from curvas_assets.report.tables import number
-from curvas_assets.scoring import METRICS, PatientReference, metric_table
+from curvas_assets.scoring import METRICS, PatientReference, metric_table, metrics_of
 from curvas_assets.scoring.panel import APPROXIMATE
 from curvas_assets.statistics import compare_all_families, rank_among_teams, read_published_scores
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
@@ -509,20 +509,25 @@ def test_a_study_without_a_challenge_region_says_so(inputs):
     assert "not comparable" in report.markdown
 
 
-def test_the_scoring_packages_own_tables_are_reported():
+@pytest.mark.parametrize("reference", ["consensus", "thresholds"])
+def test_the_scoring_packages_own_tables_are_reported(reference):
     study = make_study(annotators=2, seeds=1, patients=2)
+    named = {"reference": reference}
+    if reference != "consensus":
+        named |= {"tumour": "pancreas", "vessels": ["kidney", "liver"]}
+    has = {"reference": reference, "vessels": reference != "consensus"}
     view = make_slice(study, shape=(32, 40))
     rng = np.random.default_rng(0)
     tables: dict[str, list[pd.DataFrame]] = {"table": [], "reliability": [], "risk_coverage": []}
     annotations = np.repeat(view.annotations[:, None], 4, axis=1).astype(np.uint8)
     for patient in study.sets["test"]:
-        reference = PatientReference(annotations, (5.0, 3.5, 3.5), organs=study.organs)
+        patient_reference = PatientReference(annotations, (5.0, 3.5, 3.5), organs=study.organs, **named)
         for predictor in study.predictors:
             logits = 4 * np.stack([annotations[0] == c for c in range(4)]) + rng.normal(
                 0, 1, (4, *annotations.shape[1:])
             )
             softmax = (np.exp(logits) / np.exp(logits).sum(axis=0)).astype(np.float32)
-            scored = reference.score(softmax)
+            scored = patient_reference.score(softmax)
             who = {"patient": patient, "predictor": predictor, "family": study.family(predictor), "group": "A"}
             for name, parts in tables.items():
                 parts.append(getattr(scored, name).assign(**who))
@@ -531,9 +536,9 @@ def test_the_scoring_packages_own_tables_are_reported():
     inputs = ReportInputs(
         study,
         scores,
-        metrics=metric_table(),
+        metrics=metric_table(**has),
         comparisons=compare_all_families(scores, study.statistics),
-        leaderboard=rank_among_teams(scores, region="image"),
+        leaderboard=rank_among_teams(scores, region="image", reference=reference),
         reliability=whole["reliability"],
         risk_coverage=whole["risk_coverage"],
     )
@@ -543,6 +548,9 @@ def test_the_scoring_packages_own_tables_are_reported():
     assert "Guo et al. 2017" in report.markdown
     tested = {m for m in METRICS if METRICS[m].direction} & set(scores["metric"])
     assert set(inputs.comparisons["metric"]) == tested
+    for name, metric in metrics_of(**has).items():
+        assert metric.definition.replace("|", "\\|") in report.markdown, name
+    assert ("all annotators give the organ" in report.markdown) == (reference == "consensus")
 
 
 def test_the_state_when_it_was_written_stands_on_the_page():

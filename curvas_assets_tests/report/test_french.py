@@ -17,6 +17,7 @@ from curvas_assets.cohort import implausible_intensities
 from curvas_assets.report import build_report
 from curvas_assets.report.words import Words, spoken
 from curvas_assets.scoring import METRICS, PatientReference, metric_table
+from curvas_assets.scoring.registry import REFERENCES
 from curvas_assets.statistics import (
     compare_all_families,
     dice_against_entropy,
@@ -43,6 +44,8 @@ def fixed() -> Iterator[str]:
     for metric in METRICS.values():
         yield from (metric.definition, metric.when_empty, metric.per, metric.family, metric.direction)
     yield from (m.oracle for m in METRICS.values() if "definition" in m.oracle or "over all" in m.oracle)
+    for compared in REFERENCES.values():
+        yield from compared
     for standing in STANDINGS.values():
         yield from (standing.definition, standing.comparability)
     yield CHALLENGE_CITATION
@@ -70,7 +73,11 @@ def test_notes_of_statistics_are_french():
     many = make_scores(make_study(patients=7))
     many.loc[many["metric"] == "dice", "value"] = 0.5
     notes += list(compare_all_families(many, study.statistics.model_copy(update={"draws": 100}))["note"])
-    for board in (rank_among_teams(scores, region="image"), rank_among_teams(scores, region="body", synthetic=True)):
+    for board in (
+        rank_among_teams(scores, region="image"),
+        rank_among_teams(scores, region="body", synthetic=True),
+        *(rank_among_teams(scores, region="body", reference=name) for name in REFERENCES),
+    ):
         notes += [*board["comparability"], *board["definition"], *board["region"]]
     wide = wide_table(6).iloc[1:].astype(object)
     wide.iloc[0, 3], wide.iloc[1, 3] = "", "x"
@@ -89,9 +96,11 @@ def test_notes_of_scores_are_french():
     sure = np.stack([annotations[0] == c for c in range(4)]).astype("f4")
     notes: list[str] = []
     for drawn, absent in ((annotations, []), (annotations, [2]), (annotations[:1], []), (annotations * 0, [])):
-        reference = PatientReference(drawn, (5.0, 3.5, 3.5), organs=study.organs, not_annotated=absent)
-        for one, members in ((softmax, None), (sure, None), (softmax, [softmax, softmax])):
-            notes += list(reference.score(one, members=members).table["note"])
+        tumour, *vessels = sorted(study.organs, key=lambda organ: study.organs[organ])
+        for chosen in ({}, *({"reference": name, "tumour": tumour, "vessels": vessels} for name in REFERENCES)):
+            reference = PatientReference(drawn, (5.0, 3.5, 3.5), organs=study.organs, not_annotated=absent, **chosen)
+            for one, members in ((softmax, None), (sure, None), (softmax, [softmax, softmax])):
+                notes += list(reference.score(one, members=members).table["note"])
     assert unsaid(notes) == set()
     assert len(set(notes)) > 12
 

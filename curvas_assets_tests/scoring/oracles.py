@@ -5,6 +5,7 @@ statsmodels, surface-distance, or the definition of `scoring/definitions.md` ove
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import combinations, product
 
@@ -14,9 +15,9 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.surface_distance import compute_average_surface_distance
 from scipy.integrate import quad
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, binary_erosion, convolve, gaussian_filter
 from scipy.spatial import distance
-from scipy.stats import binned_statistic, entropy, norm, pearsonr
+from scipy.stats import binned_statistic, entropy, norm, pearsonr, wasserstein_distance
 from sklearn.metrics import auc, f1_score, recall_score, roc_auc_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
@@ -31,6 +32,8 @@ ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
 CLASSES = len(ORGANS) + 1
 ECE_BINS, ACE_BINS, TOLERANCE_MM, PATCH = 50, 20, 1.0, 10
 THRESHOLD = 0.1 * math.log(CLASSES)
+HEIGHTS = [Fraction(n, 50) for n in (5, 12, 19, 26, 33, 40)]
+TUMOUR, VESSELS = "pancreas", ("kidney", "liver")
 NEARLY_ONE = 1 - 1e-6
 """torchmetrics gives a confidence of 1 a bin of its own, and computes in float32."""
 
@@ -429,6 +432,128 @@ def _augrc(case: Case, annotation: np.ndarray) -> float:
     return auc([0, *kept["voxels"]], [0, *kept["errors"]])
 
 
+# Cuts, and a tumour and its vessels -----------------------------------------------------------------------------------
+
+
+def _cut_dice(height: Fraction, case: Case) -> Values:
+    return {(organ, ""): _dice(*cut_masks(case, label, height)) for organ, label in ORGANS.items()}
+
+
+def cut_masks(case: Case, label: int, height: Fraction) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (Z, Y, X): the share of annotators, and the probability, exceed a height; in whole numbers and in double."""
+    given = (case.annotations == label).sum(axis=0) * height.denominator > height.numerator * len(case.annotations)
+    return given, case.p[label] * height.denominator > height.numerator
+
+
+def _dice_of_cuts_published(case: Case) -> Values:
+    share, p = (case.annotations == ORGANS[TUMOUR]).mean(axis=0), case.p[ORGANS[TUMOUR]]
+    each = []
+    for height in np.linspace(0.1, 0.8, 6):
+        one, other = share > height, p > height
+        both_empty = not one.any() and not other.any()
+        each.append(1.0 if both_empty else 2 * (one & other).sum() / (one.sum() + other.sum() + 1e-6))
+    return {(TUMOUR, ""): float(np.mean(each))}
+
+
+def _ece_of_the_tumour(case: Case) -> Values:
+    """The box with its margin is the whole case; see `test_vascular` for others."""
+    p = np.minimum(np.stack([1 - case.p[ORGANS[TUMOUR]], case.p[ORGANS[TUMOUR]]]), NEARLY_ONE)
+    flat = torch.from_numpy(p.reshape(2, -1).T.copy())
+    found = {}
+    for r, annotation in case.annotators.items():
+        target = _target(annotation == ORGANS[TUMOUR])
+        drawn = (case.annotations == ORGANS[TUMOUR]).any()
+        ece = multiclass_calibration_error(flat, target, num_classes=2, n_bins=ECE_BINS)
+        found[TUMOUR, r] = float(ece) if drawn else math.nan
+    return found
+
+
+def vessel_of(case: Case, label: int) -> np.ndarray:
+    """Mask (Z, Y, X) of a vessel: the label of most annotators, the lowest of several."""
+    votes = np.stack([(case.annotations == c).sum(axis=0) for c in range(CLASSES)])
+    return votes.argmax(axis=0) == label
+
+
+def degrees(vessel: np.ndarray, tumour: np.ndarray, axis: int, spacing_mm: tuple[float, ...] = SPACING_MM) -> float:
+    """Largest touched share of the vessel's outline over the slices across an axis, of 360°."""
+    touched, whole = np.zeros(vessel.shape[axis]), np.zeros(vessel.shape[axis])
+    for along in (other for other in range(3) if other != axis):
+        (length,) = (spacing_mm[other] for other in range(3) if other not in (axis, along))
+        first, second = (np.take(vessel, range(*ends), along) for ends in _beside(vessel.shape[along]))
+        one, other = (np.take(tumour, range(*ends), along) for ends in _beside(vessel.shape[along]))
+        in_slice = tuple(other for other in range(3) if other != axis)
+        whole += length * (first != second).sum(axis=in_slice)
+        touched += length * ((first != second) & (one | other)).sum(axis=in_slice)
+    return float(360 * np.max(touched[whole > 0] / whole[whole > 0])) if whole.any() else math.nan
+
+
+def _beside(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (0, n - 1), (1, n)
+
+
+KERNELS = [np.array(kernel) for kernel in ([[1, 1]], [[1], [1]], [[1, 0], [0, 1]], [[0, 1], [1, 0]])]
+
+
+def degrees_published(vessel: np.ndarray, tumour: np.ndarray, axis: int) -> float:
+    """As the challenge's code counts: pixels of the vessel's edge under the dilated tumour, and pixels beside what of it lies
+    elsewhere, once for each kernel that finds it.
+    """
+    largest = 0.0
+    for own, other in zip(np.moveaxis(vessel, axis, 0), np.moveaxis(tumour, axis, 0), strict=True):
+        if not own.any() or not other.any():
+            continue
+        edge, grown = own & ~binary_erosion(own), binary_dilation(other)
+        apart = (grown & ~edge).astype(np.uint8)
+        beside = sum(int(((convolve(apart, k, mode="constant") > 0) & edge & ~grown).sum()) for k in KERNELS)
+        largest = max(largest, 360 * (int((edge & grown).sum()) + beside) / int(edge.sum()))
+    return largest
+
+
+def _vascular(measure: Callable[[list[list[float]], list[list[float]]], float], published: bool, case: Case) -> Values:
+    """A measure of the degrees by (plane, annotator) and (plane, height), for each vessel."""
+    found = {}
+    for organ in VESSELS:
+        vessel, tumour = vessel_of(case, ORGANS[organ]), ORGANS[TUMOUR]
+        of = degrees_published if published else degrees
+        drawn = [[of(vessel, annotation == tumour, axis) for annotation in case.annotations] for axis in range(3)]
+        masks = [cut_masks(case, tumour, height)[1] for height in HEIGHTS]
+        predicted = [[of(vessel, mask, axis) for mask in masks] for axis in range(3)]
+        found[organ, ""] = measure(drawn, predicted)
+    return found
+
+
+def _involvement(case: Case) -> Values:
+    tumour = ORGANS[TUMOUR]
+    return {
+        (organ, r): float(np.mean([degrees(vessel_of(case, ORGANS[organ]), drawn == tumour, a) for a in range(3)]))
+        for organ, (r, drawn) in product(VESSELS, case.annotators.items())
+    }
+
+
+def _apart(drawn: list[list[float]], predicted: list[list[float]]) -> float:
+    return float(np.mean([wasserstein_distance(*each) for each in zip(drawn, predicted, strict=True)]))
+
+
+def distance_published(drawn: list[float], predicted: list[float]) -> float:
+    """The challenge's rules for two normal laws on a grid, one after the other."""
+    x = np.linspace(0, 360, 1000)
+    p, q = (norm.pdf(x, np.mean(values), np.std(values) + 1e-6) for values in (drawn, predicted))
+    vanishes = np.allclose(p, 0), np.allclose(q, 0)
+    if all(vanishes):
+        return 0.0
+    if vanishes[0]:
+        mean = (x * q).sum()  # not divided by the sum of q
+        return abs(mean) if np.isclose(np.sqrt((q * (x - mean) ** 2).sum() / q.sum()), 0) else 360.0
+    if vanishes[1]:
+        mean = (x * p).sum() / p.sum()
+        return abs(mean) if np.isclose(np.sqrt((p * (x - mean) ** 2).sum() / p.sum()), 0) else 360.0
+    return float(wasserstein_distance(x, x, p / p.sum(), q / q.sum()))
+
+
+def _apart_published(drawn: list[list[float]], predicted: list[list[float]]) -> float:
+    return float(np.mean([distance_published(*each) for each in zip(drawn, predicted, strict=True)]))
+
+
 FIELDS = {"predictive_entropy": _predictive, "expected_entropy": _expected, "mutual_information": _mutual}
 ORACLES: dict[str, Callable[[Case], Values]] = {
     "dice": _dice_of_consensus,
@@ -461,10 +586,25 @@ ORACLES: dict[str, Callable[[Case], Values]] = {
     "aurc": partial(_of_annotators, _aurc),
     "eaurc": partial(_of_annotators, _eaurc),
     "augrc": partial(_of_annotators, _augrc),
+    **{f"dice_cut{k}": partial(_cut_dice, height) for k, height in enumerate(HEIGHTS, 1)},
+    "dice_cuts_published": _dice_of_cuts_published,
+    "tumour_ece": _ece_of_the_tumour,
+    "involvement": _involvement,
+    "involvement_predicted": partial(_vascular, lambda _, predicted: float(np.mean(predicted)), False),
+    "involvement_distance": partial(_vascular, _apart, False),
+    "involvement_published": partial(_vascular, _apart_published, True),
     **{name: partial(_mean, field) for name, field in FIELDS.items()},
     **{f"{name}_patch": partial(_largest_patch, field) for name, field in FIELDS.items()},
     **{f"{name}_above": partial(_above, field) for name, field in FIELDS.items()},
 }
 """Metric → what it should be in a case."""
-TOLERANCES = {"ece": 2e-5, "classwise_ece": 2e-5, "ece_published": 1e-6, "hausdorff": 1e-5, "hd95": 1e-5, "assd": 1e-5}
+TOLERANCES = {
+    "tumour_ece": 2e-5,
+    "ece": 2e-5,
+    "classwise_ece": 2e-5,
+    "ece_published": 1e-6,
+    "hausdorff": 1e-5,
+    "hd95": 1e-5,
+    "assd": 1e-5,
+}
 """Of those that other implementations compute in float32; 1e-6 else."""

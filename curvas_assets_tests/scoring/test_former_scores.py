@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.geometry import Grid
-from curvas_assets.scoring import METRICS, PatientReference
+from curvas_assets.scoring import PatientReference, metrics_of
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
 
@@ -51,6 +51,6 @@ def _model(draws: np.random.RandomState) -> np.ndarray:
 def test_scores_are_those_of_the_former_code(tmp_path):
     found = scores_of_the_case(tmp_path)
     former = pd.read_csv(FORMER, dtype={"annotator": str}, keep_default_na=False)
-    assert set(former["metric"]) == set(METRICS)
+    assert set(former["metric"]) == set(metrics_of())
     pd.testing.assert_frame_equal(found[KEYS], former[KEYS], check_dtype=False)
     np.testing.assert_allclose(found["value"], former["value"], rtol=1e-12, atol=0)

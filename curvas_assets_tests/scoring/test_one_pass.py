@@ -82,6 +82,9 @@ def patients(draw):
         st.sampled_from([None, (slice(3, 17), slice(1, 6), slice(2, 20)), (slice(16, 18), slice(0, 6), slice(5, 6))])
     )
     settings_of = {"organs": {f"organ{c}": c for c in range(1, classes)}, "region": region, "not_annotated": blank}
+    settings_of["reference"] = draw(st.sampled_from(["consensus", "majority", "staple", "thresholds"]))
+    if classes == 4 and draw(st.booleans()):
+        settings_of |= {"tumour": "organ1", "vessels": ("organ3", "organ2")}
     return models, kinds, annotations, settings_of
 
 
@@ -122,12 +125,15 @@ def test_all_in_one_pass_score_as_one_by_one(tmp_path_factory, case):
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
+@pytest.mark.parametrize("reference_name", ["", "staple", "thresholds"])
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_the_number_of_threads_changes_nothing(monkeypatch, tmp_path, threads):
+def test_the_number_of_threads_changes_nothing(monkeypatch, tmp_path, threads, reference_name):
     rng = np.random.default_rng(3)
     models = [rng.dirichlet([8, 0.3, 0.3], SHAPE).transpose(3, 0, 1, 2).astype(np.float32) for _ in range(2)]
     mean = stored(FolderObjects(tmp_path), "mean", np.mean(models, axis=0))
-    reference = PatientReference(rng.integers(0, 3, (2, *SHAPE)).astype(np.uint8), SPACING, organs={"a": 1, "b": 2})
+    vessels = {"reference": reference_name, "tumour": "a", "vessels": ["b"]} if reference_name else {}
+    drawn = rng.integers(0, 3, (2, *SHAPE)).astype(np.uint8)
+    reference = PatientReference(drawn, SPACING, organs={"a": 1, "b": 2}, **vessels)
     expected = reference.score(mean, models), reference.score(models[0])
     monkeypatch.setattr(one_pass, "workers", lambda: threads)
     same(reference.score(mean, models), expected[0])
@@ -191,7 +197,7 @@ def test_no_more_scores_are_begun_than_are_taken(monkeypatch, fails):
             ended.set()
             super().shutdown(wait=wait)
 
-    def scores(self, predictor, found, of_members, *, approximate):
+    def scores(self, predictor, *counted, approximate):
         begun.append(predictor)
         if len(begun) == 2:
             assert ended.wait(60)

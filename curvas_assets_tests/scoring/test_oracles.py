@@ -41,7 +41,11 @@ def _case(name: str) -> oracles.Case:
 @cache
 def _scores(name: str) -> pd.DataFrame:
     case = _case(name)
-    table = score(case.mean, case.annotations, oracles.SPACING_MM, organs=oracles.ORGANS, members=case.members)
+    given = (case.mean, case.annotations, oracles.SPACING_MM)
+    table = score(*given, organs=oracles.ORGANS, members=case.members)
+    vessels = {"tumour": oracles.TUMOUR, "vessels": oracles.VESSELS}
+    others = score(*given, organs=oracles.ORGANS, reference="thresholds", **vessels)
+    table = pd.concat([table, others[[METRICS[metric].only != "" for metric in others["metric"]]]])
     return table[table["annotator"] != "mean"]
 
 

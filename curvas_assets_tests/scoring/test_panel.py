@@ -27,7 +27,15 @@ from sklearn.metrics import f1_score, log_loss, recall_score, roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from curvas_assets.errors import ScoringError
-from curvas_assets.scoring import METRICS, PatientReference, check_scores, metric_table, score, study_columns
+from curvas_assets.scoring import (
+    METRICS,
+    PatientReference,
+    check_scores,
+    metric_table,
+    metrics_of,
+    score,
+    study_columns,
+)
 from curvas_assets.scoring.accuracy import crps
 from curvas_assets.scoring.failure import risk_areas
 from curvas_assets.storage.softmax import read_softmax, write_softmax
@@ -383,7 +391,7 @@ def test_a_perfect_prediction_is_best(annotation):
 
 
 def test_every_registered_metric_says_what_a_perfect_prediction_scores():
-    single = {metric.name for metric in METRICS.values() if not metric.of_ensembles}
+    single = {metric.name for metric in metrics_of().values() if not metric.of_ensembles}
     assert set(PERFECT) | NOT_OF_THE_PREDICTION | UNDEFINED_WHEN_PERFECT == single
     assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION)
     for name, best in PERFECT.items():
@@ -491,7 +499,7 @@ def test_what_does_not_fit_together_is_refused(change, message):
 
 def test_the_registry_says_everything_about_every_metric():
     table = metric_table()
-    assert list(table["metric"]) == list(METRICS)
+    assert list(table["metric"]) == list(metrics_of())
     for column in ("family", "range", "per", "when_empty", "definition", "oracle", "reference"):
         assert (table[column] != "").all()
 

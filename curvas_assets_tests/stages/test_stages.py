@@ -1,6 +1,7 @@
 """Claims proved here, without Dagster: stages are plain functions of a study, a store and what was made before.
 
 - From files in a bucket to scores and comparisons, each stage called directly; what it stores is what the next one reads.
+- Scores compare with the reference that the study names, and have the metrics of its vessels.
 - An error is its partition's alone, names the patient, and stores nothing of it; what a check found is told beside it.
 - Too little memory says nothing about a patient's files.
 - An ensemble without one of its members is refused, and the ensembles beside it are stored.
@@ -17,6 +18,7 @@ import pytest
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import MissingArtefactError, PatientError
 from curvas_assets.geometry import Grid
+from curvas_assets.scoring import metrics_of
 from curvas_assets.stages import cohort, compare, ensemble, score, table
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.places import partition_of, root_of
@@ -43,14 +45,15 @@ NONE = Artefacts({})
 class Bench:
     """A study's bucket in a folder, and stages called on it as its assets call them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, study: Study = STUDY):
+        self.study = study
         self.folder, self.objects, self.layout = folder, MeteredObjects(FolderObjects(folder / "bucket")), Layout()
         self.warnings: list[str] = []
 
     @property
     def tools(self) -> Toolkit:
         return Toolkit(
-            study=STUDY,
+            study=self.study,
             objects=self.objects,
             layout=self.layout,
             tell=lambda _: None,
@@ -142,6 +145,37 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
     assert bench.warnings == [f"no scores yet of {BROKEN}: they are not in the table"]
     comparisons, _, _ = compare.compare_families(STUDY, merged)
     assert {"dice", "recall", "ece"} <= set(comparisons["metric"])
+
+
+@pytest.mark.parametrize("reference", ["consensus", "majority", "staple", "thresholds"])
+def test_scores_compare_with_what_the_study_says_and_know_its_vessels(tmp_path, reference):
+    vascular = {"tumour": "pancreas", "vessels": ["liver", "kidney"]}
+    changed = {"evaluation": {**STUDY.evaluation.model_dump(mode="json"), "reference": reference, "vascular": vascular}}
+    bench = Bench(tmp_path, Study.model_validate(STUDY.model_dump(mode="json") | changed))
+    bench.upload([PATIENT])
+    bench.make(cohort.take_in, cohort.SCAN_CHECKS, [PATIENT])
+    for model in MODELS:
+        bench.predict(model, PATIENT)
+    members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
+    cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
+    bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    means, scans = bench.of(table.ENSEMBLE_SOFTMAX, cells), bench.of(table.SCAN, [PATIENT])
+    scored, checks = bench.make(
+        score.score_patients, score.CHECKS, [PATIENT], softmax=members, ensemble_softmax=means, scan=scans
+    )
+    assert checks["scores_are_sound"].found == {PATIENT: []}, scored
+    merged, facts = score.merge_scores(bench.tools, bench.of(table.SCORES, [PATIENT]))
+    assert (
+        set(merged["metric"])
+        == set(metrics_of(reference, vessels=True))
+        == set(facts["what the metrics are"]["metric"])
+    )
+    notes = merged[merged["metric"] == "dice"]["note"]
+    assert notes.str.startswith("compared with").all() == (reference != "consensus")
+    assert set(merged[merged["metric"] == "involvement_distance"]["organ"]) == {"liver", "kidney"}
+    assert set(compare.compare_families(bench.study, merged)[0]["metric"]) >= {"involvement_distance", "tumour_ece"}
+    default = table.SCORES.version(STUDY)
+    assert default not in (table.SCORES.version(bench.study), "")
 
 
 def test_an_error_is_its_partitions_alone_and_stores_nothing_of_it(bench):

@@ -3,7 +3,7 @@
 - The published teams keep their published ranks, metric by metric.
 - The study's published means are ranked as its report says: fourth in confidence and in ECE.
 - A family's rank is one plus the number of strictly better teams, by hand; overall is the mean of the ranks.
-- What is not comparable (another definition, another region, voxels) is said, and left out of the overall rank.
+- What is not comparable (another definition, another region, another reference, voxels) is said, and left out of the overall rank.
 - Undefined families have no rank; CRPS is turned from mm³ to cm³, and left out, with the reason, in voxels.
 - ECE with the challenge's float32 sums is ranked, the exact one stands beside; synthetic patients are never comparable.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from curvas_assets.scoring.registry import REFERENCES
 from curvas_assets.statistics import leaderboard_wide, rank_among_teams, read_published_scores
 from curvas_assets.statistics.challenge import PUBLISHED_STUDY, STANDINGS, TEAMS
 from curvas_assets.study import load_study
@@ -104,6 +105,18 @@ def test_another_definition_is_shown_but_never_counts_overall():
     assert "not the challenge's definition" in dice["comparability"]
     overall = board[(board["metric"] == "overall") & (board["entry"] == "general")].iloc[0]
     assert overall["value"] == 8
+
+
+@pytest.mark.parametrize("reference", ["majority", "staple", "thresholds"])
+def test_another_reference_than_the_challenges_is_shown_but_never_counts_overall(reference):
+    ours = {"confidence": {"general": 0.99}, "ece_published": {"general": 0.002}}
+    board = rank_among_teams(scores_of(ours, 1), region="body", published=False, reference=reference)
+    rows = board[board["entry"] == "general"].set_index("metric")
+    assert not rows.loc["confidence", "comparable"]
+    assert "compares with the consensus" in rows.loc["confidence", "comparability"]
+    assert rows.loc["confidence", "definition"] == REFERENCES[reference].note
+    assert rows.loc["ece_published", "comparable"]
+    assert rows.loc["overall", "definition"] == "mean of the ranks in ece_published"
 
 
 def test_another_region_is_not_comparable_and_has_no_overall_rank():
