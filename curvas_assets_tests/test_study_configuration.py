@@ -365,7 +365,7 @@ def test_a_missing_field_an_absent_file_and_what_is_no_yaml_are_told(tmp_path):
     del raw["title"]
     with pytest.raises(StudyError, match="title is missing"):
         _load(tmp_path, raw)
-    with pytest.raises(StudyError, match="one of \\['curvas', .*'phantom', "):
+    with pytest.raises(StudyError, match=r"one of \['curvas', .*'phantom', "):
         load_study("nothing")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(StudyError, match="it is not YAML"):

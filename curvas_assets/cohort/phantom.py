@@ -314,7 +314,7 @@ def response(body: "_Anatomy", labels: Mapping[str, int], disagreement: Disagree
     """Probability of each class at each voxel, float32 (1 + organs, Z, Y, X): an organ has what those over it leave."""
     whole = np.empty((1 + len(labels), *body.space.shape), dtype=np.float32)
     left = np.ones(body.space.shape)
-    for name, label in reversed(labels.items()):
+    for name, label in reversed(list(labels.items())):
         taken = left * disagreement.probability(name, body.depth(name))
         whole[label] = taken
         left -= taken

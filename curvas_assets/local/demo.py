@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
     arguments = parser.parse_args()
+    state = arguments.state or state_of(arguments.study)
     try:
-        state = arguments.state or state_of(arguments.study)
         succeeded = run(state, arguments.port, Progress(), arguments.study)
     except CurvasError as error:
         sys.exit(str(error))
