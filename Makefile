@@ -1,4 +1,5 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
+# make demo STUDY=phantom-full   another synthetic study, on a state of its own (make ui STUDY=phantom-full shows it)
 # make test   lint, types, documentation and tests                      make bench   ratios against other implementations
 # make docs   the documentation, in .site/index.html; a warning fails it   make coverage   of the packages with quick tests
 # make env    what the console needs: eval "$(make -s env)"
@@ -8,7 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STATE := .state
+STUDY := phantom
+STATE := .state$(if $(filter-out phantom,$(STUDY)),-$(basename $(notdir $(STUDY))))
 PORT ?= 3000
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
@@ -22,17 +24,17 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo ui env test coverage lint docs bench clean distclean install lock
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m curvas_assets.local.demo --state $(STATE) --port $(PORT)
+	@$(BIN)/python -m curvas_assets.local.demo --study $(STUDY) --state $(STATE) --port $(PORT)
 
 ui: $(INSTALLED)
-	@$(BIN)/python -m curvas_assets.local.ui --state $(STATE) --port $(PORT)
+	@$(BIN)/python -m curvas_assets.local.ui --study $(STUDY) --state $(STATE) --port $(PORT)
 
 # Dagster's programs first on the PATH, on the state of demo and ui; a fresh state gets its folder and instance file.
 env:
 	@test -x $(BIN)/python || { echo "run make install first" >&2; exit 1; }
 	@mkdir -p -m 700 $(STATE) && mkdir -p $(DAGSTER_HOME) && { test -e $(DAGSTER_HOME)/dagster.yaml || cp dagster.yaml $(DAGSTER_HOME)/; }
 	@echo 'export PATH="$(abspath $(BIN)):$$PATH" DAGSTER_HOME="$(DAGSTER_HOME)" CURVAS_SCRATCH="$(CURVAS_SCRATCH)"'
-	@echo "export CURVAS_STUDY=phantom"
+	@echo "export CURVAS_STUDY=$(STUDY)"
 
 test: $(INSTALLED) lint docs
 	$(PYTEST) $(MEASURED:%=--ignore=%)

@@ -1073,7 +1073,7 @@ def load_study(name_or_path: "str | Path | Study") -> Study:
     """Read and validate a study.
 
     Args:
-        name_or_path: a built-in name (`curvas`, `phantom`) or the path of a YAML file. A study is returned as it is.
+        name_or_path: a built-in name (one of `built_in_studies`) or the path of a YAML file. A study is returned as it is.
 
     Raises:
         StudyError: not found, not YAML, or fields have values that are not allowed; names each with its line, value and

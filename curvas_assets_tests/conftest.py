@@ -31,6 +31,7 @@ LONG = (
         "scoring/test_panel.py",
         "report/test_browser.py",
         "test_study.py",
+        "test_five_annotators.py",
     ),
     *("orchestration/test_scale.py", "orchestration/test_pool.py", "orchestration/test_workers.py"),
     *("orchestration/operations/test_make_missing.py", "local/test_server.py", "orchestration/test_postgres.py"),

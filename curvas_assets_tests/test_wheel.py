@@ -23,9 +23,10 @@ from curvas_assets.local.deployment import ROOT, free_port
 CONSOLE_SCRIPT = "#!{python}\nimport sys\nfrom dagster._cli import main\nsys.exit(main())\n"
 SITE_PACKAGES = Path(pytest.__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+BUILT_IN = ("curvas", "curvas-medig", "curvas-pdacvi", "phantom", "phantom-full", "phantom-pdacvi")
 READ_AT_RUN_TIME = (
     *("py.typed", "decisions.md", "scoring/definitions.md", "report/templates/report.html.j2"),
-    *("studies/curvas.yaml", "studies/phantom.yaml"),
+    *(f"studies/{name}.yaml" for name in BUILT_IN),
     *("local/dagster.yaml", "local/postgres.yaml", "local/workspace.yaml"),
 )
 ASKED = """
@@ -83,7 +84,7 @@ def test_the_installed_package_is_whole(python, tmp_path):
     place, version, studies, files = _run([python, "-c", ASKED.format(names=READ_AT_RUN_TIME)], tmp_path).splitlines()
     assert Path(place).is_relative_to(python.parents[1])
     assert version == VERSION
-    assert studies == "curvas phantom phantom"
+    assert studies == " ".join([*BUILT_IN, "phantom"])
     assert int(files) == len(READ_AT_RUN_TIME)
 
 

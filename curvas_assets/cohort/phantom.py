@@ -3,11 +3,17 @@
 For the demo, tests and benchmarks. Nothing here resembles a patient; what is realistic is what the pipeline depends on:
 intensities that overlap, anisotropic voxels, a thin and winding pancreas on which annotators agree least, an annotator who
 draws generously, one who draws tightly, one who leaves out tails. A patient depends on the seed and its own name only.
+
+Annotators may instead disagree by a known distribution (`Disagreement`). What they do not know is then known here: the
+probability that an annotator gives a voxel to an organ (`true_response`), and its entropy (`true_ambiguity`). A study of a
+pancreatic tumour gets one that encases vessels by known angles (`true_involvement`).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +21,19 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.special import entr, ndtr
 
 from curvas_assets.errors import PatientError
 from curvas_assets.inputs import as_shape, as_spacing, made_folder
 
 Field = npt.NDArray[np.float32]
 ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
+VESSELS = ("porta", "smv", "aorta", "celiac", "sma")
+"""Portal vein, superior mesenteric vein, aorta, coeliac trunk, superior mesenteric artery."""
+TUMOUR_ORGANS = {name: label for label, name in enumerate(("pdac", *VESSELS), 1)}
+"""A pancreatic ductal adenocarcinoma, and the vessels that decide whether it can be resected."""
+PAINTED = ("spleen", "liver", "kidney", "pancreas", "pdac", *VESSELS)
+"""All organs that there are. One that comes later takes the voxels that an annotator gives to several."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,48 @@ HANDS = (Hand(0.0, 1.0, 1.0), Hand(1.6, 1.4, 1.0), Hand(-1.4, 1.0, 0.72))
 """The first three annotators: a faithful, a generous and a tight one. Further ones are drawn at random."""
 
 
+def _scatter() -> dict[str, float]:
+    return {"pancreas": 1.6, "pdac": 2.0, **dict.fromkeys(VESSELS, 0.0)}
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A distribution that annotators' boundaries are drawn from; the annotators are exchangeable.
+
+    An annotator takes a voxel for part of an organ if d + s (δ + w) > 0. There d is the voxel's depth inside the organ (mm,
+    negative outside), s the organ's scatter, δ ~ N(0, offset_mm²) one number for each patient, annotator and organ, and
+    w ~ N(0, waver_mm²) a smooth field of the annotator's. The probability is Φ(d / (s √(offset_mm² + waver_mm²))), and organs
+    are independent but for the order in which they are painted (`PAINTED`).
+
+    Args:
+        offset_mm: standard deviation of how far an annotator moves a whole boundary, mm.
+        waver_mm: standard deviation of how far the boundary wavers about that at each point, mm.
+        length_mm: over which the wavering is correlated (standard deviation of the Gaussian kernel), mm.
+        scatter: organ → factor on both; 1 where it is not named. With 0, all annotators draw the organ alike, as where one
+            clinician has drawn the vessels for everybody.
+    """
+
+    offset_mm: float = 1.2
+    waver_mm: float = 1.0
+    length_mm: float = 8.0
+    scatter: Mapping[str, float] = field(default_factory=_scatter)
+
+    def __post_init__(self) -> None:
+        numbers = (self.offset_mm, self.waver_mm, self.length_mm, *self.scatter.values())
+        if not all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in numbers) or not self.length_mm:
+            remedy = "Give finite numbers, none below 0, and a length above 0."
+            raise PatientError("describing annotators' disagreement", "the cohort", f"{self!r:.200}", remedy)
+
+    def deviation_mm(self, organ: str) -> float:
+        """Standard deviation of the place of an organ's boundary along its normal, mm."""
+        return self.scatter.get(organ, 1.0) * math.hypot(self.offset_mm, self.waver_mm)
+
+    def probability(self, organ: str, depth_mm: Field) -> npt.NDArray[np.float64]:
+        """Probability that an annotator takes a voxel at this depth for part of the organ, whatever is painted over it."""
+        deviation = self.deviation_mm(organ)
+        return ndtr(depth_mm.astype(np.float64) / deviation) if deviation else (depth_mm > 0).astype(np.float64)
+
+
 def write_cohort(
     folder: str | Path,
     *,
@@ -65,6 +120,8 @@ def write_cohort(
     annotators: int = 3,
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
+    organs: Mapping[str, int] | None = None,
+    disagreement: Disagreement | None = None,
 ) -> list[Path]:
     """Write a cohort as a user would have it: `<patient>/image.nii.gz`, `<patient>/annotation_<k>.nii.gz`.
 
@@ -76,12 +133,16 @@ def write_cohort(
         annotators: label maps per patient.
         seed: of the cohort. The same seed and name give the same voxels, whoever else is in the cohort.
         groups: patient → `A`, `B` or `C`, which sets enhancement and noise; `A` where it is not named.
+        organs: organ → its label, of those in `PAINTED`; pancreas, kidney and liver if left out. If `pdac` or a vessel other
+            than the aorta is among them, the patients have a tumour.
+        disagreement: the distribution that annotators' boundaries are drawn from. Left out: a faithful, a generous, a tight
+            annotator (`HANDS`), and further ones of their own habits.
 
     Returns:
         The patients' folders.
 
     Raises:
-        PatientError: a folder cannot be made, or patients, shape, spacing, annotators or groups are not as said.
+        PatientError: a folder cannot be made, or patients, shape, spacing, annotators, groups or organs are not as said.
     """
     told: Any = {"attempted": "writing a cohort", "subject": "the cohort", "error": PatientError}
     names = _names(patients)
@@ -97,7 +158,14 @@ def write_cohort(
     for name in names:
         protocol = PROTOCOLS.get((groups or {}).get(name, "A"), PROTOCOLS["A"])
         scan, annotations = make_patient(
-            name, shape=shape, spacing_mm=spacing_mm, annotators=annotators, seed=seed, protocol=protocol
+            name,
+            shape=shape,
+            spacing_mm=spacing_mm,
+            annotators=annotators,
+            seed=seed,
+            protocol=protocol,
+            organs=organs,
+            disagreement=disagreement,
         )
         target = made_folder(root / name, **told)
         affine = _affine(shape, spacing_mm)
@@ -127,20 +195,131 @@ def make_patient(
     annotators: int = 3,
     seed: int = 0,
     protocol: Protocol = PROTOCOLS["A"],
+    organs: Mapping[str, int] | None = None,
+    disagreement: Disagreement | None = None,
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """One patient's CT, int16 HU (Z, Y, X), and label maps, uint8 (R, Z, Y, X)."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-    extent_mm = np.asarray(shape) * np.asarray(spacing_mm)
-    space = _Space(shape, spacing_mm)
-    body = _Anatomy(space, extent_mm, rng)
+    """One patient's CT, int16 HU (Z, Y, X), and label maps, uint8 (R, Z, Y, X). Arguments as for `write_cohort`."""
+    labels = _labels(organs)
+    body, rng = _anatomy(name, shape, spacing_mm, seed, labels)
     scan = body.scan(protocol, rng)
+    if disagreement is not None:
+        drawn = [draw_annotation(body, labels, disagreement, _generator(name, seed, k)) for k in range(annotators)]
+        return scan, np.stack(drawn)
     hands = [
         *HANDS,
         *(Hand(rng.normal(0, 1.2), rng.uniform(0.8, 1.6), rng.uniform(0.7, 1)) for _ in range(3, annotators)),
     ]
-    annotations = np.stack([body.drawn_by(hand, rng) for hand in hands[:annotators]])
-    return scan, annotations
+    return scan, np.stack([body.drawn_by(hand, labels, rng) for hand in hands[:annotators]])
+
+
+def true_response(
+    name: str,
+    *,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    disagreement: Disagreement,
+    seed: int = 0,
+    organs: Mapping[str, int] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Probability that an annotator gives a voxel to each class: what the mean of ever more annotators tends to.
+
+    It is computed anew from the arguments with which the patient was made, and stored nowhere.
+
+    Returns:
+        float32 (1 + organs, Z, Y, X), background first, then the organs by their labels; a voxel's values add up to 1.
+    """
+    labels = _labels(organs)
+    body, _ = _anatomy(name, shape, spacing_mm, seed, labels)
+    return response(body, labels, disagreement)
+
+
+def true_ambiguity(response: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Entropy of the annotators' answer at each voxel, nats (Z, Y, X): the aleatoric uncertainty that no predictor removes.
+
+    Args:
+        response: what `true_response` returned, (1 + organs, Z, Y, X).
+    """
+    return entr(response.astype(np.float64)).sum(axis=0)
+
+
+def true_involvement(
+    name: str, *, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], seed: int = 0
+) -> dict[str, float]:
+    """Vessel → degrees of its circumference that the tumour encases, in the slices where it does; 0 if it does not touch it.
+
+    This is the tumour's own boundary. Annotators' involvement scatters about it, as their boundaries do.
+    """
+    body, _ = _anatomy(name, shape, spacing_mm, seed, TUMOUR_ORGANS)
+    assert body.tumour is not None
+    return dict(body.tumour.involvement_deg)
+
+
+def _generator(name: str, seed: int, *key: int) -> np.random.Generator:
+    """A patient's own random numbers; with a key, others that are independent of these."""
+    words = np.frombuffer(hashlib.sha256(f"{seed} {name}".encode()).digest(), dtype=np.uint32)
+    if not key:
+        return np.random.default_rng(words)
+    return np.random.default_rng(np.random.SeedSequence(words.tolist(), spawn_key=key))
+
+
+TUMOUR_KEY = 1 << 16
+"""Of the tumour's random numbers, beyond those of the annotators."""
+
+
+def _anatomy(
+    name: str,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    seed: int,
+    labels: Mapping[str, int],
+) -> tuple["_Anatomy", np.random.Generator]:
+    """A patient's anatomy, and the generator that goes on with the scan."""
+    rng = _generator(name, seed)
+    extent_mm = np.asarray(shape) * np.asarray(spacing_mm)
+    body = _Anatomy(_Space(shape, spacing_mm), extent_mm, rng)
+    if set(labels) & {"pdac", *VESSELS} - {"aorta"}:
+        body.grow_tumour(_generator(name, seed, TUMOUR_KEY))
+    return body, rng
+
+
+def _labels(organs: Any) -> dict[str, int]:
+    """Organ → label, in the order in which they are painted."""
+    if organs is None:
+        organs = ORGANS
+    if not isinstance(organs, Mapping) or not organs or set(organs) - set(PAINTED):
+        remedy = f"Name some of {', '.join(PAINTED)}, each with its label."
+        raise PatientError("making a phantom", "the cohort", f"organs {organs!r:.200}", remedy)
+    if sorted(organs.values()) != list(range(1, len(organs) + 1)):
+        remedy = f"Give the labels 1 to {len(organs)}, each to one organ."
+        raise PatientError("making a phantom", "the cohort", f"organs {organs!r:.200}", remedy)
+    return {name: int(organs[name]) for name in PAINTED if name in organs}
+
+
+def draw_annotation(
+    body: "_Anatomy", labels: Mapping[str, int], disagreement: Disagreement, rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """The label map of one annotator whose boundaries are drawn from a distribution."""
+    drawn = np.zeros(body.space.shape, dtype=np.uint8)
+    for name, label in labels.items():
+        scatter = disagreement.scatter.get(name, 1.0)
+        depth = body.depth(name)
+        if scatter:
+            depth = depth + np.float32(scatter * disagreement.offset_mm * rng.standard_normal())
+            depth += body.space.gaussian_field(rng, disagreement.length_mm, scatter * disagreement.waver_mm)
+        drawn[depth > 0] = label
+    return drawn
+
+
+def response(body: "_Anatomy", labels: Mapping[str, int], disagreement: Disagreement) -> npt.NDArray[np.float32]:
+    """Probability of each class at each voxel, float32 (1 + organs, Z, Y, X): an organ has what those over it leave."""
+    whole = np.empty((1 + len(labels), *body.space.shape), dtype=np.float32)
+    left = np.ones(body.space.shape)
+    for name, label in reversed(list(labels.items())):
+        taken = left * disagreement.probability(name, body.depth(name))
+        whole[label] = taken
+        left -= taken
+    whole[0] = left
+    return whole
 
 
 class _Space:
@@ -172,6 +351,56 @@ class _Space:
         noise = ndimage.gaussian_filter(noise, length_mm / self.spacing_mm, mode="wrap")
         return noise * np.float32(height / max(float(noise.std()), 1e-6))
 
+    def gaussian_field(self, rng: np.random.Generator, length_mm: float, deviation: float) -> Field:
+        """Smooth noise that is normal at each voxel with exactly this standard deviation, over all fields there could be.
+
+        That of `waves` is exact over the voxels of each one field. The gain of the filter is that of its impulse response.
+        """
+        noise = rng.standard_normal(self.shape, dtype=np.float32)
+        gain = 1.0
+        for n, sigma in zip(self.shape, length_mm / self.spacing_mm, strict=True):
+            impulse = np.zeros(n)
+            impulse[0] = 1
+            gain *= float(np.linalg.norm(ndimage.gaussian_filter1d(impulse, sigma, mode="wrap")))
+        noise = ndimage.gaussian_filter(noise, length_mm / self.spacing_mm, mode="wrap")
+        return noise * np.float32(deviation / gain)
+
+    def pipe(self, points: npt.NDArray[np.floating], radius: float) -> Field:
+        """Distance to the surface of a tube along a line of straight pieces, mm, positive inside."""
+        nearest = np.full(self.shape, np.inf, dtype=np.float32)
+        for (az, ay, ax), (bz, by, bx) in itertools.pairwise(points):
+            dz, dy, dx = bz - az, by - ay, bx - ax
+            along = (self.z - az) * dz + (self.y - ay) * dy + (self.x - ax) * dx
+            t = np.clip(along / (dz * dz + dy * dy + dx * dx), 0, 1)
+            squared = (self.z - az - t * dz) ** 2 + (self.y - ay - t * dy) ** 2 + (self.x - ax - t * dx) ** 2
+            np.minimum(nearest, squared, out=nearest)
+        return (radius - np.sqrt(nearest)).astype(np.float32)
+
+    def cuff(
+        self,
+        axis: tuple[float, float],
+        towards: tuple[float, float],
+        radii: tuple[float, float],
+        deg: float,
+        z: tuple[float, float],
+    ) -> Field:
+        """About the depth (mm) inside a sleeve about an upright vessel that spans an angle.
+
+        Args:
+            axis: the vessel's (y, x), mm.
+            towards: a point (y, x) in the direction of the sleeve's middle.
+            radii: of the vessel and of the sleeve, mm.
+            deg: angle that the sleeve spans.
+            z: its lowest and highest level, mm.
+        """
+        y, x = self.y - axis[0], self.x - axis[1]
+        distance = np.hypot(y, x)
+        middle = math.atan2(towards[0] - axis[0], towards[1] - axis[1])
+        turned = np.abs((np.arctan2(y, x) - middle + np.pi) % (2 * np.pi) - np.pi)
+        beside = distance * (math.radians(deg) / 2 - turned) if deg < 360 else np.full_like(distance, np.inf)
+        within = np.minimum(np.minimum(radii[1] - distance, beside), np.minimum(self.z - z[0], z[1] - self.z))
+        return np.broadcast_to(within, self.shape).astype(np.float32)
+
 
 class _Anatomy:
     """One patient's organs as distance fields (mm, positive inside).
@@ -181,8 +410,9 @@ class _Anatomy:
 
     def __init__(self, space: _Space, extent_mm: npt.NDArray[np.floating], rng: np.random.Generator):
         self.space = space
+        self.tumour: _Tumour | None = None
         scale = extent_mm / np.array([240.0, 336.0, 336.0])
-        size = scale * rng.normal(1, 0.05)
+        self.size = size = scale * rng.normal(1, 0.05)
 
         def at(z: float, y: float, x: float, wander_mm: float = 5) -> npt.NDArray[np.floating]:
             return np.array([z, y, x]) * size + rng.normal(0, wander_mm, 3) * scale
@@ -220,8 +450,21 @@ class _Anatomy:
             "kidney": np.minimum(kidney, -liver),
             "liver": liver,
         }
-        edge = self.body - 12
-        self.organs = {name: np.minimum(field, edge) for name, field in self.organs.items()}
+        self.edge = self.body - 12
+        self.organs = {name: np.minimum(field, self.edge) for name, field in self.organs.items()}
+
+    def grow_tumour(self, rng: np.random.Generator) -> None:
+        """Give the patient a pancreatic tumour, and the vessels about it."""
+        self.tumour = _Tumour(self.space, self.size, self.aorta, rng)
+
+    def depth(self, organ: str) -> Field:
+        """How deep voxels lie inside an organ, mm; negative outside."""
+        if organ in self.organs:
+            return self.organs[organ]
+        if organ in ("spleen", "aorta"):
+            return np.minimum(self.spleen if organ == "spleen" else self.aorta, self.edge)
+        assert self.tumour is not None
+        return self.tumour.organs[organ]
 
     def scan(self, protocol: Protocol, rng: np.random.Generator) -> npt.NDArray[np.int16]:
         hu = protocol.enhancement
@@ -242,6 +485,8 @@ class _Anatomy:
         fill(self.aorta, hu["vessel"] + rng.normal(0, 8))
         for name in ("liver", "kidney", "pancreas"):
             fill(self.organs[name], hu[name] + rng.normal(0, 6))
+        if self.tumour is not None:
+            self.tumour.fill(fill, hu)
         fill(self.pelvis, 25)
         fill(self.spine, 420)
         fill(self.spine - 6, 210)
@@ -251,17 +496,71 @@ class _Anatomy:
         )
         return np.clip(np.round(scan), -1024, 3071).astype(np.int16)
 
-    def drawn_by(self, hand: Hand, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """The label map one annotator draws."""
-        labels = np.zeros(self.space.shape, dtype=np.uint8)
-        for name in ("liver", "kidney", "pancreas"):
-            field = self.organs[name]
+    def drawn_by(self, hand: Hand, labels: Mapping[str, int], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """The label map one annotator draws. The three organs of the demo are drawn whether or not they are asked for, so that
+        they do not depend on which others are.
+        """
+        masks: dict[str, npt.NDArray[np.bool_]] = {}
+        for name in ("liver", "kidney", "pancreas", *(one for one in labels if one not in ORGANS)):
+            field = self.depth(name)
             if name == "pancreas" and hand.tail_kept < 1:
                 kept = max(2, round(len(self.course) * hand.tail_kept))
                 field = np.minimum(field, self.space.tube(self.course[:kept], self.thickness[:kept]))
             waver = hand.waver_mm * (1.6 if name == "pancreas" else 1.0)
-            labels[field + hand.offset_mm + self.space.waves(rng, 11, waver) > 0] = ORGANS[name]
-        return labels
+            masks[name] = field + hand.offset_mm + self.space.waves(rng, 11, waver) > 0
+        drawn = np.zeros(self.space.shape, dtype=np.uint8)
+        for name, label in labels.items():
+            drawn[masks[name]] = label
+        return drawn
+
+
+class _Tumour:
+    """A tumour of the pancreas' head with the vessels about it, as distance fields (mm, positive inside).
+
+    The tumour keeps off all vessels but those that it encases: about these it has a sleeve of a known angle.
+    """
+
+    def __init__(self, space: _Space, size: npt.NDArray[np.floating], aorta: Field, rng: np.random.Generator):
+        unit = float(size.mean())
+
+        def line(*points: tuple[float, float, float]) -> npt.NDArray[np.floating]:
+            return np.array(points) * size
+
+        # Radii are generous, so that coarse phantoms have the vessels too.
+        radii = {"smv": 8.0 * unit, "porta": 8.5 * unit, "celiac": 6.0 * unit, "sma": 6.0 * unit}
+        courses = {
+            "smv": line((-75, 6, -10), (6, 6, -10)),
+            "porta": line((6, 6, -10), (42, -4, -46)),
+            "celiac": line((46, 28, 10), (50, 8, 8)),
+            "sma": line((24, 28, 10), (14, 16, 12), (-75, 16, 12)),
+        }
+        self.organs: dict[str, Field] = {name: space.pipe(courses[name], radii[name]) for name in radii}
+        centre = np.array([-24, 4, -42]) * size + rng.normal(0, 2, 3) * size
+        core = space.ellipsoid(centre, np.array([20, 17, 17]) * size * rng.normal(1, 0.08, 3))
+        core += space.waves(rng, 10, 1.0)
+        vessels = np.maximum.reduce([aorta, *self.organs.values()])
+        tumour = np.minimum(core, -vessels - 4 * unit)
+        smv = 0.0 if rng.random() < 0.2 else rng.uniform(60, 330)
+        sma = 0.0 if rng.random() < 0.5 else rng.uniform(40, 150)
+        self.involvement_deg = {**dict.fromkeys(VESSELS, 0.0), "smv": smv, "sma": sma}
+        for name, deg in (("smv", smv), ("sma", sma)):
+            if deg:
+                _, y, x = courses[name][-1]
+                reach = (radii[name], radii[name] + 7 * unit)
+                levels = (float(centre[0] - 13 * size[0]), float(centre[0] + 13 * size[0]))
+                sleeve = space.cuff((y, x), (float(centre[1]), float(centre[2])), reach, deg, levels)
+                others = np.maximum.reduce([aorta, *(field for one, field in self.organs.items() if one != name)])
+                tumour = np.maximum(tumour, np.minimum(sleeve, -others - 2 * unit))
+        self.organs["pdac"] = tumour
+        self.enhancement = {"pdac": -20 + rng.normal(0, 4), "artery": rng.normal(0, 8), "vein": rng.normal(0, 8)}
+
+    def fill(self, paint: Callable[[Field, float], None], hu: Mapping[str, float]) -> None:
+        """Paint the tumour, darker than the pancreas, and the vessels over it."""
+        paint(self.organs["pdac"], hu["pancreas"] + self.enhancement["pdac"])
+        for name in ("porta", "smv"):
+            paint(self.organs[name], (hu["vessel"] + hu["liver"]) / 2 + self.enhancement["vein"])
+        for name in ("celiac", "sma"):
+            paint(self.organs[name], hu["vessel"] + self.enhancement["artery"])
 
 
 def _affine(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> npt.NDArray[np.floating]:

@@ -1,7 +1,7 @@
 """`make demo`: takes a phantom cohort through the whole lineage, on an S3 server and a Dagster instance of its own.
 
 Makes the cohort, puts it into the bucket as a user would, launches the job `study` and follows it. A second demo finds
-everything up to date and takes seconds.
+everything up to date and takes seconds. Any study whose patients are synthetic can be shown: `make demo STUDY=phantom-full`.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any
 import dagster as dg
 from dagster_graphql import DagsterGraphQLClient
 
-from curvas_assets.cohort.phantom import write_cohort
-from curvas_assets.errors import CurvasError
-from curvas_assets.local.deployment import LocalDeployment, require_port, typed_as
+from curvas_assets.cohort.phantom import Disagreement, write_cohort
+from curvas_assets.errors import CurvasError, StudyError
+from curvas_assets.local.deployment import DEMO_STUDY, LocalDeployment, require_port, state_of, typed_as
 from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
 from curvas_assets.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
@@ -48,33 +48,37 @@ class Progress:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--state", type=Path, default=Path(".state"), help="folder of everything the demo keeps")
+    parser.add_argument("--study", default=DEMO_STUDY, help="name or path of a study whose patients are synthetic")
+    parser.add_argument("--state", type=Path, help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000, help="of the UI while the demo runs")
     arguments = parser.parse_args()
+    state = arguments.state or state_of(arguments.study)
     try:
-        succeeded = run(arguments.state, arguments.port, Progress())
+        succeeded = run(state, arguments.port, Progress(), arguments.study)
     except CurvasError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        print(f"stopped: the next `{typed_as('demo', arguments.state)}` goes on from here", flush=True)
+        print(f"stopped: the next `{typed_as('demo', state, arguments.study)}` goes on from here", flush=True)
         sys.exit(130)
     sys.exit(0 if succeeded else 1)
 
 
-def run(state: Path, port: int, tell: Progress) -> bool:
-    """Run the demo: the phantom study on a store of its own, whatever the caller's environment says. True if the study succeeded.
+def run(state: Path, port: int, tell: Progress, name: str = DEMO_STUDY) -> bool:
+    """Run the demo: a synthetic study on a store of its own, whatever the caller's environment says. True if it succeeded.
 
     Raises:
+        StudyError: the study's patients are not synthetic, or there is no such study.
         InUseError: the state is in use.
         StorageError: the port is in use, or the store does not start.
     """
-    deployment = LocalDeployment(state, study="phantom", alone=True)
+    study = load_study(name)
+    require_synthetic(study)
+    deployment = LocalDeployment(state, study=name, alone=True)
     end_cleanly_when_told(deployment.state)
-    with owner(deployment.state, typed_as("demo", state), f"http://127.0.0.1:{port}"):
+    with owner(deployment.state, typed_as("demo", state, name), f"http://127.0.0.1:{port}"):
         require_port(port)
         with deployment.s3:
             environment = deployment.environment() | {EXECUTOR: chosen_executor(os.environ.get(EXECUTOR, ""), tell)}
-            study = load_study(deployment.study)
             settings = S3Settings.from_environment(environment)
             tell(f"S3 server ready: bucket {settings.bucket} at {settings.endpoint}")
             upload_cohort(study, settings, deployment.state / "cohort", tell)
@@ -88,6 +92,27 @@ def run(state: Path, port: int, tell: Progress) -> bool:
                 succeeded = follow(instance, study_under_way(instance, tell) or launch(process, port), tell)
             summarise(study, settings, deployment, state, tell, succeeded)
     return succeeded
+
+
+def require_synthetic(study: Study) -> None:
+    """Refuse to make up patients for a study that does not say they are made up: its report would not say so either."""
+    if not study.synthetic:
+        raise StudyError(
+            "running the demo",
+            study.name,
+            "its patients are not synthetic, and the demo makes them up",
+            "Name a study with `synthetic: true`, such as phantom or phantom-full; for patients of your own, `make ui`.",
+        )
+
+
+def cohort_of(study: Study) -> dict[str, Any]:
+    """How `write_cohort` makes the patients of a study: its organs, as many annotators, and how these disagree.
+
+    The demo's own study keeps annotators of different habits; those of others are drawn from a known distribution, so that
+    what its predictors say can be compared with the truth.
+    """
+    drawn = None if study.name == DEMO_STUDY else Disagreement()
+    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn}
 
 
 def chosen_executor(asked: str, tell: Progress) -> str:
@@ -110,7 +135,7 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
         return
     tell(f"cohort: making {len(missing)} phantom patients, {len(study.annotators)} annotators, seed {PHANTOM_SEED}")
     groups = {p: study.patient_group(p) or "A" for p in missing}
-    write_cohort(folder, patients=missing, annotators=len(study.annotators), groups=groups, **COHORT)
+    write_cohort(folder, patients=missing, groups=groups, **cohort_of(study))
     for count, patient in enumerate(missing, 1):
         for name in names:
             objects.upload(f"{settings.data_dir}/{patient}/{name}", folder / patient / name)
@@ -170,7 +195,7 @@ def summarise(
     study: Study, settings: S3Settings, deployment: LocalDeployment, state: Path, tell: Progress, succeeded: bool
 ) -> None:
     """The results in a few lines, the report on disk, and what to do next."""
-    ui = typed_as("ui", state)
+    ui = typed_as("ui", state, deployment.study)
     if not succeeded:
         tell(f"the study did not succeed: `{ui}` shows why; Dagster's own log is {deployment.logs / 'dagster.log'}")
         return

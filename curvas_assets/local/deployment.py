@@ -40,10 +40,21 @@ STORE = {
 """The other variables that describe a store, with the values of the embedded one. They are set so that no `.env` overrides them."""
 
 
-def typed_as(program: str, state: Path) -> str:
+DEMO_STUDY = "phantom"
+"""The study of `make demo` and `make ui` unless they are told another."""
+
+
+def typed_as(program: str, state: Path, study: str = DEMO_STUDY) -> str:
     """What a user types for a program of this package: `make demo` in a checkout, Python's module elsewhere."""
-    in_checkout = (ROOT / "Makefile").is_file()
-    return f"make {program}" if in_checkout else f"python -m curvas_assets.local.{program} --state {state}"
+    if (ROOT / "Makefile").is_file():
+        return f"make {program}" if study == DEMO_STUDY else f"make {program} STUDY={study}"
+    chosen = "" if study == DEMO_STUDY else f" --study {study}"
+    return f"python -m curvas_assets.local.{program} --state {state}{chosen}"
+
+
+def state_of(study: str) -> Path:
+    """The folder that a study's state is kept in unless another is named: each synthetic study has a store of its own."""
+    return Path(".state" if study == DEMO_STUDY else f".state-{Path(study).stem}")
 
 
 class LocalDeployment:

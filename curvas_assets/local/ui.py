@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from curvas_assets.errors import CurvasError
-from curvas_assets.local.deployment import LocalDeployment, require_port, typed_as
+from curvas_assets.local.deployment import DEMO_STUDY, LocalDeployment, require_port, state_of, typed_as
 from curvas_assets.local.processes import end_cleanly_when_told, owner
 from curvas_assets.orchestration.environment import deployment as settings_here
 from curvas_assets.orchestration.environment import variable
@@ -13,11 +13,13 @@ from curvas_assets.orchestration.environment import variable
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", type=Path, default=Path(".state"))
+    parser.add_argument("--study", default=DEMO_STUDY, help="name or path of the demo's study")
+    parser.add_argument("--state", type=Path, help="folder of everything the demo keeps")
     parser.add_argument("--port", type=int, default=3000)
     arguments = parser.parse_args()
     try:
-        serve(LocalDeployment(arguments.state, study="phantom"), arguments.port)
+        state = arguments.state or state_of(arguments.study)
+        serve(LocalDeployment(state, study=arguments.study), arguments.port)
     except CurvasError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -33,7 +35,7 @@ def serve(deployment: LocalDeployment, port: int) -> None:
     """
     url = f"http://127.0.0.1:{port}"
     end_cleanly_when_told(deployment.state)
-    with owner(deployment.state, typed_as("ui", deployment.state), url):
+    with owner(deployment.state, typed_as("ui", deployment.state, deployment.study), url):
         require_port(port)
         with deployment.s3:
             variables = deployment.environment()

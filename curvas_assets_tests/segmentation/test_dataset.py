@@ -8,6 +8,8 @@
 - Shared intensity statistics make the datasets of all annotators use one set, and their images are made once.
 - Scans that are read once for several annotators make the datasets that each would make alone.
 - The digest that decides whether models are stale is of the content.
+- For scans of the challenge's size, nnU-Net's planner gives the winner's published plans; of other scans it makes plans with
+  the same patch.
 - Plans that do not fit are refused with what to change.
 - A scan for which memory does not suffice is refused with what it needs, not killed, and may be tried again; so is one
   whose organs, which fill it, take more than the scan.
@@ -31,9 +33,10 @@ import pytest
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
-from curvas_assets.segmentation.dataset import _move, dataset_digest
+from curvas_assets.segmentation.dataset import _Case, _move, _plan, _write_raw, dataset_digest, dataset_name
 from curvas_assets.segmentation.preprocessing import nonzero_box
-from curvas_assets.study import Study
+from curvas_assets.segmentation.runtime import nnunet_folders
+from curvas_assets.study import Study, load_study
 from curvas_assets.voxel_order import read_voxels, turned_image
 from curvas_assets_tests.segmentation.conftest import tiny_study
 
@@ -378,3 +381,53 @@ def test_residual_encoder_plans_are_a_setting(scans, tmp_path):
     assert architecture["network_class_name"].endswith("ResidualEncoderUNet")
     assert architecture["arch_kwargs"]["n_blocks_per_stage"] == [1, 1, 1]
     assert facts.planner == "nnUNetPlannerResEncM"
+
+
+WINNERS = {
+    "patch_size": [256, 160, 160],
+    "batch_size": 2,
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+    "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
+}
+"""As in the plans that the winner of CURVAS 2024 published; axes are (Z, Y, X)."""
+
+
+def _planned(plans: dict) -> dict:
+    configuration = plans["configurations"]["3d_fullres"]
+    found = configuration | configuration["architecture"]["arch_kwargs"]
+    assert configuration["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+    return {name: found[name] for name in WINNERS}
+
+
+def test_for_the_challenges_scans_the_winners_plans_are_planned_and_the_study_says_the_same(scans, tmp_path):
+    study, name = load_study("curvas-medig"), dataset_name("anno1")
+    settings = study.plans.model_copy(update={"patch_size": None, "batch_size": None})
+    patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
+    read = TrainingScans(study, tmp_path / "scans")
+    with nnunet_folders(raw=tmp_path / "raw", preprocessed=tmp_path / "made", results=tmp_path / "results"):
+        _write_raw(study, [_Case(patient, image, annotation, None, read)], tmp_path / "raw" / name)
+        (tmp_path / "made" / name).mkdir(parents=True)
+        # The medians of the challenge's 20 training patients, as the winner's plans record them.
+        fingerprint = {
+            "spacings": [[1.0, 0.9626, 0.9626]] * 20,
+            "shapes_after_crop": [[943, 512, 512]] * 20,
+            "foreground_intensity_properties_per_channel": {"0": {}},
+            "median_relative_size_after_cropping": 1.0,
+        }
+        (tmp_path / "made" / name / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+        plans = _plan(settings, name, "anno1")
+    assert _planned(plans) == WINNERS
+    assert (list(study.plans.patch_size), study.plans.batch_size) == (WINNERS["patch_size"], WINNERS["batch_size"])
+
+
+def test_the_winners_patch_is_planned_for_a_phantom_too(scans, tmp_path):
+    winner = load_study("curvas-medig").plans.model_dump(mode="json")
+    facts = prepare_dataset(
+        _changed(**winner | {"features_per_stage": None, "spacing_mm": None}), "anno1", _scans(scans, 1), tmp_path / "a"
+    )
+    plans = json.loads((tmp_path / "a" / "nnUNetPlans.json").read_text())
+    assert facts.patch_size == plans["configurations"]["3d_fullres"]["patch_size"] == WINNERS["patch_size"]
+    assert (facts.batch_size, facts.planner) == (2, "nnUNetPlannerResEncM")
+    total = np.prod(_planned(plans)["strides"], axis=0)
+    assert (np.array(WINNERS["patch_size"]) % total == 0).all()
