@@ -11,8 +11,9 @@ import pandas as pd
 
 Direction = Literal["higher", "lower", ""]
 Per = Literal["organ", "organ and annotator", "annotator", "pair of annotators", "image"]
-Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection"]
-"""`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic)."""
+Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection", "size"]
+"""`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic);
+`size` judges nothing."""
 Row = tuple[str, str, str, float, str]
 """(metric, organ, annotator, value, note); organ and annotator are empty where they do not apply."""
 
@@ -169,6 +170,12 @@ METRICS: dict[str, Metric] = {
         Metric("augrc", "failure detection", "", 0, 1, "lower", "annotator", "never",
                "As aurc, of the generalised risk: the share of all voxels that are kept and wrong",
                "the definition written out with NumPy", "Traub et al. 2024, arXiv:2407.01032"),
+        Metric("volume", "size", "mm³", 0, INF, "", "organ", "never",
+               "Expected volume of the organ: the sum of its probability over the region's voxels, times the voxel volume",
+               "the definition written out with NumPy", _CURVAS),
+        Metric("volume_annotator", "size", "mm³", 0, INF, "", "organ and annotator", "never",
+               "Volume that an annotator drew of the organ, within the region",
+               "SimpleITK LabelShapeStatisticsImageFilter", _CURVAS),
     )
 }  # fmt: skip
 
