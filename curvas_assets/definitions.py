@@ -4,7 +4,17 @@ import warnings
 
 import dagster as dg
 
-from curvas_assets.assets import cohort, comparisons, dataset, ensembles, models, predictions, report, scores
+from curvas_assets.assets import (
+    cohort,
+    comparisons,
+    dataset,
+    ensembles,
+    intervals,
+    models,
+    predictions,
+    report,
+    scores,
+)
 from curvas_assets.orchestration import execution, operations, schedules, sensors
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import deployment
@@ -19,7 +29,7 @@ from curvas_assets.study import Study, load_study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-GROUPS = (cohort, dataset, models, predictions, ensembles, scores, comparisons)
+GROUPS = (cohort, dataset, models, predictions, ensembles, scores, comparisons, intervals)
 WIPE = (
     "\n\n*Wipe* in this page's menu forgets **all** partitions of the asset, whichever are selected (a limit of Dagster). To make "
     "some again, launch the job `redo`, or select them and press *Materialize*."

@@ -63,6 +63,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
         leaderboard: Artefact,
         cost: Artefact,
         published_comparison: Artefact,
+        volume_intervals: Artefact,
         scores: Artefacts,
         trained_model: Artefacts,
     ):
@@ -75,6 +76,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             leaderboard,
             cost,
             published_comparison,
+            volume_intervals,
             scores,
             trained_model,
         )

@@ -204,7 +204,7 @@ def volume_intervals(
 
 
 def observed_coverage(intervals: pd.DataFrame) -> pd.DataFrame:
-    """How often intervals hold, over all patients and in each group.
+    """How often intervals hold, over all patients, and in each group where there are several.
 
     Args:
         intervals: from `volume_intervals`.
@@ -219,7 +219,9 @@ def observed_coverage(intervals: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (predictor, organ, target), part in intervals.groupby(["predictor", "organ", "target"], sort=False):
-        grouped = {EVERY_GROUP: part} | {str(name): own for name, own in part.groupby("group") if name != EVERY_GROUP}
+        grouped = {EVERY_GROUP: part}
+        if part["group"].nunique() > 1:
+            grouped |= {str(name): own for name, own in part.groupby("group") if name != EVERY_GROUP}
         for group, own in grouped.items():
             first, n = own.iloc[0], len(own)
             row: dict[str, object] = {"predictor": predictor, "organ": organ, "target": target, "group": group}
