@@ -94,7 +94,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
 def _provenance(instance: dg.DagsterInstance, behind: stage.Behind) -> Provenance:
     """When the report is written, by which code, and from which versions of the data."""
     patients = sorted(map(str, behind.study_scores.table()["patient"].unique()))
-    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS]
+    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS, table.VOLUME_INTERVALS]
     return Provenance(
         generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         git_commit=git_commit(),

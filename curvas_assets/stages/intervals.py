@@ -4,9 +4,12 @@ from typing import Any
 
 import pandas as pd
 
+from curvas_assets.report import paper
+from curvas_assets.report.figures import volume_intervals_chart
+from curvas_assets.report.words import Words
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.score import of_the_study
-from curvas_assets.stages.stored import Artefact, Artefacts, Markdown
+from curvas_assets.stages.stored import Artefact, Artefacts, Markdown, Picture
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import (
     attainable_level,
@@ -14,6 +17,7 @@ from curvas_assets.statistics import (
     in_cm3,
     is_a_size,
     observed_coverage,
+    shown_scores,
     volume_intervals,
 )
 from curvas_assets.storage import directories
@@ -62,7 +66,17 @@ def find_intervals(
         problems.insert(0, f"no scores yet of the validation patients {', '.join(unscored)}: intervals do without them")
     for told in (*unclaimed(intervals), *problems):
         tools.warn(told)
-    return intervals, _facts(study, scored, intervals, coverage), problems
+    return intervals, _facts(study, scored, intervals, coverage) | _pictures(study, intervals, new), problems
+
+
+def _pictures(study: Study, intervals: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Picture]:
+    """Each predictor's intervals beside what the annotators drew."""
+    words, shown = Words(study.report.language), shown_scores(scores)
+    charts = {
+        str(predictor): volume_intervals_chart(part, shown, study.annotator_names, words)
+        for predictor, part in in_cm3(intervals).groupby("predictor", sort=False)
+    }
+    return {f"intervals of {name}": Picture(paper.image(chart), chart.title) for name, chart in charts.items()}
 
 
 def _facts(study: Study, scored: list[str], intervals: pd.DataFrame, coverage: pd.DataFrame) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def test_the_general_ensemble_gets_intervals_from_the_validation_patients(bench)
     assert bench.warnings == [f"{said}, and is not claimed"]
     assert facts["not claimed"] == bench.warnings[0]
     assert facts["validation patients"] == 4
+    assert facts["intervals of ensemble_all"].png.startswith(b"\x89PNG")
     assert facts["intervals (cm³)"]["upper"].iloc[0] == pytest.approx((1005 + 40) / 1000)
     lower = study_of(conformal={"level": 0.6, "of": [str(STUDY.models[0]), "ensemble_anno1"]})
     intervals, facts, problems = bench.find(lower, of_tests(lower))
