@@ -10,6 +10,7 @@ from curvas_assets.assets import (
     comparisons,
     dataset,
     ensembles,
+    intervals,
     models,
     predictions,
     report,
@@ -29,7 +30,7 @@ from curvas_assets.study import Study, load_study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-GROUPS = (cohort, dataset, models, predictions, ensembles, calibration, scores, comparisons)
+GROUPS = (cohort, dataset, models, predictions, ensembles, calibration, scores, comparisons, intervals)
 WIPE = (
     "\n\n*Wipe* in this page's menu forgets **all** partitions of the asset, whichever are selected (a limit of Dagster). To make "
     "some again, launch the job `redo`, or select them and press *Materialize*."

@@ -325,7 +325,8 @@ class Conformal(_Part):
     """Intervals for organ volumes, from the errors on the validation patients."""
 
     of: tuple[str, ...] = ()
-    """Predictors whose volumes get an interval; they may be calibrated ones."""
+    """Predictors whose volumes get an interval; the general ensemble if none is named. They may be calibrated ones, which claim no
+    level: their calibration has seen the validation patients."""
     level: Annotated[Number, Field(gt=0, lt=1)] = 0.9
     """Coverage that is asked for. n validation patients give at most n / (n + 1), and the report says so."""
 
@@ -763,6 +764,14 @@ class Study(_Part):
         bases = [str(one.base) for one in self.calibrated_ids]
         named = [self.made_from(one) if self.predicted_by(one) == "calibrated" else one for one in self.conformal.of]
         return list(dict.fromkeys([*bases, *(str(one) for one in named)]))
+
+    @property
+    def interval_predictors(self) -> list[str]:
+        """Predictors whose organ volumes get an interval: those that are named, or else the general ensemble. None without patients
+        to fit on.
+        """
+        general = [one for one in self.predictors if self.family(one) == "general"]
+        return (list(self.conformal.of) or general) if self.fitting_patients else []
 
     @property
     def _label_ensembles(self) -> dict[str, tuple[str, ...]]:

@@ -63,6 +63,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
         leaderboard: Artefact,
         cost: Artefact,
         published_comparison: Artefact,
+        volume_intervals: Artefact,
         scores: Artefacts,
         trained_model: Artefacts,
     ):
@@ -75,6 +76,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             leaderboard,
             cost,
             published_comparison,
+            volume_intervals,
             scores,
             trained_model,
         )
@@ -92,7 +94,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
 def _provenance(instance: dg.DagsterInstance, behind: stage.Behind) -> Provenance:
     """When the report is written, by which code, and from which versions of the data."""
     patients = sorted(map(str, behind.study_scores.table()["patient"].unique()))
-    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS]
+    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS, table.VOLUME_INTERVALS]
     return Provenance(
         generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         git_commit=git_commit(),

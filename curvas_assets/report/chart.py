@@ -130,6 +130,7 @@ class Axis:
         log: logarithmic.
         ticks: whether numbers stand along it.
         whole: whether these numbers are whole.
+        names: what stands at 0, 1, 2 … in place of numbers.
     """
 
     title: str = ""
@@ -137,6 +138,7 @@ class Axis:
     log: bool = False
     ticks: bool = True
     whole: bool = False
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

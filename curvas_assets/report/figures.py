@@ -374,6 +374,106 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
     )
 
 
+# Volumes ---------------------------------------------------------------------------------------------------------------
+
+
+def volume_intervals_chart(
+    intervals: pd.DataFrame, scores: pd.DataFrame, annotators: Sequence[str], words: Words
+) -> Chart:
+    """One predictor's intervals, patient by patient, beside the volumes that the annotators drew; a row for each organ.
+
+    Args:
+        intervals: from `curvas_assets.statistics.volume_intervals`, of one predictor, in cm³.
+        scores: long scores with `volume_annotator` in cm³.
+        annotators: their names, in the order of their numbers.
+        words: the language.
+    """
+    predictor, patients = str(intervals["predictor"].iloc[0]), sorted(intervals["patient"].unique())
+    organs = list(intervals["organ"].unique())
+    drawn = scores[(scores["metric"] == "volume_annotator") & (scores["predictor"] == predictor)]
+    rows = [
+        [
+            Panel(
+                marks=_interval_marks(
+                    intervals[intervals["organ"] == organ], drawn[drawn["organ"] == organ], patients, annotators, words
+                ),
+                title=words.organ(organ),
+                x=Axis(words("patient_axis") if organ == organs[-1] else "", names=patients),
+                y=Axis(axis_title(words("volume_axis"), "cm³", words), (0, None)),
+            )
+        ]
+        for organ in organs
+    ]
+    return Chart(
+        name=f"volumes_{predictor}",
+        title=words("volumes_title", predictor=predictor),
+        caption=words("volumes_figure"),
+        rows=rows,
+        size_in=(min(12.0, 4.4 + 0.13 * len(patients)), 0.9 + 1.9 * len(organs)),
+        height_px=120 + 240 * len(organs),
+        heights=[1.0] * len(organs),
+        is_shared=True,
+        decimal=words.decimal,
+    )
+
+
+def _interval_marks(
+    intervals: pd.DataFrame, drawn: pd.DataFrame, patients: Sequence[str], annotators: Sequence[str], words: Words
+) -> list[Mark]:
+    """Bars for the annotators' mean, lines for one annotator, the predicted volumes and those that were drawn."""
+    place = {patient: at for at, patient in enumerate(patients)}
+    of_mean, of_one = (intervals[intervals["target"] == target] for target in ("mean", "annotator"))
+    ends, gap = of_one[["lower", "upper"]].to_numpy(float), np.full(len(of_one), np.nan)
+    x, low = _placed(of_mean, place), of_mean["lower"].to_numpy(float)
+    marks: list[Mark] = [
+        Bars(
+            middle=x,
+            width=np.full(len(x), 0.5),
+            height=of_mean["upper"].to_numpy(float) - low,
+            base=low,
+            colour="#C9CDD3",
+            name=words("interval_of_mean"),
+            labels=[
+                f"{row.patient}<br>{words.interval(row.lower, row.upper)} cm³<br>"
+                + words("drawn_mean", volume=words.number(row.drawn_mean))
+                for row in of_mean.itertuples()
+            ],
+        ),
+        Line(
+            x=np.repeat(_placed(of_one, place), 3),
+            y=np.column_stack([ends, gap]).ravel(),
+            colour=GREY,
+            name=words("interval_of_annotator"),
+        ),
+        Points(
+            x=x,
+            y=of_mean["volume"].to_numpy(float),
+            colour=BLACK,
+            marker="square",
+            labels=[f"{patient}<br>{words('predicted')}" for patient in of_mean["patient"]],
+            name=words("predicted"),
+        ),
+    ]
+    for number, name in enumerate(annotators, start=1):
+        own = drawn[(drawn["annotator"] == str(number)) & drawn["value"].notna() & drawn["patient"].isin(patients)]
+        said = words("annotator_n", name=name)
+        marks.append(
+            Points(
+                x=_placed(own, place) + 0.3 * (number - (len(annotators) + 1) / 2) / max(len(annotators), 1),
+                y=own["value"].to_numpy(float),
+                colour=colour_of(ANNOTATOR_COLOURS, number - 1),
+                marker=colour_of(("circle", "triangle-up"), number - 1),
+                labels=[f"{patient}<br>{said}" for patient in own["patient"]],
+                name=said,
+            )
+        )
+    return marks
+
+
+def _placed(table: pd.DataFrame, place: Mapping[str, int]) -> np.ndarray:
+    return table["patient"].map(place).to_numpy(float)
+
+
 # Training --------------------------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ class ReportInputs:
         out_of_distribution: from `out_of_distribution`.
         leaderboard: from `leaderboard`.
         published: from `read_published_scores`.
+        volume_intervals: from `volume_intervals`.
         reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
         risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
         cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
@@ -76,6 +77,7 @@ class ReportInputs:
     out_of_distribution: pd.DataFrame | None = None
     leaderboard: pd.DataFrame | None = None
     published: PublishedScores | None = None
+    volume_intervals: pd.DataFrame | None = None
     reliability: pd.DataFrame | None = None
     risk_coverage: pd.DataFrame | None = None
     cost: pd.DataFrame | None = None

@@ -139,6 +139,9 @@ def _set_axis(axis: Axis, set_label: Any, set_limits: Any, set_scale: Any, drawn
         set_limits(*axis.limits)
     if axis.whole:
         drawn.set_major_locator(MaxNLocator(integer=True))
+    if axis.names:
+        drawn.set_ticks(range(len(axis.names)), axis.names)
+        drawn.set_tick_params(rotation=90 if drawn.axis_name == "x" else 0)
     if not axis.ticks:
         drawn.set_ticks([])
 

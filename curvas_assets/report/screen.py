@@ -96,6 +96,8 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
         look: dict[str, Any] = {"title_text": axis.title, "range": _limits(axis), "dtick": 1 if axis.whole else None}
         if axis.log:
             look |= {"type": "log", "exponentformat": "power", "nticks": 4}
+        if axis.names:
+            look |= {"tickvals": list(range(len(axis.names))), "ticktext": list(axis.names)}
         if not axis.ticks:
             look["showticklabels"] = False
         if panel.is_picture:

@@ -70,9 +70,11 @@ def surfaces(
 def volumes(
     found: Counts, organs: Mapping[str, int], soft_voxels: npt.NDArray[np.floating], voxel_mm3: float
 ) -> Iterator[Row]:
-    """`crps` and `crps_published`, from the sum of each class's probability in voxels."""
+    """`volume`, `volume_annotator`, `crps` and `crps_published`, from the sum of each class's probability in voxels."""
     for organ, c in organs.items():
         drawn = [int(found.overlap[r, r, c]) * voxel_mm3 for r in range(1, found.overlap.shape[0])]
+        yield "volume", organ, "", float(soft_voxels[c] * voxel_mm3), ""
+        yield from (("volume_annotator", organ, str(r), volume, "") for r, volume in enumerate(drawn, 1))
         equal = "the annotators' volumes are equal" if len(set(drawn)) == 1 else ""
         yield "crps", organ, "", crps(soft_voxels[c] * voxel_mm3, drawn), equal and f"{equal}: |V − μ|"
         cut = crps_published(soft_voxels[c] * voxel_mm3, drawn)

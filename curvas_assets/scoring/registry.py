@@ -12,8 +12,9 @@ import pandas as pd
 
 Direction = Literal["higher", "lower", ""]
 Per = Literal["organ", "organ and annotator", "annotator", "pair of annotators", "image"]
-Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection"]
-"""`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic)."""
+Family = Literal["accuracy", "calibration", "aleatoric", "total uncertainty", "epistemic", "failure detection", "size"]
+"""`total uncertainty` is what predictive entropy measures: expected entropy (aleatoric) + mutual information (epistemic);
+`size` judges nothing."""
 Only = Literal["", "thresholds", "vessels"]
 """Which studies have a metric: all, those whose reference is `thresholds`, or those that name a tumour and its vessels."""
 Row = tuple[str, str, str, float, str]
@@ -246,6 +247,12 @@ METRICS: dict[str, Metric] = {
                "As the code of the challenge of 2025 has it, only to stand beside its table: pixels instead of lengths, normal laws on "
                "a grid instead of the values, and rules where these vanish", "the definition written out with SciPy", _PDACVI,
                only="vessels"),
+        Metric("volume", "size", "mm³", 0, INF, "", "organ", "never",
+               "Expected volume of the organ: the sum of its probability over the region's voxels, times the voxel volume",
+               "the definition written out with NumPy", _CURVAS),
+        Metric("volume_annotator", "size", "mm³", 0, INF, "", "organ and annotator", "never",
+               "Volume that an annotator drew of the organ, within the region",
+               "SimpleITK LabelShapeStatisticsImageFilter", _CURVAS),
     )
 }  # fmt: skip
 

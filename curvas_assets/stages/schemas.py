@@ -103,6 +103,26 @@ LEADERBOARD = _columns(
     nullable=("rank", "n_patients", "n_nan"),
 )
 """One row per metric and entry; who was not ranked has no rank."""
+VOLUME_INTERVALS = _columns(
+    ("patient", TEXT),
+    ("group", TEXT),
+    ("predictor", TEXT),
+    ("organ", TEXT),
+    ("target", TEXT),
+    ("volume", NUMBER),
+    ("lower", NUMBER),
+    ("upper", NUMBER),
+    ("margin", NUMBER),
+    ("drawn_mean", NUMBER),
+    ("annotators", WHOLE),
+    ("covered", NUMBER),
+    ("level", NUMBER),
+    ("attainable", NUMBER),
+    ("claimed", NUMBER),
+    ("n_fitted", WHOLE),
+    ("note", TEXT),
+)
+"""One row per test patient, predictor, organ and target; volumes in mm³. `claimed` is null where nothing is claimed."""
 COST = _columns(
     ("stage", TEXT),
     ("count", WHOLE),

@@ -310,6 +310,19 @@ LEADERBOARD = Asset(
     tools=frozenset({"parquet"}),
     schemas={"leaderboard": schemas.LEADERBOARD},
 )
+VOLUME_INTERVALS = Asset(
+    "volume_intervals",
+    kind="table",
+    group="intervals",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "conformal", "fitting_patients", "members", "held_out"),
+    inputs=(SCORES, STUDY_SCORES),
+    fits=True,
+    tools=frozenset({"scipy", "parquet"}),
+    schemas={"volume_intervals": schemas.VOLUME_INTERVALS},
+)
 PUBLISHED_COMPARISON = Asset(
     "published_comparison",
     kind="table",
@@ -342,7 +355,7 @@ FIGURES = Asset(
     jobs=(REPORT,),
     needs="report",
     cost="reporting",
-    version=lambda study: f"2-{study.fingerprint()}",
+    version=lambda study: f"3-{study.fingerprint()}",
     at=lambda layout, _: layout.figures(),
     inputs=(
         COHORT,
@@ -351,6 +364,7 @@ FIGURES = Asset(
         LEADERBOARD,
         COST,
         PUBLISHED_COMPARISON,
+        VOLUME_INTERVALS,
         SCORES,
         TRAINED_MODEL,
     ),

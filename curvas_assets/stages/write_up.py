@@ -72,6 +72,7 @@ class Behind:
     leaderboard: Artefact
     cost: Artefact
     published_comparison: Artefact
+    volume_intervals: Artefact
     scores: Artefacts
     trained_model: Artefacts
 
@@ -133,6 +134,7 @@ def write_report(
             out_of_distribution=out_of_distribution(long, study.in_distribution_group),
             leaderboard=behind.leaderboard.table(),
             published=published,
+            volume_intervals=behind.volume_intervals.table(),
             reliability=_of_all(study, behind.scores, scored, "reliability"),
             risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),
             cost=behind.cost.table(),

@@ -1,4 +1,4 @@
-"""From scores to answers: means with their gaps, tests between families, the study's published table, ranks."""
+"""From scores to answers: means with their gaps, tests between families, intervals for volumes, the published table, ranks."""
 
 from curvas_assets.statistics.association import (
     annotator_agreement,
@@ -7,6 +7,15 @@ from curvas_assets.statistics.association import (
     paired_scores,
 )
 from curvas_assets.statistics.challenge import leaderboard_wide, rank_among_teams
+from curvas_assets.statistics.conformal import (
+    attainable_level,
+    chance_is_small,
+    conformal_margin,
+    in_cm3,
+    is_a_size,
+    observed_coverage,
+    volume_intervals,
+)
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
@@ -29,16 +38,22 @@ from curvas_assets.statistics.units import (
 __all__ = [
     "PublishedScores",
     "annotator_agreement",
+    "attainable_level",
     "best_predictors",
+    "chance_is_small",
     "compare_all_families",
     "compare_families",
     "compare_with_published",
+    "conformal_margin",
     "dice_against_entropy",
     "directions",
     "failure_over_patients",
+    "in_cm3",
+    "is_a_size",
     "judges_annotators",
     "leaderboard_wide",
     "non_inferiority",
+    "observed_coverage",
     "out_of_distribution",
     "paired_scores",
     "published_tests",
@@ -51,6 +66,7 @@ __all__ = [
     "shown_unit",
     "summarise",
     "units_of",
+    "volume_intervals",
     "with_questions",
     "with_unit",
 ]

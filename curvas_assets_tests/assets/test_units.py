@@ -25,7 +25,11 @@ def test_volumes_are_read_in_cubic_centimetres_and_the_rest_as_it_is():
     before = SCORES.copy()
     shown = shown_scores(SCORES)
     volumes = SCORES["unit"] == "mm³"
-    assert set(SCORES.loc[volumes, "metric"]) == {"crps", "crps_published"} == scored_in_mm3(SCORES)
+    assert (
+        set(SCORES.loc[volumes, "metric"])
+        == {"crps", "crps_published", "volume", "volume_annotator"}
+        == scored_in_mm3(SCORES)
+    )
     pd.testing.assert_series_equal(shown.loc[volumes, "value"], SCORES.loc[volumes, "value"] / 1000)
     pd.testing.assert_frame_equal(shown[~volumes], SCORES[~volumes])
     assert units_of(shown)["crps"] == "cm³"

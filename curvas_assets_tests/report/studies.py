@@ -14,6 +14,7 @@ from curvas_assets.statistics import (
     non_inferiority,
     out_of_distribution,
     rank_among_teams,
+    volume_intervals,
 )
 from curvas_assets.study import Study
 
@@ -89,7 +90,20 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         if metric != "hd95":
             add(metric, "", "mean", unit, np.mean(each, axis=0))
     add("predictive_entropy", "", "", "nats", 0.01 + 0.004 * hard + 0.002 * gain + np.abs(noise(0.0005)))
+    for size, organ in zip((80e3, 300e3, 1500e3, 50e3), organs, strict=False):
+        truth = size * np.repeat(rng.uniform(0.7, 1.3, len(patients)), len(predictors))
+        add("volume", organ, "", "mm³", truth * (1 + noise(0.05)))
+        for annotator in annotators:
+            drawn = np.repeat(rng.normal(1, 0.04, len(patients)), len(predictors))
+            add("volume_annotator", organ, annotator, "mm³", truth * drawn)
     return pd.concat(parts, ignore_index=True)
+
+
+def make_intervals(study: Study, *, fitted: int = 5, level: float = 0.9, **more: object) -> pd.DataFrame:
+    """Intervals of the general ensemble, from random validation patients."""
+    others = make_study(annotators=len(study.annotators), organs=tuple(study.class_names[1:]), patients=fitted)
+    known = make_scores(others, seed=1).assign(patient=lambda table: "V" + table["patient"].astype(str))
+    return volume_intervals(known, make_scores(study), ["ensemble_all"], level, **more)  # type: ignore[arg-type]
 
 
 def make_bins(study: Study, *, bins: int = 50) -> pd.DataFrame:
@@ -251,6 +265,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "failure": lambda: failure_over_patients(scores),
         "out_of_distribution": lambda: out_of_distribution(scores, "A"),
         "leaderboard": lambda: rank_among_teams(scores, region="body"),
+        "volume_intervals": lambda: _once(make_intervals, study),
         "reliability": lambda: _once(make_bins, study),
         "risk_coverage": lambda: _once(make_curves, study),
         "cost": lambda: cost,

@@ -28,6 +28,7 @@ from curvas_assets.report.figures import (
     risk_coverage,
     risk_coverage_by_family,
     training_curves,
+    volume_intervals_chart,
 )
 from curvas_assets.report.pictures import (
     SliceView,
@@ -40,10 +41,11 @@ from curvas_assets.report.pictures import (
 from curvas_assets.report.style import FAMILY_COLOURS
 from curvas_assets.report.surfaces import surface
 from curvas_assets.report.words import Words
-from curvas_assets.statistics import paired_scores, reduce_scores
+from curvas_assets.statistics import in_cm3, paired_scores, reduce_scores, shown_scores
 from curvas_assets_tests.report.studies import (
     make_bins,
     make_curves,
+    make_intervals,
     make_organs,
     make_scores,
     make_slice,
@@ -62,6 +64,9 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "reliability": lambda: reliability(make_bins(STUDY), EN),
     "risk": lambda: risk_coverage(make_curves(STUDY), EN),
     "scatter": lambda: dice_against_entropy_chart(paired_scores(SCORES, "predictive_entropy", "dice"), EN),
+    "volumes": lambda: volume_intervals_chart(
+        in_cm3(make_intervals(STUDY)), shown_scores(make_scores(STUDY)), STUDY.annotator_names, EN
+    ),
     "training": lambda: training_curves(make_training(STUDY), EN),
     "annotators": lambda: annotators_on_slice(make_slice(STUDY), STUDY.annotator_names, EN),
     "uncertainty": lambda: uncertainty_on_slice(make_slice(STUDY), STUDY.class_names, EN),

@@ -1,5 +1,5 @@
 """What independent implementations make of a case, metric by metric: scikit-learn, SciPy, MONAI, torchmetrics, torch,
-statsmodels, surface-distance, or the definition of `scoring/definitions.md` over whole arrays. Nothing here calls what it judges.
+statsmodels, SimpleITK, surface-distance, or the definition of `scoring/definitions.md` over whole arrays. Nothing here calls what it judges.
 """
 
 import math
@@ -11,6 +11,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
+import SimpleITK
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.surface_distance import compute_average_surface_distance
@@ -247,6 +248,21 @@ def _crps(deviations: float, when_equal: Callable[[float], float], case: Case) -
         below = quad(lambda v, law=law: law.cdf(v) ** 2, low, step, points=[law.mean()], limit=200)[0]
         above = quad(lambda v, law=law: law.sf(v) ** 2, step, high, points=[law.mean()], limit=200)[0]
         found[organ, ""] = below + above + (0 if deviations == 3 else abs(volume - step))  # beyond, the integrand is 1
+    return found
+
+
+def _expected_volumes(case: Case) -> Values:
+    return {(organ, ""): float(case.p[label].sum()) * math.prod(SPACING_MM) for organ, label in ORGANS.items()}
+
+
+def _drawn_volumes(case: Case) -> Values:
+    found: Values = dict.fromkeys(product(ORGANS, case.annotators), 0.0)
+    for r, annotation in case.annotators.items():
+        image = SimpleITK.GetImageFromArray(annotation)
+        image.SetSpacing(SPACING_MM[::-1])
+        shapes = SimpleITK.LabelShapeStatisticsImageFilter()
+        shapes.Execute(image)
+        found |= {(o, r): shapes.GetPhysicalSize(label) for o, label in ORGANS.items() if shapes.HasLabel(label)}
     return found
 
 
@@ -593,6 +609,8 @@ ORACLES: dict[str, Callable[[Case], Values]] = {
     "involvement_predicted": partial(_vascular, lambda _, predicted: float(np.mean(predicted)), False),
     "involvement_distance": partial(_vascular, _apart, False),
     "involvement_published": partial(_vascular, _apart_published, True),
+    "volume": _expected_volumes,
+    "volume_annotator": _drawn_volumes,
     **{name: partial(_mean, field) for name, field in FIELDS.items()},
     **{f"{name}_patch": partial(_largest_patch, field) for name, field in FIELDS.items()},
     **{f"{name}_above": partial(_above, field) for name, field in FIELDS.items()},

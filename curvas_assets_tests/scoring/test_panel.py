@@ -366,6 +366,7 @@ PERFECT = {
 }  # fmt: skip
 """What a certain and right prediction of annotators who agree scores; None where that is not defined."""
 NOT_OF_THE_PREDICTION = {"agreement", "agreement_kappa", "ncc_annotators"}
+SIZES = {"volume", "volume_annotator"}
 UNDEFINED_WHEN_PERFECT = {"crps_published", "ncc", "predictive_entropy_above"}
 
 
@@ -388,12 +389,17 @@ def test_a_perfect_prediction_is_best(annotation):
         rows = table[table.metric == metric]
         assert len(rows) > 0
         assert rows["value"].isna().all()
+    for organ, label in ORGANS.items():
+        drawn_mm3 = math.prod(SPACING) * (annotation == label).sum()
+        sizes = table[table.metric.isin(SIZES) & (table.organ == organ)]
+        assert len(sizes) == 1 + 4  # the prediction, three annotators and their mean
+        np.testing.assert_allclose(sizes["value"], drawn_mm3, rtol=1e-12)
 
 
 def test_every_registered_metric_says_what_a_perfect_prediction_scores():
     single = {metric.name for metric in metrics_of().values() if not metric.of_ensembles}
-    assert set(PERFECT) | NOT_OF_THE_PREDICTION | UNDEFINED_WHEN_PERFECT == single
-    assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION)
+    assert set(PERFECT) | NOT_OF_THE_PREDICTION | SIZES | UNDEFINED_WHEN_PERFECT == single
+    assert all(METRICS[name].direction == "" for name in NOT_OF_THE_PREDICTION | SIZES)
     for name, best in PERFECT.items():
         known = METRICS[name]
         if best is not None and known.direction:

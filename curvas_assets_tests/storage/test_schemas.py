@@ -23,7 +23,7 @@ from curvas_assets.storage.directories import write_directory
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.schemas import TableSchema
 from curvas_assets.storage.tables import read_table, write_table
-from curvas_assets_tests.report.studies import make_scores, make_study
+from curvas_assets_tests.report.studies import make_intervals, make_scores, make_study
 
 SCHEMA = TableSchema(
     pa.schema(
@@ -106,6 +106,7 @@ def test_the_studys_own_tables_fit(store):
         ("study_scores", ours),
         ("family_comparisons", comparisons),
         ("leaderboard", board),
+        ("volume_intervals", make_intervals(study)),
         ("published_comparison", beside),
         ("cost", cost_table(materialisation_ledger(dg.DagsterInstance.ephemeral()), study.prices)),
     ):
@@ -115,7 +116,8 @@ def test_the_studys_own_tables_fit(store):
 
 def test_schemas_are_of_tables_that_there_are():
     single = {row.name for row in table.ASSETS if row.kind == "table" and row.schemas}
-    assert single == {"cohort", "study_scores", "family_comparisons", "leaderboard", "published_comparison", "cost"}
+    tables = {"cohort", "study_scores", "family_comparisons", "leaderboard", "published_comparison", "cost"}
+    assert single == {*tables, "volume_intervals"}
     assert set(table.SCORES.schemas) == {"scores", "reliability", "risk_coverage"}
     assert all(set(row.schemas) == {row.name} for row in table.ASSETS if row.kind == "table" and row.schemas)
     assert schemas.SCORES is table.STUDY_SCORES.schemas["study_scores"]

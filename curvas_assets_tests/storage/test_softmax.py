@@ -94,7 +94,7 @@ def _soft_voxels(p):
 
 BOUNDS = {
     "aurc": 5e-3, "eaurc": 5e-3, "augrc": 5e-3, "nll": 5e-3, "predictive_entropy": 2e-3, "expected_entropy": 2e-3,
-    "mutual_information": 2e-3, "crps": 1e-3, "dice": 0, "hausdorff": 0,
+    "mutual_information": 2e-3, "crps": 1e-3, "dice": 0, "hausdorff": 0, "volume": 1e-4, "volume_annotator": 0,
 }  # fmt: skip
 """Metric → largest relative difference."""
 ABSOLUTE = {"auroc": 5e-4, "auroc_error": 5e-4, "ece": 1e-5, "classwise_ece": 5e-5, "confidence": 1e-5}

@@ -20,6 +20,7 @@ from curvas_assets.report.sections import (
     results,
     state,
     statistics,
+    volumes,
 )
 
 SECTIONS: Mapping[str, Callable[[Facts], list[Block]]] = {
@@ -28,6 +29,7 @@ SECTIONS: Mapping[str, Callable[[Facts], list[Block]]] = {
     "protocol": protocol.write,
     "results": results.write,
     "statistics": statistics.write,
+    "volumes": volumes.write,
     "comparison": comparison.write,
     "maps": maps.write,
     "cost": cost.write,

@@ -14,7 +14,14 @@ from curvas_assets.report.figures import (
     risk_coverage,
 )
 from curvas_assets.report.tables import MISSING, table_of
-from curvas_assets.statistics import best_predictors, judges_annotators, paired_scores, reduce_scores, summarise
+from curvas_assets.statistics import (
+    best_predictors,
+    is_a_size,
+    judges_annotators,
+    paired_scores,
+    reduce_scores,
+    summarise,
+)
 
 UNCERTAINTY = ("ece", "confidence", "predictive_entropy")
 ACCURACY = ("dice", "crps", "hd95")
@@ -153,7 +160,7 @@ def _means_by_predictor(facts: Facts, marked: pd.DataFrame, name: str, metrics: 
 
 def _means_by_family(facts: Facts) -> TableBlock:
     w = facts.words
-    rows = facts.by_family[~facts.by_family["metric"].map(judges_annotators)].copy()
+    rows = facts.by_family[facts.by_family["metric"].map(_judges_predictors)].copy()
     mean, sd, median, q1, q3 = ([w.number(x) for x in rows[c]] for c in ("mean", "sd", "median", "q1", "q3"))
     rows["mean_sd"] = [f"{m} ± {s}" for m, s in zip(mean, sd, strict=True)]
     rows["quartiles"] = [f"{m} [{low}; {high}]" for m, low, high in zip(median, q1, q3, strict=True)]
@@ -163,9 +170,14 @@ def _means_by_family(facts: Facts) -> TableBlock:
     return facts.table(rows, columns, caption=w("families_caption"), folded=len(rows) > 30)
 
 
+def _judges_predictors(metric: str) -> bool:
+    """Whether means of a metric belong among those of predictors."""
+    return not judges_annotators(metric) and not is_a_size(metric)
+
+
 def _metric_groups(facts: Facts) -> dict[str, list[str]]:
     """The scored metrics by family of the registry, at most eight to a table."""
-    metrics = [m for m in dict.fromkeys(map(str, facts.reduced["metric"])) if not judges_annotators(m)]
+    metrics = [m for m in dict.fromkeys(map(str, facts.reduced["metric"])) if _judges_predictors(m)]
     registry = facts.inputs.metrics
     known = (
         dict(zip(registry["metric"].astype(str), registry["family"].astype(str), strict=True))
