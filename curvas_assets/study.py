@@ -338,10 +338,14 @@ class Statistics(_Part):
     non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
     """Largest loss in the accuracy metric that still counts as no harm. The default, one point of Dice, is about the
     gap between neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
+    margins: dict[str, Annotated[Number, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
+    """Further metric → largest loss in it that still counts as no harm, in its own unit. The margin of accuracy is
+    `non_inferiority_margin`."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs to compare, each of families (`general`, `annotator`, `individual`, …) or predictors (`isotonic_ensemble_all`), the one that
     is claimed to be better first. Left out: the three pairs of general, annotator and individual, and each further predictor with the
-    one that it is made from."""
+    one that it is made from; ensembles of fused labels with the annotators' ensembles, models of fused labels and ensembles of folds
+    with the individual models."""
 
     @field_validator("primary")
     @classmethod
@@ -612,6 +616,9 @@ class Study(_Part):
                     yield ("statistics", "comparisons"), f"{one!r}, allowed are {allowed}"
             if first == second:
                 yield ("statistics", "comparisons"), f"[{first}, {second}] compares one with itself"
+        if (accuracy := self.statistics.primary.get("accuracy", "dice")) in self.statistics.margins:
+            found = f"{accuracy} is the metric of accuracy; its margin is statistics.non_inferiority_margin"
+            yield ("statistics", "margins", accuracy), found
 
     def _problems_of_ensembles(self) -> Iterator["Problem"]:
         names, seen = self.label_names, {}
@@ -674,14 +681,15 @@ class Study(_Part):
         ):
             if self.rest is None and (strays := [one for one in members if one not in named]):
                 yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
-        if self.statistics.primary != Statistics().primary:
+        if self.statistics.primary != Statistics().primary or self.statistics.margins:
             from curvas_assets.statistics.directions import directions  # it reads this module
 
             better = {metric for metric, side in directions().items() if side}
-            for question, metric in self.statistics.primary.items():
+            named = [(("primary", question), metric) for question, metric in self.statistics.primary.items()]
+            for where, metric in [*named, *((("margins", metric), metric) for metric in self.statistics.margins)]:
                 if metric not in better:
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
-                    yield ("statistics", "primary", question), found
+                    yield ("statistics", *where), found
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -1009,13 +1017,14 @@ LATER_FIELDS = (
     ("training", "snapshots"),
     ("evaluation", "reference"),
     ("statistics", "comparisons"),
+    ("statistics", "margins"),
     ("training_labels", ""),
     ("cheap_ensembles", ""),
     ("calibrated", ""),
     ("conformal", ""),
 )
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
-UNSAID = (0, "consensus", [], *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal)))
+UNSAID = (0, "consensus", [], {}, *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal)))
 """Their values if they are not given."""
 
 

@@ -12,6 +12,8 @@ from curvas_assets.statistics import (
     PublishedScores,
     compare_all_families,
     compare_with_published,
+    non_inferiority,
+    pairs_of,
     published_tests,
     read_published_scores,
     scored_in_mm3,
@@ -27,7 +29,7 @@ from curvas_assets.storage.tables import table_version
 from curvas_assets.study import Statistics, Study
 
 COMPARISONS_CHECK = Check(
-    "primary_metrics_are_tested", "Every primary metric has its p in every pair of families that the study has."
+    "primary_metrics_are_tested", "Every primary metric has its p in every pair that the study compares and has."
 )
 LEADERBOARD_CHECK = Check(
     "metrics_are_ranked",
@@ -43,10 +45,12 @@ PUBLISHED_CHECK = Check(
 
 
 def compare_families(study: Study, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
-    """Every pair of families: the comparisons, what people see of them, and which primary metrics have no p."""
-    comparisons = with_questions(compare_all_families(scores, study.statistics), study.statistics)
-    untested = not_tested(comparisons, set(scores["family"]), study.statistics)
-    return comparisons, {"table": shown_comparisons(comparisons, scores)}, untested
+    """Every pair that the study compares: the comparisons, what people see of them, and which primary metrics have no p."""
+    pairs, settings = pairs_of(study), study.statistics
+    comparisons = with_questions(compare_all_families(scores, settings, pairs=pairs), settings)
+    margins = non_inferiority(scores, settings, pairs=pairs)
+    facts = {"table": shown_comparisons(comparisons, scores), "non-inferiority": shown_comparisons(margins, scores)}
+    return comparisons, facts, not_tested(comparisons, {*scores["family"], *scores["predictor"]}, settings)
 
 
 def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, str, dict[str, Any], list[str]]:
@@ -86,18 +90,18 @@ def shown_comparisons(comparisons: pd.DataFrame, scores: pd.DataFrame) -> pd.Dat
     return shown.assign(metric=[with_unit(str(metric), units.get(metric, "")) for metric in shown["metric"]])
 
 
-def not_tested(comparisons: pd.DataFrame, families: set[str], settings: Statistics) -> list[str]:
-    """The pairs of families in which a primary metric has no p.
+def not_tested(comparisons: pd.DataFrame, scored: set[str], settings: Statistics) -> list[str]:
+    """The pairs in which a primary metric has no p.
 
     Args:
         comparisons: from `compare_all_families`.
-        families: those that were scored.
+        scored: families and predictors that were scored.
         settings: which metrics are primary.
     """
     lacking = []
     for question, metric in settings.primary.items():
         own = comparisons[comparisons["metric"] == metric]
-        possible = own[own["first"].isin(families) & own["second"].isin(families)]
+        possible = own[own["first"].isin(scored) & own["second"].isin(scored)]
         if own.empty:
             lacking.append(f"{metric} ({question}) was not scored")
         for row in possible[possible["p_randomisation"].isna()].itertuples():

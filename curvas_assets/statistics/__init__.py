@@ -9,6 +9,7 @@ from curvas_assets.statistics.association import (
 from curvas_assets.statistics.challenge import leaderboard_wide, rank_among_teams
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
+from curvas_assets.statistics.pairs import PAIRS, Pair, pairs_of
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.published import (
     PublishedScores,
@@ -27,6 +28,8 @@ from curvas_assets.statistics.units import (
 )
 
 __all__ = [
+    "PAIRS",
+    "Pair",
     "PublishedScores",
     "annotator_agreement",
     "best_predictors",
@@ -41,6 +44,7 @@ __all__ = [
     "non_inferiority",
     "out_of_distribution",
     "paired_scores",
+    "pairs_of",
     "published_tests",
     "rank_among_teams",
     "read_published_scores",
