@@ -258,6 +258,18 @@ FAMILY_COMPARISONS = Asset(
     tools=frozenset({"scipy", "parquet"}),
     schemas={"family_comparisons": schemas.FAMILY_COMPARISONS},
 )
+VARIANCE_COMPONENTS = Asset(
+    "variance_components",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "statistics"),
+    inputs=(STUDY_SCORES,),
+    tools=frozenset({"scipy", "parquet"}),
+    schemas={"variance_components": schemas.VARIANCE_COMPONENTS},
+)
 LEADERBOARD = Asset(
     "leaderboard",
     kind="table",
@@ -291,7 +303,7 @@ COST = Asset(
     needs="table",
     cost="reporting",
     version=_settings(1, "prices"),
-    after=(STUDY_SCORES, FAMILY_COMPARISONS, LEADERBOARD),  # whose cost is in it
+    after=(STUDY_SCORES, FAMILY_COMPARISONS, VARIANCE_COMPONENTS, LEADERBOARD),  # whose cost is in it
     tools=frozenset({"parquet"}),
     schemas={"cost": schemas.COST},
 )
@@ -302,12 +314,13 @@ FIGURES = Asset(
     jobs=(REPORT,),
     needs="report",
     cost="reporting",
-    version=lambda study: f"2-{study.fingerprint()}",
+    version=lambda study: f"3-{study.fingerprint()}",
     at=lambda layout, _: layout.figures(),
     inputs=(
         COHORT,
         STUDY_SCORES,
         FAMILY_COMPARISONS,
+        VARIANCE_COMPONENTS,
         LEADERBOARD,
         COST,
         PUBLISHED_COMPARISON,

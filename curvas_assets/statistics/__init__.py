@@ -1,4 +1,4 @@
-"""From scores to answers: means with their gaps, tests between families, the study's published table, ranks."""
+"""From scores to answers: means with their gaps, tests between families, where scores vary, the published table, ranks."""
 
 from curvas_assets.statistics.association import (
     annotator_agreement,
@@ -23,9 +23,11 @@ from curvas_assets.statistics.units import (
     shown_differences,
     shown_scores,
     shown_unit,
+    shown_variances,
     units_of,
     with_unit,
 )
+from curvas_assets.statistics.variance import projected_precision, variance_components
 
 __all__ = [
     "PAIRS",
@@ -45,6 +47,7 @@ __all__ = [
     "out_of_distribution",
     "paired_scores",
     "pairs_of",
+    "projected_precision",
     "published_tests",
     "rank_among_teams",
     "read_published_scores",
@@ -53,8 +56,10 @@ __all__ = [
     "shown_differences",
     "shown_scores",
     "shown_unit",
+    "shown_variances",
     "summarise",
     "units_of",
+    "variance_components",
     "with_questions",
     "with_unit",
 ]

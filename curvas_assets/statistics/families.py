@@ -288,32 +288,75 @@ def _named(pair: Pair) -> dict[str, str]:
     return {"pair": str(pair), "first": pair.first, "second": pair.second, "kind": pair.kind}
 
 
+class AgainstMargin(NamedTuple):
+    """Patients' differences against a margin.
+
+    Attributes:
+        mean: of the differences.
+        bound: one-sided, of the mean; NaN where there is none.
+        p: that the loss is the margin or more; NaN beside an infinite difference.
+        smallest: the least that `p` could be with so many patients.
+        holds: whether the loss is shown to be smaller than the margin; None without a bound.
+        note: what there is to say.
+    """
+
+    mean: float
+    bound: float
+    p: float
+    smallest: float
+    holds: bool | None
+    note: str
+
+
+def against_margin(
+    differences: npt.NDArray[np.float64],
+    alternative: Alternative,
+    margin: float,
+    *,
+    alpha: float = 0.05,
+    draws: int = 9999,
+    seed: Sequence[int] = (20250515,),
+) -> AgainstMargin:
+    """Is the mean loss smaller than the margin? `non_inferiority` for the differences of one pair.
+
+    Args:
+        differences: (patients,) first − second, unit of the metric; infinite where a mean is.
+        alternative: `greater` where higher is better, `less` where lower is.
+        margin: above 0, unit of the metric.
+        alpha: level of the bound and of p.
+        draws: of both.
+        seed: of both.
+    """
+    mean, low, high, note = _size(differences, draws, list(seed), 1 - alpha, alternative)
+    bound, p, smallest = low if alternative == "greater" else high, np.nan, np.nan
+    if not np.isfinite(differences).all():  # the mean leaves out just the worst patients
+        bound, note = np.nan, f"{note}: no bound"
+    elif differences.size:
+        beyond = margin + (differences if alternative == "greater" else -differences)
+        beyond[np.abs(beyond) <= ROUNDING * margin] = 0
+        p, smallest = flip_signs(beyond, draws=draws, seed=np.random.default_rng([*seed, 1]))
+    holds = (bound > -margin if alternative == "greater" else bound < margin) and p <= alpha
+    return AgainstMargin(mean, bound, p, smallest, None if np.isnan(bound) else bool(holds), note)
+
+
 def _not_inferior(
     reduced: pd.DataFrame, pair: Pair, side: Alternative, margin: float, statistics: Statistics
 ) -> dict[str, object]:
     """The difference of a pair against the margin."""
     one, two, shared = sides_of(reduced, pair)
-    means, level = patient_differences(one, two).means, 1 - statistics.alpha
-    seed = [statistics.seed, pair.number]
-    mean, low, high, note = _size(means, statistics.draws, seed, level, side)
-    bound, p, smallest = low if side == "greater" else high, np.nan, np.nan
-    if not np.isfinite(means).all():  # the mean leaves out just the worst patients
-        bound, note = np.nan, f"{note}: no bound"
-    elif means.size:
-        beyond = margin + (means if side == "greater" else -means)
-        beyond[np.abs(beyond) <= ROUNDING * margin] = 0
-        p, smallest = flip_signs(beyond, draws=statistics.draws, seed=np.random.default_rng([*seed, 1]))
-    holds = (bound > -margin if side == "greater" else bound < margin) and p <= statistics.alpha
+    means = patient_differences(one, two).means
+    seed = (statistics.seed, pair.number)
+    found = against_margin(means, side, margin, alpha=statistics.alpha, draws=statistics.draws, seed=seed)
     return {
         "n_pairs": means.size,
         "margin": margin,
-        "level": level,
-        "mean_difference": mean,
-        "bound": bound,
-        "p": p,
-        "p_smallest": smallest,
-        "not_inferior": pd.NA if np.isnan(bound) else bool(holds),
-        "note": "; ".join(part for part in (shared, note) if part),
+        "level": 1 - statistics.alpha,
+        "mean_difference": found.mean,
+        "bound": found.bound,
+        "p": found.p,
+        "p_smallest": found.smallest,
+        "not_inferior": pd.NA if found.holds is None else found.holds,
+        "note": "; ".join(part for part in (shared, found.note) if part),
     }
 
 
