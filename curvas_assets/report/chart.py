@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Points:
-    """Points; on the screen, `labels` say whose value each point is."""
+    """Points; on the screen, `labels` say whose value each point is. Large ones are few and stand for estimates."""
 
     x: Numbers
     y: Numbers
@@ -45,6 +45,7 @@ class Points:
     marker: Marker
     labels: Sequence[str]
     name: str
+    is_large: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,6 +131,7 @@ class Axis:
         log: logarithmic.
         ticks: whether numbers stand along it.
         whole: whether these numbers are whole.
+        places: names written at 0, 1, 2 … of a vertical axis instead of numbers, the first on top.
     """
 
     title: str = ""
@@ -137,6 +139,7 @@ class Axis:
     log: bool = False
     ticks: bool = True
     whole: bool = False
+    places: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
