@@ -18,7 +18,7 @@ import scipy
 from curvas_assets.errors import StatisticsError
 from curvas_assets.predictors import ModelId
 from curvas_assets.statistics.families import EXPLORATORY
-from curvas_assets.statistics.reduction import WHOLE, checked_scores, reduce_scores
+from curvas_assets.statistics.reduction import WHOLE, checked_scores, reduce_scores, require_table
 from curvas_assets.study import Statistics
 
 Floats = npt.NDArray[np.float64]
@@ -179,7 +179,18 @@ def projected_precision(
         (infinite without a limit), `standard_error` for new patients, annotators and seeds, `same_patients`: for the same
         patients with new annotators and seeds, with their 95 % intervals; `as_studied` marks the study's own numbers.
         Metrics without numbers have no rows, nor have those examined annotator by annotator.
+
+    Raises:
+        StatisticsError: it is not a table of components.
     """
+    require_table(components)
+    if lacking := [column for column in COLUMNS if column not in components]:
+        raise StatisticsError(
+            "foretelling the precision of a mean",
+            "the components of variance",
+            f"the table has no column {', '.join(lacking)}",
+            "Give what variance_components returns.",
+        )
     rows: list[dict[str, object]] = []
     for metric, part in components.groupby("metric", sort=False):
         strata = _strata_of(part)
@@ -276,17 +287,19 @@ def _values(own: pd.DataFrame, effects: tuple[str, ...]) -> tuple[pd.Series, str
     models: dict[str, ModelId] = {}
     for name in own["predictor"].unique():
         models[name] = ModelId.parse(name)
-    if REFERENCE in effects:
-        single = own[~own["annotator"].astype("string").fillna("").isin(WHOLE)] if "annotator" in own else own.iloc[:0]
-        parts = [
-            reduce_scores(part.assign(annotator="")).assign(reference=str(name))
-            for name, part in single.groupby("annotator", sort=True)
-        ]
-        reduced = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    else:
-        reduced = reduce_scores(own) if len(own) else pd.DataFrame()
-    if reduced.empty:
+    if own.empty:
         return pd.Series(dtype=float), "no individual model was scored"
+    if REFERENCE in effects:
+        names = own["annotator"].astype("string").fillna("") if "annotator" in own else pd.Series("", index=own.index)
+        parts = [
+            reduce_scores(own[names == name].assign(annotator="")).assign(reference=str(name))
+            for name in sorted(set(names) - set(WHOLE))
+        ]
+        if not parts:
+            return pd.Series(dtype=float), "the scores do not name the annotator that they are taken against"
+        reduced = pd.concat(parts, ignore_index=True)
+    else:
+        reduced = reduce_scores(own)
     folds = (
         reduced.assign(fold=[models[name].fold for name in reduced["predictor"]]).groupby("patient")["fold"].nunique()
     )

@@ -86,6 +86,8 @@ def test_notes_of_statistics_are_french():
     many = make_scores(make_study(patients=7))
     many.loc[many["metric"] == "dice", "value"] = 0.5
     notes += list(compare_all_families(many, study.statistics.model_copy(update={"draws": 100}))["note"])
+    unnamed = scores[(scores["metric"] == "dice") & (scores["organ"] == "liver")].assign(metric="dice_annotator")
+    notes += list(variance_components(unnamed, study.statistics)["note"])
     for board in (rank_among_teams(scores, region="image"), rank_among_teams(scores, region="body", synthetic=True)):
         notes += [*board["comparability"], *board["definition"], *board["region"]]
     wide = wide_table(6).iloc[1:].astype(object)

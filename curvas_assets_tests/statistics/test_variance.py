@@ -303,10 +303,15 @@ def test_without_a_model_or_a_value_there_is_no_number_but_a_reason():
         assert set(table["note"]) == {told}
         assert table["variance"].isna().all()
         assert projected_precision(table, DICE).empty
+    unnamed = variance_components(scores.assign(metric="dice_annotator"), DICE)
+    assert set(unnamed["note"]) == {"the scores do not name the annotator that they are taken against"}
+    assert unnamed["variance"].isna().all()
     assert variance_components(scores, Statistics(primary={"calibration": "ece"})).empty
     assert projected_precision(variance_components(scores.iloc[:0], DICE), DICE).empty
     with pytest.raises(StatisticsError, match="family"):
         variance_components(scores.drop(columns="family"), DICE)
+    with pytest.raises(StatisticsError, match="no column component"):
+        projected_precision(variance_components(scores, DICE).drop(columns="component"))
     with pytest.raises(StatisticsError, match="more than once"):
         variance_components(pd.concat([scores, scores.iloc[:1]]), DICE)
 
