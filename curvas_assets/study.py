@@ -352,10 +352,14 @@ class Statistics(_Part):
     non_inferiority_margin: Annotated[Number, Field(gt=0, le=1000)] = 0.01
     """Largest loss in the accuracy metric that still counts as no harm. The default, one point of Dice, is about the
     gap between neighbours in the challenge's table (median gap 0.0105). It is fixed here, before any score is known."""
+    margins: dict[str, Annotated[Number, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
+    """Further metric → largest loss in it that still counts as no harm, in its own unit. The margin of accuracy is
+    `non_inferiority_margin`."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs to compare, each of families (`general`, `annotator`, `individual`, …) or predictors (`isotonic_ensemble_all`), the one that
     is claimed to be better first. Left out: the three pairs of general, annotator and individual, and each further predictor with the
-    one that it is made from."""
+    one that it is made from; ensembles of fused labels with the annotators' ensembles, models of fused labels and ensembles of folds
+    with the individual models."""
 
     @field_validator("primary")
     @classmethod
@@ -643,6 +647,9 @@ class Study(_Part):
                     yield ("statistics", "comparisons"), f"{one!r}, allowed are {allowed}"
             if first == second:
                 yield ("statistics", "comparisons"), f"[{first}, {second}] compares one with itself"
+        if (accuracy := self.statistics.primary.get("accuracy", "dice")) in self.statistics.margins:
+            found = f"{accuracy} is the metric of accuracy; its margin is statistics.non_inferiority_margin"
+            yield ("statistics", "margins", accuracy), found
 
     def _problems_of_ensembles(self) -> Iterator["Problem"]:
         names, seen = self.label_names, {}
@@ -705,15 +712,16 @@ class Study(_Part):
         ):
             if self.rest is None and (strays := [one for one in members if one not in named]):
                 yield field, f"{strays} are in none of the sets: put them into a set, or leave them out here"
-        if self.statistics.primary != Statistics().primary:
+        if self.statistics.primary != Statistics().primary or self.statistics.margins:
             from curvas_assets.statistics.directions import directions_in  # it reads this module
 
             sides = directions_in(self.evaluation.reference, vessels=bool(self.evaluation.vascular.vessels))
             better = {metric for metric, side in sides.items() if side}
-            for question, metric in self.statistics.primary.items():
+            named = [(("primary", question), metric) for question, metric in self.statistics.primary.items()]
+            for where, metric in [*named, *((("margins", metric), metric) for metric in self.statistics.margins)]:
                 if metric not in better:
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
-                    yield ("statistics", "primary", question), found
+                    yield ("statistics", *where), found
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -1054,6 +1062,7 @@ LATER_FIELDS = (
     ("evaluation", "reference"),
     ("evaluation", "vascular"),
     ("statistics", "comparisons"),
+    ("statistics", "margins"),
     ("training_labels", ""),
     ("cheap_ensembles", ""),
     ("calibrated", ""),
@@ -1064,6 +1073,7 @@ UNSAID = (
     0,
     "consensus",
     [],
+    {},
     *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal, Vascular)),
 )
 """Their values if they are not given."""

@@ -124,7 +124,7 @@ def _edited(**edits) -> Study:
             {"trained_model", "variant_softmax", "ensemble_softmax", "scores", "study_scores"},
         ),
         ({"checks": {"dice_floor": 0.9}}, set()),
-        ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "published_comparison"}),
+        ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "variance_components", "published_comparison"}),
     ],
 )
 def test_an_edit_of_the_study_changes_the_code_version_of_what_it_concerns_and_of_the_report(edits, stale):

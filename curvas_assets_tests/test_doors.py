@@ -36,12 +36,15 @@ from curvas_assets.statistics import (
     dice_against_entropy,
     failure_over_patients,
     leaderboard_wide,
+    non_inferiority,
     out_of_distribution,
     paired_scores,
+    projected_precision,
     rank_among_teams,
     read_published_scores,
     reduce_scores,
     summarise,
+    variance_components,
 )
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.storage.nnunet_exchange import export_nnunet_prediction, import_nnunet_prediction
@@ -384,6 +387,9 @@ def test_statistics_refuse_what_is_no_table(odd):
         summarise,
         compare_all_families,
         lambda table: compare_families(table, "dice", "greater"),
+        non_inferiority,
+        variance_components,
+        projected_precision,
         lambda table: rank_among_teams(table, region="body"),
         leaderboard_wide,
         annotator_agreement,

@@ -20,12 +20,20 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
 
     @declare.table(table.FAMILY_COMPARISONS, stage.COMPARISONS_CHECK)
     def family_comparisons(study_scores: Artefact):
-        """General ensemble, annotator ensembles and single models, pair by pair: the published test, and the one within patients.
+        """Families and predictors, pair by pair: the published test, and the one within patients.
 
-        `question` says which question a primary metric answers; every other metric is exploratory.
+        The pairs are those of `statistics.comparisons`, or general ensemble, annotator ensembles and single models, and
+        each further predictor against what it is made from. `question` says which question a primary metric answers, and
+        `p_adjusted` is corrected over all of them; every other metric is exploratory.
         """
         frame, facts, untested = stage.compare_families(study, study_scores.table())
         return table_output(table.FAMILY_COMPARISONS, frame, stage.COMPARISONS_CHECK, untested, facts)
+
+    @declare.table(table.VARIANCE_COMPONENTS, stage.VARIANCE_CHECK)
+    def variance_components(study_scores: Artefact):
+        """How much of the variance of the models' scores patients, annotators and seeds carry, and what more of them would bring."""
+        frame, facts, lacking = stage.split_variance(study, study_scores.table())
+        return table_output(table.VARIANCE_COMPONENTS, frame, stage.VARIANCE_CHECK, lacking, facts)
 
     @declare.table(table.LEADERBOARD, stage.LEADERBOARD_CHECK)
     def leaderboard(study_scores: Artefact):
@@ -63,4 +71,4 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         frame, version, facts, unusable = stage.compare_published(tools, study_scores.table())
         return table_output(table.PUBLISHED_COMPARISON, frame, stage.PUBLISHED_CHECK, unusable, facts, version=version)
 
-    return [family_comparisons, leaderboard, cost, published_table, published_comparison]
+    return [family_comparisons, variance_components, leaderboard, cost, published_table, published_comparison]

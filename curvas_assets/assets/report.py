@@ -60,6 +60,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
         cohort: Artefact,
         study_scores: Artefact,
         family_comparisons: Artefact,
+        variance_components: Artefact,
         leaderboard: Artefact,
         cost: Artefact,
         published_comparison: Artefact,
@@ -73,6 +74,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             cohort,
             study_scores,
             family_comparisons,
+            variance_components,
             leaderboard,
             cost,
             published_comparison,
@@ -94,7 +96,13 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
 def _provenance(instance: dg.DagsterInstance, behind: stage.Behind) -> Provenance:
     """When the report is written, by which code, and from which versions of the data."""
     patients = sorted(map(str, behind.study_scores.table()["patient"].unique()))
-    tables = [table.COHORT, table.STUDY_SCORES, table.FAMILY_COMPARISONS, table.VOLUME_INTERVALS]
+    tables = [
+        table.COHORT,
+        table.STUDY_SCORES,
+        table.FAMILY_COMPARISONS,
+        table.VARIANCE_COMPONENTS,
+        table.VOLUME_INTERVALS,
+    ]
     return Provenance(
         generated_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         git_commit=git_commit(),

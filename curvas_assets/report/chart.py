@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Points:
-    """Points; on the screen, `labels` say whose value each point is."""
+    """Points; on the screen, `labels` say whose value each point is. Large ones are few and stand for estimates."""
 
     x: Numbers
     y: Numbers
@@ -45,6 +45,7 @@ class Points:
     marker: Marker
     labels: Sequence[str]
     name: str
+    is_large: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,6 +132,7 @@ class Axis:
         ticks: whether numbers stand along it.
         whole: whether these numbers are whole.
         names: what stands at 0, 1, 2 … in place of numbers.
+        places: names written at 0, 1, 2 … of a vertical axis instead of numbers, the first on top.
     """
 
     title: str = ""
@@ -139,6 +141,7 @@ class Axis:
     ticks: bool = True
     whole: bool = False
     names: Sequence[str] = ()
+    places: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

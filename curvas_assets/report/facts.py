@@ -21,6 +21,7 @@ from curvas_assets.statistics import (
     scored_in_mm3,
     shown_differences,
     shown_scores,
+    shown_variances,
     summarise,
     with_unit,
 )
@@ -49,8 +50,9 @@ class Facts:
         reduced: one score per patient, predictor and metric.
         by_family: mean, spread and counts per metric and family; empty without scores.
         directions: metric → `higher`, `lower` or empty.
-        comparisons: of families, in the units that are shown; empty where none were given.
+        comparisons: of families and predictors, in the units that are shown; empty where none were given.
         margins: non-inferiority, in the units that are shown; empty where it was not tested.
+        variance: its components, in the units that are shown; empty where they were not estimated.
     """
 
     inputs: ReportInputs
@@ -61,6 +63,7 @@ class Facts:
     directions: dict[str, str]
     comparisons: pd.DataFrame
     margins: pd.DataFrame
+    variance: pd.DataFrame
 
     @property
     def study(self) -> Study:
@@ -187,6 +190,7 @@ def gather(inputs: ReportInputs) -> Facts:
         directions=directions() | _own_directions(inputs.metrics),
         comparisons=comparisons,
         margins=margins,
+        variance=pd.DataFrame() if inputs.variance is None else shown_variances(inputs.variance),
     )
 
 

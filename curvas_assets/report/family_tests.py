@@ -1,9 +1,10 @@
-"""Tests of families against each other as tables, of this run and of the published study alike.
+"""Tests of families and predictors against each other as tables, of this run and of the published study alike.
 
 Belongs here: which columns each test shows, and what is bold. Does not belong here: the tests (`curvas_assets.statistics`).
 """
 
 from functools import partial
+from typing import get_args
 
 import pandas as pd
 
@@ -12,23 +13,26 @@ from curvas_assets.report.facts import Facts
 from curvas_assets.report.tables import MISSING, statistic
 from curvas_assets.statistics import with_questions
 from curvas_assets.statistics.families import EXPLORATORY, FEWEST
+from curvas_assets.study import Family
 
-CORRECTED = ("p_bonferroni", "p_randomisation_holm")
-"""p values corrected for the pairs: what may be called significant."""
+CORRECTED = ("p_bonferroni", "p_adjusted")
+"""p values that may be called significant: the published test's own, corrected for the pairs, and the one that is corrected for
+every test of a primary metric."""
 SHOWN = {
     "published_test": (
         *("metric", "pair", "question", "n_first", "n_second", "nan_first", "nan_second", "U", "p", "p_bonferroni"),
     ),
     "within_test": (
         *("metric", "pair", "question", "n_pairs", "unpaired_patients", "win_probability", "p_randomisation"),
-        *("p_randomisation_holm", "p_randomisation_two_sided", "mean_difference", "interval", "note"),
+        *("p_smallest", "p_randomisation_holm", "p_adjusted", "p_randomisation_two_sided"),
+        *("mean_difference", "interval", "note"),
     ),
 }
 """Test → its columns."""
 
 
 def comparison_tables(facts: Facts, comparisons: pd.DataFrame, *, folded: bool = False) -> list[Block]:
-    """Both tests of every metric and pair of families, significant p values in bold.
+    """Both tests of every metric and pair, significant p values in bold.
 
     Args:
         facts: of the report.
@@ -49,7 +53,10 @@ def comparison_tables(facts: Facts, comparisons: pd.DataFrame, *, folded: bool =
         metric=[facts.titled(str(metric)) for metric in shown["metric"]],
         question=[w.question(question) for question in shown["question"]],
     )
-    formats = dict.fromkeys(("p", "p_randomisation", "p_randomisation_two_sided", *CORRECTED), w.p_value)
+    if (shown["n_pairs"] >= FEWEST).all():
+        shown = shown.drop(columns="p_smallest", errors="ignore")  # of more patients it is too small to matter
+    own = ("p", "p_randomisation", "p_smallest", "p_randomisation_holm", "p_randomisation_two_sided")
+    formats = dict.fromkeys((*own, *CORRECTED), w.p_value)
     formats |= {"U": partial(statistic, decimal=w.decimal)}
     caption = w("significant_note", alpha=facts.alpha, fewest=FEWEST)
     tables: list[Block] = []
@@ -69,8 +76,12 @@ def comparison_tables(facts: Facts, comparisons: pd.DataFrame, *, folded: bool =
 def pairs(facts: Facts, table: pd.DataFrame) -> list[str]:
     """`first vs second` of each row."""
     w = facts.words
+
+    def short(side: str) -> str:
+        return w(f"short_{side}") if side in get_args(Family) else side
+
     return [
-        w("versus", first=w(f"short_{first}"), second=w(f"short_{second}"))
+        w("versus", first=short(first), second=short(second))
         for first, second in zip(table["first"], table["second"], strict=True)
     ]
 

@@ -17,9 +17,12 @@ from curvas_assets.report.chart import (
     Band,
     Bars,
     Chart,
+    Dash,
     Distribution,
     Line,
     Mark,
+    Marker,
+    Numbers,
     Panel,
     Points,
 )
@@ -32,7 +35,11 @@ from curvas_assets.report.style import (
     FAMILY_COLOURS,
     FAMILY_DASHES,
     FAMILY_MARKERS,
+    GREEN,
     GREY,
+    ORANGE,
+    PURPLE,
+    VERMILION,
     colour_of,
 )
 from curvas_assets.report.words import Words
@@ -472,6 +479,181 @@ def _interval_marks(
 
 def _placed(table: pd.DataFrame, place: Mapping[str, int]) -> np.ndarray:
     return table["patient"].map(place).to_numpy(float)
+
+
+# Estimates with their intervals ----------------------------------------------------------------------------------------
+
+VERDICTS: Mapping[str, tuple[str, Marker]] = {
+    "not_inferior": (BLUE, "circle"),
+    "not_shown": (VERMILION, "square"),
+    "no_bound": (GREY, "triangle-up"),
+}
+"""What is told of a pair → its colour and marker."""
+
+
+def forest(
+    margins: pd.DataFrame, places: Sequence[str], words: Words, *, direction: str = "higher", unit: str = ""
+) -> Chart:
+    """Mean difference of each pair with its one-sided bound, and the margin that the bound must not pass.
+
+    Args:
+        margins: rows of one metric from `non_inferiority`, in the unit shown.
+        places: what the pairs are called, in the same order.
+        words: the language.
+        direction: `higher` or `lower`: on which side the metric is better.
+        unit: of the metric; empty for none.
+    """
+    metric = words.metric(str(margins["metric"].iloc[0]))
+    margin, bound = float(margins["margin"].iloc[0]), margins["bound"].to_numpy(float)
+    mean, at = margins["mean_difference"].to_numpy(float), np.arange(len(margins), dtype=float)
+    holds = margins["not_inferior"].fillna(False).to_numpy(bool)
+    kinds = np.where(np.isnan(bound), "no_bound", np.where(holds, "not_inferior", "not_shown"))
+    limit = margin if direction == "lower" else -margin
+    marks: list[Mark] = [_upright(limit, len(at), "dash", words("margin_line")), _upright(0.0, len(at), "dot")]
+    for kind, (colour, marker) in VERDICTS.items():
+        own = (kinds == kind) & np.isfinite(mean)
+        if not own.any():
+            continue
+        labels = [
+            f"{place}<br>{words('mean_and_bound', mean=words.number(one), bound=words.number(two))}"
+            for place, one, two, is_own in zip(places, mean, bound, own, strict=True)
+            if is_own
+        ]
+        marks += [
+            _whiskers(mean[own], bound[own], at[own], colour),
+            Points(
+                x=mean[own],
+                y=at[own],
+                colour=colour,
+                marker=marker,
+                labels=labels,
+                name=words(f"told_{kind}"),
+                is_large=True,
+            ),
+        ]
+    panel = Panel(
+        marks=marks,
+        x=Axis(axis_title(words("difference_of", metric=metric), unit, words)),
+        y=Axis(places=tuple(places)),
+    )
+    return Chart(
+        name=f"non_inferiority_{margins['metric'].iloc[0]}",
+        title=words("forest_title", metric=metric),
+        caption=words("forest_caption", margin=words.number(margin)),
+        rows=[[panel]],
+        size_in=(7.2, 1.3 + 0.3 * len(at)),
+        height_px=180 + 34 * len(at),
+        legend="below",
+        decimal=words.decimal,
+    )
+
+
+def variance_shares(components: pd.DataFrame, words: Words) -> Chart:
+    """Share of the variance that each component carries, with its interval, one panel per metric.
+
+    Args:
+        components: rows with numbers from `variance_components`; every metric has the same components.
+        words: the language.
+    """
+    names = list(dict.fromkeys(components["component"]))
+    panels = []
+    for column, (metric, part) in enumerate(components.groupby("metric", sort=False)):
+        at = np.array([names.index(name) for name in part["component"]], float)
+        share, low, high = (part[name].to_numpy(float) for name in ("share", "share_low", "share_high"))
+        labels = [
+            f"{words.component(str(name))}<br>{words.percent(one)} ({words.percent(least)} … {words.percent(most)})"
+            for name, one, least, most in zip(part["component"], share, low, high, strict=True)
+        ]
+        marks: list[Mark] = [
+            _whiskers(low, high, at, BLUE),
+            Points(
+                x=share,
+                y=at,
+                colour=BLUE,
+                marker="circle",
+                labels=labels,
+                name=words("share_of_variance"),
+                is_large=True,
+            ),
+        ]
+        panels.append(
+            Panel(
+                marks=marks,
+                title=words.metric(str(metric)),
+                x=Axis(words("variance_axis"), (-0.02, 1.02)),
+                y=Axis(places=[words.component(name) for name in names] if column == 0 else [" "] * len(names)),
+            )
+        )
+    return Chart(
+        name="variance_components",
+        title=words("variance_figure"),
+        caption=words("variance_caption"),
+        rows=[panels],
+        size_in=(max(6.0, 2.1 * len(panels) + 1.6), 3.0),
+        height_px=380,
+        legend="below",
+        decimal=words.decimal,
+    )
+
+
+def precision_forecast(precision: pd.DataFrame, words: Words, units: Mapping[str, str]) -> Chart:
+    """Standard error of the mean against the number of seeds: a line per number of annotators, a column per metric.
+
+    Above for new patients, annotators and seeds, below for new annotators and seeds on the same patients.
+
+    Args:
+        precision: from `projected_precision`, finite numbers of seeds.
+        words: the language.
+        units: metric → unit shown.
+    """
+    looks = tuple(zip((GREEN, BLUE, ORANGE, PURPLE), DASHES, strict=False))
+    rows: list[list[Panel]] = []
+    for which in ("standard_error", "same_patients"):
+        panels = []
+        for metric, part in precision.groupby("metric", sort=False):
+            marks: list[Mark] = []
+            for number, (annotators, line) in enumerate(part.groupby("annotators", sort=True)):
+                colour, dash = colour_of(looks, number)
+                count = words("without_limit") if np.isinf(float(annotators)) else f"{annotators:g}"
+                name = words("annotators_n", n=count)
+                x, y = line["seeds"].to_numpy(float), line[which].to_numpy(float)
+                marks.append(Line(x=x, y=y, colour=colour, dash=dash, is_marked=True, name=name))
+            studied = part[part["as_studied"]]
+            here = {"x": studied["seeds"].to_numpy(float), "y": studied[which].to_numpy(float)}
+            labels = [words("as_studied")] * len(studied)
+            marks.append(
+                Points(**here, colour=BLACK, marker="square", labels=labels, name=words("as_studied"), is_large=True)
+            )
+            title = axis_title(words(f"{which}_axis"), units.get(str(metric), ""), words)
+            named = words.metric(str(metric)) if which == "standard_error" else ""
+            panels.append(
+                Panel(marks=marks, title=named, x=Axis(words("seeds_axis"), whole=True), y=Axis(title, (0, None)))
+            )
+        rows.append(panels)
+    return Chart(
+        name="precision_forecast",
+        title=words("precision_title"),
+        caption=words("precision_caption"),
+        rows=rows,
+        size_in=(max(6.0, 2.8 * len(rows[0]) + 0.6), 5.2),
+        height_px=640,
+        heights=(0.5, 0.5),
+        legend="below",
+        decimal=words.decimal,
+    )
+
+
+def _upright(x: float, rows: int, dash: Dash, name: str = "") -> Line:
+    """A line from top to bottom of a panel of places."""
+    return Line(x=np.array([x, x]), y=np.array([-0.5, rows - 0.5]), colour=BLACK, dash=dash, width=1.2, name=name)
+
+
+def _whiskers(start: Numbers, end: Numbers, at: Numbers, colour: str) -> Line:
+    """One horizontal line for each place; none where an end is missing."""
+    nothing = np.full(len(at), np.nan)
+    x, y = np.stack([start, end, nothing], axis=1), np.stack([at, at, nothing], axis=1)
+    x[np.isnan(start) | np.isnan(end)] = np.nan
+    return Line(x=x.ravel(), y=y.ravel(), colour=colour, width=3)
 
 
 # Training --------------------------------------------------------------------------------------------------------------

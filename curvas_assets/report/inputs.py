@@ -46,6 +46,7 @@ class ReportInputs:
         exclusions: ledger: `patient`, `predictor`, `metric`, `organ`, `annotator`, `reason`.
         comparisons: from `compare_all_families`.
         non_inferiority: from `non_inferiority`.
+        variance: from `variance_components`.
         association: from `dice_against_entropy`.
         agreement: from `annotator_agreement`.
         failure: from `failure_over_patients`.
@@ -71,6 +72,7 @@ class ReportInputs:
     exclusions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     non_inferiority: pd.DataFrame | None = None
+    variance: pd.DataFrame | None = None
     association: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     failure: pd.DataFrame | None = None

@@ -142,6 +142,9 @@ def _set_axis(axis: Axis, set_label: Any, set_limits: Any, set_scale: Any, drawn
     if axis.names:
         drawn.set_ticks(range(len(axis.names)), axis.names)
         drawn.set_tick_params(rotation=90 if drawn.axis_name == "x" else 0)
+    if axis.places:
+        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places))
+        set_limits(len(axis.places) - 0.5, -0.5)
     if not axis.ticks:
         drawn.set_ticks([])
 
@@ -160,8 +163,9 @@ def _(mark: Line, axes: Any) -> None:
 
 @_draw.register
 def _(mark: Points, axes: Any) -> None:
-    look = {"marker": MARKERS[mark.marker], "color": mark.colour, "alpha": 0.6, "linewidths": 0}
-    axes.scatter(mark.x, mark.y, s=10, label=mark.name, **look)
+    look: dict[str, Any] = {"marker": MARKERS[mark.marker], "color": mark.colour, "linewidths": 0}
+    look |= {"s": 36, "zorder": 3} if mark.is_large else {"s": 10, "alpha": 0.6}
+    axes.scatter(mark.x, mark.y, label=mark.name, **look)
 
 
 @_draw.register

@@ -100,6 +100,9 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
             look |= {"tickvals": list(range(len(axis.names))), "ticktext": list(axis.names)}
         if not axis.ticks:
             look["showticklabels"] = False
+        if axis.places:
+            look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "automargin": True}
+            look["range"] = [len(axis.places) - 0.5, -0.5]
         if panel.is_picture:
             look |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
         update(row=row, col=col, **look)
@@ -149,7 +152,12 @@ def _(mark: Points) -> dict[str, Any]:
         "y": mark.y,
         "mode": "markers",
         "name": mark.name,
-        "marker": {"color": mark.colour, "symbol": mark.marker, "size": 6, "opacity": 0.65},
+        "marker": {
+            "color": mark.colour,
+            "symbol": mark.marker,
+            "size": 10 if mark.is_large else 6,
+            "opacity": 1 if mark.is_large else 0.65,
+        },
         "text": list(mark.labels),
         "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
     }

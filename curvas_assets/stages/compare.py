@@ -12,12 +12,17 @@ from curvas_assets.statistics import (
     PublishedScores,
     compare_all_families,
     compare_with_published,
+    non_inferiority,
+    pairs_of,
+    projected_precision,
     published_tests,
     read_published_scores,
     scored_in_mm3,
     shown_differences,
     shown_scores,
+    shown_variances,
     units_of,
+    variance_components,
     with_questions,
     with_unit,
 )
@@ -27,7 +32,11 @@ from curvas_assets.storage.tables import table_version
 from curvas_assets.study import Statistics, Study
 
 COMPARISONS_CHECK = Check(
-    "primary_metrics_are_tested", "Every primary metric has its p in every pair of families that the study has."
+    "primary_metrics_are_tested", "Every primary metric has its p in every pair that the study compares and has."
+)
+VARIANCE_CHECK = Check(
+    "variances_are_estimated",
+    "Every primary metric has its components of variance, if the study has several annotators and seeds to tell them apart.",
 )
 LEADERBOARD_CHECK = Check(
     "metrics_are_ranked",
@@ -43,10 +52,20 @@ PUBLISHED_CHECK = Check(
 
 
 def compare_families(study: Study, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
-    """Every pair of families: the comparisons, what people see of them, and which primary metrics have no p."""
-    comparisons = with_questions(compare_all_families(scores, study.statistics), study.statistics)
-    untested = not_tested(comparisons, set(scores["family"]), study.statistics)
-    return comparisons, {"table": shown_comparisons(comparisons, scores)}, untested
+    """Every pair that the study compares: the comparisons, what people see of them, and which primary metrics have no p."""
+    pairs, settings = pairs_of(study), study.statistics
+    comparisons = with_questions(compare_all_families(scores, settings, pairs=pairs), settings)
+    margins = non_inferiority(scores, settings, pairs=pairs)
+    facts = {"table": shown_comparisons(comparisons, scores), "non-inferiority": shown_comparisons(margins, scores)}
+    return comparisons, facts, not_tested(comparisons, {*scores["family"], *scores["predictor"]}, settings)
+
+
+def split_variance(study: Study, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
+    """Where the models' scores vary: the components, what people see of them, and which primary metrics have none."""
+    components = variance_components(scores, study.statistics)
+    shown = shown_variances(components)
+    facts = {"table": shown, "standard error of the mean": projected_precision(shown, study.statistics)}
+    return components, facts, not_estimated(study, components)
 
 
 def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, str, dict[str, Any], list[str]]:
@@ -86,23 +105,36 @@ def shown_comparisons(comparisons: pd.DataFrame, scores: pd.DataFrame) -> pd.Dat
     return shown.assign(metric=[with_unit(str(metric), units.get(metric, "")) for metric in shown["metric"]])
 
 
-def not_tested(comparisons: pd.DataFrame, families: set[str], settings: Statistics) -> list[str]:
-    """The pairs of families in which a primary metric has no p.
+def not_tested(comparisons: pd.DataFrame, scored: set[str], settings: Statistics) -> list[str]:
+    """The pairs in which a primary metric has no p.
 
     Args:
         comparisons: from `compare_all_families`.
-        families: those that were scored.
+        scored: families and predictors that were scored.
         settings: which metrics are primary.
     """
     lacking = []
     for question, metric in settings.primary.items():
         own = comparisons[comparisons["metric"] == metric]
-        possible = own[own["first"].isin(families) & own["second"].isin(families)]
+        possible = own[own["first"].isin(scored) & own["second"].isin(scored)]
         if own.empty:
             lacking.append(f"{metric} ({question}) was not scored")
         for row in possible[possible["p_randomisation"].isna()].itertuples():
             lacking.append(f"{metric} ({question}): no p for {row.pair}" + (f", {row.note}" if row.note else ""))
     return lacking
+
+
+def not_estimated(study: Study, components: pd.DataFrame) -> list[str]:
+    """The primary metrics without components of variance, where the design of the study would allow them."""
+    if study.cross_validated or len(study.annotators) < 2 or len(study.seeds) * len(study.folds) < 2:
+        return []
+    estimated = set(components.loc[components["variance"].notna(), "metric"])
+    why = dict(zip(components["metric"], components["note"], strict=True))
+    return [
+        f"{metric} ({question}): {why.get(metric, 'it was not scored')}"
+        for question, metric in study.statistics.primary.items()
+        if metric not in estimated
+    ]
 
 
 def not_ranked(board: pd.DataFrame) -> list[str]:

@@ -66,6 +66,7 @@ FAMILY_COMPARISONS = _columns(
     ("pair", TEXT),
     ("first", TEXT),
     ("second", TEXT),
+    ("kind", TEXT),
     ("n_first", WHOLE),
     ("n_second", WHOLE),
     ("nan_first", WHOLE),
@@ -79,13 +80,37 @@ FAMILY_COMPARISONS = _columns(
     ("p_randomisation", NUMBER),
     ("p_randomisation_two_sided", NUMBER),
     ("p_randomisation_holm", NUMBER),
+    ("p_smallest", NUMBER),
     ("mean_difference", NUMBER),
     ("interval_low", NUMBER),
     ("interval_high", NUMBER),
     ("note", TEXT),
     ("question", TEXT),
+    ("p_adjusted", NUMBER),
+    ("adjustment", TEXT),
 )
-"""One row per metric and pair of families."""
+"""One row per metric and pair of families or predictors."""
+VARIANCE_COMPONENTS = _columns(
+    ("metric", TEXT),
+    ("unit", TEXT),
+    ("question", TEXT),
+    ("component", TEXT),
+    ("degrees_of_freedom", WHOLE),
+    ("mean_square", NUMBER),
+    ("variance", NUMBER),
+    ("low", NUMBER),
+    ("high", NUMBER),
+    ("share", NUMBER),
+    ("share_low", NUMBER),
+    ("share_high", NUMBER),
+    ("n_patients", WHOLE),
+    ("n_annotators", WHOLE),
+    ("n_seeds", WHOLE),
+    ("n_references", WHOLE),
+    ("left_out", WHOLE),
+    ("note", TEXT),
+)
+"""One row per metric and component of its variance; without numbers where the design allows none, and `note` says why."""
 LEADERBOARD = _columns(
     ("metric", TEXT),
     ("column", TEXT),

@@ -293,10 +293,22 @@ FAMILY_COMPARISONS = Asset(
     jobs=(REPORT,),
     needs="table",
     cost="reporting",
-    version=_settings(2, "statistics"),
+    version=_settings(3, "statistics"),
     inputs=(STUDY_SCORES,),
     tools=frozenset({"scipy", "parquet"}),
     schemas={"family_comparisons": schemas.FAMILY_COMPARISONS},
+)
+VARIANCE_COMPONENTS = Asset(
+    "variance_components",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "statistics"),
+    inputs=(STUDY_SCORES,),
+    tools=frozenset({"scipy", "parquet"}),
+    schemas={"variance_components": schemas.VARIANCE_COMPONENTS},
 )
 LEADERBOARD = Asset(
     "leaderboard",
@@ -344,7 +356,7 @@ COST = Asset(
     needs="table",
     cost="reporting",
     version=_settings(1, "prices"),
-    after=(STUDY_SCORES, FAMILY_COMPARISONS, LEADERBOARD),  # whose cost is in it
+    after=(STUDY_SCORES, FAMILY_COMPARISONS, VARIANCE_COMPONENTS, LEADERBOARD),  # whose cost is in it
     tools=frozenset({"parquet"}),
     schemas={"cost": schemas.COST},
 )
@@ -361,6 +373,7 @@ FIGURES = Asset(
         COHORT,
         STUDY_SCORES,
         FAMILY_COMPARISONS,
+        VARIANCE_COMPONENTS,
         LEADERBOARD,
         COST,
         PUBLISHED_COMPARISON,

@@ -38,6 +38,7 @@ from curvas_assets.statistics import (
     failure_over_patients,
     non_inferiority,
     out_of_distribution,
+    pairs_of,
 )
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.layout import Layout
@@ -69,6 +70,7 @@ class Behind:
     cohort: Artefact
     study_scores: Artefact
     family_comparisons: Artefact
+    variance_components: Artefact
     leaderboard: Artefact
     cost: Artefact
     published_comparison: Artefact
@@ -127,7 +129,8 @@ def write_report(
             cohort=patients.drop(columns=["exclusions"]),
             exclusions=exclusion_ledger(patients, long),
             comparisons=behind.family_comparisons.table(),
-            non_inferiority=non_inferiority(long, study.statistics),
+            non_inferiority=non_inferiority(long, study.statistics, pairs=pairs_of(study)),
+            variance=behind.variance_components.table(),
             association=dice_against_entropy(long),
             agreement=annotator_agreement(long),
             failure=failure_over_patients(long),

@@ -1,4 +1,4 @@
-"""From scores to answers: means with their gaps, tests between families, intervals for volumes, the published table, ranks."""
+"""From scores to answers: means with their gaps, tests, where scores vary, intervals for volumes, the published table, ranks."""
 
 from curvas_assets.statistics.association import (
     annotator_agreement,
@@ -18,6 +18,7 @@ from curvas_assets.statistics.conformal import (
 )
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
+from curvas_assets.statistics.pairs import PAIRS, Pair, pairs_of
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.published import (
     PublishedScores,
@@ -31,11 +32,15 @@ from curvas_assets.statistics.units import (
     shown_differences,
     shown_scores,
     shown_unit,
+    shown_variances,
     units_of,
     with_unit,
 )
+from curvas_assets.statistics.variance import projected_precision, variance_components
 
 __all__ = [
+    "PAIRS",
+    "Pair",
     "PublishedScores",
     "annotator_agreement",
     "attainable_level",
@@ -56,6 +61,8 @@ __all__ = [
     "observed_coverage",
     "out_of_distribution",
     "paired_scores",
+    "pairs_of",
+    "projected_precision",
     "published_tests",
     "rank_among_teams",
     "read_published_scores",
@@ -64,8 +71,10 @@ __all__ = [
     "shown_differences",
     "shown_scores",
     "shown_unit",
+    "shown_variances",
     "summarise",
     "units_of",
+    "variance_components",
     "volume_intervals",
     "with_questions",
     "with_unit",

@@ -1,4 +1,4 @@
-"""Tests between the three families of predictors: the study's published one, and the one that fits the design.
+"""Tests between two families of predictors, or two predictors: the study's published one, and the one that fits the design.
 
 Belongs here: the tests on tables of scores, their corrections, sizes and intervals, what is not inferior, and which metric
 answers which question. Does not belong here: the randomisation itself (`randomisation`), reading, averaging over organs
@@ -6,7 +6,7 @@ answers which question. Does not belong here: the randomisation itself (`randomi
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,19 +16,19 @@ import scipy
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.statistics.directions import directions
-from curvas_assets.statistics.randomisation import ROUNDING, randomise
+from curvas_assets.statistics.pairs import PAIRS, Pair, sides_of
+from curvas_assets.statistics.randomisation import ROUNDING, flip_signs, randomise
 from curvas_assets.statistics.reduction import checked_scores, reduce_scores, require_table
 from curvas_assets.study import Statistics
 
 Alternative = Literal["greater", "less"]
-PAIRS = (("general", "annotator"), ("general", "individual"), ("annotator", "individual"))
-"""The three comparisons of the study, in its order; the claim is that the first of each is better."""
 COLUMNS = (
     "metric",
     "alternative",
     "pair",
     "first",
     "second",
+    "kind",
     "n_first",
     "n_second",
     "nan_first",
@@ -42,6 +42,7 @@ COLUMNS = (
     "p_randomisation",
     "p_randomisation_two_sided",
     "p_randomisation_holm",
+    "p_smallest",
     "mean_difference",
     "interval_low",
     "interval_high",
@@ -52,11 +53,14 @@ MARGIN_COLUMNS = (
     "pair",
     "first",
     "second",
+    "kind",
     "n_pairs",
     "margin",
     "level",
     "mean_difference",
     "bound",
+    "p",
+    "p_smallest",
     "not_inferior",
     "note",
 )
@@ -88,18 +92,21 @@ def compare_families(
     metric: str,
     alternative: Alternative,
     *,
+    pairs: Sequence[Pair] = PAIRS,
     draws: int = 9999,
     seed: int = 20250515,
     confidence_level: float = 0.95,
 ) -> pd.DataFrame:
     """Is one family of predictors better than another on a metric? The published test and the valid one, side by side.
 
+    Either side may be a single predictor, too.
+
     Published: one-sided Mann–Whitney U over all values of two families, asymptotic with continuity correction,
-    Bonferroni over the pairs tested. It treats the values of one patient under nine models as independent.
+    Bonferroni over the pairs tested of the same kind. It treats the values of one patient under nine models as independent.
     Within patients: each patient's win probability, the share of (first, second) predictor pairs in which the first is
     better (ties half), averaged over patients and tested against ½ by randomisation within patients (`randomise`), Holm
-    over the pairs tested. Beside it the size: the mean over patients of the difference of family means, with a BCa
-    bootstrap interval over patients. Both are statements about these predictors on patients like these, not about other
+    over the pairs tested of the same kind. Beside it the size: the mean over patients of the difference of family means,
+    with a BCa bootstrap interval over patients. Both are statements about these predictors on patients like these, not about other
     seeds or annotators.
 
     Args:
@@ -107,17 +114,18 @@ def compare_families(
             or `annotator` columns it is reduced first (`reduce_scores`). Also the result of `read_published_scores`.
         metric: the metric to compare.
         alternative: `greater` where higher is better, `less` where lower is: what is claimed of the first family.
+        pairs: to compare; the three of general, annotator and individual when left out.
         draws: of the randomisation, and resamples of the patients for the interval.
         seed: of both. Each pair draws on its own, so that its figures do not depend on the others.
         confidence_level: of the two-sided interval.
 
     Returns:
-        One row per pair (general–annotator, general–individual, annotator–individual):
+        One row per pair, with its `kind`:
         `n_first`, `n_second` (defined values), `nan_first`, `nan_second` (undefined, left out), `U` (of the first),
         `p`, `p_bonferroni`; `n_pairs` (patients with a defined value in both), `unpaired_patients` (the others),
         `win_probability` (0 … 1, above ½ when the first wins more often, by the alternative's side), `p_randomisation` (the first is
-        better), `p_randomisation_two_sided` (it differs), `p_randomisation_holm` (of the one-sided), `mean_difference`
-        (first − second, unit of the metric), `interval_low`, `interval_high` (none below 6 patients); `note` says why a
+        better), `p_randomisation_two_sided` (it differs), `p_randomisation_holm` (of the one-sided), `p_smallest` (the least
+        that the one-sided one could be with these patients and predictors), `mean_difference` (first − second, unit of the metric), `interval_low`, `interval_high` (none below 6 patients); `note` says why a
         figure is NaN and how many patients with an infinite mean the size leaves out.
 
     Raises:
@@ -139,25 +147,22 @@ def compare_families(
         raise StatisticsError("comparing families", metric, f"there are {draws} draws", "Use 9999 or so.")
     reduced = _reduced(scores, metric)
     rows = [
-        {"metric": metric, "alternative": alternative, "pair": f"{first} vs {second}", "first": first, "second": second}
-        | _published(reduced, first, second, alternative)
-        | _within(reduced, first, second, alternative, draws, [seed, number], confidence_level)
-        for number, (first, second) in enumerate(PAIRS)
+        {"metric": metric, "alternative": alternative, **_named(pair)}
+        | _compared(reduced, pair, alternative, draws, [seed, pair.number], confidence_level)
+        for pair in pairs
     ]
-    result = pd.DataFrame(rows)
-    result["p_bonferroni"] = corrected(result["p"], "bonferroni")
-    result["p_randomisation_holm"] = corrected(result["p_randomisation"], "holm")
-    result["note"] = [
-        "; ".join(note for note in notes if note)
-        for notes in zip(result["note_published"], result["note_within"], strict=True)
-    ]
-    return result[list(COLUMNS)]
+    result = pd.DataFrame(rows, columns=list(COLUMNS))
+    for _, own in result.groupby("kind", sort=False):
+        result.loc[own.index, "p_bonferroni"] = corrected(own["p"], "bonferroni")
+        result.loc[own.index, "p_randomisation_holm"] = corrected(own["p_randomisation"], "holm")
+    return result.astype({"p_bonferroni": float, "p_randomisation_holm": float})
 
 
 def compare_all_families(
     scores: pd.DataFrame,
     statistics: Statistics = STANDARD,
     *,
+    pairs: Sequence[Pair] = PAIRS,
     alternatives: Mapping[str, Alternative] | None = None,
 ) -> pd.DataFrame:
     """`compare_families` for every metric of the table that has a better side, one below the other.
@@ -166,6 +171,7 @@ def compare_all_families(
         scores: as for `compare_families`.
         statistics: the study's draws and seed. The seed is used anew for each metric, so that a metric's rows do not
             depend on which others are in the table.
+        pairs: as for `compare_families`.
         alternatives: metric → `greater` or `less`; taken from the metrics' directions when left out. Metrics without one
             are not tested.
 
@@ -175,7 +181,9 @@ def compare_all_families(
     table = checked_scores(_table_of(scores), ("metric",))
     sides = alternatives_of(directions()) if alternatives is None else alternatives
     parts = [
-        compare_families(part, str(metric), sides[str(metric)], draws=statistics.draws, seed=statistics.seed)
+        compare_families(
+            part, str(metric), sides[str(metric)], pairs=pairs, draws=statistics.draws, seed=statistics.seed
+        )
         for metric, part in table.groupby("metric", sort=False)
         if str(metric) in sides
     ]
@@ -183,74 +191,173 @@ def compare_all_families(
 
 
 def with_questions(comparisons: pd.DataFrame, statistics: Statistics = STANDARD) -> pd.DataFrame:
-    """Comparisons with the column `question`: what a primary metric answers, `exploratory` for every other metric."""
+    """Comparisons with the question that each answers, and p corrected over all tests that answer one.
+
+    Args:
+        comparisons: from `compare_all_families`, all of a study together: the corrections count every row.
+        statistics: names the primary metrics.
+
+    Returns:
+        The table with `question` (what a primary metric answers, `exploratory` for every other metric), `p_adjusted` of
+        `p_randomisation` and `adjustment`, which says how. Primary metrics: Holm over all pairs of all primary metrics,
+        so that one of them is called significant by chance in at most alpha of the studies, however they depend on each
+        other. Exploratory ones: Benjamini and Hochberg's false discovery rate over all exploratory tests, which takes
+        tests that do not pull against each other; it sorts what is worth a look and proves nothing.
+
+    References:
+        Holm 1979, Scand J Stat 6:65; Benjamini & Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
+    """
     require_table(comparisons)
     of_metric = {metric: question for question, metric in statistics.primary.items()}
     questions = [of_metric.get(str(metric), EXPLORATORY) for metric in comparisons["metric"]]
-    return comparisons.assign(question=pd.Series(questions, index=comparisons.index, dtype=str))
+    told = comparisons.assign(question=pd.Series(questions, index=comparisons.index, dtype=str))
+    if "p_randomisation" not in told:
+        return told
+    p = told["p_randomisation"].to_numpy(float)
+    tested, exploratory = ~np.isnan(p), (told["question"] == EXPLORATORY).to_numpy()
+    adjusted, how = np.full(p.shape, np.nan), np.full(p.shape, "", object)
+    primary, rest = tested & ~exploratory, tested & exploratory
+    adjusted[primary] = corrected(told["p_randomisation"][primary], "holm")
+    how[primary] = f"Holm over {np.count_nonzero(primary)} tests"
+    if rest.any():
+        adjusted[rest] = scipy.stats.false_discovery_control(p[rest], method="bh")
+    how[rest] = f"false discovery rate over {np.count_nonzero(rest)} tests"
+    return told.assign(p_adjusted=adjusted, adjustment=pd.Series(how, index=told.index, dtype=str))
 
 
 def non_inferiority(
     scores: pd.DataFrame,
     statistics: Statistics = STANDARD,
     *,
+    pairs: Sequence[Pair] = PAIRS,
     metric: str | None = None,
     alternative: Alternative | None = None,
 ) -> pd.DataFrame:
-    """Is the first family of each pair not worse than the second by more than the margin?
+    """Is the first of each pair not worse than the second by more than the margin?
 
-    Not being significantly worse does not show that nothing is lost; this does. The bound is the one-sided BCa bootstrap
-    bound, at level 1 − alpha, of the mean over patients of the difference of family means (the lower one where higher is
-    better). The first family is not inferior when the bound lies on the good side of the margin. Each pair stands for
-    itself, without a correction over pairs.
+    Not being significantly worse does not show that nothing is lost; this does, if two conditions hold. The bound, the
+    one-sided BCa bootstrap bound at level 1 − alpha of the mean over patients of the difference of means (the lower one
+    where higher is better), lies on the good side of the margin. And p, of the randomisation that turns the signs of the
+    patients' differences from the margin (`flip_signs`), is at most alpha: with 6 patients the bound alone would call a
+    loss of just the margin harmless in 10 % of the studies, twice as often as it says. Each pair stands for itself,
+    without a correction over pairs.
 
     Args:
         scores: as for `compare_families`.
-        statistics: gives `alpha`, `draws`, `seed`, `non_inferiority_margin` and, in `primary`, the metric of accuracy.
-        metric: another metric, in whose unit the margin then is.
+        statistics: gives `alpha`, `draws`, `seed`, in `primary` the metric of accuracy, `non_inferiority_margin` for it,
+            and in `margins` those of further metrics.
+        pairs: as for `compare_families`.
+        metric: this metric alone, in whose unit the margin then is.
         alternative: `greater` where higher is better; from the metric's direction when left out.
 
     Returns:
-        One row per pair: `metric`, `pair`, `first`, `second`, `n_pairs` (patients), `margin`, `level` (one-sided),
-        `mean_difference` (first − second), `bound` (none below 6 patients, nor beside an infinite mean), `not_inferior`
-        (missing where there is no bound), `note`. No row when the metric is not in the table.
+        One row per metric and pair, the metric of accuracy first: `metric`, `pair`, `first`, `second`, `kind`, `n_pairs`
+        (patients), `margin`, `level` (one-sided), `mean_difference` (first − second), `bound` (none below 6 patients, nor
+        beside an infinite mean), `p`, `p_smallest` (the least that it could be with so many patients), `not_inferior`
+        (missing where there is no bound), `note`. No rows of a metric that is not in the table.
 
     Raises:
-        StatisticsError: a column is missing, a value stands there twice, or the metric has no better side.
+        StatisticsError: a column is missing, a value stands there twice, or a metric has no better side.
 
     References:
         Piaggio et al. 2012 (CONSORT), doi:10.1001/jama.2012.87802.
     """
-    name = metric or statistics.primary.get("accuracy", "dice")
-    if name not in set(checked_scores(_table_of(scores), ("metric",))["metric"]):
-        return pd.DataFrame(columns=list(MARGIN_COLUMNS)).astype({"not_inferior": "boolean"})
-    side = alternative or alternatives_of(directions()).get(name)
-    if side is None:
-        raise StatisticsError(
-            "testing non-inferiority", name, "it has no better side", "Name a metric with one in statistics.primary."
-        )
-    reduced = _reduced(scores, name)
-    margin, level = statistics.non_inferiority_margin, 1 - statistics.alpha
+    accuracy = statistics.primary.get("accuracy", "dice")
+    there = set(checked_scores(_table_of(scores), ("metric",))["metric"])
     rows = []
-    for number, (first, second) in enumerate(PAIRS):
-        differences = patient_differences(reduced, first, second)
-        mean, low, high, note = _size(
-            differences.means,
-            statistics.draws,
-            [statistics.seed, number],
-            level,
-            "greater" if side == "greater" else "less",
-        )
-        bound = low if side == "greater" else high
-        if not np.isfinite(differences.means).all():  # the mean leaves out just the worst patients
-            bound, note = np.nan, f"{note}: no bound"
-        holds = bound > -margin if side == "greater" else bound < margin
-        rows.append(
-            {"metric": name, "pair": f"{first} vs {second}", "first": first, "second": second}
-            | {"n_pairs": differences.means.size, "margin": margin, "level": level, "mean_difference": mean}
-            | {"bound": bound, "not_inferior": pd.NA if np.isnan(bound) else bool(holds), "note": note}
-        )
+    for name in [metric] if metric else dict.fromkeys((accuracy, *statistics.margins)):
+        if name not in there:
+            continue
+        side = alternative or alternatives_of(directions()).get(name)
+        if side is None:
+            raise StatisticsError(
+                "testing non-inferiority",
+                name,
+                "it has no better side",
+                "Name a metric with one in statistics.primary.",
+            )
+        margin = statistics.margins.get(name, statistics.non_inferiority_margin)
+        reduced = _reduced(scores, name)
+        rows += [
+            {"metric": name, **_named(pair)} | _not_inferior(reduced, pair, side, margin, statistics) for pair in pairs
+        ]
     return pd.DataFrame(rows, columns=list(MARGIN_COLUMNS)).astype({"not_inferior": "boolean"})
+
+
+def _named(pair: Pair) -> dict[str, str]:
+    return {"pair": str(pair), "first": pair.first, "second": pair.second, "kind": pair.kind}
+
+
+class AgainstMargin(NamedTuple):
+    """Patients' differences against a margin.
+
+    Attributes:
+        mean: of the differences.
+        bound: one-sided, of the mean; NaN where there is none.
+        p: that the loss is the margin or more; NaN beside an infinite difference.
+        smallest: the least that `p` could be with so many patients.
+        holds: whether the loss is shown to be smaller than the margin; None without a bound.
+        note: what there is to say.
+    """
+
+    mean: float
+    bound: float
+    p: float
+    smallest: float
+    holds: bool | None
+    note: str
+
+
+def against_margin(
+    differences: npt.NDArray[np.float64],
+    alternative: Alternative,
+    margin: float,
+    *,
+    alpha: float = 0.05,
+    draws: int = 9999,
+    seed: Sequence[int] = (20250515,),
+) -> AgainstMargin:
+    """Is the mean loss smaller than the margin? `non_inferiority` for the differences of one pair.
+
+    Args:
+        differences: (patients,) first − second, unit of the metric; infinite where a mean is.
+        alternative: `greater` where higher is better, `less` where lower is.
+        margin: above 0, unit of the metric.
+        alpha: level of the bound and of p.
+        draws: of both.
+        seed: of both.
+    """
+    mean, low, high, note = _size(differences, draws, list(seed), 1 - alpha, alternative)
+    bound, p, smallest = low if alternative == "greater" else high, np.nan, np.nan
+    if not np.isfinite(differences).all():  # the mean leaves out just the worst patients
+        bound, note = np.nan, f"{note}: no bound"
+    elif differences.size:
+        beyond = margin + (differences if alternative == "greater" else -differences)
+        beyond[np.abs(beyond) <= ROUNDING * margin] = 0
+        p, smallest = flip_signs(beyond, draws=draws, seed=np.random.default_rng([*seed, 1]))
+    holds = (bound > -margin if alternative == "greater" else bound < margin) and p <= alpha
+    return AgainstMargin(mean, bound, p, smallest, None if np.isnan(bound) else bool(holds), note)
+
+
+def _not_inferior(
+    reduced: pd.DataFrame, pair: Pair, side: Alternative, margin: float, statistics: Statistics
+) -> dict[str, object]:
+    """The difference of a pair against the margin."""
+    one, two, shared = sides_of(reduced, pair)
+    means = patient_differences(one, two).means
+    seed = (statistics.seed, pair.number)
+    found = against_margin(means, side, margin, alpha=statistics.alpha, draws=statistics.draws, seed=seed)
+    return {
+        "n_pairs": means.size,
+        "margin": margin,
+        "level": 1 - statistics.alpha,
+        "mean_difference": found.mean,
+        "bound": found.bound,
+        "p": found.p,
+        "p_smallest": found.smallest,
+        "not_inferior": pd.NA if found.holds is None else found.holds,
+        "note": "; ".join(part for part in (shared, found.note) if part),
+    }
 
 
 def alternatives_of(better: Mapping[str, str]) -> dict[str, Alternative]:
@@ -282,9 +389,21 @@ def _table_of(scores: pd.DataFrame) -> pd.DataFrame:
     return scores if isinstance(scores, pd.DataFrame) else getattr(scores, "scores", scores)
 
 
-def _published(reduced: pd.DataFrame, first: str, second: str, alternative: Alternative) -> dict[str, object]:
-    """The study's test: all values of one family against all of the other."""
-    one, two = (reduced.loc[reduced["family"] == family, "value"].to_numpy(float) for family in (first, second))
+def _compared(
+    reduced: pd.DataFrame, pair: Pair, alternative: Alternative, draws: int, seed: list[int], level: float
+) -> dict[str, object]:
+    """Both tests of a pair on one metric."""
+    one, two, shared = sides_of(reduced, pair)
+    published = _published(one["value"].to_numpy(float), two["value"].to_numpy(float), pair, alternative)
+    within = _within(patient_differences(one, two), alternative, draws, seed, level)
+    notes = (shared, published.pop("note"), within.pop("note"))
+    return published | within | {"note": "; ".join(str(note) for note in notes if note)}
+
+
+def _published(
+    one: npt.NDArray[np.float64], two: npt.NDArray[np.float64], pair: Pair, alternative: Alternative
+) -> dict[str, object]:
+    """The study's test: all values of one side against all of the other."""
     x, y = one[~np.isnan(one)], two[~np.isnan(two)]
     row: dict[str, object] = {
         "n_first": x.size,
@@ -293,26 +412,30 @@ def _published(reduced: pd.DataFrame, first: str, second: str, alternative: Alte
         "nan_second": two.size - y.size,
         "U": np.nan,
         "p": np.nan,
-        "note_published": "",
+        "note": "",
     }
     if not x.size or not y.size:
-        empty = " and ".join(family for family, values in ((first, x), (second, y)) if not values.size)
-        return row | {"note_published": f"no defined value of {empty}"}
+        empty = " and ".join(side for side, values in ((pair.first, x), (pair.second, y)) if not values.size)
+        return row | {"note": f"no defined value of {empty}"}
     with np.errstate(divide="ignore", invalid="ignore"):  # all values equal: the variance is 0 and p is 1
         test = scipy.stats.mannwhitneyu(x, y, alternative=alternative, method="asymptotic", use_continuity=True)
     return row | {"U": float(test.statistic), "p": float(test.pvalue)}
 
 
-def patient_differences(reduced: pd.DataFrame, first: str, second: str) -> Differences:
-    """Both families of each patient, in an order that does not depend on the table's."""
-    of_pair = reduced[reduced["family"].isin([first, second])].sort_values(["patient", "value"], kind="stable")
-    patients = of_pair["patient"].unique()
+def patient_differences(first: pd.DataFrame, second: pd.DataFrame) -> Differences:
+    """Both sides of each patient, in an order that does not depend on the tables'.
+
+    Args:
+        first: reduced scores of the first side: `patient`, `value`.
+        second: the same of the second.
+    """
+    patients = pd.Index(sorted({*first["patient"], *second["patient"]}))
     sides = []
-    for family in (first, second):
-        part = of_pair[of_pair["family"] == family]
+    for part in (first, second):
+        part = part.sort_values(["patient", "value"], kind="stable")
         column = part.groupby("patient", sort=False).cumcount().to_numpy()
         values = np.full((len(patients), 1 + column.max(initial=0)), np.nan)
-        values[pd.Index(patients).get_indexer(pd.Index(part["patient"])), column] = part["value"].to_numpy(float)
+        values[patients.get_indexer(pd.Index(part["patient"])), column] = part["value"].to_numpy(float)
         sides.append(values)
     one, two = sides
     both = ~np.isnan(one).all(axis=1) & ~np.isnan(two).all(axis=1)
@@ -321,16 +444,9 @@ def patient_differences(reduced: pd.DataFrame, first: str, second: str) -> Diffe
 
 
 def _within(
-    reduced: pd.DataFrame,
-    first: str,
-    second: str,
-    alternative: Alternative,
-    draws: int,
-    seed: list[int],
-    level: float,
+    differences: Differences, alternative: Alternative, draws: int, seed: list[int], level: float
 ) -> dict[str, object]:
-    """The same patients under both families: who wins, and by how much."""
-    differences = patient_differences(reduced, first, second)
+    """The same patients under both sides: who wins, and by how much."""
     test = randomise(
         differences.first, differences.second, alternative, draws=draws, seed=np.random.default_rng([*seed, 0])
     )
@@ -341,10 +457,11 @@ def _within(
         "win_probability": test.win_probability,
         "p_randomisation": test.p,
         "p_randomisation_two_sided": test.p_two_sided,
+        "p_smallest": test.smallest,
         "mean_difference": mean,
         "interval_low": low,
         "interval_high": high,
-        "note_within": note,
+        "note": note,
     }
 
 

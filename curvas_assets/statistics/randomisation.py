@@ -1,6 +1,6 @@
-"""Is one family better within the same patient? Win probabilities, and their randomisation within patients.
+"""Is one family better within the same patient? Win probabilities and their randomisation, and that of differences' signs.
 
-Belongs here: the test itself, on arrays, so that its level and power can be simulated. Does not belong here: tables of
+Belongs here: the tests themselves, on arrays, so that their level and power can be simulated. Does not belong here: tables of
 scores, corrections over pairs, sizes of effects (`families`).
 """
 
@@ -34,12 +34,14 @@ class Randomised(NamedTuple):
         win_probability: their mean; NaN without such a patient.
         p: one-sided, that the first family is better.
         p_two_sided: that it differs.
+        smallest: the least that `p` could be with these patients and as many predictors: that of the best choice in each.
     """
 
     wins: Floats
     win_probability: float
     p: float
     p_two_sided: float
+    smallest: float
 
 
 def randomise(
@@ -81,7 +83,7 @@ def randomise(
     of_first = (order < one.shape[1]) & (np.arange(pooled.shape[1]) < (n_first + n_second)[:, None])
     both = (n_first > 0) & (n_second > 0)
     if not both.any():
-        return Randomised(np.empty(0), np.nan, np.nan, np.nan)
+        return Randomised(np.empty(0), np.nan, np.nan, np.nan, np.nan)
     ranks, of_first, n_first, n_second = ranks[both], of_first[both], n_first[both], n_second[both]
     wins = _share((ranks * of_first).sum(axis=1), n_first, n_second)
     drawn = np.zeros(draws)
@@ -93,7 +95,51 @@ def randomise(
     observed, drawn = float(wins.sum()) - centre, drawn - centre
     above = np.count_nonzero(drawn >= observed - EQUAL)
     beyond = np.count_nonzero(np.abs(drawn) >= abs(observed) - EQUAL)
-    return Randomised(wins, float(wins.mean()), (1 + above) / (1 + draws), (1 + beyond) / (1 + draws))
+    smallest = max(1 / (1 + draws), float(np.prod(_best_choices(ranks, n_first, n_first + n_second))))
+    return Randomised(wins, float(wins.mean()), (1 + above) / (1 + draws), (1 + beyond) / (1 + draws), smallest)
+
+
+def flip_signs(
+    values: npt.ArrayLike, *, draws: int = 9999, seed: int | np.random.Generator = 20250515
+) -> tuple[float, float]:
+    """Test that the mean of patients' values is above 0, by turning their signs; p, and the least that it could be.
+
+    Under the hypothesis that a patient's value is as likely on either side of 0, every choice of signs is equally likely.
+    All are listed if they are at most `ENUMERATED`; else they are drawn, and the observed one counts. So p is never below
+    2⁻ⁿ of n patients: 3 give 0.125, 5 give 0.031. Values of 0 have no sign and tell nothing. On values that are not
+    symmetric about their mean it is approximate, as the t test is.
+
+    Args:
+        values: (patients,) finite.
+        draws: how many.
+        seed: of the draws; or a generator, from which they continue.
+
+    >>> flip_signs([1.0, 2.0, 3.0])
+    (0.125, 0.125)
+    """
+    given = np.asarray(values, float)
+    signed = given[given != 0]
+    tolerance, observed = EQUAL * np.abs(signed).sum(), signed.sum()
+    if 2**signed.size <= ENUMERATED:
+        signs = (np.arange(2**signed.size)[:, None] >> np.arange(signed.size)) & 1
+        sums = (1 - 2.0 * signs) @ signed
+        return float(np.mean(sums >= observed - tolerance)), 0.5**signed.size
+    generator, above = np.random.default_rng(seed), 0
+    step = max(1, BLOCK // signed.size)
+    for start in range(0, draws, step):
+        signs = generator.integers(2, size=(min(step, draws - start), signed.size), dtype=np.int8)
+        above += int(np.count_nonzero((1 - 2.0 * signs) @ signed >= observed - tolerance))
+    return (1 + above) / (1 + draws), max(1 / (1 + draws), 0.5**signed.size)
+
+
+def _best_choices(ranks: Floats, n_first: npt.NDArray[np.int_], predictors: npt.NDArray[np.int_]) -> Floats:
+    """Share of each patient's choices that give the first family the best ranks, equal ones included."""
+    shares = np.empty(len(ranks))
+    for row, (own, chosen, count) in enumerate(zip(ranks, n_first.tolist(), predictors.tolist(), strict=True)):
+        least = own[count - chosen]  # ranks ascend along the row, undefined ones come last
+        better, equal = np.count_nonzero(own[:count] > least), np.count_nonzero(own[:count] == least)
+        shares[row] = comb(equal, chosen - better) / comb(count, chosen)
+    return shares
 
 
 def _middle_ranks(ordered: Floats) -> Floats:

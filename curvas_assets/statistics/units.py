@@ -15,6 +15,7 @@ MM3 = ("mm³", "mm3")
 CM3_PER_MM3 = 1 / MM3_PER_ML
 _DIFFERENCES = ("mean_difference", "interval_low", "interval_high", "bound", "margin")
 _MEANS = ("value", "mean", "sd", "median", "q1", "q3")
+_VARIANCES = ("mean_square", "variance", "low", "high")
 
 
 def shown_unit(unit: str) -> str:
@@ -70,6 +71,19 @@ def shown_differences(comparisons: pd.DataFrame, in_mm3: Collection[str]) -> pd.
         hit = shown["metric"].isin(list(in_mm3))
         for column in (column for column in _DIFFERENCES if column in shown):
             shown[column] = shown[column].astype(float).mask(hit, shown[column].astype(float) * CM3_PER_MM3)
+    return shown
+
+
+def shown_variances(components: pd.DataFrame) -> pd.DataFrame:
+    """Components of variance in the units that their scores are read in, squared.
+
+    Args:
+        components: from `variance_components`.
+    """
+    shown, in_mm3 = components.copy(), components["unit"].isin(MM3)
+    for column in _VARIANCES:
+        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * CM3_PER_MM3**2)
+    shown["unit"] = shown["unit"].mask(in_mm3, SHOWN)
     return shown
 
 

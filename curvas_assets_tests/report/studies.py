@@ -14,6 +14,7 @@ from curvas_assets.statistics import (
     non_inferiority,
     out_of_distribution,
     rank_among_teams,
+    variance_components,
     volume_intervals,
 )
 from curvas_assets.study import Study
@@ -260,6 +261,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "cohort": lambda: cohort,
         "comparisons": lambda: compare_all_families(scores, study.statistics),
         "non_inferiority": lambda: non_inferiority(scores, study.statistics),
+        "variance": lambda: variance_components(scores, study.statistics),
         "association": lambda: dice_against_entropy(scores),
         "agreement": lambda: annotator_agreement(scores),
         "failure": lambda: failure_over_patients(scores),

@@ -6,7 +6,10 @@
   missing cells, and without any optional input: then a sentence stands where the input is missing.
 - Text from outside is escaped. Equal inputs give equal bytes.
 - Nothing is bold, by either test, below six patients or for an exploratory metric; who is spoken of, and with what n, is said.
-- Non-inferiority is told against its margin; synthetic patients and metrics left out of the ranking are told as such.
+- What is called significant is corrected for every test of a primary metric, and how many these are is said; any predictors'
+  pair is named in tables and figures.
+- Where scores vary is told with its degrees of freedom, and what more annotators and seeds would bring; or why it is not.
+- Non-inferiority is told against its margin, of every metric that has one, with what few patients allow; synthetic patients and metrics left out of the ranking are told as such.
 - Scores made from volumes of the first format bring a warning with how many predictors and patients they are.
 - Volumes are shown in cm³, in means and in differences alike, and in the table of metrics.
 - Metrics stand under what they measure: predictive entropy under all uncertainty, its parts under aleatoric and epistemic.
@@ -26,7 +29,17 @@ from curvas_assets.report import Provenance, ReportInputs, build_report
 from curvas_assets.report.tables import number
 from curvas_assets.scoring import METRICS, PatientReference, metric_table, metrics_of
 from curvas_assets.scoring.panel import APPROXIMATE
-from curvas_assets.statistics import compare_all_families, rank_among_teams, read_published_scores
+from curvas_assets.statistics import (
+    PAIRS,
+    Pair,
+    compare_all_families,
+    non_inferiority,
+    projected_precision,
+    rank_among_teams,
+    read_published_scores,
+    variance_components,
+    with_questions,
+)
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
@@ -57,7 +70,7 @@ def report(inputs):
 def test_the_page_has_every_section_and_figure(report):
     assert re.findall(r'<section id="(\w+)">', report.html) == SECTIONS
     assert re.findall(r'<figure id="figure-([\w-]+)">', report.html) == list(report.figures)
-    assert len(report.figures) == 17
+    assert len(report.figures) == 20
     assert "volumes_ensemble_all" in report.figures
     assert {"ece_by_family", "dice_by_family", "dice_by_family_organ", "hd95_by_family_annotator"} <= set(
         report.figures
@@ -213,7 +226,7 @@ def both_tests(markdown: str) -> str:
 
 def decided(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The same comparisons, every p as small as can be."""
-    return comparisons.assign(p_bonferroni=1e-5, p_randomisation_holm=1e-5)
+    return comparisons.assign(p_bonferroni=1e-5, p_randomisation=1e-5)
 
 
 def decided_report(patients: int, language: str = "en") -> str:
@@ -239,7 +252,7 @@ def test_from_six_patients_on_the_primary_metrics_alone_are_called_significant()
     # Dice, ECE and AURC by three pairs in two tables (ncc was not scored); every other metric is exploratory.
     assert len(bold) == 3 * 3 * 2
     assert not any("exploratory" in line for line in bold)
-    assert "no interval is given and nothing is called significant" not in markdown
+    assert "nothing is called significant" not in markdown
     assert sum("| exploratory |" in line for line in lines) > 0
 
 
@@ -288,6 +301,112 @@ def test_non_inferiority_is_told_against_its_margin(loss, told):
     other = study.model_copy(update={"statistics": other})
     page = build_report(make_inputs(other, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     assert "The margin is the study's own." in page.markdown
+
+
+def statistics_of(study, **changes) -> str:
+    """The section on statistics, as Markdown."""
+    inputs = make_inputs(study, **changes, **TABLES_ONLY)
+    return build_report(inputs, image_formats=(), page=False).markdown.split("\n## Statistics")[1].split("\n## ")[0]
+
+
+def test_what_is_corrected_for_how_many_tests_is_said():
+    study = make_study(patients=6)
+    text = statistics_of(study, scores=some_scores(study, "ece", "aurc", "confidence"))
+    assert "corrected by Holm over all 9 tests of primary metrics" in text
+    told = with_questions(compare_all_families(some_scores(study, "ece", "aurc", "confidence"), study.statistics))
+    exploratory = (told["question"] == "exploratory").sum()
+    assert f"The {exploratory} exploratory tests have a false discovery rate" in text
+    assert "made from" not in text
+    assert "smallest p" not in both_tests(text)  # of six patients and more it is too small to matter
+    assert "| smallest p |" in both_tests(statistics_of(make_study(patients=3)))
+
+
+def test_an_adjusted_p_above_alpha_is_not_called_significant_whatever_its_pairs_say():
+    study = make_study(patients=6)
+    inputs = make_inputs(study, scores=some_scores(study, "ece", "aurc"), **TABLES_ONLY)
+    close = inputs.comparisons.assign(p_bonferroni=1.0, p_randomisation=0.01, p_randomisation_holm=0.03)
+    report = build_report(dataclasses.replace(inputs, comparisons=close), image_formats=(), page=False)
+    assert "**" not in both_tests(report.markdown)  # nine tests of 0.01 are 0.09
+    clear = close.assign(p_randomisation=0.005)
+    report = build_report(dataclasses.replace(inputs, comparisons=clear), image_formats=(), page=False)
+    assert both_tests(report.markdown).count("**0.0450**") == 9
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_pairs_of_any_predictors_are_named_in_tables_and_in_the_forest(language):
+    study = make_study(patients=7, language=language)
+    scores = some_scores(study)
+    new = scores[scores["predictor"] == "ensemble_all"].assign(predictor="isotonic_ensemble_all", family="calibrated")
+    scores = pd.concat([scores, new], ignore_index=True)
+    pairs = (
+        *PAIRS,
+        Pair("isotonic_ensemble_all", "ensemble_all", "made from"),
+        Pair("calibrated", "individual", "configured"),
+    )
+    inputs = make_inputs(
+        study,
+        scores=scores,
+        comparisons=compare_all_families(scores, study.statistics, pairs=pairs),
+        non_inferiority=non_inferiority(scores, study.statistics, pairs=pairs),
+        **TABLES_ONLY,
+    )
+    report = build_report(inputs, image_formats=("svg",), page=False)
+    versus = {"en": "\u00a0vs\u00a0", "fr": "\u00a0/\u00a0"}[language]
+    first = {"en": "calibrated", "fr": "calibré"}[language]
+    assert report.markdown.count(f"isotonic_ensemble_all{versus}ensemble_all") >= 3
+    assert f"{first}{versus}" in report.markdown
+    assert {"en": "Beside the three families", "fr": "À côté des trois familles"}[language] in report.markdown
+    assert "statistics.comparisons" in report.markdown
+    assert "non_inferiority_dice" in report.figures
+    assert "figures/non_inferiority_dice.svg" in report.attachments
+
+
+def test_every_metric_with_a_margin_has_its_figure_and_few_patients_are_said():
+    study = make_study(patients=3)
+    settings = study.statistics.model_copy(update={"margins": {"ece": 0.001}})
+    study = study.model_copy(update={"statistics": settings})
+    report = build_report(
+        make_inputs(study, scores=some_scores(study, "ece"), **TABLES_ONLY), image_formats=(), page=False
+    )
+    assert {"non_inferiority_dice", "non_inferiority_ece"} <= set(report.figures)
+    assert "With 3 patients this p is never below 0.125" in report.markdown
+    assert "fewer than 63.2\u00a0% of all patients" in report.markdown  # 1 − 0.05^(1/3)
+    part = report.markdown.split("### Without hurting accuracy")[1].split("###")[0]
+    assert "✓" not in part
+    assert "✗" not in part
+    assert part.count("The margin is the study's own.") == 1
+
+
+def test_where_scores_vary_is_told_with_its_degrees_of_freedom():
+    study = make_study(patients=4)
+    text = statistics_of(study)
+    assert "3 annotators give 2 degrees of freedom and 3 seeds 2" in text
+    known = variance_components(make_scores(study), study.statistics)
+    dice = known[known["metric"] == "dice"].set_index("component")
+    share = f"patients carry {100 * dice.loc['patient', 'share']:.3g}\u00a0%"
+    assert share in text
+    assert {"variance_components", "precision_forecast"} <= set(
+        build_report(make_inputs(study, **TABLES_ONLY), image_formats=(), page=False).figures
+    )
+    now = projected_precision(known, study.statistics)
+    row = now[(now["metric"] == "dice") & now["as_studied"]].iloc[0]
+    assert f"- Dice: {number(row['standard_error'])} ({number(row['same_patients'])}) now" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seeds": 1}, "no components of variance: one seed alone"),
+        ({"annotators": 1}, "no components of variance: one annotator alone"),
+        ({"patients": 1}, "no components of variance: one patient alone"),
+    ],
+)
+def test_a_design_without_components_says_why(changes, told):
+    study = make_study(**changes)
+    text = statistics_of(study)
+    assert told in text
+    assert "What more annotators or seeds would bring" not in text
+    assert "The components of variance were not estimated." in statistics_of(study, variance=None)
 
 
 def test_scores_from_volumes_of_the_first_format_bring_a_warning():

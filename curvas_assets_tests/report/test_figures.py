@@ -6,6 +6,8 @@
 - Below eight points there is no density and no box, for the screen and for print: the points, larger, and their mean.
 - Pooling reliability bins and averaging risk–coverage curves is right by hand.
 - Dissensus, and surfaces in millimetres, are right by hand; surfaces keep their volume and stay below the triangles allowed.
+- A forest shows each pair's mean, bound and verdict, and the margin on the worse side; shares of variance and foretold standard
+  errors are drawn as they were computed.
 - The palette is told apart under simulated colour blindness.
 """
 
@@ -23,11 +25,14 @@ from curvas_assets.report.chart import Chart, Distribution, Picture, Scene
 from curvas_assets.report.figures import (
     dice_against_entropy_chart,
     distribution_by_family,
+    forest,
     pooled_reliability,
+    precision_forecast,
     reliability,
     risk_coverage,
     risk_coverage_by_family,
     training_curves,
+    variance_shares,
     volume_intervals_chart,
 )
 from curvas_assets.report.pictures import (
@@ -41,7 +46,16 @@ from curvas_assets.report.pictures import (
 from curvas_assets.report.style import FAMILY_COLOURS
 from curvas_assets.report.surfaces import surface
 from curvas_assets.report.words import Words
-from curvas_assets.statistics import in_cm3, paired_scores, reduce_scores, shown_scores
+from curvas_assets.statistics import (
+    in_cm3,
+    non_inferiority,
+    paired_scores,
+    projected_precision,
+    reduce_scores,
+    shown_scores,
+    variance_components,
+)
+from curvas_assets.study import Statistics
 from curvas_assets_tests.report.studies import (
     make_bins,
     make_curves,
@@ -56,6 +70,10 @@ from curvas_assets_tests.report.studies import (
 STUDY = make_study(patients=3)
 SCORES = reduce_scores(make_scores(STUDY))
 EN = Words("en")
+MARGINS = non_inferiority(make_scores(make_study(patients=8)), Statistics(draws=200))
+NAMES = ["general vs annotator", "general vs individual", "annotator vs individual"]
+COMPONENTS = variance_components(make_scores(STUDY), Statistics(draws=200))
+PRECISION = projected_precision(COMPONENTS, Statistics(draws=200), annotators=[1, 3, np.inf], seeds=[1, 2, 3])
 
 
 CHARTS: dict[str, Callable[[], Chart]] = {
@@ -67,6 +85,9 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "volumes": lambda: volume_intervals_chart(
         in_cm3(make_intervals(STUDY)), shown_scores(make_scores(STUDY)), STUDY.annotator_names, EN
     ),
+    "forest": lambda: forest(MARGINS, NAMES, EN),
+    "variance": lambda: variance_shares(COMPONENTS, EN),
+    "precision": lambda: precision_forecast(PRECISION, EN, {}),
     "training": lambda: training_curves(make_training(STUDY), EN),
     "annotators": lambda: annotators_on_slice(make_slice(STUDY), STUDY.annotator_names, EN),
     "uncertainty": lambda: uncertainty_on_slice(make_slice(STUDY), STUDY.class_names, EN),
@@ -99,7 +120,7 @@ def unsaid(chart: Chart) -> list[str]:
         for column, panel in enumerate(panels):
             has_places = any(isinstance(mark, Distribution) for mark in panel.marks)  # families, written below each
             x_is_said = has_places or (chart.is_shared and row + 1 < len(chart.rows))
-            y_is_said = column > 0 and (chart.is_shared or panel.is_picture)
+            y_is_said = bool(panel.y.places) or (column > 0 and (chart.is_shared or panel.is_picture))
             for side, axis, is_said in (("x", panel.x, x_is_said), ("y", panel.y, y_is_said)):
                 if not (is_said or axis.title == EN("epoch") or re.fullmatch(r".+ \(.+\)", axis.title)):
                     found.append(f"{side} of row {row}, column {column}: {axis.title!r}")
@@ -121,6 +142,61 @@ def test_every_axis_names_its_quantity_and_unit_on_screen_and_paper(name):
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in printed[: len(panels)]] == named
     scales = [mark.scale.title for panel in panels for mark in panel.marks if isinstance(mark, Picture) and mark.scale]
     assert [axes.get_ylabel() for axes in printed[len(panels) :]] == scales == ["nats"] * len(scales)
+
+
+def of_margins(**changes: object) -> dict[str, dict[str, np.ndarray]]:
+    """What a forest shows: name → x and y of its points on the screen."""
+    figure = screen.draw(forest(MARGINS.assign(**changes), NAMES, EN))
+    return {trace.name: {"x": trace.x, "y": trace.y} for trace in figure.data if trace.mode == "markers"}
+
+
+def test_a_forest_shows_each_pair_by_what_is_told_of_it():
+    shown = of_margins(not_inferior=pd.array([True, False, pd.NA], "boolean"), bound=[-0.002, -0.02, np.nan])
+    assert {name: list(points["y"]) for name, points in shown.items()} == {
+        "not inferior": [0],
+        "not shown": [1],
+        "no bound": [2],
+    }
+    means = np.concatenate([points["x"] for points in shown.values()])
+    np.testing.assert_array_equal(means, MARGINS["mean_difference"])
+    assert set(of_margins(mean_difference=[0.1, np.nan, np.nan], not_inferior=pd.array([True] * 3, "boolean"))) == {
+        "not inferior"
+    }
+
+
+@pytest.mark.parametrize(("direction", "at"), [("higher", -0.01), ("lower", 0.01)])
+def test_the_margin_stands_on_the_worse_side_and_the_first_pair_on_top(direction, at):
+    figure = screen.draw(forest(MARGINS, NAMES, EN, direction=direction))
+    margin = next(trace for trace in figure.data if trace.name == "margin")
+    assert list(margin.x) == [at, at]
+    assert list(figure.layout.yaxis.ticktext) == NAMES
+    assert list(figure.layout.yaxis.range) == [2.5, -0.5]
+    (axes,) = paper.draw(forest(MARGINS, NAMES, EN, direction=direction)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == NAMES
+    assert axes.get_ylim() == (2.5, -0.5)
+
+
+def test_a_whisker_runs_from_the_mean_to_the_bound():
+    figure = screen.draw(forest(MARGINS, NAMES, EN))
+    ends = np.concatenate([trace.x for trace in figure.data if trace.line.width == 3]).reshape(-1, 3)
+    assert sorted(ends[:, 1]) == sorted(MARGINS["bound"])
+    assert set(ends[:, 0]) == set(MARGINS["mean_difference"])
+    assert np.isnan(ends[:, 2]).all()
+
+
+def test_shares_and_forecasts_are_drawn_as_they_were_computed():
+    chart = variance_shares(COMPONENTS, EN)
+    assert [panel.title for panel in chart.rows[0]] == ["Dice", "Expected calibration error", "AURC"]
+    assert list(chart.rows[0][0].y.places)[:4] == ["patient", "annotator", "seed", "patient × annotator"]
+    points = [trace for trace in screen.draw(chart).data if trace.mode == "markers"]
+    np.testing.assert_array_equal(np.concatenate([p.x for p in points]), COMPONENTS["share"])
+    forecast = precision_forecast(PRECISION, EN, {})
+    lines = [trace for trace in screen.draw(forecast).data if trace.mode == "lines+markers" and trace.yaxis == "y"]
+    dice = PRECISION[PRECISION["metric"] == "dice"]
+    assert [trace.name for trace in lines] == ["annotators: 1", "annotators: 3", "annotators: without limit"]
+    for line, (_, part) in zip(lines, dice.groupby("annotators"), strict=True):
+        np.testing.assert_array_equal(line.y, part["standard_error"])
+    assert len({(trace.line.color, trace.line.dash) for trace in lines}) == 3
 
 
 def test_every_axis_in_three_dimensions_names_its_direction_and_unit():

@@ -24,8 +24,10 @@ from curvas_assets.statistics import (
     non_inferiority,
     rank_among_teams,
     read_published_scores,
+    variance_components,
 )
 from curvas_assets.statistics.challenge import CHALLENGE_CITATION, STANDINGS
+from curvas_assets.statistics.pairs import Pair
 from curvas_assets.statistics.published import DEFECTS
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
@@ -70,9 +72,25 @@ def test_notes_of_statistics_are_french():
         for table in (compare_all_families(changed, settings), non_inferiority(changed, settings)):
             notes += list(table["note"])
         notes += list(dice_against_entropy(changed)["note"])
+        notes += list(variance_components(changed, settings)["note"])
+    model = "anno1_init112233_foldall"
+    both = [Pair(model, "individual"), Pair("general", "ensemble_all"), Pair("isotonic_ensemble_all", "general")]
+    notes += list(compare_all_families(scores, study.statistics.model_copy(update={"draws": 100}), pairs=both)["note"])
+    for other in (
+        scores.assign(family="general"),
+        scores[scores["predictor"] == model],
+        scores[scores["predictor"] != model],
+        scores[scores["predictor"].str.contains("112233")],
+        scores[scores["patient"] == "UKCHLL001"],
+        scores.assign(predictor=scores["predictor"].str.replace("foldall", "fold") + scores["patient"].str[-1]),
+        scores[(scores["predictor"] != model) | (scores["patient"] != "UKCHLL002")],
+    ):
+        notes += list(variance_components(other[other["family"] != "annotator"], study.statistics)["note"])
     many = make_scores(make_study(patients=7))
     many.loc[many["metric"] == "dice", "value"] = 0.5
     notes += list(compare_all_families(many, study.statistics.model_copy(update={"draws": 100}))["note"])
+    unnamed = scores[(scores["metric"] == "dice") & (scores["organ"] == "liver")].assign(metric="dice_annotator")
+    notes += list(variance_components(unnamed, study.statistics)["note"])
     for board in (
         rank_among_teams(scores, region="image"),
         rank_among_teams(scores, region="body", synthetic=True),

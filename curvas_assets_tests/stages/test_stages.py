@@ -145,6 +145,11 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
     assert bench.warnings == [f"no scores yet of {BROKEN}: they are not in the table"]
     comparisons, _, _ = compare.compare_families(STUDY, merged)
     assert {"dice", "recall", "ece"} <= set(comparisons["metric"])
+    variance, facts, lacking = compare.split_variance(STUDY, merged)
+    assert {"dice", "ece", "dice_annotator"} <= set(variance["metric"])
+    assert set(variance["note"]) >= {"one patient alone: nothing tells how others vary"}
+    assert len(lacking) == (len(STUDY.statistics.primary) if len(STUDY.seeds) > 1 else 0)
+    assert len(facts["standard error of the mean"]) == 0
 
 
 @pytest.mark.parametrize("reference", ["consensus", "majority", "staple", "thresholds"])

@@ -69,11 +69,13 @@ def test_the_columns_are_those_of_the_contract_and_the_figures_those_of_the_defi
     scores = random_scores(20, ("dice",), seed=3)
     table = compare_families(scores, "dice", alternative, draws=999)
     assert list(table.columns) == [
-        *("metric", "alternative", "pair", "first", "second", "n_first", "n_second", "nan_first", "nan_second"),
+        *("metric", "alternative", "pair", "first", "second", "kind"),
+        *("n_first", "n_second", "nan_first", "nan_second"),
         *("U", "p", "p_bonferroni", "n_pairs", "unpaired_patients", "win_probability", "p_randomisation"),
         *(
             "p_randomisation_two_sided",
             "p_randomisation_holm",
+            "p_smallest",
             "mean_difference",
             "interval_low",
             "interval_high",

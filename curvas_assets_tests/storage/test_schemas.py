@@ -16,7 +16,7 @@ import pytest
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.stages import schemas, table
-from curvas_assets.stages.compare import compare_families
+from curvas_assets.stages.compare import compare_families, split_variance
 from curvas_assets.stages.stored import Artefact
 from curvas_assets.statistics import PublishedScores, compare_with_published, rank_among_teams
 from curvas_assets.storage.directories import write_directory
@@ -100,11 +100,13 @@ def test_the_studys_own_tables_fit(store):
     scores = make_scores(study)
     board = rank_among_teams(scores, region="body")
     comparisons, *_ = compare_families(study, scores)
+    variance, *_ = split_variance(study, scores)
     beside = compare_with_published(scores[scores["metric"] == "dice"], PublishedScores(scores, scores.iloc[:0]))
     ours = scores.assign(group="", unit="", note="")[schemas.SCORES.columns.names]
     for name, made in (
         ("study_scores", ours),
         ("family_comparisons", comparisons),
+        ("variance_components", variance),
         ("leaderboard", board),
         ("volume_intervals", make_intervals(study)),
         ("published_comparison", beside),
@@ -116,8 +118,8 @@ def test_the_studys_own_tables_fit(store):
 
 def test_schemas_are_of_tables_that_there_are():
     single = {row.name for row in table.ASSETS if row.kind == "table" and row.schemas}
-    tables = {"cohort", "study_scores", "family_comparisons", "leaderboard", "published_comparison", "cost"}
-    assert single == {*tables, "volume_intervals"}
+    compared = {"family_comparisons", "variance_components", "leaderboard", "published_comparison"}
+    assert single == {"cohort", "study_scores", "cost", "volume_intervals", *compared}
     assert set(table.SCORES.schemas) == {"scores", "reliability", "risk_coverage"}
     assert all(set(row.schemas) == {row.name} for row in table.ASSETS if row.kind == "table" and row.schemas)
     assert schemas.SCORES is table.STUDY_SCORES.schemas["study_scores"]

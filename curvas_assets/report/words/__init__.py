@@ -76,6 +76,10 @@ class Words:
         """A family of predictors; its own name if it has none here."""
         return self._named("families", family)
 
+    def component(self, component: str) -> str:
+        """A component of variance, `patient:annotator` for one; its own name if it has none here."""
+        return " × ".join(self._named("effects", effect) for effect in component.split(":"))
+
     def direction(self, direction: str) -> str:
         """Which values of a metric are better."""
         return {"higher": self("higher"), "lower": self("lower")}.get(direction, self("neither"))
