@@ -171,6 +171,7 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
         ({"seeds": [1, 1]}, r"seeds: \[1\] may appear only once"),
         ({"seeds": [-1]}, r"seeds.0 = -1: .*greater than or equal to 0"),
         ({"training__epochs": 0}, r"training.epochs = 0: .*greater than or equal to 1"),
+        ({"training__epochs": 3, "training__snapshots": 3}, r"training.snapshots = 3: it takes more epochs than that"),
         ({"training__device": "tpu"}, r"training.device = 'tpu': .*'auto', 'cuda', 'mps' or 'cpu'"),
         ({"training__epoch": 3}, r"training.epoch = 3 is not a field \(allowed: .*epochs"),
         ({"plans__planner": "Big"}, r"plans.planner = 'Big': .*nnUNetPlannerResEncM"),

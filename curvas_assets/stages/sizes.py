@@ -159,6 +159,12 @@ class StudySizes:
         return len(study.models) + self._variants + len(study.ensemble_ids)
 
     @cached_property
+    def _ensembles_at_once(self) -> int:
+        """Ensembles of a patient that one pass makes: all without variants of models, or one with them."""
+        members = [self.study.members(one) for one in self.study.ensemble_ids]
+        return max(1, sum(not any(model.variant for model in models) for models in members))
+
+    @cached_property
     def _variants(self) -> int:
         return len(self.study.variants)
 
@@ -182,7 +188,7 @@ class StudySizes:
         patients = {patient_of(one) for one in partitions}
         if row is ENSEMBLE_SOFTMAX:
             voxel = MAP_BYTES + OF_A_MEMBER * VOLUME_BYTES
-            return len(self.study.ensemble_ids) * voxel * max(map(self.voxels_of, patients))
+            return self._ensembles_at_once * voxel * max(map(self.voxels_of, patients))
         files = max(map(self.file_bytes, patients))
         if row in (SOFTMAX, VARIANT_SOFTMAX):
             # the next patient's files come while models see the last one

@@ -11,6 +11,8 @@
 - A real damaged patient in a batch: the others are stored, and its verdict is its own; what was not looked at has none.
 """
 
+from dataclasses import replace
+
 import dagster as dg
 import numpy as np
 import pandas as pd
@@ -125,6 +127,9 @@ def test_a_worthless_model_and_a_training_cut_short_are_told():
     assert ended_early(outcome(100, 99), training) == []
     assert ended_early(outcome(50, 29), training) == []
     assert ended_early(outcome(50, 40), training) == ["50 of 100 epochs: interrupted"]
+    wanted = training.model_copy(update={"snapshots": 3})
+    assert ended_early(outcome(100, 99), wanted) == ["0 of 3 snapshots, from 100 epochs"]
+    assert ended_early(replace(outcome(100, 99), snapshots=(60, 75, 90)), wanted) == []
 
 
 def test_implausible_volumes_are_told():

@@ -99,6 +99,10 @@ def test_variants_of_models_count_with_their_own_work_weights_and_volumes():
     assert stored == 4 * prior(PHANTOM, table.TRAINED_MODEL, gpu=True).bytes_stored
     of_cpu = [prior(CHEAP, row, gpu=False).seconds for row in (table.SOFTMAX, table.VARIANT_SOFTMAX)]
     assert of_cpu[0] > 7 * of_cpu[1]
+    whole = [f"{ensemble}|PHANTOM007" for ensemble in CHEAP.ensemble_ids]
+    of_an_ensemble = 100 * (5 + 2 * sizes.VOLUME_BYTES)
+    found = known.scratch_bytes(table.ENSEMBLE_SOFTMAX, whole, 0, 0)
+    assert found == pytest.approx(4 * of_an_ensemble)  # of models; those of variants come one by one
     # A stored model is its weights and three snapshots: models and flips fetch the former alone.
     assert known.scratch_bytes(table.SOFTMAX, [f"{MODEL}|PHANTOM007"], 0, 400) == 100 + 2 * 10
     assert known.scratch_bytes(table.VARIANT_SOFTMAX, [flip, flip.replace("3|", "4|")], 0, 400) == 100 + 2 * 10

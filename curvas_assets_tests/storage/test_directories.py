@@ -1,6 +1,7 @@
 """Claims proved here.
 
-- A folder comes back as it was, verified; unchanged content is neither sent nor fetched again.
+- A folder comes back as it was, verified, or those of its files that are wanted; unchanged content is neither sent nor fetched
+  again.
 - What no manifest names goes once nobody has touched it for a day by the store's clock, not before: a writer may be at it.
 - A reader whose version is replaced and removed meanwhile has all of the next one, without remains; a writer that stood
   still for half a day sends again what it then announces.
@@ -47,6 +48,17 @@ def test_a_folder_comes_back_as_it_was(store, folder, tmp_path):
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
     assert directories.read_file(store, "models/m", "plans.json") == b"{}"
+
+
+def test_only_what_is_wanted_of_it_is_fetched_and_the_rest_later(store, folder, tmp_path):
+    stored = directories.write_directory(store, "m", folder)
+    back, down = tmp_path / "back", store.bytes_down
+    version = directories.fetch_directory(store, "m", back, lambda name: not name.startswith("fold_all/"))
+    assert version == stored.version
+    assert [path.name for path in back.rglob("*")] == ["plans.json"]
+    assert store.bytes_down - down < 1000
+    assert directories.fetch_directory(store, "m", back) == version
+    assert (back / "fold_all" / "checkpoint.pth").read_bytes() == (folder / "fold_all" / "checkpoint.pth").read_bytes()
 
 
 def test_unchanged_content_is_neither_sent_nor_fetched_again(store, folder, tmp_path):

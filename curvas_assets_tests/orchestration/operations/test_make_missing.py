@@ -22,7 +22,11 @@ from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, jo
 
 STUDY = LINEAGE.study
 TESTS = sorted(STUDY.sets["test"])
-EVERYTHING = ["scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax", "scores"]
+EVERYTHING = [
+    *("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "variant_softmax", "ensemble_softmax"),
+    "scores",
+]
+"""Also variants of models, of which this study has none."""
 MODELS = [str(m) for m in STUDY.models]
 
 
