@@ -9,8 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STUDY := phantom
-STATE := .state$(if $(filter-out phantom,$(STUDY)),-$(basename $(notdir $(STUDY))))
+STUDY := demo
+STATE := .state$(if $(filter-out demo,$(STUDY)),-$(basename $(notdir $(STUDY))))
 PORT ?= 3000
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

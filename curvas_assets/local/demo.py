@@ -32,6 +32,8 @@ from curvas_assets.study import Study, load_study
 EXECUTOR = variable("executor")
 PHANTOM_SEED = 20240501
 """Seed of the demo's cohort: the same voxels on every machine."""
+OF_HABITS = (DEMO_STUDY, "phantom")
+"""Studies whose annotators have habits of their own: they share one cohort, whose scores are compared over time."""
 COHORT: dict[str, Any] = {"shape": (48, 96, 96), "spacing_mm": (5.0, 3.5, 3.5), "seed": PHANTOM_SEED}
 
 
@@ -108,10 +110,10 @@ def require_synthetic(study: Study) -> None:
 def cohort_of(study: Study) -> dict[str, Any]:
     """How `write_cohort` makes the patients of a study: its organs, as many annotators, and how these disagree.
 
-    The demo's own study keeps annotators of different habits; those of others are drawn from a known distribution, so that
-    what its predictors say can be compared with the truth.
+    In the demo, and in the published study in small, annotators have different habits; those of others are drawn from a known
+    distribution, so that what its predictors say can be compared with the truth.
     """
-    drawn = None if study.name == DEMO_STUDY else Disagreement()
+    drawn = None if study.name in OF_HABITS else Disagreement()
     return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn}
 
 

@@ -40,7 +40,7 @@ STORE = {
 """The other variables that describe a store, with the values of the embedded one. They are set so that no `.env` overrides them."""
 
 
-DEMO_STUDY = "phantom"
+DEMO_STUDY = "demo"
 """The study of `make demo` and `make ui` unless they are told another."""
 
 

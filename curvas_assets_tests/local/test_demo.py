@@ -60,6 +60,7 @@ def test_a_study_with_real_patients_is_refused(tmp_path, name):
 
 def test_only_the_demos_own_annotators_have_habits():
     assert cohort_of(load_study("phantom"))["disagreement"] is None
+    assert cohort_of(load_study("demo"))["disagreement"] is None
     assert (
         cohort_of(load_study("phantom-full"))["disagreement"] == cohort_of(load_study("phantom-pdacvi"))["disagreement"]
     )
@@ -67,14 +68,14 @@ def test_only_the_demos_own_annotators_have_habits():
 
 
 @pytest.mark.parametrize("program", ["demo", "ui"])
-@pytest.mark.parametrize("study", ["phantom", "phantom-full", "somewhere/my-study.yaml"])
+@pytest.mark.parametrize("study", ["demo", "phantom-full", "somewhere/my-study.yaml"])
 def test_each_study_has_a_state_of_its_own_and_is_named_in_what_to_type(program, study, monkeypatch, tmp_path):
     typed = typed_as(program, state_of(study), study)
-    assert typed == f"make {program}" + ("" if study == "phantom" else f" STUDY={study}")
+    assert typed == f"make {program}" + ("" if study == "demo" else f" STUDY={study}")
     line = [*typed.split(), "-n", f"VENV={Path(sys.executable).parents[1]}"]
     planned = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"curvas_assets.local.{program} --study {study} --state {state_of(study)} --port" in planned
     monkeypatch.setattr("curvas_assets.local.deployment.ROOT", tmp_path)  # no checkout
     elsewhere = typed_as(program, state_of(study), study)
     assert elsewhere.startswith(f"python -m curvas_assets.local.{program} --state {state_of(study)}")
-    assert (f"--study {study}" in elsewhere) == (study != "phantom")
+    assert (f"--study {study}" in elsewhere) == (study != "demo")
