@@ -522,6 +522,11 @@ class _Tumour:
 
     def __init__(self, space: _Space, size: npt.NDArray[np.floating], aorta: Field, rng: np.random.Generator):
         unit = float(size.mean())
+        # Before anything that depends on the shape of the scan: they are the patient's, however it is scanned.
+        smv = 0.0 if rng.random() < 0.2 else rng.uniform(60, 330)
+        sma = 0.0 if rng.random() < 0.5 else rng.uniform(40, 150)
+        self.involvement_deg = {**dict.fromkeys(VESSELS, 0.0), "smv": smv, "sma": sma}
+        self.enhancement = {"pdac": -20 + rng.normal(0, 4), "artery": rng.normal(0, 8), "vein": rng.normal(0, 8)}
 
         def line(*points: tuple[float, float, float]) -> npt.NDArray[np.floating]:
             return np.array(points) * size
@@ -540,9 +545,6 @@ class _Tumour:
         core += space.waves(rng, 10, 1.0)
         vessels = np.maximum.reduce([aorta, *self.organs.values()])
         tumour = np.minimum(core, -vessels - 4 * unit)
-        smv = 0.0 if rng.random() < 0.2 else rng.uniform(60, 330)
-        sma = 0.0 if rng.random() < 0.5 else rng.uniform(40, 150)
-        self.involvement_deg = {**dict.fromkeys(VESSELS, 0.0), "smv": smv, "sma": sma}
         for name, deg in (("smv", smv), ("sma", sma)):
             if deg:
                 _, y, x = courses[name][-1]
@@ -552,7 +554,6 @@ class _Tumour:
                 others = np.maximum.reduce([aorta, *(field for one, field in self.organs.items() if one != name)])
                 tumour = np.maximum(tumour, np.minimum(sleeve, -others - 2 * unit))
         self.organs["pdac"] = tumour
-        self.enhancement = {"pdac": -20 + rng.normal(0, 4), "artery": rng.normal(0, 8), "vein": rng.normal(0, 8)}
 
     def fill(self, paint: Callable[[Field, float], None], hu: Mapping[str, float]) -> None:
         """Paint the tumour, darker than the pancreas, and the vessels over it."""
