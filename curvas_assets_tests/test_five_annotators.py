@@ -29,7 +29,6 @@ def small_study() -> Study:
     raw["plans"] |= {"spacing_mm": [8, 6, 6], "patch_size": [16, 24, 24], "features_per_stage": [4, 8, 16]}
     raw["training"] |= {"epochs": 1, "iterations_per_epoch": 4, "validation_iterations_per_epoch": 1}
     raw["statistics"]["draws"] = 100
-    raw["calibrated"] = {}  # calibrated predictors have a test of their own
     return Study.model_validate(raw)
 
 
