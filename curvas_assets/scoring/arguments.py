@@ -134,9 +134,10 @@ def checked_threshold(value: Any) -> float | None:
 
 def checked_reference(value: Any) -> Reference:
     """The name of a reference; anything else raises a ScoringError."""
-    if not isinstance(value, str) or value not in get_args(Reference):
-        raise _refused("the reference", f"reference = {value!r:.80}", f"Give one of {', '.join(get_args(Reference))}.")
-    return value
+    names: tuple[Reference, ...] = get_args(Reference)
+    if not isinstance(value, str) or value not in names:
+        raise _refused("the reference", f"reference = {value!r:.80}", f"Give one of {', '.join(names)}.")
+    return names[names.index(value)]
 
 
 def checked_vessels(tumour: Any, vessels: Any, organs: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:

@@ -123,6 +123,17 @@ def test_finer_voxels_and_another_unit_of_length_change_nothing(case, axis, time
     np.testing.assert_allclose(involvement(vessel, exceeded, 3, np.array(SPACING) / 10)[0], coarse, atol=1e-9)
 
 
+@given(anatomies(), st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
+def test_a_place_elsewhere_in_a_larger_scan_changes_nothing(case, before, other):
+    vessel, exceeded = case
+    assume(vessel.any())
+    moved = []
+    for first in (before, other):
+        pad = [(a, 6 - a) for a in first]
+        moved.append(involvement(np.pad(vessel, pad), np.pad(exceeded, pad), 3, SPACING))
+    np.testing.assert_allclose(moved[0], moved[1], atol=1e-9)
+
+
 @given(anatomies(), st.permutations([0, 1, 2]), st.sets(st.integers(0, 2)))
 def test_turned_and_mirrored_volumes_have_the_same_planes(case, order, flips):
     vessel, exceeded = case
