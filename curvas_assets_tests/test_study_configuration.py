@@ -62,6 +62,7 @@ def test_the_built_in_studies_load_and_say_which_patients_are_made_up():
         "curvas": False,
         "curvas-medig": False,
         "curvas-pdacvi": False,
+        "demo": True,
         "phantom": True,
         "phantom-full": True,
         "phantom-pdacvi": True,
