@@ -217,17 +217,13 @@ def test_each_annotator_is_drawn_about_equally_and_gives_labels_and_places_of_pa
     assert labels.shape == whole[:1].shape
 
 
-def _transforms(trainer: type[StudyTrainer], scales: Any) -> Any:
-    return trainer.get_training_transforms((8, 12, 12), (-0.5, 0.5), scales, (0, 1, 2), False)
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_a_soft_target_is_the_mean_at_every_scale_of_maps_that_nnunet_augments(seed):
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_a_soft_target_is_the_mean_at_every_scale_of_maps_that_nnunet_augments(seed, in_slices):
     scales = [[1, 1, 1], [0.5, 0.5, 0.5], [0.5, 0.25, 0.25]]
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(rng.integers(-1, 4, (3, 12, 18, 18)).astype(np.int16))
     image = torch.from_numpy(rng.normal(size=(1, 12, 18, 18)).astype(np.float32))
-    transforms = _transforms(StudyTrainer, scales)
+    transforms = StudyTrainer.get_training_transforms((8, 12, 12), (-0.5, 0.5), scales, (0, 1, 2), in_slices)
 
     def augmented(maps: torch.Tensor, *also: Any) -> dict[str, Any]:
         with drawing(seed % 1000, Step(0, "train", 0)):
