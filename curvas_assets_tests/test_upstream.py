@@ -1,6 +1,7 @@
 """What we assume of nnU-Net and Dagster: if a new release breaks one of these, this file says which.
 
 - nnU-Net's trainer has the hooks that ours overrides, and looks its constructor's arguments up by name.
+- Its trainer, its reader of cases and its loss have the parts that trainings on several annotators replace.
 - Its predictor makes the queue of tiles and the thread that cuts them by the names that ours replaces.
 - Its blur chooses its algorithm by stop-watch unless told not to; its export is linear resampling.
 - It reads its path variables when it uses them, not when it is imported.
@@ -37,6 +38,28 @@ def test_nnunets_trainer_has_the_hooks_that_ours_overrides():
     assert overridden <= own
     assert all(hasattr(nnUNetTrainer, name) for name in overridden)
     assert list(inspect.signature(StudyTrainer).parameters) == list(inspect.signature(nnUNetTrainer).parameters)
+
+
+def test_nnunet_has_what_trainings_on_several_annotators_override():
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    hooks = ("initialize", "get_training_transforms", "get_validation_transforms", "_build_loss", "validation_step")
+    assert all(hasattr(nnUNetTrainer, name) for name in hooks)
+    loaders = inspect.getsource(nnUNetTrainer.get_dataloaders)
+    assert "self.get_training_transforms(" in loaders
+    assert "self.get_validation_transforms(" in loaders
+    assert "self.dataset_class(self.preprocessed_dataset_folder" in inspect.getsource(
+        nnUNetTrainer.get_tr_and_val_datasets
+    )
+    assert "return data, seg, seg_prev, properties" in inspect.getsource(nnUNetDatasetBlosc2.load_case)
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DeepSupervisionWrapper(DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss), [1.0])
+    assert {"dc", "ce"} <= {name for name, _ in loss.loss.named_children()}
+    assert (loss.loss.weight_ce, loss.loss.weight_dice) == (1, 1)
 
 
 def test_nnunets_predictor_makes_the_queue_and_the_thread_of_its_sliding_window_by_name():

@@ -4,6 +4,7 @@
   the stages as one annotator does. Metadata and models say how labels were fused.
 - A patient whom one annotator did not annotate is in every fused dataset, of those who did, and the check names the patient; one
   whom a single annotator drew is used as drawn; in that annotator's own dataset such a patient is left out, as before.
+- A dataset that was downloaded can be uploaded as what it was, and as nothing else.
 - The order of annotators in the study file changes no dataset.
 - A training label that is added makes nothing of the others stale. An annotator who is added, renamed or given another file
   changes the record of every scan, and so makes every fused dataset stale.
@@ -20,7 +21,9 @@ import pytest
 
 from benchmarks.prediction import artefacts, tools_of
 from curvas_assets.cohort.phantom import write_cohort
+from curvas_assets.errors import SegmentationError
 from curvas_assets.orchestration.execution import StageNeeds
+from curvas_assets.orchestration.operations.upload_artefacts import upload_preprocessing
 from curvas_assets.predictors import FUSIONS
 from curvas_assets.stages import cohort, ensemble, predict, prepare, score, table, train
 from curvas_assets.stages.checks import StepChecks
@@ -136,6 +139,16 @@ def test_each_fused_label_trains_predicts_and_is_scored(tools, scans, datasets):
     fused = [str(model) for model in STUDY.models if STUDY.family(str(model)) == "fused"]
     assert [STUDY.fusion(name.partition("_")[0]) for name in fused] == list(FUSIONS)
     assert dice[fused].notna().all()
+
+
+def test_a_dataset_that_was_downloaded_is_uploaded_as_what_it_was(tools, datasets, tmp_path):
+    for rule in ("soft", "staple"):
+        folder = artefacts(tools, table.PREPROCESSED_DATASET, [rule])[rule].folder(tmp_path / rule)
+        uploaded = upload_preprocessing(tools.objects, tools.layout, STUDY, rule, folder, "a copy")
+        assert uploaded.data_version == datasets[0][rule].data_version
+        assert uploaded.metadata["labels"] == f"fused of several annotators: {rule}"
+    with pytest.raises(SegmentationError, match="fuses annotators by 'soft', and random is the fusion random"):
+        upload_preprocessing(tools.objects, tools.layout, STUDY, "random", tmp_path / "soft", "a copy")
 
 
 def test_the_order_of_annotators_in_the_study_file_changes_no_dataset(tools, scans, datasets):

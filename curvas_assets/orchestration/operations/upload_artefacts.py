@@ -52,6 +52,11 @@ def upload_model(
         {
             **_provenance(folder, origin),
             "annotator": model.annotator,
+            **(
+                {"labels": f"fused of several annotators: {fusion}"}
+                if (fusion := study.fusion(model.annotator))
+                else {}
+            ),
             "seed": model.seed,
             "fold": str(model.fold),
             "checkpoint": adopted.checkpoint,
@@ -70,7 +75,7 @@ def upload_model(
 def upload_preprocessing(
     objects: ObjectStore, layout: Layout, study: Study, annotator: str, folder: Path, origin: str
 ) -> Stored:
-    """Store a dataset of `nnUNet_preprocessed` as the dataset of an annotator.
+    """Store a dataset of `nnUNet_preprocessed` as the dataset of an annotator, or of a fusion of several.
 
     Raises:
         StudyError: the study has no such annotator.
@@ -86,6 +91,7 @@ def upload_preprocessing(
         {
             **_provenance(folder, origin),
             "annotator": annotator,
+            **({"labels": f"fused of several annotators: {fusion}"} if (fusion := study.fusion(annotator)) else {}),
             "cases": facts.cases,
             "voxel order": facts.voxel_order or "unknown",
             "training patients": len(study.training_patients()),
