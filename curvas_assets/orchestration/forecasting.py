@@ -117,7 +117,8 @@ def forecast_study(
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
-    rows = [row for row in ASSETS if staleness.graph.has(key_of(row))]
+    graph = staleness.graph
+    rows = [row for row in ASSETS if graph.has(key_of(row)) and not graph.get(key_of(row)).is_external]
     coming = to_come(staleness, scope, [row for row in rows if assets is None or row.name in assets])
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)

@@ -15,9 +15,10 @@ from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
 from curvas_assets.storage.layout import patient_of
 
-NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
+NIGHT = tuple(row.jobs[0] for row in table.ASSETS if row.followed or row.fits)
 """Stages of a night, in order."""
 (PREDICTION,) = table.SOFTMAX.jobs
+(FITTING,) = table.CALIBRATORS.jobs
 UNPREDICTED = (
     f"nothing is predicted at night ({variable('nightly_predict')}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
@@ -38,7 +39,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     unpredicted = {patient_of(str(c)) for c in staleness.partitions(softmax) if not staleness.made(softmax, c)}
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
-        if stage == PREDICTION and not predict:
+        if stage == FITTING or (stage == PREDICTION and not predict):
             continue
         for key in keys_of(stage):
             for partition in map(str, staleness.due(key)):
@@ -81,6 +82,10 @@ def work(
     for stage in NIGHT:
         if not going:
             break
+        if stage == FITTING:  # of no patient; scores of others that follow from it are left to the next night
+            due = fresh().due(key_of(table.CALIBRATORS))
+            left += run(stage, Scope()) if due else []
+            continue
         if stage != PREDICTION or predict:
             left += run(stage, Scope(patients=frozenset(going)))
         staleness = fresh()
