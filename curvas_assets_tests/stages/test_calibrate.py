@@ -9,6 +9,7 @@
 - Calibrated predictors are downloaded as NIfTI with the probabilities that were scored; a new fit replaces them.
 - Calibrators are stale when what they are fitted on, or the study's part about them, changes; scores follow them. A batch of
   scores is not stale at once.
+- The sensor for new patients fits once, when all validation patients are predicted; the night fits again what is out of date.
 - An edit of the study changes the version of calibrators only where something is calibrated.
 """
 
@@ -27,8 +28,10 @@ from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import MissingArtefactError
 from curvas_assets.geometry import Grid
+from curvas_assets.orchestration import nightly
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
+from curvas_assets.orchestration.following import due_for_patients
 from curvas_assets.orchestration.operations.download import download
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.staleness import Staleness
@@ -317,6 +320,26 @@ def lineage(tmp_path, s3_server, monkeypatch):
         lineage.objects.delete([item.key for item in lineage.objects.list("")])
 
 
+def test_in_a_real_run_a_validation_patient_without_a_folder_is_left_out(lineage, tmp_path):
+    """Its partitions do not exist: nobody has registered it."""
+    bench = CalibrationBench(tmp_path)
+    bench.up_to_ensembles([FITTING[0]])
+    for path in (item for item in (tmp_path / "bucket").rglob("*") if item.is_file()):
+        lineage.objects.upload(path.relative_to(tmp_path / "bucket").as_posix(), path)
+    for name in ("patient", "test_patient"):
+        lineage.instance.add_dynamic_partitions(name, [FITTING[0]])
+    lineage.report(table.SCAN, [FITTING[0]])
+    lineage.report(table.SOFTMAX, [str(Cell(model, FITTING[0])) for model in MODELS])
+    lineage.report(table.ENSEMBLE_SOFTMAX, [str(Cell("ensemble_all", FITTING[0]))])
+    done = lineage.run("fit_calibrators")
+    (check,) = done.get_asset_check_evaluations()
+    assert not check.passed
+    assert check.severity is dg.AssetCheckSeverity.WARN
+    record = json.loads(lineage.stored())
+    assert record["calibrators"]["temperature_ensemble_all"]["patients"] == [FITTING[0]]
+    assert lineage.due(table.CALIBRATORS) == []
+
+
 def test_in_a_real_run_no_test_patient_enters_a_fit_and_scores_follow_it(lineage, tmp_path):
     patients = [*FITTING, *TESTS]
     write_cohort(tmp_path / "cohort", patients=patients, shape=SHAPE, spacing_mm=SPACING, annotators=2, seed=3)
@@ -359,3 +382,68 @@ def test_in_a_real_run_no_test_patient_enters_a_fit_and_scores_follow_it(lineage
     assert lineage.due(table.CALIBRATORS) == [None]
     lineage.instance.report_runless_asset_event(dg.AssetMaterialization(key, tags={"dagster/data_version": "another"}))
     assert set(TESTS) <= set(lineage.due(table.SCORES))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return build_definitions(STUDY, executor="in_process").resolve_asset_graph()
+
+
+def reported(instance, graph, row, partitions) -> None:
+    definition = graph.assets_def_for_key(dg.AssetKey(row.name))
+    tags = provenance_tags(instance, definition, "here")
+    for one in partitions:
+        instance.report_runless_asset_event(cell_event(definition, one, Stored("key", f"of {one}"), {}, tags))
+
+
+def everything_above(instance, graph, patients) -> None:
+    """What scores of some patients are made from, but for calibrators."""
+    for name in ("patient", "test_patient"):
+        instance.add_dynamic_partitions(name, patients)
+    reported(instance, graph, table.SCAN, patients)
+    reported(instance, graph, table.TEST_SCAN, patients)
+    for row, names in ((table.SOFTMAX, MODELS), (table.ENSEMBLE_SOFTMAX, [str(one) for one in STUDY.ensemble_ids])):
+        reported(instance, graph, row, [str(Cell(name, patient)) for name in names for patient in patients])
+
+
+def test_the_sensor_fits_once_all_validation_patients_are_predicted_and_new_patients_then_find_it(graph):
+    def asked(instance):
+        requests = list(due_for_patients(STUDY, Staleness(graph, instance), [TESTS[0]], {}))
+        return [(request.job_name, request.run_key) for request in requests]
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        everything_above(instance, graph, [TESTS[0], FITTING[0]])
+        assert asked(instance) == []  # a validation patient is still to come, and scores wait
+        everything_above(instance, graph, [FITTING[1]])
+        ((job, first),) = asked(instance)
+        assert job == "fit_calibrators"
+        assert asked(instance) == [(job, first)]  # the same key: the daemon launches it once
+        fitted = dg.AssetMaterialization("calibrators", tags={"dagster/data_version": "1"})
+        instance.report_runless_asset_event(fitted)
+        assert [job for job, _ in asked(instance)] == ["score_patients"]
+
+
+def test_at_night_calibrators_are_fitted_again_before_patients_are_scored(graph):
+    with dg.DagsterInstance.ephemeral() as instance:
+        everything_above(instance, graph, [*FITTING, TESTS[0]])
+        launched = []
+
+        def run(stage, scope):
+            launched.append(stage)
+            return []
+
+        def fresh():
+            return Staleness(graph, instance)
+
+        nightly.work(fresh, run, [TESTS[0]], print, predict=False)
+        assert launched == [
+            "take_in_scans",
+            "select_test_scans",
+            "build_ensembles",
+            "fit_calibrators",
+            "score_patients",
+        ]
+        reported(instance, graph, table.SCORES, [TESTS[0]])
+        assert nightly.concerned(fresh()) == []
+        instance.report_runless_asset_event(dg.AssetMaterialization("calibrators", tags={"dagster/data_version": "2"}))
+        assert nightly.concerned(fresh()) == [TESTS[0]]
