@@ -112,6 +112,7 @@ def _edited(**edits) -> Study:
         ({"evaluation": {"region": "image"}}, {"scores", "leaderboard"}),
         ({"groups": {"A": ["001"], "B": ["008"], "C": ["009"]}}, {"cohort", "study_scores"}),
         ({"rest": "test"}, {"cohort", "study_scores"}),
+        ({"calibrated": {"isotonic": ["ensemble_all"]}}, {"calibrators", "scores", "study_scores"}),
         ({"seeds": [1, 445566, 778899]}, {"ensemble_softmax", "scores", "study_scores"}),
         ({"training": {"epochs": 8}}, {"trained_model"}),
         ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),
