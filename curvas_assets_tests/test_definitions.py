@@ -113,6 +113,7 @@ def _edited(**edits) -> Study:
         ({"evaluation": {"region": "image"}}, {"scores", "leaderboard"}),
         ({"groups": {"A": ["001"], "B": ["008"], "C": ["009"]}}, {"cohort", "study_scores"}),
         ({"rest": "test"}, {"cohort", "study_scores"}),
+        ({"calibrated": {"isotonic": ["ensemble_all"]}}, {"calibrators", "scores", "study_scores"}),
         ({"seeds": [1, 445566, 778899]}, {"ensemble_softmax", "scores", "study_scores", "volume_intervals"}),
         ({"conformal": {"of": ["ensemble_anno1"]}}, {"volume_intervals"}),
         ({"training": {"epochs": 8}}, {"trained_model"}),

@@ -17,13 +17,14 @@ PURE = (
     "cohort",
     "cohort.phantom",
     "scoring",
+    "calibration",
     "ensembling",
     "statistics",
     "storage.softmax",
     "report.document",
     *(
         f"stages.{name}"
-        for name in ("cohort", "prepare", "train", "predict", "ensemble", "score", "compare", "write_up")
+        for name in ("cohort", "prepare", "train", "predict", "ensemble", "calibrate", "score", "compare", "write_up")
     ),
     "stages.places",
 )

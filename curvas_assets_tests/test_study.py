@@ -155,7 +155,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     record = json.loads(directories.read_file(objects, layout.model(model), "training.json"))
     assert record["trained_on"] == study.training_patients()
 
-    for stage in ("predict", "build_ensembles", "score_patients", "write_report"):
+    for stage in ("predict", "build_ensembles", "fit_calibrators", "score_patients", "write_report"):
         _ok(lineage.run(stage))
     for stage in STAGES:
         assert [p for asset in STAGES[stage] for p in lineage.due(asset) if p != DAMAGED] == [], stage

@@ -39,6 +39,7 @@ PACKAGES = (
     "cohort",
     "segmentation",
     "ensembling",
+    "calibration",
     "scoring",
     "statistics",
     "report",

@@ -96,8 +96,8 @@ def answers_of(
         parts.append(np.stack([one.levels[seen], weight, one.positives[organ, seen] * share / one.annotators]))
     p, weight, response = np.concatenate(parts, axis=1)
     values, place = np.unique(p, return_inverse=True)
-    total = np.bincount(place, weight)
-    return values, np.bincount(place, response) / total, total
+    total, answers = (np.asarray(np.bincount(place, each), np.float64) for each in (weight, response))
+    return values, answers / total, total
 
 
 def _fit_organ(

@@ -236,7 +236,7 @@ def tables_of(levels: Levels) -> Tables:
     steps, last = math.ceil(2 * low / STEP), math.ceil((MOST_ODDS - low) / LAST_STEP)
     assert soft + steps + last <= 255, "a bin is a byte, and one key is none"
     middle, above = -low + STEP * (np.arange(steps) + 0.5), low + LAST_STEP * (np.arange(last) + 0.5)
-    centres = np.concatenate([logs[:soft], middle, above])
+    centres = np.concatenate([logs[:soft], middle, above]).astype(np.float64)
     bins = np.array([_bin(d, logs, soft, centres.size) for d in logs], np.uint8)
     return Tables(levels, logs, bins, soft, centres)
 

@@ -15,6 +15,9 @@ from curvas_assets.codes import DEPTH, LEAST_FOREGROUND, MOST_FOREGROUND, Codes,
 from curvas_assets.storage.encoding import decode, encode, labels_of, search_tables, settle
 from curvas_assets.storage.softmax import SoftmaxVolume
 
+SMALL, TERMS = 0.02, 10
+"""Foregrounds up to this have their background's power by so many terms of its series, to 1e-11 at T = 1/20."""
+
 
 class CalibratedVolume:
     """A stored volume with other probabilities, read as the stored one is; two threads may read from it.
@@ -84,10 +87,13 @@ class _Tempering:
     def __init__(self, levels: Levels, calibrator: Temperature):
         self._levels, self._beta = levels, 1 / calibrator.temperature
         self._powers = np.exp(self._beta * logs_of(levels))
+        self._series = np.ones(TERMS)
+        for k in range(1, TERMS):  # of (1 − f)^β in powers of f
+            self._series[k] = self._series[k - 1] * (k - 1 - self._beta) / k
 
     def __call__(self, codes: Codes) -> Codes:
         softmax = np.empty((len(codes) + 1, *codes.shape[1:]), np.float32)
-        _temper(codes, self._levels, self._powers, self._beta, softmax)
+        _temper(codes, self._levels, self._powers, self._beta, self._series, softmax)
         return encode(softmax).codes
 
 
@@ -134,10 +140,10 @@ def _map(codes, table, sums, out, beyond):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _temper(codes, levels, powers, beta, softmax):
+def _temper(codes, levels, powers, beta, series, softmax):
     """softmax(β ln p), float32 (C, dz, Y, X), with the label of p."""
     organs, depth, height, width = codes.shape
-    foreground, total = np.empty(width), np.empty(width)
+    foreground, total, own = np.empty(width), np.empty(width), np.empty(width)
     decoded = levels.astype(np.float32)
     for z in range(depth):
         for y in range(height):
@@ -147,12 +153,23 @@ def _temper(codes, levels, powers, beta, softmax):
                 line = codes[c, z, y]
                 for x in range(width):
                     foreground[x] += np.float64(decoded[line[x]])
+                for x in range(width):
                     total[x] += powers[line[x]]
+            for x in range(width):  # (1 − f)^β by its series, of all voxels at once
+                f, power = foreground[x], 0.0
+                for k in range(series.size - 1, -1, -1):
+                    power = power * f + series[k]
+                own[x] = power
+            for x in range(width):
+                if foreground[x] < LEAST_FOREGROUND:
+                    own[x] = 1.0
+                elif foreground[x] > SMALL:
+                    own[x] = np.exp(beta * np.log(max(1.0 - foreground[x], LEAST_FOREGROUND)))
             rest = softmax[0, z, y]
             for x in range(width):
-                own = _power_of_background(foreground[x], beta)
-                total[x] = 1.0 / (total[x] + own)
-                rest[x] = np.float32(own * total[x])
+                total[x] = 1.0 / (total[x] + own[x])
+            for x in range(width):
+                rest[x] = np.float32(own[x] * total[x])
             for c in range(organs):
                 line, out = codes[c, z, y], softmax[c + 1, z, y]
                 for x in range(width):
@@ -163,17 +180,6 @@ def _temper(codes, levels, powers, beta, softmax):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _power_of_background(foreground, beta):
-    """(1 − foreground)^β; of small foregrounds by the series."""
-    if foreground < LEAST_FOREGROUND:
-        return 1.0
-    if foreground < 1e-4:
-        f = foreground
-        return 1.0 - beta * f * (1.0 - (beta - 1.0) / 2.0 * f * (1.0 - (beta - 2.0) / 3.0 * f))
-    return np.exp(beta * np.log(max(1.0 - foreground, LEAST_FOREGROUND)))
-
-
-@njit(cache=True, nogil=True, inline="always")
 def _keep_label(z, y, x, codes, decoded, foreground, softmax):
     """Let the most probable class stay ahead of lower ones, and level with no less than the higher ones."""
     best, most = 0, np.float32(background_of(foreground))
@@ -181,10 +187,11 @@ def _keep_label(z, y, x, codes, decoded, foreground, softmax):
         p = decoded[codes[c, z, y, x]]
         if leads(p, most):
             best, most = c + 1, p
-    least = np.float32(0.0)
+    own = softmax[best, z, y, x]
     for c in range(softmax.shape[0]):
-        if c < best:
-            least = max(least, np.nextafter(softmax[c, z, y, x], np.float32(2.0)))
+        other = softmax[c, z, y, x]
+        if c < best and not leads(own, other):
+            own = np.int32(np.float32(other).view(np.int32) + 1).view(np.float32)  # the next number above
         elif c > best:
-            least = max(least, softmax[c, z, y, x])
-    softmax[best, z, y, x] = max(softmax[best, z, y, x], least)
+            own = max(own, other)
+    softmax[best, z, y, x] = own

@@ -26,6 +26,8 @@ from curvas_assets.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    extract_data_version_from_entry,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
@@ -175,8 +177,19 @@ def cell_event(
     return dg.AssetMaterialization(asset.key, metadata=metadata, partition=key, tags={**tags, **versions})
 
 
+def _version_seen(latest: dg.EventLogRecord | None) -> str:
+    """The data version that an input had; of one with partitions, each has its own."""
+    if latest is not None and latest.partition_key is not None:
+        return "by-partition"
+    found = extract_data_version_from_entry(latest.event_log_entry) if latest else None
+    return (found or DEFAULT_DATA_VERSION).value
+
+
 def provenance_tags(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, run_id: str) -> dict[str, str]:
-    """What Dagster writes beside its own events: code version, and per input the latest event that was seen."""
+    """What Dagster writes beside its own events: code version, and per input the latest event that was seen.
+
+    Of an input without partitions, also its data version, by which `Staleness` tells whether it has changed.
+    """
     tags = {
         CODE_VERSION_TAG: asset.code_versions_by_key.get(asset.key) or run_id,
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
@@ -184,5 +197,5 @@ def provenance_tags(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, ru
     for parent in asset.asset_deps.get(asset.key, ()):
         latest = instance.get_latest_data_version_record(parent)
         tags[get_input_event_pointer_tag(parent)] = str(latest.storage_id) if latest else "NULL"
-        tags[get_input_data_version_tag(parent)] = "by-partition"
+        tags[get_input_data_version_tag(parent)] = _version_seen(latest)
     return tags

@@ -15,7 +15,7 @@ from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.launches import batch_tags
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
-from curvas_assets.stages.table import ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX, VARIANT_SOFTMAX
+from curvas_assets.stages.table import CALIBRATORS, ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX, VARIANT_SOFTMAX
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
@@ -28,7 +28,7 @@ def due_for_patients(
     patients: list[str],
     files: dict[str, str],
 ) -> Iterator[dg.RunRequest]:
-    """For each patient without an active run: one run per stage for what is missing and ready.
+    """For each patient without an active run: one run per stage for what is missing and ready; and calibrators, if there are none.
 
     Args:
         study: its models and ensembles.
@@ -37,6 +37,8 @@ def due_for_patients(
         files: patient → digest of the files. It is part of a run's key, so that changed files are tried again. The
             latest event of the cells' inputs is part of the key too, so that a state that comes back gets a new key.
     """
+    if patients:
+        yield from _fit(staleness)
     emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     busy = _patients_with_runs(staleness.instance)
     for patient in (p for p in patients if p not in busy):
@@ -60,6 +62,18 @@ def due_for_patients(
                     run_key=f"{patient} {job} {hashlib.sha256(what.encode()).hexdigest()[:12]}",
                     tags={**tags, NEW_PATIENT: patient},
                 )
+
+
+def _fit(staleness: Staleness) -> Iterator[dg.RunRequest]:
+    """A run that fits calibrators, without which nobody is scored, if there are none and all that they are fitted on is there."""
+    key = key_of(CALIBRATORS)
+    if staleness.graph.get(key).is_external or staleness.made(key, None):
+        return
+    parents = sorted(staleness.graph.get(key).parent_keys)
+    if all(staleness.made(parent, one) for parent in parents for one in staleness.inputs(key, None, parent)):
+        (job,) = CALIBRATORS.jobs
+        made_from = f"{last_emptied(staleness.instance, key)} {staleness.newest_input(key, [None])}"
+        yield dg.RunRequest(job_name=job, run_key=f"{job} {made_from}")
 
 
 def last_emptied(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:

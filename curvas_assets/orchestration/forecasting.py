@@ -119,8 +119,9 @@ def forecast_study(
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
+    graph = staleness.graph
     there = [row for row in ASSETS if row is not VARIANT_SOFTMAX or study.variants]
-    rows = [row for row in there if staleness.graph.has(key_of(row))]
+    rows = [row for row in there if graph.has(key_of(row)) and not graph.get(key_of(row)).is_external]
     coming = to_come(staleness, scope, [row for row in rows if assets is None or row.name in assets])
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)

@@ -15,10 +15,11 @@ from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
 from curvas_assets.storage.layout import patient_of
 
-NIGHT = tuple(row.jobs[0] for row in table.FOLLOWED)
+NIGHT = tuple(row.jobs[0] for row in table.ASSETS if row.followed or row is table.CALIBRATORS)
 """Stages of a night, in order."""
 PREDICTIONS = (*table.SOFTMAX.jobs, *table.VARIANT_SOFTMAX.jobs)
 """Those of them that use GPUs."""
+(FITTING,) = table.CALIBRATORS.jobs
 UNPREDICTED = (
     f"nothing is predicted at night ({variable('nightly_predict')}=1 allows it): launch make_missing for them with stale: true, or "
     "upload them again"
@@ -44,7 +45,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     }
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
-        if stage in PREDICTIONS and not predict:
+        if stage == FITTING or (stage in PREDICTIONS and not predict):
             continue
         for key in keys_of(stage):
             for partition in map(str, staleness.due(key)):
@@ -87,6 +88,10 @@ def work(
     for stage in NIGHT:
         if not going:
             break
+        if stage == FITTING:  # of no patient; scores of others that follow from it are left to the next night
+            due = fresh().due(key_of(table.CALIBRATORS))
+            left += run(stage, Scope()) if due else []
+            continue
         if stage not in PREDICTIONS or predict:
             left += run(stage, Scope(patients=frozenset(going)))
         staleness = fresh()

@@ -20,7 +20,7 @@ from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
 from curvas_assets.stages.patients import patient_folders
-from curvas_assets.stages.table import FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES
+from curvas_assets.stages.table import CALIBRATORS, FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES
 from curvas_assets.study import Study
 
 DATA_VERSION = "dagster/data_version"
@@ -36,7 +36,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         name="register_patients",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Turns a new folder below the data prefix into a patient, and into a test patient if the study's sets say so. "
+        description="Turns a new folder below the data prefix into a patient, and, if the study's sets say so, into one that is predicted. "
         "Removes the partition of a patient who was excluded or moved to another set.",
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
@@ -51,10 +51,11 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     @dg.sensor(
         name="follow_new_patients",
         minimum_interval_seconds=60,
-        jobs=[jobs[name] for row in FOLLOWED for name in row.jobs],
+        jobs=[jobs[name] for row in (*FOLLOWED, CALIBRATORS) for name in row.jobs],
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Takes in, predicts, ensembles and scores test patients whose partitions are missing, with all models "
-        "there are. What is out of date is left to `nightly_scores`.",
+        description="Takes in, predicts, ensembles and scores patients whose partitions are missing, with all models "
+        "there are; validation patients, too, if the study's models do not learn from them. Fits calibrators once all validation "
+        "patients are predicted. What is out of date is left to `nightly_scores`.",
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
@@ -68,7 +69,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
         yield from requests
         if not requests:
-            yield dg.SkipReason(f"{len(known)} test patients, nothing missing that could be made now")
+            yield dg.SkipReason(f"{len(known)} patients, nothing missing that could be made now")
 
     @dg.sensor(
         name="report_after_scores",

@@ -36,8 +36,8 @@ CALIBRATORS_CHECK = Check(
     "Each calibrator was fitted on every validation patient, each organ was annotated there, and no temperature is at the "
     "end of its range; tells where this is not so.",
 )
-MOST_VOXELS = 1 << 31
-"""Of each predictor that are counted: nine scans of 866 × 512 × 512. Of more, every second, third … slab is read."""
+MOST_VOXELS = 6 * 866 * 512 * 512
+"""Of each predictor that are counted: six scans of full size. Of more, every second, third … slab is read."""
 PICTURES = 8
 """Calibrated predictors whose curves are drawn."""
 CURVE_BINS = 20

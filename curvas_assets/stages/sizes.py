@@ -10,9 +10,11 @@ from math import prod
 from statistics import median
 
 from curvas_assets.predictors import KEPT_APART, SNAPSHOT, ModelId
+from curvas_assets.stages.calibrate import MOST_VOXELS
 from curvas_assets.stages.ensemble import MAP_BYTES, OF_A_MEMBER
 from curvas_assets.stages.prepare import PREPROCESSING_GROWTH
 from curvas_assets.stages.table import (
+    CALIBRATORS,
     ENSEMBLE_SOFTMAX,
     FAMILY_COMPARISONS,
     FIGURES,
@@ -51,6 +53,8 @@ TABLE_SECONDS = {FAMILY_COMPARISONS.name: 1.3, FIGURES.name: 10.0}
 """Of a demo's tables that took more than a second, on two cores that nothing else used; the figures' step makes the
 report, too."""
 SMALL_TABLE_SECONDS = 0.1
+COUNTING_SECONDS = 35e-9
+"""CPU seconds per voxel of a validation patient and predictor that is calibrated (`benchmarks.calibration`)."""
 FULL_WIDTH = (32 / 8) ** 2 * 2
 """Work per voxel of nnU-Net's usual network (32 features, two convolutions a stage), as a multiple of the demo's."""
 STARTS = {
@@ -118,9 +122,17 @@ class StudySizes:
         if row is SCORES:
             read = self.voxels_of(partition) * self._volumes_read(partition)
             return Sizes(read, read, 1)
+        if row is CALIBRATORS:
+            return Sizes(SMALL_TABLE_SECONDS + COUNTING_SECONDS * self._counted_voxels, 1, 1)
         if row.axis is None:
             return Sizes(TABLE_SECONDS.get(row.name, SMALL_TABLE_SECONDS), 1, 1)
         return Sizes()
+
+    @cached_property
+    def _counted_voxels(self) -> float:
+        """Voxels of validation patients that calibrators are fitted on, of all predictors together."""
+        bases = {str(one.base) for one in self.study.calibrated_ids}
+        return len(bases) * min(MOST_VOXELS, sum(map(self.voxels_of, self.study.fitting_patients)))
 
     def voxels_of(self, patient: str) -> float:
         """Of a scan; the median of those known, if this one was not taken in yet."""

@@ -138,7 +138,10 @@ def test_the_sensor_asks_with_the_real_definitions(bucket_environment, monkeypat
         assert "nothing missing" in sensor.evaluate_tick(context).skip_message
         instance.add_dynamic_partitions("patient", ["PHANTOM007"])
         instance.add_dynamic_partitions("test_patient", ["PHANTOM007"])
-        (request,) = sensor.evaluate_tick(context).run_requests
+        fit, request = sensor.evaluate_tick(context).run_requests
+    assert (
+        fit.job_name == "fit_calibrators"
+    )  # of a study that calibrates nothing: an empty record, which scores wait for
     assert request.job_name == "take_in_scans"
     assert request.tags["dagster/partition"] == "PHANTOM007"
 
