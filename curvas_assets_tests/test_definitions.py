@@ -54,7 +54,7 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 17
+    assert len(graph.get_all_asset_keys()) == 18
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -111,8 +111,8 @@ def _edited(**edits) -> Study:
         ({"evaluation": {"ece_bins": 40}}, {"scores", "leaderboard"}),
         ({"evaluation": {"region": "image"}}, {"scores", "leaderboard"}),
         ({"groups": {"A": ["001"], "B": ["008"], "C": ["009"]}}, {"cohort", "study_scores"}),
-        ({"rest": "test"}, {"cohort", "study_scores"}),
-        ({"seeds": [1, 445566, 778899]}, {"ensemble_softmax", "scores", "study_scores"}),
+        ({"rest": "test"}, {"cohort", "study_scores", "predictor_cost"}),
+        ({"seeds": [1, 445566, 778899]}, {"ensemble_softmax", "scores", "study_scores", "predictor_cost"}),
         ({"training": {"epochs": 8}}, {"trained_model"}),
         ({"plans": {"batch_size": 3}}, {"preprocessed_dataset", "trained_model"}),
         ({"prediction": {"tile_step": 0.25}}, {"softmax"}),

@@ -55,6 +55,7 @@ class ReportInputs:
         reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
         risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
         cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
+        predictor_cost: what each predictor needs and the hours that this took, from `curvas_assets.stages.needs.predictor_cost`.
         curves: model → training curve (`epoch`, `train_loss`, `val_loss`, `pseudo_dice`, `ema_dice`, …).
         state: of the lineage when the report was made: `asset`, `partitions`, `made`, `stale`, `missing`, `elsewhere`, `why`.
         averaged: what the ensembles that were scored are the mean of: `predictor`, `members`, `patients`, `models`.
@@ -79,6 +80,7 @@ class ReportInputs:
     reliability: pd.DataFrame | None = None
     risk_coverage: pd.DataFrame | None = None
     cost: pd.DataFrame | None = None
+    predictor_cost: pd.DataFrame | None = None
     curves: Mapping[str, pd.DataFrame] | None = None
     state: pd.DataFrame | None = None
     averaged: pd.DataFrame | None = None

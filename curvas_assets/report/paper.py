@@ -38,8 +38,14 @@ DASHES: dict[str, Any] = {
     "dashdot": "-.",
     "longdash": (0, (8, 2)),
     "longdashdot": (0, (8, 2, 1, 2)),
+    "shortdash": (0, (2, 1.5)),
+    "dashdotdot": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
+    "sparsedot": (0, (1, 4)),
 }
-MARKERS = {"circle": "o", "square": "s", "triangle-up": "^"}
+MARKERS = {
+    **{"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v"},
+    **{"x": "X", "pentagon": "p", "cross": "P", "star": "*", "ring": "o"},
+}
 LEGENDS: dict[str, Any] = {
     "right": "outside right upper",
     "above": "outside upper center",
@@ -139,6 +145,10 @@ def _set_axis(axis: Axis, set_label: Any, set_limits: Any, set_scale: Any, drawn
         set_limits(*axis.limits)
     if axis.whole:
         drawn.set_major_locator(MaxNLocator(integer=True))
+    if axis.places:
+        across = drawn.axis_name == "x"
+        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places), rotation=90 if across else 0)
+        drawn.set_tick_params(labelsize=7 if len(axis.places) <= 30 else 5.5)
     if not axis.ticks:
         drawn.set_ticks([])
 
@@ -157,8 +167,12 @@ def _(mark: Line, axes: Any) -> None:
 
 @_draw.register
 def _(mark: Points, axes: Any) -> None:
-    look = {"marker": MARKERS[mark.marker], "color": mark.colour, "alpha": 0.6, "linewidths": 0}
-    axes.scatter(mark.x, mark.y, s=10, label=mark.name, **look)
+    look = {"s": 10, "marker": MARKERS[mark.marker], "color": mark.colour, "alpha": 0.6, "linewidths": 0}
+    if mark.marker == "ring":
+        look = {"s": 45, "marker": "o", "facecolors": "none", "edgecolors": mark.colour, "linewidths": 0.9}
+    axes.scatter(mark.x, mark.y, label=mark.name or None, **look)
+    for x, y, text in zip(mark.x, mark.y, mark.texts, strict=False):
+        _write_beside(axes, x, y, text)
 
 
 @_draw.register
@@ -205,9 +219,17 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
             linewidths=0,
             zorder=3,
         )
+        for value, text in zip(mark.values, mark.texts, strict=False):
+            _write_beside(axes, at, value, text)
     if marks:
         axes.set_xticks(range(len(marks)), [mark.place for mark in marks])
         axes.set_xlim(-0.6, len(marks) - 0.4)
+
+
+def _write_beside(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A few words beside a point."""
+    if text:
+        axes.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=5.5, color=BLACK)
 
 
 def _draw_shape(axes: "Axes", mark: Distribution, at: int) -> None:

@@ -71,6 +71,7 @@ class Behind:
     family_comparisons: Artefact
     leaderboard: Artefact
     cost: Artefact
+    predictor_cost: Artefact
     published_comparison: Artefact
     scores: Artefacts
     trained_model: Artefacts
@@ -136,6 +137,7 @@ def write_report(
             reliability=_of_all(study, behind.scores, scored, "reliability"),
             risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),
             cost=behind.cost.table(),
+            predictor_cost=behind.predictor_cost.table(),
             curves=curves(objects, layout, sorted(behind.trained_model)),
             state=state,
             averaged=averaged(study, objects, layout, scored),
