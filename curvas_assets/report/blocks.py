@@ -29,6 +29,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The answer to the study's question, which is to be seen before all else."""
+
+    kind: ClassVar[str] = "answer"
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Absent:
     """A sentence that stands where something is missing."""
 
@@ -62,7 +70,7 @@ class FigureBlock:
     chart: Chart
 
 
-Block: TypeAlias = Heading | Text | Absent | Bullets | TableBlock | FigureBlock
+Block: TypeAlias = Heading | Text | Answer | Absent | Bullets | TableBlock | FigureBlock
 
 
 @dataclass(frozen=True)

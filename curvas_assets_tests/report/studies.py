@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView
+from curvas_assets.stages.needs import predictor_cost
 from curvas_assets.statistics import (
     annotator_agreement,
     compare_all_families,
@@ -18,13 +19,22 @@ from curvas_assets.statistics import (
 from curvas_assets.study import Study
 
 ORGANS = ("pancreas", "kidney", "liver")
-GAIN = {"general": 1.0, "annotator": 0.6, "individual": 0.0}
+GAIN = {
+    **{"general": 1.0, "annotator": 0.6, "individual": 0.0, "fused ensemble": 0.8, "fused": 0.3, "flips": 0.2},
+    **{"snapshots": 0.25, "folds": 0.5, "calibrated": 1.4},
+}
 
 
 def make_study(
-    *, annotators: int = 3, seeds: int = 3, organs: tuple[str, ...] = ORGANS, patients: int = 3, language: str = "en"
+    *,
+    annotators: int = 3,
+    seeds: int = 3,
+    organs: tuple[str, ...] = ORGANS,
+    patients: int = 3,
+    language: str = "en",
+    **more: object,
 ) -> Study:
-    """A study of any number of annotators, seeds, organs and test patients."""
+    """A study of any number of annotators, seeds, organs and test patients; `more` are fields of the study file."""
     return Study.model_validate(
         {
             "name": "random",
@@ -36,8 +46,38 @@ def make_study(
             "seeds": [112233, 445566, 778899, 1, 2][:seeds],
             "report": {"language": language},
             "statistics": {"draws": 999},
+            **more,
         }
     )
+
+
+def every_family(**shape: int | str) -> Study:
+    """A study with predictors of every family: 3 annotators, 2 fusions and 2 folds of one seed."""
+    models = ["anno1_init112233_fold0", "anno2_init112233_fold0"]
+    test = [f"{patient:03d}" for patient in range(1, int(shape.get("patients", 3)) + 1)]
+    return make_study(
+        **{"seeds": 1, **shape},  # type: ignore[arg-type]
+        sets={"train": [str(patient) for patient in range(901, 911)], "validation": ["920", "921"], "test": test},
+        groups={"A": test[::2], **({"B": test[1::2]} if len(test) > 1 else {})},
+        in_distribution_group="A",
+        folds=[0, 1],
+        training_labels=["anno1", "anno2", "anno3", "majority", "soft"],
+        training={"snapshots": 2},
+        cheap_ensembles={"flips": models, "snapshots": models[:1], "folds": True},
+        calibrated={"temperature": ["ensemble_all"], "isotonic": ["ensemble_all"]},
+    )
+
+
+def make_predictor_cost(study: Study, *, device: str = "cuda 0") -> pd.DataFrame:
+    """What each predictor costs, by the platform's own sums: a training takes 24 hours, a prediction a tenth of one."""
+    rows: list[tuple[str, str, float, str]] = [("trained_model", str(m), 24 * 3600.0, device) for m in study.models]
+    for patient in study.predicted_patients():
+        rows += [("softmax", f"{model}|{patient}", 360.0, device) for model in study.models_of(patient)]
+        rows += [("softmax", f"{model}|{patient}", 45.0, device) for model in study.variants_of(patient)]
+        rows += [("ensemble_softmax", f"{one}|{patient}", 60.0, "cpu") for one in study.ensembles_of(patient)]
+    ledger = pd.DataFrame(rows, columns=["asset", "partition", "seconds", "device"])
+    costs = predictor_cost(study, ledger.assign(epochs=None, resumed=None))
+    return costs.assign(unrecorded=0)  # as if the fits were recorded
 
 
 def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
@@ -254,6 +294,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "reliability": lambda: _once(make_bins, study),
         "risk_coverage": lambda: _once(make_curves, study),
         "cost": lambda: cost,
+        "predictor_cost": lambda: make_predictor_cost(study),
         "curves": lambda: make_training(study),
         "slices": lambda: (_once(make_slice, study),),
         "organs": lambda: _once(make_organs, study),

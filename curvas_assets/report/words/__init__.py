@@ -76,6 +76,23 @@ class Words:
         """A family of predictors; its own name if it has none here."""
         return self._named("families", family)
 
+    def the_family(self, family: str) -> str:
+        """A family within a sentence, with its article."""
+        return self._named("families_the", family)
+
+    def about_family(self, family: str) -> str:
+        """What a family is, with its name."""
+        return self._named("families_about", family)
+
+    def short_metric(self, metric: str) -> str:
+        """A metric's abbreviation, where `about_metric` explains it; otherwise its name."""
+        short = self._said.get("metrics_short", {}).get(metric)
+        return self.metric(metric) if short is None else short
+
+    def about_metric(self, metric: str) -> str:
+        """What a metric tells, in one sentence; empty where there is none here."""
+        return self._said.get("metrics_about", {}).get(metric, "")
+
     def direction(self, direction: str) -> str:
         """Which values of a metric are better."""
         return {"higher": self("higher"), "lower": self("lower")}.get(direction, self("neither"))
