@@ -90,6 +90,12 @@ class Facts:
         order = sorted(family, key=lambda one: (ranks.get(family[one], len(ranks)), places.get(one, len(places))))
         return {name: family[name] for name in order}
 
+    @cached_property
+    def group_of(self) -> dict[str, str]:
+        """Patient → the group, empty where a patient has none."""
+        pairs = self.scores[["patient", "group"]].drop_duplicates("patient")
+        return dict(zip(pairs["patient"].astype(str), pairs["group"].astype(str), strict=True))
+
     @property
     def named_predictors(self) -> list[str]:
         """The predictors that were scored, family by family."""

@@ -43,6 +43,7 @@ class ReportInputs:
         metrics: the metric registry as a table: `metric`, `direction` (higher, lower or empty), `unit`, and for display
             `family`, `range`, `definition`, `reference`.
         cohort: one row per patient: `patient`, `set`, `group`, then whatever is known (`shape`, `spacing_mm`, `excluded`, …).
+        anatomy: what annotators drew: `patient`, `organ`, `annotator`, `volume_ml` (0 where the organ was not drawn).
         exclusions: ledger: `patient`, `predictor`, `metric`, `organ`, `annotator`, `reason`.
         comparisons: from `compare_all_families`.
         non_inferiority: from `non_inferiority`.
@@ -68,6 +69,7 @@ class ReportInputs:
     provenance: Provenance = field(default_factory=Provenance)
     metrics: pd.DataFrame | None = None
     cohort: pd.DataFrame | None = None
+    anatomy: pd.DataFrame | None = None
     exclusions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     non_inferiority: pd.DataFrame | None = None

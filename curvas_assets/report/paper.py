@@ -54,6 +54,8 @@ LEGENDS: dict[str, Any] = {
 POINTS_PER_PIXEL = 0.7
 """Widths of lines: a figure on paper is smaller than on the screen."""
 DPI = 120
+MOST_LEVEL = 4
+"""Names of distributions that stand level; more are slanted."""
 TALLEST_LEGEND = 15
 """Names above each other beside a figure."""
 
@@ -222,7 +224,8 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
         for value, text in zip(mark.values, mark.texts, strict=False):
             _write_beside(axes, at, value, text)
     if marks:
-        axes.set_xticks(range(len(marks)), [mark.place for mark in marks])
+        slanted = {"rotation": 30, "ha": "right"} if len(marks) > MOST_LEVEL else {}
+        axes.set_xticks(range(len(marks)), [mark.place for mark in marks], **slanted)
         axes.set_xlim(-0.6, len(marks) - 0.4)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from curvas_assets.report.blocks import Absent, Block, TableBlock, Text
+from curvas_assets.report.blocks import Absent, Block, Note, TableBlock
 from curvas_assets.report.facts import Facts
 from curvas_assets.report.tables import BREAK, MISSING, table_of
 from curvas_assets.statistics import best_predictors, summarise, with_unit
@@ -41,7 +41,7 @@ def predictor_tables(facts: Facts) -> list[Block]:
             rows += [every.row(name) for name in members]
             strong += [every.best(name) for name in members]
     blocks: list[Block] = [every.table(rows, strong, w("predictors_caption"))]
-    blocks += [Text(text) for text in every.notes(is_folded=is_folded)]
+    blocks += [Note(text) for text in every.notes(is_folded=is_folded)]
     if is_folded:
         names = facts.named_predictors
         whole = every.table(

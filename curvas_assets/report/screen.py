@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NOTHING = "rgba(0,0,0,0)"
+MOST_LEVEL = 4
+"""Names of distributions that stand level; more are slanted."""
 SYMBOLS = {"ring": "circle-open"}
 DASHES = {"shortdash": "3px,2px", "dashdotdot": "6px,2px,2px,2px,2px,2px", "sparsedot": "2px,6px"}
 """Names of `chart` that plotly has not."""
@@ -100,14 +102,16 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
         if axis.log:
             look |= {"type": "log", "exponentformat": "power", "nticks": 4}
         if axis.places:
+            size = 11 if len(axis.places) <= 30 else 8
             look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "zeroline": False}
+            look |= {"tickangle": -90, "tickfont": {"size": size}}
         if not axis.ticks:
             look["showticklabels"] = False
         if panel.is_picture:
             look |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
         update(row=row, col=col, **look)
     if any(isinstance(mark, Distribution) for mark in panel.marks):
-        figure.update_xaxes(tickangle=0, row=row, col=col)
+        figure.update_xaxes(tickangle=0 if len(panel.marks) <= MOST_LEVEL else -30, row=row, col=col)
     if panel.is_picture:
         across = figure.get_subplot(row, col).xaxis.plotly_name.replace("axis", "")
         figure.update_yaxes(scaleanchor=across, scaleratio=1, row=row, col=col)

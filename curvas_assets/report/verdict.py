@@ -67,6 +67,7 @@ class Verdict:
         better: measures of uncertainty that are better by more than chance.
         worse: that are worse by more than chance.
         open: of which neither is shown.
+        lacking: measures of uncertainty that were not compared: not scored, or without a value on both sides.
         accuracy: class of the second sentence.
         accurate: the metric of accuracy under both; None if it was not compared.
         margin: the row of its test of non-inferiority; None without one.
@@ -78,6 +79,7 @@ class Verdict:
     better: Sequence[Compared]
     worse: Sequence[Compared]
     open: Sequence[Compared]
+    lacking: Sequence[str]
     accuracy: Accuracy
     accurate: Compared | None
     margin: pd.Series | None
@@ -107,29 +109,34 @@ def judge(
     alpha = statistics.alpha
     better = [one for one in ordered if one.is_better(alpha)]
     worse = [one for one in ordered if one.is_worse(alpha) and one not in better]
+    lacking = [m for m in primary if m not in found and m != statistics.primary.get(ACCURACY)]
     undecided = [one for one in ordered if one not in better and one not in worse]
     margin = _margin(margins, first, statistics.primary.get(ACCURACY, ""))
     direction = directions.get(accurate.metric, "") if accurate else ""
     return Verdict(
         first=first,
         patients=max((one.patients for one in [*ordered, *([accurate] if accurate else [])]), default=0),
-        uncertainty=_uncertainty(ordered, better, worse),
+        uncertainty=_uncertainty(len(ordered) + len(lacking), ordered, better, worse),
         better=better,
         worse=worse,
         open=undecided,
+        lacking=lacking,
         accuracy=_accuracy(accurate, margin, direction, alpha, statistics.non_inferiority_margin),
         accurate=accurate,
         margin=margin,
     )
 
 
-def _uncertainty(ordered: Sequence[Compared], better: Sequence[Compared], worse: Sequence[Compared]) -> Uncertainty:
+def _uncertainty(
+    asked: int, ordered: Sequence[Compared], better: Sequence[Compared], worse: Sequence[Compared]
+) -> Uncertainty:
+    """Better only if each measure that the study asks for is."""
     if not ordered:
         return "untested"
     if max(one.patients for one in ordered) < FEWEST:
         return "few"
     if better:
-        return "mixed" if worse else "better" if len(better) == len(ordered) else "partly"
+        return "mixed" if worse else "better" if len(better) == asked else "partly"
     return "worse" if worse else "undecided"
 
 

@@ -90,7 +90,7 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         parts.append(cells.assign(metric=metric, organ=organ, annotator=annotator, unit=unit, note="", value=values))
 
     predictors = study.predictors
-    patients = study.sets["test"]
+    patients = study.scored_patients()
     cells = pd.DataFrame(
         [
             (patient, predictor, study.family(predictor), "AB"[index % 2])
@@ -129,7 +129,15 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         if metric != "hd95":
             add(metric, "", "mean", unit, np.mean(each, axis=0))
     add("predictive_entropy", "", "", "nats", 0.01 + 0.004 * hard + 0.002 * gain + np.abs(noise(0.0005)))
-    return pd.concat(parts, ignore_index=True)
+    add("ncc", "", "", "", np.clip(0.6 - 0.05 * hard + 0.02 * gain + noise(0.01), -1, 1))
+    scores = pd.concat(parts, ignore_index=True)
+    if not study.cross_validated:
+        return scores
+    held = {patient: set(study.predictors_of(patient)) for patient in patients}
+    kept = [
+        predictor in held[patient] for patient, predictor in zip(scores["patient"], scores["predictor"], strict=True)
+    ]
+    return scores[kept].reset_index(drop=True)
 
 
 def make_bins(study: Study, *, bins: int = 50) -> pd.DataFrame:
@@ -137,8 +145,8 @@ def make_bins(study: Study, *, bins: int = 50) -> pd.DataFrame:
     edges = np.linspace(0, 1, bins + 1)
     middle = (edges[:-1] + edges[1:]) / 2
     parts = []
-    for patient in study.sets["test"]:
-        for predictor in study.predictors:
+    for patient in study.scored_patients():
+        for predictor in study.predictors_of(patient):
             gap = 0.12 - 0.08 * GAIN[study.family(predictor)]
             count = np.where(middle > 0.25, 10 ** (2 + 4 * middle), 0).astype(int)
             parts.append(
@@ -176,8 +184,8 @@ def make_curves(study: Study, *, points: int = 60, seed: int = 0) -> pd.DataFram
                     "risk": (0.01 - 0.003 * GAIN[study.family(predictor)]) * coverage**6 * rng.uniform(0.8, 1.2),
                 }
             )
-            for patient in study.sets["test"]
-            for predictor in study.predictors
+            for patient in study.scored_patients()
+            for predictor in study.predictors_of(patient)
             for annotator in range(1, 1 + len(study.annotators))
         ],
         ignore_index=True,
@@ -263,11 +271,11 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
     scores = pd.DataFrame(_once(make_scores, study)).copy() if given is None else given
     cohort = pd.DataFrame(
         {
-            "patient": ["UKCHLL900", *study.sets["test"]],
-            "set": ["train", *["test"] * len(study.sets["test"])],
+            "patient": ["UKCHLL900", *study.scored_patients()],
+            "set": ["train", *["test"] * len(study.scored_patients())],
             "group": "A",
-            "shape": [(48, 96, 96)] * (1 + len(study.sets["test"])),
-            "spacing_mm": [(5.0, 3.5, 3.5)] * (1 + len(study.sets["test"])),
+            "shape": [(48, 96, 96)] * (1 + len(study.scored_patients())),
+            "spacing_mm": [(5.0, 3.5, 3.5)] * (1 + len(study.scored_patients())),
         }
     )
     metrics = pd.DataFrame(

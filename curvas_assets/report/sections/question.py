@@ -45,6 +45,8 @@ def _on_uncertainty(facts: Facts, verdict: Verdict) -> str:
     w = facts.words
     if verdict.uncertainty == "untested":
         return w("uncertainty_untested")
+    lacking = ", ".join(map(w.metric, verdict.lacking))
+    lacking = w("lacking_besides", metrics=lacking) if lacking else ""
     return w(
         f"uncertainty_{verdict.uncertainty}",
         patients=_patients(facts, verdict.patients),
@@ -52,8 +54,8 @@ def _on_uncertainty(facts: Facts, verdict: Verdict) -> str:
         second=w.the_family("individual"),
         better=_listed(facts, verdict.better),
         worse=_listed(facts, verdict.worse),
-        undecided=w("undecided_besides", metrics=_listed(facts, verdict.open)) if verdict.open else "",
-        open=_listed(facts, verdict.open),
+        undecided=(w("undecided_besides", metrics=_listed(facts, verdict.open)) if verdict.open else "") + lacking,
+        open=_listed(facts, verdict.open) + lacking,
         fewest=FEWEST,
     )
 
