@@ -140,6 +140,6 @@ def _page_output(tools: Toolkit, written: stage.Written, bucket: Bucket) -> dg.O
             "report": f"{tools.objects.name}/{place}/{written.page.place}/report.html",
             "patients": len(written.patients),
             "bytes": written.page.size,
-            "pictures of": written.pictured,
+            "pictures of": ", ".join(written.pictured) or "none",
         },
     )

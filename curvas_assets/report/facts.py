@@ -16,7 +16,7 @@ from curvas_assets.report.blocks import TableBlock, Text
 from curvas_assets.report.inputs import ReportInputs
 from curvas_assets.report.style import FAMILIES
 from curvas_assets.report.tables import MISSING, table_of
-from curvas_assets.report.verdict import ENSEMBLES
+from curvas_assets.report.verdict import leading_predictor
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import (
     directions,
@@ -106,11 +106,10 @@ class Facts:
         """The families that were scored, in their order."""
         return list(dict.fromkeys(self.family_of.values()))
 
-    @property
+    @cached_property
     def lead(self) -> str:
         """The predictor that the study is about: its first general ensemble, or the first of what there is; empty without any."""
-        wanted = [*ENSEMBLES, *FAMILIES]
-        return next((name for family in wanted for name, own in self.family_of.items() if own == family), "")
+        return leading_predictor(self.study, self.family_of)
 
     @property
     def lead_family(self) -> str:

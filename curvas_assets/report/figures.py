@@ -231,10 +231,10 @@ def _reliability_lines(parts: Mapping[str, pd.DataFrame], lowest: float, words: 
     lines: list[Mark] = [Line(x=diagonal, y=diagonal, colour=GREY, width=1, name=words("perfect"))]
     shares: list[Mark] = []
     for family, part in parts.items():
-        look = {"colour": FAMILY_COLOURS.get(family, BLUE), "dash": FAMILY_DASHES.get(family, "solid"), "width": 2}
+        look: dict[str, Any] = {"colour": FAMILY_COLOURS.get(family, BLUE), "dash": FAMILY_DASHES.get(family, "solid")}
         x, name = part["confidence"].to_numpy(float), f"{words.family(family)}, {_pooled_ece(part, words)}"
-        lines.append(Line(x=x, y=part["accuracy"].to_numpy(float), name=name, **look))
-        shares.append(Line(x=x, y=part["share"].to_numpy(float), name=name, **look))
+        lines.append(Line(x=x, y=part["accuracy"].to_numpy(float), name=name, width=2, **look))
+        shares.append(Line(x=x, y=part["share"].to_numpy(float), name=name, width=2, **look))
     return Chart(
         name="reliability",
         title=words("reliability_title"),

@@ -96,12 +96,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["in_cell"] = _in_cell
-    environment.filters["broken"] = lambda text: text.replace(BREAK, "\n")
+    environment.filters["broken"] = _broken
     return environment
 
 
 def _macros(template: str) -> Any:
     return _environment().get_template(template).module
+
+
+def _broken(text: str) -> str:
+    """Text of a cell with its line breaks."""
+    return text.replace(BREAK, "\n")
 
 
 def _in_cell(text: str) -> str:

@@ -224,7 +224,7 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
         for value, text in zip(mark.values, mark.texts, strict=False):
             _write_beside(axes, at, value, text)
     if marks:
-        slanted = {"rotation": 30, "ha": "right"} if len(marks) > MOST_LEVEL else {}
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(marks) > MOST_LEVEL else {}
         axes.set_xticks(range(len(marks)), [mark.place for mark in marks], **slanted)
         axes.set_xlim(-0.6, len(marks) - 0.4)
 

@@ -5,20 +5,22 @@ words (`sections.question`). Nothing is called decided below `FEWEST` patients, 
 metrics and pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from curvas_assets.statistics.efficiency import ACCURACY
 from curvas_assets.statistics.families import FEWEST, corrected
-from curvas_assets.study import Statistics
+from curvas_assets.study import Family, Statistics, Study
 
 ENSEMBLES = ("general", "fused ensemble", "annotator", "folds", "snapshots", "flips")
 """Families of ensembles; the question is answered for the first of them that was compared with the individual models."""
 SINGLE = "individual"
+FAMILIES: tuple[str, ...] = (*ENSEMBLES, *get_args(Family))
+"""Families in the order in which one of their predictors leads the report."""
 Uncertainty = Literal["better", "partly", "mixed", "undecided", "worse", "few", "untested"]
 Accuracy = Literal["improved", "unharmed", "slightly", "undecided", "lower", "harmed", "unbounded", "few", "untested"]
 
@@ -83,6 +85,14 @@ class Verdict:
     accuracy: Accuracy
     accurate: Compared | None
     margin: pd.Series | None
+
+
+def leading_predictor(study: Study, scored: Iterable[str]) -> str:
+    """The predictor that the study is about: its first general ensemble, or the first of what there is; empty without any."""
+    known = set(map(str, scored))
+    present = [name for name in study.predictors if name in known]
+    families = {name: study.family(name) for name in present}
+    return next((name for family in FAMILIES for name in present if families[name] == family), "")
 
 
 def judge(
