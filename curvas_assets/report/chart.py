@@ -42,7 +42,8 @@ class Line:
 class Points:
     """Points; on the screen, `labels` say whose value each point is. `texts` are written beside them, also on paper.
 
-    `is_placed` if x only says where the point stands along the names of an axis, and is no value.
+    `is_placed` if x only says where the point stands along the names of an axis, and is no value. Large points are few and
+    stand for estimates.
     """
 
     x: Numbers
@@ -53,6 +54,7 @@ class Points:
     name: str
     texts: Sequence[str] = ()
     is_placed: bool = False
+    is_large: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,7 +142,8 @@ class Axis:
         log: logarithmic.
         ticks: whether numbers stand along it.
         whole: whether these numbers are whole.
-        places: names that stand along it in place of numbers, at 0, 1, 2 …
+        places: names that stand along it in place of numbers, at 0, 1, 2 …; of a vertical axis the first on top, and of a
+            horizontal one written upwards.
     """
 
     title: str = ""

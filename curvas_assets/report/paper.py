@@ -148,9 +148,12 @@ def _set_axis(axis: Axis, set_label: Any, set_limits: Any, set_scale: Any, drawn
     if axis.whole:
         drawn.set_major_locator(MaxNLocator(integer=True))
     if axis.places:
-        across = drawn.axis_name == "x"
-        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places), rotation=90 if across else 0)
-        drawn.set_tick_params(labelsize=7 if len(axis.places) <= 30 else 5.5)
+        is_vertical = drawn.axis_name == "y"
+        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places), rotation=0 if is_vertical else 90)
+        if is_vertical:
+            set_limits(len(axis.places) - 0.5, -0.5)
+        elif len(axis.places) > 30:
+            drawn.set_tick_params(labelsize=5.5)
     if not axis.ticks:
         drawn.set_ticks([])
 
@@ -169,7 +172,8 @@ def _(mark: Line, axes: Any) -> None:
 
 @_draw.register
 def _(mark: Points, axes: Any) -> None:
-    look = {"s": 10, "marker": MARKERS[mark.marker], "color": mark.colour, "alpha": 0.6, "linewidths": 0}
+    look: dict[str, Any] = {"marker": MARKERS[mark.marker], "color": mark.colour, "linewidths": 0}
+    look |= {"s": 36, "zorder": 3} if mark.is_large else {"s": 10, "alpha": 0.6}
     if mark.marker == "ring":
         look = {"s": 45, "marker": "o", "facecolors": "none", "edgecolors": mark.colour, "linewidths": 0.9}
     axes.scatter(mark.x, mark.y, label=mark.name or None, **look)

@@ -102,9 +102,11 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
         if axis.log:
             look |= {"type": "log", "exponentformat": "power", "nticks": 4}
         if axis.places:
-            size = 11 if len(axis.places) <= 30 else 8
-            look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "zeroline": False}
-            look |= {"tickangle": -90, "tickfont": {"size": size}}
+            look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "automargin": True}
+            if axis is panel.y:
+                look["range"] = [len(axis.places) - 0.5, -0.5]
+            else:
+                look |= {"tickangle": -90, "tickfont": {"size": 11 if len(axis.places) <= 30 else 9}, "zeroline": False}
         if not axis.ticks:
             look["showticklabels"] = False
         if panel.is_picture:
@@ -168,7 +170,8 @@ def _(mark: Points) -> dict[str, Any]:
 def _marker(mark: Points) -> dict[str, Any]:
     if mark.marker == "ring":
         return {"color": mark.colour, "symbol": SYMBOLS["ring"], "size": 13, "line": {"width": 1.5}}
-    return {"color": mark.colour, "symbol": mark.marker, "size": 6, "opacity": 0.65}
+    size, opacity = (10, 1) if mark.is_large else (6, 0.65)
+    return {"color": mark.colour, "symbol": mark.marker, "size": size, "opacity": opacity}
 
 
 @_trace.register
