@@ -18,7 +18,6 @@ from curvas_assets.statistics.efficiency import measure_of_reduction, network_ho
 
 MOST_ROWS = 4
 """Predictors of a family that have a row each on the first screen; of more, the family has one."""
-COST_COLUMNS = ("training_gpu_hours", "inference_gpu_hours", "training_cpu_hours", "inference_cpu_hours")
 
 
 def predictor_tables(facts: Facts) -> list[Block]:
@@ -121,7 +120,6 @@ class Predictors:
             for metric in self._metrics
         }
         if self._costs is not None:
-            headings |= {"trainings": w.column("trainings")}
             headings |= {f"{device}_hours": w(f"hours_{device}") for device in self._devices()}
         if self._gained is not None:
             headings |= {"reduction": w("reduction_heading", metric=w.short_metric(str(self._measure)))}
@@ -189,11 +187,6 @@ class Predictors:
         middle, low, high = (w.number(value) for value in (mean, min(finite), max(finite)))
         return f"{middle}{unit}" if low == high else f"{middle}{unit}{BREAK}{w('interval', low=low, high=high)}"
 
-    def _whole(self, values: Sequence[int]) -> str:
-        """One number, or the lowest and the highest."""
-        low, high = min(values), max(values)
-        return str(low) if low == high else self._facts.words("interval", low=low, high=high)
-
     def _devices(self) -> list[str]:
         """The devices on which networks computed: `gpu`, `cpu`, both, or none."""
         if self._hours is None:
@@ -205,17 +198,17 @@ class Predictors:
         return self._devices()[0] if len(self._devices()) == 1 else ""
 
     def _cost(self, names: Sequence[str]) -> dict[str, str]:
-        """Trainings and hours of each device, training + inference; of a family, the mean of its predictors."""
+        """Hours of each device, training + inference; of a family, the mean of its predictors."""
         if self._costs is None:
             return {}
         own = self._costs.reindex(list(names)).dropna(subset=["trainings"])
         if own.empty:
-            return dict.fromkeys(("trainings", "gpu_hours", "cpu_hours"), MISSING)
+            return dict.fromkeys(("gpu_hours", "cpu_hours"), MISSING)
         w = self._facts.words
         mark = ("≥\u00a0" if (own["unrecorded"] > 0).any() else "") + (
             "≈\u00a0" if (own["estimated"] > 0).any() else ""
         )
-        cells = {"trainings": self._whole(own["trainings"].astype(int).to_list())}
+        cells: dict[str, str] = {}
         for device in ("gpu", "cpu"):
             training, inference = (float(own[f"{stage}_{device}_hours"].mean()) for stage in ("training", "inference"))
             nothing = training == 0 and inference == 0

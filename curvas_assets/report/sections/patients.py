@@ -152,7 +152,7 @@ def _outliers(facts: Facts, outliers: pd.DataFrame) -> list[Block]:
 
 
 def _reasons(facts: Facts, patient: str, metric: str, predictor: str) -> str:
-    return "; ".join(reasons_for(facts, patient, metric, predictor)) or facts.words("reason_unknown")
+    return facts.words.joint.join(reasons_for(facts, patient, metric, predictor)) or facts.words("reason_unknown")
 
 
 def _groups(facts: Facts, metrics: list[str]) -> list[Block]:

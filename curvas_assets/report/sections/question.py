@@ -100,7 +100,7 @@ def _listed(facts: Facts, compared: Sequence[Compared]) -> str:
 def _families(facts: Facts) -> str:
     """Which families there are, and what each is."""
     w = facts.words
-    return w("families_text", families="; ".join(w.about_family(family) for family in facts.families))
+    return w("families_text", families=w.joint.join(w.about_family(family) for family in facts.families))
 
 
 def _answer(facts: Facts, metric: str) -> str:

@@ -49,6 +49,7 @@ class Words:
         self.language = language
         self._said = spoken(language)
         self.decimal: str = self._said["decimal"]
+        self.joint: str = self._said["joint"]
 
     def __call__(self, key: str, **values: object) -> str:
         """The text of a key, its `{…}` filled in."""
@@ -116,7 +117,7 @@ class Words:
         known = [(part, self._sentence(part)) for part in text.split(JOINT)]
         if all(here is None for _, here in known):
             return text
-        return self._said["joint"].join(part if here is None else here for part, here in known)
+        return self.joint.join(part if here is None else here for part, here in known)
 
     def number(self, value: float) -> str:
         """A number with three significant digits."""
