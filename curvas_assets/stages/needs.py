@@ -14,14 +14,14 @@ import pandas as pd
 
 from curvas_assets.predictors import CalibratedId, EnsembleId, PredictorId, predictor_of
 from curvas_assets.stages import schemas
-from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, TRAINED_MODEL, Asset
+from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, SCORES, TRAINED_MODEL, Asset
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study
 
 PREDICTED = tuple(row for row in ASSETS if row.axis in ("patient_by_model", "patient_by_variant"))
 """Assets whose cells are networks' predictions."""
-FITTED = tuple(row for row in ASSETS if row.fits)
-"""Assets that are fitted on validation patients."""
+FITTED = tuple(row for row in ASSETS if row.fits and row in SCORES.inputs)
+"""Assets that are fitted on validation patients, and that predictors are scored with."""
 NEEDED = (TRAINED_MODEL, *PREDICTED, ENSEMBLE_SOFTMAX, *FITTED)
 """Assets that a predictor can be made of; without a network's hours: the datasets, which all models share."""
 GPUS = ("cuda", "mps")
@@ -59,7 +59,7 @@ def predictor_cost(study: Study, ledger: pd.DataFrame) -> pd.DataFrame:
     A model takes its training, and its predictions of the patients who are scored. An ensemble takes the trainings and
     predictions of all its members, each once, and its own mean; the ensemble of a model's flips takes one training, and a
     prediction for each flip. A calibrated predictor takes what its base takes, the base's predictions of the validation
-    patients, and the fit. What several predictors share counts whole in each: it is what this predictor alone would take.
+    patients, and the fit (that of all calibrated predictors, if they are fitted at once). What several predictors share counts whole in each: it is what this predictor alone would take.
 
     Args:
         study: whose predictors.
@@ -90,7 +90,7 @@ def without_record(table: pd.DataFrame) -> list[str]:
 
 
 def needs_of(study: Study, predictor: PredictorId, patients: Iterable[str]) -> Needs:
-    """The artefacts that a predictor needs for these patients, whom it must predict or has no members for."""
+    """The artefacts that a predictor needs to predict these patients; none for those whom it does not predict."""
     needs = Needs()
     if isinstance(predictor, CalibratedId):
         needs = needs_of(study, predictor.base, {*patients, *study.fitting_patients})
@@ -115,7 +115,7 @@ def _row(
     trainings = [used.get((TRAINED_MODEL.name, key)) for key in sorted(needs.trainings)]
     predictions = [_first(used, PREDICTED, key) for key in sorted(needs.predictions)]
     combined = [used.get((ENSEMBLE_SOFTMAX.name, key)) for key in sorted(needs.ensembles)]
-    combined += [_first(used, FITTED, key) for key in sorted(needs.fits)]
+    combined += [_first(used, FITTED, key) or _first(used, FITTED, "") for key in sorted(needs.fits)]
     whole = [*trainings, *predictions, *combined]
     return {
         "predictor": name,

@@ -102,6 +102,14 @@ def test_each_predictor_costs_what_it_needs_by_hand(with_variants):
     assert without_record(table.reset_index()) == []
 
 
+def test_what_is_fitted_at_once_counts_whole_in_each(with_variants):
+    study = study_of(calibrated={"temperature": ["ensemble_all"], "isotonic": ["ensemble_all"]})
+    table = costs(study, [*made(study), row("fits", "", 360.0, "cpu")])
+    calibrated = table.loc[["temperature_ensemble_all", "isotonic_ensemble_all"]]
+    assert calibrated["combining_hours"].tolist() == pytest.approx([0.13, 0.13])
+    assert calibrated["unrecorded"].tolist() == [0, 0]
+
+
 def test_an_ensemble_of_folds_takes_all_its_trainings():
     study = study_of(folds=[0, 1], cheap_ensembles={"folds": True})
     table = costs(study, made(study))
