@@ -13,6 +13,7 @@ import pandas as pd
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import (
     FEWEST_FOR_A_SHAPE,
+    TALLEST_LEGEND,
     Axis,
     Band,
     Bars,
@@ -389,6 +390,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
     """
     drawn = pairs[np.isfinite(pairs["x"]) & np.isfinite(pairs["y"])]
     marks: list[Mark] = []
+    first = next((family for family in FAMILIES if family in set(drawn["family"])), "")
     for family in reversed(FAMILIES):  # the fewest points on top
         part = drawn[drawn["family"] == family]
         if len(part):
@@ -400,6 +402,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
                     marker=FAMILY_MARKERS[family],
                     labels=_whose(part),
                     name=words.family(family),
+                    texts=named_worst(part.assign(value=part["y"]), "higher") if family == first else (),
                 )
             )
     if len(drawn) >= 3 and np.ptp(drawn["x"]) > 0:
@@ -458,7 +461,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], words: Words) -> Chart:
         title=words("curves_title"),
         caption=words("curves_caption"),
         rows=[panels],
-        size_in=(8.8, 3.0),
+        size_in=(6.7 + 2.1 * max(1, -(-len(curves) // TALLEST_LEGEND)), 3.0),
         decimal=words.decimal,
     )
 

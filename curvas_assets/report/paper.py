@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvas_assets.report.chart import (
+    TALLEST_LEGEND,
     Axis,
     Band,
     Bars,
@@ -56,8 +57,6 @@ POINTS_PER_PIXEL = 0.7
 DPI = 120
 MOST_LEVEL = 4
 """Names of distributions that stand level; more are slanted."""
-TALLEST_LEGEND = 15
-"""Names above each other beside a figure."""
 
 
 def draw(chart: Chart) -> "Figure":
