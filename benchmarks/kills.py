@@ -56,7 +56,7 @@ WEIGHTS = {"step": 10, "run worker": 7, "S3": 4, "code server": 3, "fork server"
 """Of 30 kills. What works is killed most."""
 PROGRESS_SECONDS = 90
 """The next kill waits for something to be made, a new epoch at least, but not longer."""
-OF_THE_MOMENT = ("cost", "figures", "report")
+OF_THE_MOMENT = ("cost", "predictor_cost", "figures", "report")
 """Assets that hold times or costs: their content differs from run to run."""
 QUIET_SECONDS = 600
 """Silence after which a study counts as stuck."""

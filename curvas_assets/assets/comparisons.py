@@ -8,7 +8,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger, not_recorded
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.stages import compare as stage
-from curvas_assets.stages import table
+from curvas_assets.stages import needs, table
 from curvas_assets.stages.stored import Artefact
 from curvas_assets.statistics import rank_among_teams
 from curvas_assets.study import Study
@@ -53,6 +53,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         unrecorded = not_recorded(context.instance, ledger)
         return table_output(table.COST, cost_table(ledger, study.prices), stage.COST_CHECK, unrecorded)
 
+    @declare.table(table.PREDICTOR_COST, stage.PREDICTOR_COST_CHECK)
+    def predictor_cost(context: dg.AssetExecutionContext):
+        """Hours of GPU and CPU that each predictor needs: an ensemble's members are trained and predict for it, once each."""
+        frame = needs.predictor_cost(study, materialisation_ledger(context.instance, needs.NEEDED))
+        return table_output(table.PREDICTOR_COST, frame, stage.PREDICTOR_COST_CHECK, needs.without_record(frame))
+
     published_table = dg.AssetSpec(
         asset_key(table.PUBLISHED_TABLE),
         group_name=table.PUBLISHED_COMPARISON.group,
@@ -71,4 +77,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         frame, version, facts, unusable = stage.compare_published(tools, study_scores.table())
         return table_output(table.PUBLISHED_COMPARISON, frame, stage.PUBLISHED_CHECK, unusable, facts, version=version)
 
-    return [family_comparisons, variance_components, leaderboard, cost, published_table, published_comparison]
+    return [
+        family_comparisons,
+        variance_components,
+        leaderboard,
+        cost,
+        predictor_cost,
+        published_table,
+        published_comparison,
+    ]

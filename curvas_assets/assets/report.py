@@ -63,6 +63,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
         variance_components: Artefact,
         leaderboard: Artefact,
         cost: Artefact,
+        predictor_cost: Artefact,
         published_comparison: Artefact,
         volume_intervals: Artefact,
         scores: Artefacts,
@@ -77,6 +78,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             variance_components,
             leaderboard,
             cost,
+            predictor_cost,
             published_comparison,
             volume_intervals,
             scores,
@@ -148,6 +150,6 @@ def _page_output(tools: Toolkit, written: stage.Written, bucket: Bucket) -> dg.O
             "report": f"{tools.objects.name}/{place}/{written.page.place}/report.html",
             "patients": len(written.patients),
             "bytes": written.page.size,
-            "pictures of": written.pictured,
+            "pictures of": ", ".join(written.pictured) or "none",
         },
     )

@@ -1,6 +1,6 @@
 """The cost ledger: what every materialisation of this instance recorded, and the study's table 4 made from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from curvas_assets.orchestration.asset_keys import asset_key, key_of, name_of
 from curvas_assets.orchestration.dagster_internals import CODE_VERSION_TAG
-from curvas_assets.stages.table import ASSETS, COST_ROWS
+from curvas_assets.stages.table import ASSETS, COST_ROWS, Asset
 from curvas_assets.study import Prices
 
 PAGE = 500
@@ -25,11 +25,17 @@ STUDY_COSTS = pd.DataFrame(
 """What the study itself used (its report, table 4)."""
 
 
-def materialisation_ledger(instance: dg.DagsterInstance) -> pd.DataFrame:
-    """One row per materialisation: asset, partition, run, seconds, bytes down and up, peak memory, device, bytes stored."""
+def materialisation_ledger(instance: dg.DagsterInstance, assets: Iterable[Asset] = ASSETS) -> pd.DataFrame:
+    """One row per materialisation, the newest of an asset first: asset, partition, run, seconds, bytes down and up, peak
+    memory, device, bytes stored; of a training also its epochs, and at which it went on (`resumed`).
+
+    Args:
+        instance: whose.
+        assets: of which; all, if not given.
+    """
     columns = ["asset", "partition", "run", "seconds", "bytes_down", "bytes_up", "peak_memory_mib", "device", "bytes"]
-    rows = [row for asset in ASSETS for row in _rows(instance, key_of(asset))]
-    return pd.DataFrame(rows, columns=columns)
+    rows = [row for asset in assets for row in _rows(instance, key_of(asset))]
+    return pd.DataFrame(rows, columns=[*columns, "epochs", "resumed"])
 
 
 def newest_rows(

@@ -29,6 +29,22 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A paragraph about how something beside it is to be read, in small print."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to the study's question, which is to be seen before all else."""
+
+    kind: ClassVar[str] = "answer"
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Absent:
     """A sentence that stands where something is missing."""
 
@@ -62,7 +78,7 @@ class FigureBlock:
     chart: Chart
 
 
-Block: TypeAlias = Heading | Text | Absent | Bullets | TableBlock | FigureBlock
+Block: TypeAlias = Heading | Text | Note | Answer | Absent | Bullets | TableBlock | FigureBlock
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,14 @@ import numpy.typing as npt
 FEWEST_FOR_A_SHAPE = 8
 """Points below which a distribution is drawn as its points and their mean: a density or quartiles of three points say
 nothing."""
+TALLEST_LEGEND = 15
+"""Names above each other beside a figure on paper; more stand in several columns."""
 Numbers: TypeAlias = npt.NDArray[np.floating[Any]]
-Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
-Marker = Literal["circle", "square", "triangle-up"]
+Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "shortdash", "dashdotdot", "sparsedot"]
+Marker = Literal[
+    "circle", "square", "triangle-up", "diamond", "triangle-down", "x", "pentagon", "cross", "star", "ring"
+]
+"""A ring is drawn around another point, which stays to be seen."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,7 +42,11 @@ class Line:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Points:
-    """Points; on the screen, `labels` say whose value each point is. Large ones are few and stand for estimates."""
+    """Points; on the screen, `labels` say whose value each point is. `texts` are written beside them, also on paper.
+
+    `is_placed` if x only says where the point stands along the names of an axis, and is no value. Large points are few and
+    stand for estimates.
+    """
 
     x: Numbers
     y: Numbers
@@ -45,6 +54,8 @@ class Points:
     marker: Marker
     labels: Sequence[str]
     name: str
+    texts: Sequence[str] = ()
+    is_placed: bool = False
     is_large: bool = False
 
 
@@ -78,6 +89,7 @@ class Distribution:
     """Every value with its mean at one place of a panel; from `FEWEST_FOR_A_SHAPE` on with density and box.
 
     Distributions of a panel stand side by side in their order; `place` is written below, `labels` say whose each value is.
+    `texts` are written beside the points on paper, where nobody can point at them.
     """
 
     values: Numbers
@@ -86,6 +98,7 @@ class Distribution:
     marker: Marker
     labels: Sequence[str]
     name: str
+    texts: Sequence[str] = ()
 
     @property
     def has_shape(self) -> bool:
@@ -131,8 +144,8 @@ class Axis:
         log: logarithmic.
         ticks: whether numbers stand along it.
         whole: whether these numbers are whole.
-        names: what stands at 0, 1, 2 … in place of numbers.
-        places: names written at 0, 1, 2 … of a vertical axis instead of numbers, the first on top.
+        places: names that stand along it in place of numbers, at 0, 1, 2 …; of a vertical axis the first on top, and of a
+            horizontal one written upwards.
     """
 
     title: str = ""
@@ -140,7 +153,6 @@ class Axis:
     log: bool = False
     ticks: bool = True
     whole: bool = False
-    names: Sequence[str] = ()
     places: Sequence[str] = ()
 
 

@@ -6,6 +6,7 @@ that `curvas_assets.statistics` can do.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,9 @@ import pandas as pd
 from curvas_assets.errors import ReportError
 from curvas_assets.report.blocks import TableBlock, Text
 from curvas_assets.report.inputs import ReportInputs
+from curvas_assets.report.style import FAMILIES
 from curvas_assets.report.tables import MISSING, table_of
+from curvas_assets.report.verdict import leading_predictor
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import (
     directions,
@@ -79,6 +82,47 @@ class Facts:
     def predictors(self) -> int:
         """How many predictors were scored."""
         return self.scores["predictor"].nunique()
+
+    @cached_property
+    def family_of(self) -> dict[str, str]:
+        """Predictor → its family, in the order of families and, within one, of the study."""
+        pairs = self.scores[["predictor", "family"]].drop_duplicates("predictor")
+        family = dict(zip(pairs["predictor"].astype(str), pairs["family"].astype(str), strict=True))
+        ranks = {name: rank for rank, name in enumerate(FAMILIES)}
+        places = {name: place for place, name in enumerate(self.study.predictors)}
+        order = sorted(family, key=lambda one: (ranks.get(family[one], len(ranks)), places.get(one, len(places))))
+        return {name: family[name] for name in order}
+
+    @cached_property
+    def group_of(self) -> dict[str, str]:
+        """Patient → the group, empty where a patient has none."""
+        pairs = self.scores[["patient", "group"]].drop_duplicates("patient")
+        return dict(zip(pairs["patient"].astype(str), pairs["group"].astype(str), strict=True))
+
+    @property
+    def named_predictors(self) -> list[str]:
+        """The predictors that were scored, family by family."""
+        return list(self.family_of)
+
+    @property
+    def families(self) -> list[str]:
+        """The families that were scored, in their order."""
+        return list(dict.fromkeys(self.family_of.values()))
+
+    @cached_property
+    def lead(self) -> str:
+        """The predictor that the study is about: its first general ensemble, or the first of what there is; empty without any."""
+        return leading_predictor(self.study, self.family_of)
+
+    @property
+    def lead_family(self) -> str:
+        """The family of `lead`."""
+        return self.family_of.get(self.lead, "")
+
+    def signed(self, value: float) -> str:
+        """A difference with its sign."""
+        text = self.words.number(value)
+        return f"+{text}" if value > 0 else text
 
     @property
     def class_names(self) -> list[str]:
@@ -147,7 +191,8 @@ class Facts:
 
     def claim(self) -> Text:
         """For whom the results of the tests hold, and with what n."""
-        seeds, annotators = len(self.study.seeds), len(self.study.annotators)
+        seeds = len(self.study.seeds)
+        annotators = len([name for name in self.study.label_names if name in self.study.annotator_names])
         return Text(
             self.words(
                 "claim_text",

@@ -13,6 +13,7 @@ import pandas as pd
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import (
     FEWEST_FOR_A_SHAPE,
+    TALLEST_LEGEND,
     Axis,
     Band,
     Bars,
@@ -44,6 +45,8 @@ from curvas_assets.report.style import (
 )
 from curvas_assets.report.words import Words
 
+MOST_SIDE_BY_SIDE = 4
+"""Families whose names and panels fit side by side."""
 RELIABILITY_COLUMNS = ("lower", "upper", "count", "accuracy", "confidence")
 
 
@@ -78,33 +81,45 @@ def distribution_by_family(
     places = {panel: place for place, panel in enumerate(order)}
     names = sorted(drawn["panel"].unique(), key=lambda panel: (places.get(panel, len(places)), _natural(panel)))
     families = [family for family in FAMILIES if family in set(table["family"])]
+    are_many = len(families) > MOST_SIDE_BY_SIDE  # then panels stand above each other, and names are slanted
     panels = [
         Panel(
             marks=[
-                _distribution(drawn[(drawn["family"] == family) & (drawn["panel"] == name)], family, words)
+                _distribution(
+                    drawn[(drawn["family"] == family) & (drawn["panel"] == name)],
+                    family,
+                    words,
+                    direction,
+                    are_many=are_many,
+                )
                 for family in families
             ],
             title=_panel_title(facet, name, words),
-            y=Axis("" if column else axis_title(words.metric(metric), unit, words)),
+            y=Axis("" if column and not are_many else axis_title(words.metric(metric), unit, words)),
         )
         for column, name in enumerate(names or [""])
     ]
+    size_in, height_px = (max(6.0, 2.7 * len(panels) + 0.8), 3.6), 460
+    if are_many:
+        size_in, height_px = (8.0, 2.3 * len(panels) + 1.6), 320 * len(panels) + 160
     return Chart(
         name=f"{metric}_by_family" + (f"_{facet}" if facet else ""),
         title=words("distribution_title", metric=words.metric(metric), facets=words(f"per_{facet}") if facet else ""),
         caption=_distribution_caption(table["value"], panels, facet, direction, words),
-        rows=[panels],
-        size_in=(max(6.0, 2.7 * len(panels) + 0.8), 3.6),
-        height_px=460,
+        rows=[[panel] for panel in panels] if are_many else [panels],
+        heights=[1.0] * (len(panels) if are_many else 1),
+        size_in=size_in,
+        height_px=height_px,
         is_shared=True,
         decimal=words.decimal,
     )
 
 
-def _distribution(part: pd.DataFrame, family: str, words: Words) -> Distribution:
+def _distribution(part: pd.DataFrame, family: str, words: Words, direction: str, *, are_many: bool) -> Distribution:
     return Distribution(
         values=part["value"].to_numpy(float),
-        place=words.family(family).replace(" ", "\n"),
+        texts=named_worst(part, direction),
+        place=words.family(family) if are_many else words.family(family).replace(" ", "\n"),
         colour=FAMILY_COLOURS[family],
         marker=FAMILY_MARKERS[family],
         labels=_whose(part),
@@ -183,6 +198,8 @@ def reliability(bins: pd.DataFrame, words: Words) -> Chart:
     lowest = 10 ** np.floor(np.log10(filled["share"].min())) if len(filled) else 0.1
     families = list(pooled["family"].unique()) or [""]
     parts = [filled[filled["family"] == family] for family in families]
+    if len(families) > MOST_SIDE_BY_SIDE:
+        return _reliability_lines(dict(zip(families, parts, strict=True)), lowest, words)
     return Chart(
         name="reliability",
         title=words("reliability_title"),
@@ -212,6 +229,38 @@ def reliability(bins: pd.DataFrame, words: Words) -> Chart:
         heights=(0.76, 0.24),
         is_shared=True,
         legend="above",
+        decimal=words.decimal,
+    )
+
+
+def _reliability_lines(parts: Mapping[str, pd.DataFrame], lowest: float, words: Words) -> Chart:
+    """The same of many families as lines in one panel."""
+    diagonal = np.array([0.0, 1.0])
+    lines: list[Mark] = [Line(x=diagonal, y=diagonal, colour=GREY, width=1, name=words("perfect"))]
+    shares: list[Mark] = []
+    for family, part in parts.items():
+        look: dict[str, Any] = {"colour": FAMILY_COLOURS.get(family, BLUE), "dash": FAMILY_DASHES.get(family, "solid")}
+        x, name = part["confidence"].to_numpy(float), f"{words.family(family)}, {_pooled_ece(part, words)}"
+        lines.append(Line(x=x, y=part["accuracy"].to_numpy(float), name=name, width=2, **look))
+        shares.append(Line(x=x, y=part["share"].to_numpy(float), name=name, width=2, **look))
+    return Chart(
+        name="reliability",
+        title=words("reliability_title"),
+        caption=words("reliability_lines_caption"),
+        rows=[
+            [Panel(marks=lines, x=Axis(limits=(0, 1)), y=Axis(words("accuracy_axis"), (0, 1)))],
+            [
+                Panel(
+                    marks=shares,
+                    x=Axis(words("confidence_axis"), (0, 1)),
+                    y=Axis(words("share_axis"), (lowest, 1), log=True),
+                )
+            ],
+        ],
+        size_in=(8.4, 5.2),
+        height_px=620,
+        heights=(0.76, 0.24),
+        is_shared=True,
         decimal=words.decimal,
     )
 
@@ -348,6 +397,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
     """
     drawn = pairs[np.isfinite(pairs["x"]) & np.isfinite(pairs["y"])]
     marks: list[Mark] = []
+    first = next((family for family in FAMILIES if family in set(drawn["family"])), "")
     for family in reversed(FAMILIES):  # the fewest points on top
         part = drawn[drawn["family"] == family]
         if len(part):
@@ -359,6 +409,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
                     marker=FAMILY_MARKERS[family],
                     labels=_whose(part),
                     name=words.family(family),
+                    texts=named_worst(part.assign(value=part["y"]), "higher") if family == first else (),
                 )
             )
     if len(drawn) >= 3 and np.ptp(drawn["x"]) > 0:
@@ -405,7 +456,7 @@ def volume_intervals_chart(
                     intervals[intervals["organ"] == organ], drawn[drawn["organ"] == organ], patients, annotators, words
                 ),
                 title=words.organ(organ),
-                x=Axis(words("patient_axis") if organ == organs[-1] else "", names=patients),
+                x=Axis(words("patient_axis") if organ == organs[-1] else "", places=patients),
                 y=Axis(axis_title(words("volume_axis"), "cm³", words), (0, None)),
             )
         ]
@@ -692,7 +743,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], words: Words) -> Chart:
         title=words("curves_title"),
         caption=words("curves_caption"),
         rows=[panels],
-        size_in=(8.8, 3.0),
+        size_in=(6.7 + 2.1 * max(1, -(-len(curves) // TALLEST_LEGEND)), 3.0),
         decimal=words.decimal,
     )
 
@@ -712,6 +763,17 @@ def axis_title(name: str, unit: str, words: Words) -> str:
 def _whose(part: pd.DataFrame) -> list[str]:
     """The patient and predictor of each row, one above the other."""
     return (part["patient"] + "<br>" + part["predictor"]).to_list()
+
+
+def named_worst(part: pd.DataFrame, direction: str, *, most: int = 1) -> list[str]:
+    """The patient's name of each value that shall have one on paper: of all if they are few, or else of the worst."""
+    if len(part) <= most:
+        return part["patient"].astype(str).to_list()
+    if direction not in ("higher", "lower"):
+        return [""] * len(part)
+    values = part["value"].to_numpy(float)
+    worst = int(np.argmin(values) if direction == "higher" else np.argmax(values))
+    return [str(patient) if at == worst else "" for at, patient in enumerate(part["patient"])]
 
 
 def _panel_title(facet: str | None, panel: str, words: Words) -> str:

@@ -43,6 +43,7 @@ class ReportInputs:
         metrics: the metric registry as a table: `metric`, `direction` (higher, lower or empty), `unit`, and for display
             `family`, `range`, `definition`, `reference`.
         cohort: one row per patient: `patient`, `set`, `group`, then whatever is known (`shape`, `spacing_mm`, `excluded`, …).
+        anatomy: what annotators drew: `patient`, `organ`, `annotator`, `volume_ml` (0 where the organ was not drawn).
         exclusions: ledger: `patient`, `predictor`, `metric`, `organ`, `annotator`, `reason`.
         comparisons: from `compare_all_families`.
         non_inferiority: from `non_inferiority`.
@@ -57,6 +58,7 @@ class ReportInputs:
         reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
         risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
         cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
+        predictor_cost: what each predictor needs and the hours that this took, from `curvas_assets.stages.needs.predictor_cost`.
         curves: model → training curve (`epoch`, `train_loss`, `val_loss`, `pseudo_dice`, `ema_dice`, …).
         state: of the lineage when the report was made: `asset`, `partitions`, `made`, `stale`, `missing`, `elsewhere`, `why`.
         averaged: what the ensembles that were scored are the mean of: `predictor`, `members`, `patients`, `models`.
@@ -69,6 +71,7 @@ class ReportInputs:
     provenance: Provenance = field(default_factory=Provenance)
     metrics: pd.DataFrame | None = None
     cohort: pd.DataFrame | None = None
+    anatomy: pd.DataFrame | None = None
     exclusions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     non_inferiority: pd.DataFrame | None = None
@@ -83,6 +86,7 @@ class ReportInputs:
     reliability: pd.DataFrame | None = None
     risk_coverage: pd.DataFrame | None = None
     cost: pd.DataFrame | None = None
+    predictor_cost: pd.DataFrame | None = None
     curves: Mapping[str, pd.DataFrame] | None = None
     state: pd.DataFrame | None = None
     averaged: pd.DataFrame | None = None

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from curvas_assets.report import screen
 from curvas_assets.report.blocks import FigureBlock, Section
 from curvas_assets.report.chart import Chart
-from curvas_assets.report.tables import Table
+from curvas_assets.report.tables import BREAK, Table
 from curvas_assets.report.words import Words
 
 
@@ -96,6 +96,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["in_cell"] = _in_cell
+    environment.filters["broken"] = _broken
     return environment
 
 
@@ -103,6 +104,18 @@ def _macros(template: str) -> Any:
     return _environment().get_template(template).module
 
 
+def _broken(text: str) -> str:
+    """Text of a cell with its line breaks."""
+    return text.replace(BREAK, "\n")
+
+
 def _in_cell(text: str) -> str:
     """Text that stays inside its Markdown cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("\n", " ")
+    return (
+        text.replace("\\", "\\\\")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("*", "\\*")
+        .replace("\n", " ")
+        .replace(BREAK, " ")
+    )

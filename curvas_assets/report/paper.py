@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvas_assets.report.chart import (
+    TALLEST_LEGEND,
     Axis,
     Band,
     Bars,
@@ -38,8 +39,14 @@ DASHES: dict[str, Any] = {
     "dashdot": "-.",
     "longdash": (0, (8, 2)),
     "longdashdot": (0, (8, 2, 1, 2)),
+    "shortdash": (0, (2, 1.5)),
+    "dashdotdot": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
+    "sparsedot": (0, (1, 4)),
 }
-MARKERS = {"circle": "o", "square": "s", "triangle-up": "^"}
+MARKERS = {
+    **{"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v"},
+    **{"x": "X", "pentagon": "p", "cross": "P", "star": "*", "ring": "o"},
+}
 LEGENDS: dict[str, Any] = {
     "right": "outside right upper",
     "above": "outside upper center",
@@ -48,8 +55,8 @@ LEGENDS: dict[str, Any] = {
 POINTS_PER_PIXEL = 0.7
 """Widths of lines: a figure on paper is smaller than on the screen."""
 DPI = 120
-TALLEST_LEGEND = 15
-"""Names above each other beside a figure."""
+MOST_LEVEL = 4
+"""Names of distributions that stand level; more are slanted."""
 
 
 def draw(chart: Chart) -> "Figure":
@@ -139,12 +146,13 @@ def _set_axis(axis: Axis, set_label: Any, set_limits: Any, set_scale: Any, drawn
         set_limits(*axis.limits)
     if axis.whole:
         drawn.set_major_locator(MaxNLocator(integer=True))
-    if axis.names:
-        drawn.set_ticks(range(len(axis.names)), axis.names)
-        drawn.set_tick_params(rotation=90 if drawn.axis_name == "x" else 0)
     if axis.places:
-        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places))
-        set_limits(len(axis.places) - 0.5, -0.5)
+        is_vertical = drawn.axis_name == "y"
+        drawn.set_ticks(range(len(axis.places)), labels=list(axis.places), rotation=0 if is_vertical else 90)
+        if is_vertical:
+            set_limits(len(axis.places) - 0.5, -0.5)
+        elif len(axis.places) > 30:
+            drawn.set_tick_params(labelsize=5.5)
     if not axis.ticks:
         drawn.set_ticks([])
 
@@ -165,7 +173,11 @@ def _(mark: Line, axes: Any) -> None:
 def _(mark: Points, axes: Any) -> None:
     look: dict[str, Any] = {"marker": MARKERS[mark.marker], "color": mark.colour, "linewidths": 0}
     look |= {"s": 36, "zorder": 3} if mark.is_large else {"s": 10, "alpha": 0.6}
-    axes.scatter(mark.x, mark.y, label=mark.name, **look)
+    if mark.marker == "ring":
+        look = {"s": 45, "marker": "o", "facecolors": "none", "edgecolors": mark.colour, "linewidths": 0.9}
+    axes.scatter(mark.x, mark.y, label=mark.name or None, **look)
+    for x, y, text in zip(mark.x, mark.y, mark.texts, strict=False):
+        _write_beside(axes, x, y, text)
 
 
 @_draw.register
@@ -212,9 +224,18 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
             linewidths=0,
             zorder=3,
         )
+        for value, text in zip(mark.values, mark.texts, strict=False):
+            _write_beside(axes, at, value, text)
     if marks:
-        axes.set_xticks(range(len(marks)), [mark.place for mark in marks])
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(marks) > MOST_LEVEL else {}
+        axes.set_xticks(range(len(marks)), [mark.place for mark in marks], **slanted)
         axes.set_xlim(-0.6, len(marks) - 0.4)
+
+
+def _write_beside(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A few words beside a point."""
+    if text:
+        axes.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=5.5, color=BLACK)
 
 
 def _draw_shape(axes: "Axes", mark: Distribution, at: int) -> None:

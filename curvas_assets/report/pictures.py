@@ -45,6 +45,8 @@ class SliceView:
         segmentation: label map (Y, X), or None.
         predictive_entropy: nats (Y, X), or None.
         mutual_information: nats (Y, X), or None.
+        case: why this patient is shown: `typical`, `worst` of a metric, `outlier` in one; empty for no reason.
+        metric: which, if there is one.
     """
 
     patient: str
@@ -58,6 +60,8 @@ class SliceView:
     predictive_entropy: npt.NDArray[Any] | None = None
     mutual_information: npt.NDArray[Any] | None = None
     annotators: tuple[str, ...] = ()
+    case: str = ""
+    metric: str = ""
 
     def __post_init__(self) -> None:
         maps = [m for m in (self.segmentation, self.predictive_entropy, self.mutual_information) if m is not None]
@@ -113,6 +117,28 @@ def most_disputed_slice(annotations: Any) -> int:
     return max(range(len(worth)), key=worth.__getitem__)
 
 
+def most_wrong_slice(annotations: Any, labels: npt.NDArray[Any]) -> int:
+    """The slice with the most voxels whose label no annotator chose; the most disputed one if there is no such voxel.
+
+    Args:
+        annotations: label maps (R, Z, Y, X), sliceable; one slice of each is looked at at a time.
+        labels: a predictor's label map (Z, Y, X).
+    """
+    wrong = [int(np.all(np.asarray(annotations[:, z]) != labels[z], axis=0).sum()) for z in range(annotations.shape[1])]
+    if not any(wrong):
+        return most_disputed_slice(annotations)
+    return max(range(len(wrong)), key=wrong.__getitem__)
+
+
+def why_shown(view: SliceView, words: "Words") -> str:
+    """Why this patient is shown; empty if the view does not say."""
+    if view.case == "typical":
+        return words("case_typical", predictor=view.predictor)
+    if view.case in ("worst", "outlier"):
+        return words(f"case_{view.case}", predictor=view.predictor, metric=words.metric(view.metric))
+    return ""
+
+
 def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Words") -> Chart:
     """Each annotator's contours on the CT, dissensus highlighted.
 
@@ -138,7 +164,7 @@ def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Word
     return Chart(
         name=f"annotators_{view.patient}",
         title=words("contours_title", patient=view.patient),
-        caption=words("contours_caption", z=view.z, low=low, high=high, share=share),
+        caption=f"{why_shown(view, words)} {words('contours_caption', z=view.z, low=low, high=high, share=share)}".strip(),
         rows=[[panel]],
         size_in=(5.2, 5.2),
         height_px=520,
@@ -182,7 +208,7 @@ def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: "Wo
     return Chart(
         name=f"uncertainty_{view.patient}",
         title=words("uncertainty_title", patient=view.patient),
-        caption=words("uncertainty_caption", z=view.z, predictor=view.predictor),
+        caption=f"{why_shown(view, words)} {words('uncertainty_caption', z=view.z, predictor=view.predictor)}".strip(),
         rows=[panels],
         size_in=(3.3 * len(panels), 3.4),
         height_px=430,

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NOTHING = "rgba(0,0,0,0)"
+MOST_LEVEL = 4
+"""Names of distributions that stand level; more are slanted."""
+SYMBOLS = {"ring": "circle-open"}
+DASHES = {"shortdash": "3px,2px", "dashdotdot": "6px,2px,2px,2px,2px,2px", "sparsedot": "2px,6px"}
+"""Names of `chart` that plotly has not."""
 LEGENDS = {
     "right": {},
     "above": {"orientation": "h", "y": 1.14, "x": 0},
@@ -96,8 +101,12 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
         look: dict[str, Any] = {"title_text": axis.title, "range": _limits(axis), "dtick": 1 if axis.whole else None}
         if axis.log:
             look |= {"type": "log", "exponentformat": "power", "nticks": 4}
-        if axis.names:
-            look |= {"tickvals": list(range(len(axis.names))), "ticktext": list(axis.names)}
+        if axis.places:
+            look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "automargin": True}
+            if axis is panel.y:
+                look["range"] = [len(axis.places) - 0.5, -0.5]
+            else:
+                look |= {"tickangle": -90, "tickfont": {"size": 11 if len(axis.places) <= 30 else 9}, "zeroline": False}
         if not axis.ticks:
             look["showticklabels"] = False
         if axis.places:
@@ -107,7 +116,7 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
             look |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
         update(row=row, col=col, **look)
     if any(isinstance(mark, Distribution) for mark in panel.marks):
-        figure.update_xaxes(tickangle=0, row=row, col=col)
+        figure.update_xaxes(tickangle=0 if len(panel.marks) <= MOST_LEVEL else -30, row=row, col=col)
     if panel.is_picture:
         across = figure.get_subplot(row, col).xaxis.plotly_name.replace("axis", "")
         figure.update_yaxes(scaleanchor=across, scaleratio=1, row=row, col=col)
@@ -138,7 +147,7 @@ def _(mark: Line) -> dict[str, Any]:
         "mode": "lines+markers" if mark.is_marked else "lines",
         "name": mark.name,
         "marker": {"size": 4},
-        "line": {"color": mark.colour, "dash": mark.dash, "width": mark.width},
+        "line": {"color": mark.colour, "dash": DASHES.get(mark.dash, mark.dash), "width": mark.width},
         "hovertemplate": "%{x:.3g}: %{y:.3g}" if mark.name else None,
         "hoverinfo": None if mark.name else "skip",
     }
@@ -150,17 +159,22 @@ def _(mark: Points) -> dict[str, Any]:
         "type": "scatter",
         "x": mark.x,
         "y": mark.y,
-        "mode": "markers",
+        "mode": "markers+text" if any(mark.texts) else "markers",
         "name": mark.name,
-        "marker": {
-            "color": mark.colour,
-            "symbol": mark.marker,
-            "size": 10 if mark.is_large else 6,
-            "opacity": 1 if mark.is_large else 0.65,
-        },
-        "text": list(mark.labels),
-        "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
+        "marker": _marker(mark),
+        "text": list(mark.texts) or None,
+        "textposition": "top center",
+        "textfont": {"size": 10},
+        "hovertext": list(mark.labels),
+        "hovertemplate": "%{hovertext}<br>" + ("" if mark.is_placed else "%{x:.3g}, ") + "%{y:.3g}<extra></extra>",
     }
+
+
+def _marker(mark: Points) -> dict[str, Any]:
+    if mark.marker == "ring":
+        return {"color": mark.colour, "symbol": SYMBOLS["ring"], "size": 13, "line": {"width": 1.5}}
+    size, opacity = (10, 1) if mark.is_large else (6, 0.65)
+    return {"color": mark.colour, "symbol": mark.marker, "size": size, "opacity": opacity}
 
 
 @_trace.register

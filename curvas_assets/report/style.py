@@ -5,13 +5,14 @@ Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart 
 a colour tells is told a second time by a marker or a dash, so that a black-and-white print still reads.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import Dash, Marker
+from curvas_assets.study import Family
 
 ImageFormat = Literal["png", "svg", "pdf"]
 Orientation: TypeAlias = str | npt.NDArray[np.floating[Any]]
@@ -29,11 +30,44 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )
 GREY = "#6E6E6E"
 
-FAMILIES = ("general", "annotator", "individual")
+VIOLET, INDIGO = "#B040F0", "#6B2A8C"
+"""Two more, chosen to differ from the others under each colour blindness (a test simulates them)."""
+
+FAMILIES: tuple[str, ...] = get_args(Family)
 """Families in the order in which they are shown."""
-FAMILY_COLOURS = {"general": BLUE, "annotator": ORANGE, "individual": GREEN}
-FAMILY_MARKERS: dict[str, Marker] = {"general": "circle", "annotator": "square", "individual": "triangle-up"}
-FAMILY_DASHES: dict[str, Dash] = {"general": "solid", "annotator": "dash", "individual": "dot"}
+FAMILY_COLOURS: dict[str, str] = {
+    "general": BLUE,
+    "annotator": ORANGE,
+    "individual": GREEN,
+    "fused ensemble": PURPLE,
+    "fused": SKY,
+    "flips": VERMILION,
+    "snapshots": INDIGO,
+    "folds": BLACK,
+    "calibrated": VIOLET,
+}
+FAMILY_MARKERS: dict[str, Marker] = {
+    "general": "circle",
+    "annotator": "square",
+    "individual": "triangle-up",
+    "fused ensemble": "diamond",
+    "fused": "triangle-down",
+    "flips": "x",
+    "snapshots": "pentagon",
+    "folds": "cross",
+    "calibrated": "star",
+}
+FAMILY_DASHES: dict[str, Dash] = {
+    "general": "solid",
+    "annotator": "dash",
+    "individual": "dot",
+    "fused ensemble": "dashdot",
+    "fused": "longdash",
+    "flips": "longdashdot",
+    "snapshots": "shortdash",
+    "folds": "dashdotdot",
+    "calibrated": "sparsedot",
+}
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 MISSING = "–"
+BREAK = "\u2028"
+"""Breaks a line within a cell on the page; Markdown has a space there."""
 SHORT = 30
 """Characters up to which a column's cells are kept on one line."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -27,17 +29,21 @@ class Table:
         rows: texts, as many per row as columns.
         numeric: positions of the columns aligned right.
         strong: (row, column) positions in bold.
+        unbroken: positions of the columns whose cells are kept on one line whatever their length; a line break in a cell
+            stays one on the page.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()
     strong: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    unbroken: frozenset[int] = frozenset()
 
     @property
     def short(self) -> frozenset[int]:
         """Positions of the columns whose cells are all kept on one line."""
-        return frozenset(j for j in range(len(self.header)) if all(len(row[j]) <= SHORT for row in self.rows))
+        within = (j for j in range(len(self.header)) if all(len(row[j]) <= SHORT for row in self.rows))
+        return self.unbroken | frozenset(within)
 
 
 def table_of(
@@ -93,7 +99,8 @@ def cell(value: object, *, decimal: str = ".") -> str:
         return cell(value.item(), decimal=decimal)  # type: ignore[attr-defined]
     if isinstance(value, list | tuple):
         return " × ".join(cell(one, decimal=decimal) for one in value)
-    return re.sub(r"[ \t\r\n]+", " ", str(value)).strip(" ")  # a non-breaking space stays
+    lines = str(value).split(BREAK)
+    return BREAK.join(re.sub(r"[ \t\r\n]+", " ", line).strip(" ") for line in lines)  # a non-breaking space stays
 
 
 def number(value: float, *, digits: int = 3, decimal: str = ".") -> str:

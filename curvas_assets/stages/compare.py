@@ -45,6 +45,10 @@ LEADERBOARD_CHECK = Check(
 COST_CHECK = Check(
     "work_is_recorded", "Every artefact that is there has recorded what it used; what was made elsewhere has not."
 )
+PREDICTOR_COST_CHECK = Check(
+    "every_predictor_is_costed",
+    "Everything that a predictor needs has recorded what it used; tells whose cost is not all known.",
+)
 PUBLISHED_CHECK = Check(
     "published_table_is_usable",
     "Every value of the published table could be read, if there is one; tells what could not.",

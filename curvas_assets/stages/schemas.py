@@ -164,6 +164,21 @@ COST = _columns(
     nullable=("study_count",),
 )
 """One row per stage, and the total; what the study itself used is null where its report does not tell."""
+PREDICTOR_COST = _columns(
+    ("predictor", TEXT),
+    ("family", TEXT),
+    ("trainings", WHOLE),
+    ("predictions", WHOLE),
+    ("patients", WHOLE),
+    ("training_gpu_hours", NUMBER),
+    ("training_cpu_hours", NUMBER),
+    ("inference_gpu_hours", NUMBER),
+    ("inference_cpu_hours", NUMBER),
+    ("combining_hours", NUMBER),
+    ("unrecorded", WHOLE),
+    ("estimated", WHOLE),
+)
+"""One row per predictor: what it needs, and the hours that this took."""
 PUBLISHED_COMPARISON = _columns(
     ("metric", TEXT),
     ("family", TEXT),

@@ -360,6 +360,18 @@ COST = Asset(
     tools=frozenset({"parquet"}),
     schemas={"cost": schemas.COST},
 )
+PREDICTOR_COST = Asset(
+    "predictor_cost",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "sets", "exclusions", "members", "held_out", "calibrated"),
+    after=(STUDY_SCORES,),  # for whose predictors it is asked
+    tools=frozenset({"parquet"}),
+    schemas={"predictor_cost": schemas.PREDICTOR_COST},
+)
 FIGURES = Asset(
     "figures",
     kind="folder",
@@ -376,6 +388,7 @@ FIGURES = Asset(
         VARIANCE_COMPONENTS,
         LEADERBOARD,
         COST,
+        PREDICTOR_COST,
         PUBLISHED_COMPARISON,
         VOLUME_INTERVALS,
         SCORES,

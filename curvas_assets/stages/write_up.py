@@ -8,27 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 
-from curvas_assets.cohort import read_annotations
 from curvas_assets.errors import MissingArtefactError
-from curvas_assets.report import (
-    OrganView,
-    Provenance,
-    ReportInputs,
-    SliceView,
-    WrittenReport,
-    build_report,
-    most_disputed_slice,
-)
+from curvas_assets.report import Provenance, ReportInputs, WrittenReport, build_report
 from curvas_assets.report.sections import SECTIONS
 from curvas_assets.report.style import ImageFormat
+from curvas_assets.report.verdict import leading_predictor
 from curvas_assets.scoring import metric_table
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.compare import published_scores
-from curvas_assets.stages.patients import fetch_files, grid_of
+from curvas_assets.stages.picture import anatomy, choose_cases, pictures
 from curvas_assets.stages.score import of_the_study
 from curvas_assets.stages.stored import Artefact, Artefacts
 from curvas_assets.stages.toolkit import Toolkit
@@ -40,9 +30,8 @@ from curvas_assets.statistics import (
     out_of_distribution,
     pairs_of,
 )
-from curvas_assets.storage import directories, tables
+from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
-from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
@@ -59,8 +48,6 @@ CURRENT_CHECK = Check(
 FIGURES_CHECK = Check(
     "figures_are_drawn", "Every figure stands as PNG, SVG and PDF, none of them empty.", of_defects=True
 )
-LARGEST_3D = 128
-"""Voxels along an axis of the 3-D view; larger volumes are thinned."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +60,7 @@ class Behind:
     variance_components: Artefact
     leaderboard: Artefact
     cost: Artefact
+    predictor_cost: Artefact
     published_comparison: Artefact
     volume_intervals: Artefact
     scores: Artefacts
@@ -88,14 +76,14 @@ class Written:
         figures: the stored folder of figures.
         page: the stored folder of the page.
         patients: that are in it.
-        pictured: the patient whose pictures are shown.
+        pictured: those whose pictures are shown.
     """
 
     report: WrittenReport
     figures: directories.StoredDirectory
     page: directories.StoredDirectory
     patients: tuple[str, ...]
-    pictured: str
+    pictured: tuple[str, ...]
 
 
 def write_report(
@@ -113,13 +101,14 @@ def write_report(
     study, objects, layout = tools.study, tools.objects, tools.layout
     long, patients = behind.study_scores.table(), behind.cohort.table()
     scored = sorted(map(str, long["patient"].unique()))
-    pictured = typical_patient(study, long)
+    cases = choose_cases(study, long)
+    lead = leading_predictor(study, long["predictor"].unique())
     published = None
     if len(behind.published_comparison.table()):
         published = published_scores(objects, layout.published_table(study.report.published_table), study)
-    tools.tell(f"report on {len(scored)} patients, pictures of {pictured}")
+    tools.tell(f"report on {len(scored)} patients, pictures of {', '.join(case.patient for case in cases)}")
     with tools.scratch("report") as scratch:
-        slices, organs = pictures(study, objects, layout, pictured, scratch)
+        slices, organs = pictures(tools, cases, lead, Path(scratch))
     report = build_report(
         ReportInputs(
             study=study,
@@ -127,6 +116,7 @@ def write_report(
             provenance=provenance,
             metrics=metric_table(study.evaluation.reference, vessels=bool(study.evaluation.vascular.vessels)),
             cohort=patients.drop(columns=["exclusions"]),
+            anatomy=anatomy(study, objects, layout, scored),
             exclusions=exclusion_ledger(patients, long),
             comparisons=behind.family_comparisons.table(),
             non_inferiority=non_inferiority(long, study.statistics, pairs=pairs_of(study)),
@@ -141,6 +131,7 @@ def write_report(
             reliability=_of_all(study, behind.scores, scored, "reliability"),
             risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),
             cost=behind.cost.table(),
+            predictor_cost=behind.predictor_cost.table(),
             curves=curves(objects, layout, sorted(behind.trained_model)),
             state=state,
             averaged=averaged(study, objects, layout, scored),
@@ -158,7 +149,7 @@ def write_report(
                 keep_copy(page, keep_in)
             except OSError as error:  # the report stands in the bucket all the same
                 tools.warn(f"no copy of the report could be kept in {keep_in}: {error}")
-    return Written(report, drawn, written, tuple(scored), pictured)
+    return Written(report, drawn, written, tuple(scored), tuple(view.patient for view in slices))
 
 
 def _lay_out(report: WrittenReport, figures: Path, page: Path) -> None:
@@ -235,52 +226,6 @@ def undrawn(report: WrittenReport) -> list[str]:
     """Figures that are not there in a format, or are empty."""
     wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
     return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]
-
-
-def typical_patient(study: Study, scores: pd.DataFrame) -> str:
-    """The patient whose Dice by the general ensemble is the median: neither the best nor the worst case."""
-    dice = scores[(scores["metric"] == "dice") & (scores["family"] == "general")]
-    means = (dice if len(dice) else scores[scores["metric"] == "dice"]).groupby("patient")["value"].mean().dropna()
-    if means.empty:
-        return str(scores["patient"].iloc[0])
-    return str(means.sort_values().index[(len(means) - 1) // 2])
-
-
-def pictures(
-    study: Study, objects: ObjectStore, layout: Layout, patient: str, scratch: Path
-) -> tuple[list[SliceView], OrganView]:
-    """The slice of a patient that annotators dispute most, with its annotations and the widest ensemble's maps, and its organs."""
-    record = tables.read_json(objects, layout.scan(patient))
-    fetch_files(objects, record, scratch / patient, [study.image, *(a.file for a in study.annotators)])
-    drawn = [i for i, name in enumerate(study.annotator_names) if name not in record.get("not_annotated", [])]
-    annotations = read_annotations(scratch / patient, study).only(drawn)
-    z = most_disputed_slice(annotations)
-    image = np.asarray(nib.Nifti1Image.from_filename(scratch / patient / study.image).dataobj[:, :, z]).T
-    grid = grid_of(record)
-    widest = max(study.ensemble_ids, key=lambda e: len(study.members(e)))
-    maps, belong = {}, open_softmax(objects, layout.softmax(patient, str(widest))).beside
-    for name in ("entropy", "mutual_information", "labels"):
-        key = layout.ensemble_map(patient, str(widest), name)
-        path = download_map(objects, key, scratch / f"{name}.nii.gz", check=belong.get(name))
-        maps[name] = nib.Nifti1Image.from_filename(path)
-    view = SliceView(
-        patient=patient,
-        z=z,
-        image=image,
-        annotations=annotations[:, z],
-        annotators=tuple(study.annotator_names[i] for i in drawn),
-        spacing_mm=grid.spacing_mm,
-        orientation=grid.orientation,
-        predictor=str(widest),
-        segmentation=np.asarray(maps["labels"].dataobj[:, :, z]).T,
-        predictive_entropy=np.asarray(maps["entropy"].dataobj[:, :, z]).T,
-        mutual_information=np.asarray(maps["mutual_information"].dataobj[:, :, z]).T,
-    )
-    labels = np.asarray(maps["labels"].dataobj).transpose(2, 1, 0)
-    step = tuple(-(-n // LARGEST_3D) for n in labels.shape)
-    thinned = labels[tuple(slice(None, None, s) for s in step)]
-    z_mm, y_mm, x_mm = (float(s * n) for s, n in zip(grid.spacing_mm, step, strict=True))
-    return [view], OrganView(patient, thinned, (z_mm, y_mm, x_mm), str(widest), grid.orientation)
 
 
 def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

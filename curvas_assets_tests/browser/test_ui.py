@@ -29,7 +29,7 @@ CELL = (MODELS[1], "PHANTOM008")
 ASSETS = (
     *("patient_files", "scan", "test_scan", "cohort", "preprocessed_dataset", "trained_model", "softmax"),
     *("ensemble_softmax", "scores", "study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
-    *("published_table", "published_comparison", "variance_components", "volume_intervals"),
+    *("published_table", "published_comparison", "variance_components", "volume_intervals", "predictor_cost"),
 )
 RUN_MS = 240_000
 """How long a launched run may take until the UI shows it: a process starts and loads the definitions, on loaded cores."""

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView
+from curvas_assets.stages.needs import predictor_cost
 from curvas_assets.statistics import (
     annotator_agreement,
     compare_all_families,
@@ -20,13 +21,22 @@ from curvas_assets.statistics import (
 from curvas_assets.study import Study
 
 ORGANS = ("pancreas", "kidney", "liver")
-GAIN = {"general": 1.0, "annotator": 0.6, "individual": 0.0}
+GAIN = {
+    **{"general": 1.0, "annotator": 0.6, "individual": 0.0, "fused ensemble": 0.8, "fused": 0.3, "flips": 0.2},
+    **{"snapshots": 0.25, "folds": 0.5, "calibrated": 1.4},
+}
 
 
 def make_study(
-    *, annotators: int = 3, seeds: int = 3, organs: tuple[str, ...] = ORGANS, patients: int = 3, language: str = "en"
+    *,
+    annotators: int = 3,
+    seeds: int = 3,
+    organs: tuple[str, ...] = ORGANS,
+    patients: int = 3,
+    language: str = "en",
+    **more: object,
 ) -> Study:
-    """A study of any number of annotators, seeds, organs and test patients."""
+    """A study of any number of annotators, seeds, organs and test patients; `more` are fields of the study file."""
     return Study.model_validate(
         {
             "name": "random",
@@ -38,8 +48,38 @@ def make_study(
             "seeds": [112233, 445566, 778899, 1, 2][:seeds],
             "report": {"language": language},
             "statistics": {"draws": 999},
+            **more,
         }
     )
+
+
+def every_family(**shape: int | str) -> Study:
+    """A study with predictors of every family: 3 annotators, 2 fusions and 2 folds of one seed."""
+    models = ["anno1_init112233_fold0", "anno2_init112233_fold0"]
+    test = [f"{patient:03d}" for patient in range(1, int(shape.get("patients", 3)) + 1)]
+    return make_study(
+        **{"seeds": 1, **shape},  # type: ignore[arg-type]
+        sets={"train": [str(patient) for patient in range(901, 911)], "validation": ["920", "921"], "test": test},
+        groups={"A": test[::2], **({"B": test[1::2]} if len(test) > 1 else {})},
+        in_distribution_group="A",
+        folds=[0, 1],
+        training_labels=["anno1", "anno2", "anno3", "majority", "soft"],
+        training={"snapshots": 2},
+        cheap_ensembles={"flips": models, "snapshots": models[:1], "folds": True},
+        calibrated={"temperature": ["ensemble_all"], "isotonic": ["ensemble_all"]},
+    )
+
+
+def make_predictor_cost(study: Study, *, device: str = "cuda 0") -> pd.DataFrame:
+    """What each predictor costs, by the platform's own sums: a training takes 24 hours, a prediction a tenth of one."""
+    rows: list[tuple[str, str, float, str]] = [("trained_model", str(m), 24 * 3600.0, device) for m in study.models]
+    for patient in study.predicted_patients():
+        rows += [("softmax", f"{model}|{patient}", 360.0, device) for model in study.models_of(patient)]
+        rows += [("softmax", f"{model}|{patient}", 45.0, device) for model in study.variants_of(patient)]
+        rows += [("ensemble_softmax", f"{one}|{patient}", 60.0, "cpu") for one in study.ensembles_of(patient)]
+    ledger = pd.DataFrame(rows, columns=["asset", "partition", "seconds", "device"])
+    costs = predictor_cost(study, ledger.assign(epochs=None, resumed=None))
+    return costs.assign(unrecorded=0)  # as if the fits were recorded
 
 
 def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
@@ -52,7 +92,7 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         parts.append(cells.assign(metric=metric, organ=organ, annotator=annotator, unit=unit, note="", value=values))
 
     predictors = study.predictors
-    patients = study.sets["test"]
+    patients = study.scored_patients()
     cells = pd.DataFrame(
         [
             (patient, predictor, study.family(predictor), "AB"[index % 2])
@@ -97,7 +137,15 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         for annotator in annotators:
             drawn = np.repeat(rng.normal(1, 0.04, len(patients)), len(predictors))
             add("volume_annotator", organ, annotator, "mm³", truth * drawn)
-    return pd.concat(parts, ignore_index=True)
+    add("ncc", "", "", "", np.clip(0.6 - 0.05 * hard + 0.02 * gain + noise(0.01), -1, 1))
+    scores = pd.concat(parts, ignore_index=True)
+    if not study.cross_validated:
+        return scores
+    held = {patient: set(study.predictors_of(patient)) for patient in patients}
+    kept = [
+        predictor in held[patient] for patient, predictor in zip(scores["patient"], scores["predictor"], strict=True)
+    ]
+    return scores[kept].reset_index(drop=True)
 
 
 def make_intervals(study: Study, *, fitted: int = 5, level: float = 0.9, **more: object) -> pd.DataFrame:
@@ -112,8 +160,8 @@ def make_bins(study: Study, *, bins: int = 50) -> pd.DataFrame:
     edges = np.linspace(0, 1, bins + 1)
     middle = (edges[:-1] + edges[1:]) / 2
     parts = []
-    for patient in study.sets["test"]:
-        for predictor in study.predictors:
+    for patient in study.scored_patients():
+        for predictor in study.predictors_of(patient):
             gap = 0.12 - 0.08 * GAIN[study.family(predictor)]
             count = np.where(middle > 0.25, 10 ** (2 + 4 * middle), 0).astype(int)
             parts.append(
@@ -151,8 +199,8 @@ def make_curves(study: Study, *, points: int = 60, seed: int = 0) -> pd.DataFram
                     "risk": (0.01 - 0.003 * GAIN[study.family(predictor)]) * coverage**6 * rng.uniform(0.8, 1.2),
                 }
             )
-            for patient in study.sets["test"]
-            for predictor in study.predictors
+            for patient in study.scored_patients()
+            for predictor in study.predictors_of(patient)
             for annotator in range(1, 1 + len(study.annotators))
         ],
         ignore_index=True,
@@ -238,11 +286,11 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
     scores = pd.DataFrame(_once(make_scores, study)).copy() if given is None else given
     cohort = pd.DataFrame(
         {
-            "patient": ["UKCHLL900", *study.sets["test"]],
-            "set": ["train", *["test"] * len(study.sets["test"])],
+            "patient": ["UKCHLL900", *study.scored_patients()],
+            "set": ["train", *["test"] * len(study.scored_patients())],
             "group": "A",
-            "shape": [(48, 96, 96)] * (1 + len(study.sets["test"])),
-            "spacing_mm": [(5.0, 3.5, 3.5)] * (1 + len(study.sets["test"])),
+            "shape": [(48, 96, 96)] * (1 + len(study.scored_patients())),
+            "spacing_mm": [(5.0, 3.5, 3.5)] * (1 + len(study.scored_patients())),
         }
     )
     metrics = pd.DataFrame(
@@ -271,6 +319,7 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         "reliability": lambda: _once(make_bins, study),
         "risk_coverage": lambda: _once(make_curves, study),
         "cost": lambda: cost,
+        "predictor_cost": lambda: make_predictor_cost(study),
         "curves": lambda: make_training(study),
         "slices": lambda: (_once(make_slice, study),),
         "organs": lambda: _once(make_organs, study),

@@ -44,7 +44,7 @@ from curvas_assets_tests.report.studies import make_inputs, make_scores, make_sl
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 SECTIONS = (
-    "question data protocol results statistics volumes comparison maps cost metrics reproducibility state".split()  # noqa: SIM905
+    "question patients maps data protocol results statistics volumes comparison cost metrics reproducibility state".split()  # noqa: SIM905
 )
 
 
@@ -70,8 +70,9 @@ def report(inputs):
 def test_the_page_has_every_section_and_figure(report):
     assert re.findall(r'<section id="(\w+)">', report.html) == SECTIONS
     assert re.findall(r'<figure id="figure-([\w-]+)">', report.html) == list(report.figures)
-    assert len(report.figures) == 20
+    assert len(report.figures) == 22
     assert "volumes_ensemble_all" in report.figures
+    assert {"values_by_patient", "values_by_group"} <= set(report.figures)
     assert {"ece_by_family", "dice_by_family", "dice_by_family_organ", "hd95_by_family_annotator"} <= set(
         report.figures
     )
@@ -93,7 +94,8 @@ def test_every_figure_is_attached_in_three_formats():
     report = build_report(
         ReportInputs(study, scores[scores["metric"].isin(["dice", "ece"])], slices=(make_slice(study),))
     )
-    assert report.figures[:2] == ("ece_by_family", "dice_by_family")
+    assert report.figures[:3] == ("values_by_patient", "values_by_group", f"annotators_{study.sets['test'][0]}")
+    assert {"ece_by_family", "dice_by_family"} <= set(report.figures)
     assert set(report.attachments) == {f"figures/{n}.{f}" for n in report.figures for f in ("png", "svg", "pdf")}
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     assert all(data.startswith(starts[name.rsplit(".", 1)[1]]) for name, data in report.attachments.items())
@@ -285,7 +287,9 @@ def test_what_is_claimed_and_with_what_n_is_said_in_both_languages():
         assert build_report(inputs, image_formats=(), page=False).markdown.count(told) == 2
 
 
-@pytest.mark.parametrize(("loss", "told"), [(0.0, "does not hurt accuracy: the one-sided"), (0.1, "is not shown")])
+@pytest.mark.parametrize(
+    ("loss", "told"), [(0.0, "> Accuracy is not hurt"), (0.1, "> Accuracy is hurt by more than the margin")]
+)
 def test_non_inferiority_is_told_against_its_margin(loss, told):
     study = make_study(patients=8)
     scores = some_scores(study)
@@ -293,7 +297,7 @@ def test_non_inferiority_is_told_against_its_margin(loss, told):
     scores.loc[general, "value"] -= loss
     inputs = make_inputs(study, scores=scores, **TABLES_ONLY)
     page = build_report(inputs, image_formats=(), page=False)
-    assert told in page.markdown.split("## Data")[0]
+    assert told in page.markdown.split("## Patients")[0]
     part = page.markdown.split("### Without hurting accuracy")[1]
     assert "One point of Dice" in part
     row = inputs.non_inferiority.iloc[1]

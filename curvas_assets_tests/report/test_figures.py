@@ -8,7 +8,9 @@
 - Dissensus, and surfaces in millimetres, are right by hand; surfaces keep their volume and stay below the triangles allowed.
 - A forest shows each pair's mean, bound and verdict, and the margin on the worse side; shares of variance and foretold standard
   errors are drawn as they were computed.
-- The palette is told apart under simulated colour blindness.
+- The palette is told apart under simulated colour blindness; every family of a study has its own colour, marker and dash.
+- Of more than four families, distributions stand above each other and reliability is lines, with every family and every value.
+- The worst point of each distribution has its patient's name on paper.
 """
 
 import itertools
@@ -43,7 +45,7 @@ from curvas_assets.report.pictures import (
     organs_in_3d,
     uncertainty_on_slice,
 )
-from curvas_assets.report.style import FAMILY_COLOURS
+from curvas_assets.report.style import FAMILIES, FAMILY_COLOURS, FAMILY_DASHES, FAMILY_MARKERS
 from curvas_assets.report.surfaces import surface
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import (
@@ -57,6 +59,7 @@ from curvas_assets.statistics import (
 )
 from curvas_assets.study import Statistics
 from curvas_assets_tests.report.studies import (
+    every_family,
     make_bins,
     make_curves,
     make_intervals,
@@ -398,3 +401,44 @@ def simulated(colour: str, matrix: list[list[float]]) -> np.ndarray:
 def test_families_are_told_apart_with_colour_blindness(matrix):
     for one, two in itertools.combinations(FAMILY_COLOURS.values(), 2):
         assert np.abs(simulated(one, matrix) - simulated(two, matrix)).max() > 0.1
+
+
+def test_every_family_of_a_study_has_its_own_colour_marker_and_dash():
+    assert every_family().families == FAMILIES
+    for looks in (FAMILY_COLOURS, FAMILY_MARKERS, FAMILY_DASHES):
+        assert list(looks) == list(FAMILIES)
+        assert len(set(looks.values())) == len(FAMILIES)
+    assert set(FAMILY_MARKERS.values()) <= set(paper.MARKERS)
+    assert set(FAMILY_DASHES.values()) <= set(paper.DASHES)
+
+
+def test_many_families_stand_above_each_other_and_none_is_lost():
+    study = every_family(patients=2)
+    scores = make_scores(study)
+    chart = distribution_by_family(scores, "dice", EN, facet="organ", direction="higher")
+    assert [len(row) for row in chart.rows] == [1, 1, 1]
+    assert unsaid(chart) == []
+    figure = screen.draw(chart)
+    assert sum(len(trace.y) for trace in figure.data) == (scores["metric"] == "dice").sum()
+    assert {trace.name for trace in figure.data} == {EN.family(family) for family in FAMILIES}
+    assert paper.image(chart).startswith(b"\x89PNG")
+    lines = reliability(make_bins(study), EN)
+    assert unsaid(lines) == []
+    named = {trace.name.split(",")[0] for trace in screen.draw(lines).data}
+    assert named == {EN.family(family) for family in FAMILIES} | {"perfect calibration"}
+    assert paper.image(lines).startswith(b"\x89PNG")
+    curves = risk_coverage(make_curves(study, points=5), EN)
+    assert {trace.name for trace in screen.draw(curves).data if trace.name} == {EN.family(f) for f in FAMILIES}
+
+
+def test_the_worst_point_of_each_distribution_is_named_on_paper():
+    chart = CHARTS["distribution"]()
+    worst = (
+        SCORES[(SCORES["metric"] == "ece") & (SCORES["family"] == "individual")]
+        .sort_values("value")["patient"]
+        .iloc[-1]
+    )
+    marks = {mark.name: mark for row in chart.rows for panel in row for mark in panel.marks}
+    written = [text for text in marks["individual models"].texts if text]
+    assert written == [worst]
+    assert worst in {text.get_text() for text in paper.draw(chart).axes[0].texts}

@@ -21,7 +21,18 @@ from curvas_assets.statistics.families import EXPLORATORY
 from curvas_assets.study import Statistics
 
 PACKAGE = Path(report.__file__).parent
-SHARED = ("texts", "families", "effects", "columns", "metrics", "questions")
+SHARED = (
+    "texts",
+    "families",
+    "families_the",
+    "families_about",
+    "effects",
+    "metrics_short",
+    "metrics_about",
+    "columns",
+    "metrics",
+    "questions",
+)
 """Sections of a language's file that every language has."""
 
 

@@ -17,6 +17,7 @@ from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, Sto
 from curvas_assets.orchestration.ledger import cost_table, materialisation_ledger
 from curvas_assets.stages import schemas, table
 from curvas_assets.stages.compare import compare_families, split_variance
+from curvas_assets.stages.needs import predictor_cost
 from curvas_assets.stages.stored import Artefact
 from curvas_assets.statistics import PublishedScores, compare_with_published, rank_among_teams
 from curvas_assets.storage.directories import write_directory
@@ -111,6 +112,7 @@ def test_the_studys_own_tables_fit(store):
         ("volume_intervals", make_intervals(study)),
         ("published_comparison", beside),
         ("cost", cost_table(materialisation_ledger(dg.DagsterInstance.ephemeral()), study.prices)),
+        ("predictor_cost", predictor_cost(study, materialisation_ledger(dg.DagsterInstance.ephemeral()))),
     ):
         for rows in (made, made.iloc[:0]):
             write_table(store, name, rows, table.asset(name).schemas[name])
@@ -119,7 +121,7 @@ def test_the_studys_own_tables_fit(store):
 def test_schemas_are_of_tables_that_there_are():
     single = {row.name for row in table.ASSETS if row.kind == "table" and row.schemas}
     compared = {"family_comparisons", "variance_components", "leaderboard", "published_comparison"}
-    assert single == {"cohort", "study_scores", "cost", "volume_intervals", *compared}
+    assert single == {"cohort", "study_scores", "cost", "predictor_cost", "volume_intervals", *compared}
     assert set(table.SCORES.schemas) == {"scores", "reliability", "risk_coverage"}
     assert all(set(row.schemas) == {row.name} for row in table.ASSETS if row.kind == "table" and row.schemas)
     assert schemas.SCORES is table.STUDY_SCORES.schemas["study_scores"]

@@ -14,6 +14,7 @@ from curvas_assets.report.sections import (
     data,
     maps,
     metrics,
+    patients,
     protocol,
     question,
     reproducibility,
@@ -25,13 +26,14 @@ from curvas_assets.report.sections import (
 
 SECTIONS: Mapping[str, Callable[[Facts], list[Block]]] = {
     "question": question.write,
+    "patients": patients.write,
+    "maps": maps.write,
     "data": data.write,
     "protocol": protocol.write,
     "results": results.write,
     "statistics": statistics.write,
     "volumes": volumes.write,
     "comparison": comparison.write,
-    "maps": maps.write,
     "cost": cost.write,
     "metrics": metrics.write,
     "reproducibility": reproducibility.write,

@@ -21,7 +21,7 @@ def write(facts: Facts) -> list[Block]:
             w(
                 "protocol_text",
                 models=len(study.models),
-                annotators=len(study.annotators),
+                labels=len(study.label_names),
                 seeds=len(study.seeds),
                 folds=len(study.folds),
                 ensembles=len(study.ensemble_ids),

@@ -1,27 +1,106 @@
-"""The question of the study, and the answer in short."""
+"""The question of the study, and the first screen's answer: two sentences, then one table of all predictors."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from curvas_assets.report.blocks import Block, Bullets, Heading, Text
+from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Text
 from curvas_assets.report.facts import Facts
-from curvas_assets.report.style import FAMILIES
+from curvas_assets.report.predictors_table import predictor_tables
+from curvas_assets.report.verdict import Compared, Verdict, judge
+from curvas_assets.statistics.families import FEWEST
 
 ROUNDING = 1e-9
 """Smaller differences of means count as none."""
+MAIN = ("general", "annotator", "individual")
+"""The families of the published study, whose means stand beside each other."""
 
 
 def write(facts: Facts) -> list[Block]:
-    """What is asked, the answer of each primary metric, and for whom it holds."""
+    """What is asked, the answer in two sentences, every predictor in one table, and what to think of before believing it."""
     w, study = facts.words, facts.study
     blocks: list[Block] = [
-        Text(w("question_text", annotators=len(study.annotators), organs=", ".join(facts.class_names[1:]))),
-        Text(w("families_text")),
+        Text(w("question_text", annotators=len(study.annotators), organs=", ".join(facts.class_names[1:])))
     ]
-    if answers := [line for metric in study.statistics.primary.values() if (line := _answer(facts, metric))]:
-        lines = answers + _not_inferior(facts) + _beaten(facts)
-        blocks += [Heading(w("answer_heading")), Bullets(lines), *facts.few(), facts.claim()]
+    if facts.by_family.empty:
+        return [*blocks, Text(_families(facts))]
+    table, *details = predictor_tables(facts)
+    blocks += [Answer(answer(facts)), table]
+    if beaten := _beaten(facts):
+        blocks.append(Bullets(beaten))
+    blocks += [*facts.few(), *details]
+    if lines := [line for metric in study.statistics.primary.values() if (line := _answer(facts, metric))]:
+        blocks += [Heading(w("answer_heading")), Text(_families(facts)), Bullets(lines), facts.claim()]
     return blocks + _approximate(facts)
+
+
+def answer(facts: Facts) -> list[str]:
+    """Two sentences: is uncertainty reduced, and is accuracy unharmed? Never more than the tests allow."""
+    verdict = judge(facts.comparisons, facts.margins, facts.study.statistics, facts.directions)
+    return [_on_uncertainty(facts, verdict), _on_accuracy(facts, verdict)]
+
+
+def _on_uncertainty(facts: Facts, verdict: Verdict) -> str:
+    w = facts.words
+    if verdict.uncertainty == "untested":
+        return w("uncertainty_untested")
+    lacking = ", ".join(map(w.metric, verdict.lacking))
+    lacking = w("lacking_besides", metrics=lacking) if lacking else ""
+    return w(
+        f"uncertainty_{verdict.uncertainty}",
+        patients=_patients(facts, verdict.patients),
+        first=w.the_family(verdict.first),
+        second=w.the_family("individual"),
+        better=_listed(facts, verdict.better),
+        worse=_listed(facts, verdict.worse),
+        undecided=(w("undecided_besides", metrics=_listed(facts, verdict.open)) if verdict.open else "") + lacking,
+        open=_listed(facts, verdict.open) + lacking,
+        fewest=FEWEST,
+    )
+
+
+def _on_accuracy(facts: Facts, verdict: Verdict) -> str:
+    w, accurate, margin = facts.words, verdict.accurate, verdict.margin
+    if verdict.accuracy == "untested" or accurate is None or margin is None:
+        return w("accuracy_untested")
+    interval = w.interval(accurate.low, accurate.high)
+    return w(
+        f"accuracy_{verdict.accuracy}",
+        metric=w.metric(accurate.metric),
+        patients=_patients(facts, accurate.patients),
+        difference=facts.signed(accurate.difference),
+        interval=w("with_interval", interval=interval) if interval else "",
+        first=w.the_family(verdict.first),
+        second=w.the_family("individual"),
+        bound=facts.signed(float(margin["bound"])),
+        level=w.percent(float(margin["level"])),
+        margin=w.number(float(margin["margin"])),
+        fewest=FEWEST,
+    )
+
+
+def _patients(facts: Facts, count: int) -> str:
+    kind = "synthetic" if facts.study.synthetic else "patient" if count == 1 else "patients"
+    return facts.words(f"one_{kind}") if count == 1 else facts.words(f"n_{kind}", n=count)
+
+
+def _listed(facts: Facts, compared: Sequence[Compared]) -> str:
+    """Metrics with the mean difference of each, and the corrected p where something is decided by it."""
+    w = facts.words
+    alpha = facts.study.statistics.alpha
+    parts = []
+    for one in compared:
+        p = one.p if one.is_better(alpha) else one.p_two_sided if one.is_worse(alpha) else float("nan")
+        told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference)}
+        parts.append(w("difference_alone", **told) if np.isnan(p) else w("difference_p", **told, p=w.p_value(p)))
+    return ", ".join(parts)
+
+
+def _families(facts: Facts) -> str:
+    """Which families there are, and what each is."""
+    w = facts.words
+    return w("families_text", families=w.joint.join(w.about_family(family) for family in facts.families))
 
 
 def _answer(facts: Facts, metric: str) -> str:
@@ -30,7 +109,7 @@ def _answer(facts: Facts, metric: str) -> str:
     if by_family.empty or metric not in set(by_family["metric"]):
         return ""
     means = by_family[by_family["metric"] == metric].set_index("family")["mean"]
-    values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in FAMILIES}
+    values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in MAIN}
     values |= {"metric": w.metric(metric), "direction": w.direction(facts.directions.get(metric, ""))}
     compared = _against_individual(facts.comparisons, metric)
     if compared is None or compared["n_pairs"] == 0:
@@ -47,38 +126,20 @@ def _answer(facts: Facts, metric: str) -> str:
     )
 
 
-def _not_inferior(facts: Facts) -> list[str]:
-    """One sentence: does the general ensemble hurt accuracy, compared with the individual models?"""
-    w, tested = facts.words, _against_individual(facts.margins)
-    if tested is None or pd.isna(tested["bound"]):
-        return []
-    return [
-        w(
-            "not_inferior_line" if tested["not_inferior"] else "maybe_inferior_line",
-            metric=w.metric(str(tested["metric"])),
-            bound=w.number(float(tested["bound"])),
-            level=w.percent(float(tested["level"])),
-            margin=w.number(float(tested["margin"])),
-            n=int(tested["n_pairs"]),
-        )
-    ]
-
-
-def _against_individual(table: pd.DataFrame, metric: str | None = None) -> pd.Series | None:
-    """The row of the general ensemble against the individual models, of a metric or the only one; None if missing."""
+def _against_individual(table: pd.DataFrame, metric: str) -> pd.Series | None:
+    """The row of the general ensemble against the individual models, of a metric; None if missing."""
     if table.empty:
         return None
-    wanted = (table["first"] == "general") & (table["second"] == "individual")
-    rows = table[wanted & (table["metric"] == metric)] if metric else table[wanted]
+    rows = table[(table["first"] == "general") & (table["second"] == "individual") & (table["metric"] == metric)]
     return rows.iloc[0] if len(rows) else None
 
 
 def _beaten(facts: Facts) -> list[str]:
-    """Which individual models do better than the general ensemble: the means of families alone would hide this."""
+    """Which individual models do better than the ensemble: the means of families alone would hide this."""
     lines = []
     for metric in facts.study.statistics.primary.values():
         sign = {"higher": 1, "lower": -1}.get(facts.directions.get(metric, ""), 0)
-        gains = _gains(facts.reduced, metric) if sign else {}
+        gains = _gains(facts, metric) if sign else {}
         better = {model: gain for model, gain in gains.items() if sign * gain > ROUNDING}
         if better:
             best = max(better, key=lambda model: sign * better[model])
@@ -86,23 +147,25 @@ def _beaten(facts: Facts) -> list[str]:
                 facts.words(
                     "beaten_line",
                     metric=facts.titled(metric),
+                    ensemble=facts.lead,
                     count=len(better),
                     models=len(gains),
                     model=best,
-                    difference=facts.words.number(better[best]),
+                    difference=facts.signed(better[best]),
                 )
             )
     return lines
 
 
-def _gains(reduced: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Individual model → its mean difference from the general ensemble on the patients that both have; empty without one."""
+def _gains(facts: Facts, metric: str) -> dict[str, float]:
+    """Individual model → its mean difference from the leading ensemble on the patients that both have; empty without one."""
+    reduced = facts.reduced
     own = reduced[(reduced["metric"] == metric) & np.isfinite(reduced["value"])]
-    general = own[own["family"] == "general"].set_index("patient")["value"]
-    if general.empty:
+    ensemble = own[own["predictor"] == facts.lead].set_index("patient")["value"]
+    if ensemble.empty or facts.lead_family == "individual":
         return {}
     return {
-        str(model): float((values.set_index("patient")["value"] - general).dropna().mean())
+        str(model): float((values.set_index("patient")["value"] - ensemble).dropna().mean())
         for model, values in own[own["family"] == "individual"].groupby("predictor", sort=False)
     }
 

@@ -49,6 +49,7 @@ class Words:
         self.language = language
         self._said = spoken(language)
         self.decimal: str = self._said["decimal"]
+        self.joint: str = self._said["joint"]
 
     def __call__(self, key: str, **values: object) -> str:
         """The text of a key, its `{…}` filled in."""
@@ -80,6 +81,23 @@ class Words:
         """A component of variance, `patient:annotator` for one; its own name if it has none here."""
         return " × ".join(self._named("effects", effect) for effect in component.split(":"))
 
+    def the_family(self, family: str) -> str:
+        """A family within a sentence, with its article."""
+        return self._named("families_the", family)
+
+    def about_family(self, family: str) -> str:
+        """What a family is, with its name."""
+        return self._named("families_about", family)
+
+    def short_metric(self, metric: str) -> str:
+        """A metric's abbreviation, where `about_metric` explains it; otherwise its name."""
+        short = self._said.get("metrics_short", {}).get(metric)
+        return self.metric(metric) if short is None else short
+
+    def about_metric(self, metric: str) -> str:
+        """What a metric tells, in one sentence; empty where there is none here."""
+        return self._said.get("metrics_about", {}).get(metric, "")
+
     def direction(self, direction: str) -> str:
         """Which values of a metric are better."""
         return {"higher": self("higher"), "lower": self("lower")}.get(direction, self("neither"))
@@ -103,7 +121,7 @@ class Words:
         known = [(part, self._sentence(part)) for part in text.split(JOINT)]
         if all(here is None for _, here in known):
             return text
-        return self._said["joint"].join(part if here is None else here for part, here in known)
+        return self.joint.join(part if here is None else here for part, here in known)
 
     def number(self, value: float) -> str:
         """A number with three significant digits."""
