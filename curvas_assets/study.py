@@ -920,7 +920,7 @@ class Study(_Part):
                 else "test: predicted and scored"
             )
         if patient in self.fitting_patients:
-            return f"{of}: predicted; calibrations are fitted on it, and it is not in the study's scores"
+            return f"{of}: predicted; what is calibrated is fitted on it, and it is not in the study's scores"
         return (
             trains
             if of in self.training.sets

@@ -272,7 +272,7 @@ def test_all_patients_are_those_the_study_predicts_and_the_others_are_told_once(
     known = sorted(p for members in STUDY.sets.values() for p in members)
     done = download(objects, LAYOUT, STUDY, "predictions", known, [model], tmp_path / "down", told.append)
     assert done.missing == tuple(f"{model} of {p}" for p in STUDY.predicted_patients() if p != PATIENTS[1])
-    assert set(done.unscored) == set(known) - set(STUDY.scored_patients())
+    assert set(done.unscored) == set(known) - set(STUDY.predicted_patients())
     assert not [line for line in told if any(p in line for p in done.unscored)]
     assert len([line for line in told if f"{len(done.unscored)} patients are not predicted" in line]) == 1
 
