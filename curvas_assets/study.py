@@ -768,10 +768,8 @@ class Study(_Part):
 
     @property
     def fitted_predictors(self) -> list[str]:
-        """Models and ensembles whose predictions of the validation patients something is fitted on."""
-        bases = [str(one.base) for one in self.calibrated_ids]
-        named = [self.made_from(one) if self.predicted_by(one) == "calibrated" else one for one in self.conformal.of]
-        return list(dict.fromkeys([*bases, *(str(one) for one in named)]))
+        """Models and ensembles that are calibrated, from their predictions of the validation patients."""
+        return list(dict.fromkeys(str(one.base) for one in self.calibrated_ids))
 
     @property
     def interval_predictors(self) -> list[str]:
@@ -972,7 +970,7 @@ class Study(_Part):
                 else "test: predicted and scored"
             )
         if patient in self.fitting_patients:
-            return f"{of}: predicted; calibrations are fitted on it, and it is not in the study's scores"
+            return f"{of}: predicted; what is calibrated is fitted on it, and it is not in the study's scores"
         return (
             trains
             if of in self.training.sets

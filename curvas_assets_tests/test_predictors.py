@@ -117,7 +117,7 @@ def test_what_is_calibrated_stands_after_what_it_is_made_from():
     assert fitted.predicted_by("isotonic_ensemble_all") == "calibrated"
     assert fitted.made_from(f"temperature_{MODEL}") == MODEL
     assert fitted.fitted_predictors == ["ensemble_all", MODEL]
-    assert study(conformal={"of": ["ensemble_anno1"]}).fitted_predictors == ["ensemble_anno1"]
+    assert study(conformal={"of": ["ensemble_anno1"]}).fitted_predictors == []
 
 
 def test_fits_rest_on_validation_patients_alone():

@@ -170,9 +170,11 @@ class Partitions:
     def fitting_partitions(self, axis: Axis) -> list[str]:
         """The partitions of an asset by patient that what is fitted after training reads: those of validation patients.
 
-        Of models and ensembles, only those that something is fitted for; none of any asset, if nothing is.
+        Of models and ensembles, only those that are calibrated; of scans none, if nothing is. Of scores, which intervals are fitted on,
+        none if no predictor gets an interval.
         """
-        patients = self.study.fitting_patients if self.study.fitted_predictors else []
+        fitted = self.study.interval_predictors if axis == "test_patient" else self.study.fitted_predictors
+        patients = self.study.fitting_patients if fitted else []
         if axis not in ("patient_by_model", "patient_by_ensemble"):
             return list(patients)
         kind = axis.removeprefix("patient_by_")

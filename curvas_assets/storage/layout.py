@@ -100,7 +100,7 @@ class Layout:
 
     def calibrators(self) -> str:
         """The record of what was fitted on validation patients."""
-        return f"{self.artifacts}/calibrators.json"
+        return f"{self.metrics}/calibrators.json"
 
     def table(self, name: str) -> str:
         """A table of the whole study."""
