@@ -214,8 +214,9 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
             _draw_shape(axes, mark, at)
         else:
             axes.hlines(mark.values.mean(), at - 0.3, at + 0.3, color=BLACK, lw=1, ls="--")
+        x = at + scatter.uniform(-0.22, 0.22, len(mark.values))
         axes.scatter(
-            at + scatter.uniform(-0.22, 0.22, len(mark.values)),
+            x,
             mark.values,
             s=5 if mark.has_shape else 18,
             marker=MARKERS[mark.marker],
@@ -224,8 +225,8 @@ def _draw_distributions(axes: "Axes", marks: Sequence[Distribution], scatter: np
             linewidths=0,
             zorder=3,
         )
-        for value, text in zip(mark.values, mark.texts, strict=False):
-            _write_beside(axes, at, value, text)
+        for place, value, text in zip(x, mark.values, mark.texts, strict=False):
+            _write_beside(axes, place, value, text)
     if marks:
         slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(marks) > MOST_LEVEL else {}
         axes.set_xticks(range(len(marks)), [mark.place for mark in marks], **slanted)

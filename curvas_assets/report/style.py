@@ -5,14 +5,13 @@ Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart 
 a colour tells is told a second time by a marker or a dash, so that a black-and-white print still reads.
 """
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import Dash, Marker
-from curvas_assets.study import Family
 
 ImageFormat = Literal["png", "svg", "pdf"]
 Orientation: TypeAlias = str | npt.NDArray[np.floating[Any]]
@@ -33,8 +32,6 @@ GREY = "#6E6E6E"
 VIOLET, INDIGO = "#B040F0", "#6B2A8C"
 """Two more, chosen to differ from the others under each colour blindness (a test simulates them)."""
 
-FAMILIES: tuple[str, ...] = get_args(Family)
-"""Families in the order in which they are shown."""
 FAMILY_COLOURS: dict[str, str] = {
     "general": BLUE,
     "annotator": ORANGE,
@@ -46,6 +43,8 @@ FAMILY_COLOURS: dict[str, str] = {
     "folds": BLACK,
     "calibrated": VIOLET,
 }
+FAMILIES: tuple[str, ...] = tuple(FAMILY_COLOURS)
+"""Families in the order in which they are shown, that of `study.Family`, which previews need not load."""
 FAMILY_MARKERS: dict[str, Marker] = {
     "general": "circle",
     "annotator": "square",
