@@ -94,6 +94,14 @@ class Facts:
         return {name: family[name] for name in order}
 
     @cached_property
+    def _by_metric(self) -> dict[str, pd.DataFrame]:
+        return {str(metric): part for metric, part in self.scores.groupby("metric", sort=False)}
+
+    def of_metric(self, metric: str) -> pd.DataFrame:
+        """The long scores of one metric, split once: a study of 1,000 patients has millions of rows."""
+        return self._by_metric.get(metric, self.scores.iloc[:0])
+
+    @cached_property
     def group_of(self) -> dict[str, str]:
         """Patient → the group, empty where a patient has none."""
         pairs = self.scores[["patient", "group"]].drop_duplicates("patient")

@@ -64,6 +64,8 @@ class Predictors:
         self._facts, self._metrics = facts, metrics
         summary = best_predictors(summarise(facts.reduced[facts.reduced["metric"].isin(metrics)]), facts.directions)
         self._summary = summary.set_index(["predictor", "metric"])
+        defined = facts.reduced[facts.reduced["metric"].isin(list(metrics)) & facts.reduced["value"].notna()]
+        self._seen = {str(name): frozenset(part) for name, part in defined.groupby("predictor")["patient"]}
         costs = facts.inputs.predictor_cost
         self._costs = None if costs is None or not len(costs) else costs.set_index(costs["predictor"].astype(str))
         self._hours = None if self._costs is None else network_hours(self._costs.reset_index(drop=True))
@@ -171,9 +173,7 @@ class Predictors:
         return self._facts.mean(scaled)
 
     def _patients(self, names: Sequence[str]) -> int:
-        own = self._facts.reduced
-        own = own[own["predictor"].isin(list(names)) & own["metric"].isin(list(self._metrics)) & own["value"].notna()]
-        return int(own["patient"].nunique())
+        return len(frozenset[str]().union(*(self._seen.get(name, frozenset()) for name in names)))
 
     def _range(self, values: Sequence[float], scale: float = 1.0, unit: str = "") -> str:
         """`mean [lowest; highest]`; one number where they are the same."""

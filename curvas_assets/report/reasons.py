@@ -38,9 +38,8 @@ def _worst_organ(facts: Facts, patient: str, metric: str, predictor: str) -> str
 
 
 def _of_organs(facts: Facts, metric: str, predictor: str) -> pd.DataFrame:
-    scores = facts.scores
-    is_organ = ~scores["organ"].isin(["", "mean", "all"])
-    return scores[is_organ & (scores["metric"] == metric) & (scores["predictor"] == predictor)]
+    scores = facts.of_metric(metric)
+    return scores[~scores["organ"].isin(["", "mean", "all"]) & (scores["predictor"] == predictor)]
 
 
 def _of_scores(facts: Facts, patient: str, metric: str, predictor: str, organ: str) -> Iterator[str]:
@@ -52,8 +51,8 @@ def _of_scores(facts: Facts, patient: str, metric: str, predictor: str, organ: s
         value = float(rows.loc[rows["patient"] == patient, "value"].mean())
         middle = float(rows.groupby("patient")["value"].mean().median())
         yield w("reason_organ", organ=w.organ(organ), value=w.number(value), median=w.number(middle))
-    own = facts.scores
-    own = own[(own["patient"] == patient) & (own["metric"] == metric) & (own["predictor"] == predictor)]
+    own = facts.of_metric(metric)
+    own = own[(own["patient"] == patient) & (own["predictor"] == predictor)]
     notes = own["note"].astype("string").fillna("") if "note" in own else pd.Series(dtype="string")
     yield from (w.told(note) for note in dict.fromkeys(map(str, notes)) if note)
 
@@ -86,9 +85,10 @@ def _of_ledger(facts: Facts, patient: str) -> Iterator[str]:
 
 def _of_agreement(facts: Facts, patient: str, organ: str) -> Iterator[str]:
     """The organ on which annotators agree less than on other patients."""
-    w, scores = facts.words, facts.scores
+    w = facts.words
     for metric in AGREEMENTS:
-        rows = scores[(scores["metric"] == metric) & scores["value"].notna()]
+        rows = facts.of_metric(metric)
+        rows = rows[rows["value"].notna()]
         rows = rows[~rows["organ"].isin(["", "mean", "all"])]
         for name, part in rows.groupby("organ", sort=False):
             means = part.groupby("patient")["value"].mean()

@@ -123,9 +123,10 @@ def _outliers(facts: Facts, outliers: pd.DataFrame) -> list[Block]:
     if outliers.empty:
         return [*blocks, Text(w("no_outliers"))]
     rows = []
+    judged = facts.reduced[facts.reduced["metric"].isin(outliers["metric"].unique()) & facts.reduced["value"].notna()]
+    counts = judged.groupby(["metric", "patient"])["predictor"].nunique()
     for (patient, metric), part in outliers.groupby(["patient", "metric"], sort=False):
-        judged = facts.reduced[(facts.reduced["metric"] == metric) & facts.reduced["value"].notna()]
-        count = judged.loc[judged["patient"] == patient, "predictor"].nunique()
+        count = int(counts[metric, patient])
         of_lead = part[part["predictor"] == facts.lead]
         shown = of_lead.iloc[0] if len(of_lead) else part.iloc[0]
         names = list(map(str, part["predictor"]))
