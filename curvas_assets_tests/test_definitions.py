@@ -54,7 +54,7 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 18
+    assert len(graph.get_all_asset_keys()) == 22
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -125,7 +125,15 @@ def _edited(**edits) -> Study:
         ({"training": {"snapshots": 2}}, {"trained_model", "variant_softmax"}),
         (
             {"training": {"snapshots": 2}, "cheap_ensembles": {"snapshots": ["anno1_init112233_foldall"]}},
-            {"trained_model", "variant_softmax", "ensemble_softmax", "scores", "study_scores"},
+            {
+                "trained_model",
+                "variant_softmax",
+                "ensemble_softmax",
+                "scores",
+                "study_scores",
+                "volume_intervals",
+                "predictor_cost",
+            },
         ),
         ({"checks": {"dice_floor": 0.9}}, set()),
         ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "variance_components", "published_comparison"}),

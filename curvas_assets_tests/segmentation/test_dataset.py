@@ -406,7 +406,7 @@ def test_for_the_challenges_scans_the_winners_plans_are_planned_and_the_study_sa
     patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
     read = TrainingScans(study, tmp_path / "scans")
     with nnunet_folders(raw=tmp_path / "raw", preprocessed=tmp_path / "made", results=tmp_path / "results"):
-        _write_raw(study, [_Case(patient, image, annotation, None, read)], tmp_path / "raw" / name)
+        _write_raw(study, [_Case(patient, image, [annotation], None, None, read)], tmp_path / "raw" / name)
         (tmp_path / "made" / name).mkdir(parents=True)
         # The medians of the challenge's 20 training patients, as the winner's plans record them.
         fingerprint = {

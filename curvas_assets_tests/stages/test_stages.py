@@ -163,10 +163,17 @@ def test_scores_compare_with_what_the_study_says_and_know_its_vessels(tmp_path, 
         bench.predict(model, PATIENT)
     members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
     cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
-    bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members)
+    bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=NONE)
     means, scans = bench.of(table.ENSEMBLE_SOFTMAX, cells), bench.of(table.SCAN, [PATIENT])
     scored, checks = bench.make(
-        score.score_patients, score.CHECKS, [PATIENT], softmax=members, ensemble_softmax=means, scan=scans
+        score.score_patients,
+        score.CHECKS,
+        [PATIENT],
+        softmax=members,
+        variant_softmax=NONE,
+        ensemble_softmax=means,
+        calibrators=Artefact(bench.objects, "nowhere", "record", "calibrators"),
+        scan=scans,
     )
     assert checks["scores_are_sound"].found == {PATIENT: []}, scored
     merged, facts = score.merge_scores(bench.tools, bench.of(table.SCORES, [PATIENT]))
