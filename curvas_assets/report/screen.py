@@ -36,9 +36,11 @@ DASHES = {"shortdash": "3px,2px", "dashdotdot": "6px,2px,2px,2px,2px,2px", "spar
 """Names of `chart` that plotly has not."""
 LEGENDS = {
     "right": {},
-    "above": {"orientation": "h", "y": 1.14, "x": 0},
+    "above": {"orientation": "h", "yref": "container", "yanchor": "top", "x": 0},
     "below": {"orientation": "h", "y": -0.16, "x": 0},
 }
+TOOLBAR_PX, ABOVE_PX = 32, 112
+"""Height of plotly's toolbar, below which a legend above the panels begins, and where that legend ends if it has four lines."""
 
 
 def draw(chart: Chart) -> "go.Figure":
@@ -47,13 +49,15 @@ def draw(chart: Chart) -> "go.Figure":
     figure.update_layout(
         template="plotly_white",
         font={"family": "Liberation Sans, Arial, Helvetica, sans-serif", "size": 13, "color": "#1b1b1b"},
-        margin={"l": 64, "r": 24, "t": 48, "b": 56},
+        margin={"l": 64, "r": 24, "t": ABOVE_PX + 24 if chart.legend == "above" else 48, "b": 56},
         separators=chart.decimal + "\u202f",
         hoverlabel={"font_size": 12},
         hovermode="x unified" if chart.is_read_across else "closest",
         height=chart.height_px,
         legend=LEGENDS[chart.legend],
     )
+    if chart.legend == "above":
+        figure.update_layout(legend_y=1 - TOOLBAR_PX / chart.height_px)
     return figure
 
 
