@@ -122,15 +122,16 @@ class Annotator(_Part):
     """One expert, and the file with that expert's label map in a patient's folder."""
 
     name: Annotated[str, Field(max_length=60)]
-    """Letters, digits and dashes; not `all`, `mean` or `background`."""
+    """Letters, digits and dashes; not `all`, `mean`, `background`, `ensemble`, `temperature` or `isotonic`."""
     file: NiftiFile
     """NIfTI file with this expert's label map, relative to the patient's folder."""
 
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
-        if not KEY.fullmatch(name) or name.lower() in RESERVED:
-            raise ValueError(f"an annotator's name is letters, digits and dashes, and not one of {', '.join(RESERVED)}")
+        taken = (*RESERVED, "ensemble", *CALIBRATIONS)  # with these, names of ensembles and calibrated predictors begin
+        if not KEY.fullmatch(name) or name.lower() in taken:
+            raise ValueError(f"an annotator's name is letters, digits and dashes, and not one of {', '.join(taken)}")
         return name
 
 
@@ -799,7 +800,7 @@ class Study(_Part):
             for model in self.models:
                 if "all" not in asked and str(model) not in asked:
                     continue
-                fold = "" if model.fold == "all" else f"-{model.fold}"
+                fold = "" if model.fold == "all" else f"-fold{model.fold}"
                 if kind == "flips":
                     variants = [f"flip{number}" for number in range(FLIPS[self.plans.configuration])]
                 else:
@@ -1162,6 +1163,8 @@ def _explain(item: Any, file: StudyFile) -> Iterator[str]:
         yield f"{line}{field} is missing"
     elif item["type"] == "extra_forbidden":
         yield f"{line}{field} = {item['input']!r:.80} is not a field (allowed: {', '.join(_siblings(location))})"
+    elif item["type"] == "tuple_type":
+        yield f"{line}{field} = {item['input']!r:.80}: allowed is a list, such as [{item['input'] or 'a, b'}]"
     else:
         value = f" = {item['input']!r:.80}" if field and not isinstance(item["input"], dict | BaseModel) else ""
         yield f"{line}{field}{value}: {message}" if field else message

@@ -14,6 +14,7 @@ import hashlib
 import json
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -105,6 +106,41 @@ def test_cheap_ensembles_have_variants_or_folds_as_members_and_no_row_of_their_o
     assert cheap.made_from("ensemble_all") is None
 
 
+def test_no_two_cheap_ensembles_share_a_name():
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {"annotators": [{"name": "a", "file": "a.nii.gz"}, {"name": "a-1", "file": "b.nii.gz"}], "seeds": [0, 1]}
+    raw |= {"folds": ["all", 0], "cheap_ensembles": {"flips": ["all"]}}
+    raw["training"]["mirroring"] = True
+    named = Study.model_validate(raw)
+    flips = [name for name in named.predictors if named.family(name) == "flips"]
+    assert len(flips) == len(named.models) == 8
+    assert len(set(map(str, named.variants))) == len(named.variants) == 64
+
+
+@pytest.mark.parametrize("name", ["ensemble", "isotonic", "Temperature"])
+def test_no_annotator_is_called_like_the_beginning_of_another_name(name):
+    raw = load_study("phantom").model_dump(mode="json")
+    raw["annotators"][0]["name"] = name
+    with pytest.raises(ValidationError, match="not one of"):
+        Study.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("training_labels: majority", r"training_labels = 'majority': allowed is a list, such as \[majority\]"),
+        ("calibrated: {isotonic: ensemble_all}", r"calibrated.isotonic = 'ensemble_all': allowed is a list"),
+    ],
+)
+def test_a_name_in_place_of_a_list_is_told_as_yaml_has_it(tmp_path, line, says):
+    path = tmp_path / "study.yaml"
+    raw = load_study("phantom").model_dump(mode="json")
+    del raw["training_labels"], raw["calibrated"]
+    path.write_text(yaml.safe_dump(raw) + line + "\n")
+    with pytest.raises(StudyError, match=says):
+        load_study(path)
+
+
 def test_the_folds_of_a_seed_are_an_ensemble_where_there_is_a_test_set():
     folded = study(folds=[0, 1, 2], cheap_ensembles={"folds": True})
     assert [m.fold for m in folded.members("ensemble_folds-anno1-112233")] == [0, 1, 2]
@@ -143,7 +179,7 @@ def test_under_cross_validation_a_patient_has_the_variants_of_the_models_that_di
     for patient in crossed.scored_patients():
         held = patient in crossed.held_out(0)
         assert len(crossed.variants_of(patient)) == (8 if held else 0)
-        assert ("ensemble_flips-anno1-1-0" in crossed.predictors_of(patient)) == held
+        assert ("ensemble_flips-anno1-1-fold0" in crossed.predictors_of(patient)) == held
     assert crossed.models_of("PHANTOM008") == crossed.models
 
 

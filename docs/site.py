@@ -117,7 +117,7 @@ def study_file_page() -> str:
         "# The study file\n\n"
         "One YAML file describes a study. `load_study` checks the whole file when the code location loads, and reports all mistakes "
         "together, each with its line. Complete examples are [curvas.yaml](../../curvas_assets/studies/curvas.yaml), the published "
-        "study, and [phantom.yaml](../../curvas_assets/studies/phantom.yaml), the demo. This page is made from "
+        "study, and [demo.yaml](../../curvas_assets/studies/demo.yaml), the demo. This page is made from "
         "`curvas_assets.study.Study`.\n"
     )
     parts = [head, _fields(Study)]

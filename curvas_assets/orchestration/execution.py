@@ -212,13 +212,15 @@ def _counted_gib(study: Study) -> float:
     probability is compared with cuts). Of a variant, which is a member only, the codes and no more than these maps. With 13
     predictors, 3 organs and 3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
-    patient = next(iter(study.predicted_patients()), None)  # under cross-validation, only its fold's models
-    predictors = study.predictors if patient is None else study.predictors_of(patient)
-    variants = study.variants if patient is None else study.variants_of(patient)
+    patients = (
+        study.predicted_patients() if study.cross_validated else []
+    )  # a fold's models predict some, all models the others
+    counts = [(len(study.predictors_of(one)), len(study.variants_of(one))) for one in patients]
+    predictors, variants = max(counts, default=(len(study.predictors), len(study.variants)))
     groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)
     vessels = bool(study.evaluation.vascular.vessels)
-    counted = len(predictors) * ((0.008 + 0.002 * groups) * classes + 0.035 + 0.005 * vessels)
-    return counted + len(variants) * (0.008 * classes + 0.035)
+    counted = predictors * ((0.008 + 0.002 * groups) * classes + 0.035 + 0.005 * vessels)
+    return counted + variants * (0.008 * classes + 0.035)
 
 
 def _kept_labels_gib(study: Study) -> float:

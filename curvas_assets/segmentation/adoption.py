@@ -368,6 +368,12 @@ def _require_unseen(study: Study, model: ModelId, seen: Mapping[str, list[str]],
                 f"its training.json says that it learned from {', '.join(both[:5])}, whom the study scores by it",
                 "Give a model that did not see them, or change the study's sets.",
             )
+        if both := sorted(one for one in known if one in study.fitting_patients):
+            raise ask.refused(
+                f"its training.json says that it learned from {', '.join(both[:5])} of the validation set, on whom what follows after "
+                "training is fitted",
+                "Give a model that did not see them; or, if all models learned from them, write `training: {sets: [train, validation]}`.",
+            )
         return "its training.json names none of them"
     if LEFT_OUT in seen and study.cross_validated:
         if both := sorted(scored - _as_patients(study, seen[LEFT_OUT])):

@@ -322,13 +322,16 @@ class _Cells:
 
 
 def require_unseen(model_folder: Path, model: str, patient: str) -> None:
-    """Raise a SegmentationError if a model has seen the patient; only new models predict former training patients."""
+    """Raise a SegmentationError if a model has seen the patient; only new models predict former training patients, and
+    calibrations are fitted on patients whom no model has seen.
+    """
     if patient in trained_on(model_folder):
         raise SegmentationError(
             "predicting",
             f"{model} of {patient}",
             "the model was trained on this patient, so that its scores would say nothing",
-            "Train the model again (its dataset is out of date), or leave the patient out of the test set and of its rule.",
+            "Train the model again if its dataset is out of date; otherwise leave the patient out of the test set and of its rule, "
+            "or, if it is a validation patient, write `training: {sets: [train, validation]}`.",
         )
 
 

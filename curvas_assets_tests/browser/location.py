@@ -46,17 +46,17 @@ MODELS = [str(model) for model in STUDY.models]
 class DrawnPredictor(Predictor):
     """Draws an ellipsoid for each organ; each model draws them a little elsewhere. No model file is read."""
 
-    def sharing(self, model_folder) -> str:
+    def sharing(self, model_folder, variant="") -> str:
         return "drawn"
 
-    def memory(self, scan, model_folder) -> StepMemory:
+    def memory(self, scan, model_folder, variant="") -> StepMemory:
         return StepMemory(0, 0, 0, 0, 0)
 
-    def prepare(self, scan, model_folder, *, checked=False) -> None:
+    def prepare(self, scan, model_folder, *, variant="", checked=False) -> None:
         """Nothing needs preprocessing."""
 
-    def predict(self, scan, model_folder, *, checked=False, proceed=lambda: None) -> Prediction:
-        softmax = self._drawn(scan.grid.shape, sum(Path(model_folder).name.encode()))
+    def predict(self, scan, model_folder, *, variant="", checked=False, proceed=lambda: None) -> Prediction:
+        softmax = self._drawn(scan.grid.shape, sum(f"{Path(model_folder).name}{variant}".encode()))
         slabs = [(z0, softmax[:, z0 : z0 + DEPTH]) for z0 in range(0, scan.grid.shape[0], DEPTH)]
         encoded = ((z0, encode(slab)) for z0, slab in slabs)
         return Prediction(len(softmax), scan.grid, "cpu", softmax.nbytes, iter(slabs), encoded)
