@@ -50,6 +50,7 @@ def pairs_of(study: Study) -> tuple[Pair, ...]:
     is made from (`Study.made_from`): what is calibrated against the same uncalibrated, flips and snapshots against their
     model. Fused labels are compared at the same number of trainings: each ensemble of fused labels with the annotators'
     ensembles, models of fused labels with individual models. So are the ensembles of folds, with the individual models.
+    Where no annotator is learned alone, the ensembles of fused labels are compared with their models.
 
     >>> from curvas_assets.study import load_study
     >>> [str(pair) for pair in pairs_of(load_study("curvas"))]
@@ -65,6 +66,8 @@ def pairs_of(study: Study) -> tuple[Pair, ...]:
         elif family == "fused ensemble":
             further.append((predictor, "annotator"))
     further += [(family, "individual") for family in ("fused", "folds")]
+    if "individual" not in study.families:  # no annotator is learned alone
+        further.append(("fused ensemble", "fused"))
     there = {*study.families, *study.predictors}
     return (*PAIRS, *(Pair(*sides, "made from") for sides in further if there.issuperset(sides)))
 

@@ -298,12 +298,11 @@ def test_so_is_this_platforms_own_model_of_another_study(copied, tmp_path):
     (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", "PHANTOM007"]}))
     with pytest.raises(SegmentationError, match=r"learned from PHANTOM007, whom the study scores by it"):
         adopt_model(tiny_study(), MODEL, copied, tmp_path / "leaked")
-    if validation := tiny_study().fitting_patients:
-        (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", *validation]}))
-        with pytest.raises(
-            SegmentationError, match="of the validation set, on whom what follows after training is fitted"
-        ):
-            adopt_model(tiny_study(), MODEL, copied, tmp_path / "fitted")
+    raw = tiny_study().model_dump(mode="json")
+    fits = Study.model_validate(raw | {"sets": raw["sets"] | {"validation": ["PHANTOM006"]}})
+    (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", "PHANTOM006"]}))
+    with pytest.raises(SegmentationError, match=r"PHANTOM006 of the validation set, on whom what follows .* is fitted"):
+        adopt_model(fits, MODEL, copied, tmp_path / "fitted")
     (copied / "training.json").write_text(json.dumps({"trained_on": ["PHANTOM001", "somebody else"]}))
     assert adopt_model(tiny_study(), MODEL, copied, tmp_path / "ours").unseen == "its training.json names none of them"
     kept = json.loads((tmp_path / "ours/training.json").read_text())

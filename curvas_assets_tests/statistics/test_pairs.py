@@ -79,6 +79,8 @@ def test_each_further_predictor_is_compared_with_what_it_is_made_from():
     assert names(folds)[3:] == [("folds", "individual", "made from")]
     alone = changed(training_labels=["majority"], seeds=[1])
     assert names(alone)[3:] == []  # nothing of the annotators' there to compare it with
+    fused = changed(training_labels=["majority", "soft"])
+    assert names(fused)[3:] == [("fused ensemble", "fused", "made from")]
 
 
 def test_what_the_study_file_names_is_compared_and_nothing_else():
