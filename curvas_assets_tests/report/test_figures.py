@@ -189,7 +189,8 @@ def test_a_whisker_runs_from_the_mean_to_the_bound():
 
 def test_shares_and_forecasts_are_drawn_as_they_were_computed():
     chart = variance_shares(COMPONENTS, EN)
-    assert [panel.title for panel in chart.rows[0]] == ["Dice", "Expected calibration error", "AURC"]
+    primary = ["Dice", "Expected calibration error", "Correlation of disagreement and uncertainty", "AURC"]
+    assert [panel.title for panel in chart.rows[0]] == primary
     assert list(chart.rows[0][0].y.places)[:4] == ["patient", "annotator", "seed", "patient × annotator"]
     points = [trace for trace in screen.draw(chart).data if trace.mode == "markers"]
     np.testing.assert_array_equal(np.concatenate([p.x for p in points]), COMPONENTS["share"])
