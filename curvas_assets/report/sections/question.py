@@ -86,14 +86,21 @@ def _patients(facts: Facts, count: int) -> str:
 
 
 def _listed(facts: Facts, compared: Sequence[Compared]) -> str:
-    """Metrics with the mean difference of each, and the corrected p where something is decided by it."""
+    """Metrics with the mean difference of each, the corrected p where it tells something, and what contradicts it."""
     w = facts.words
     alpha = facts.study.statistics.alpha
     parts = []
     for one in compared:
-        p = one.p if one.is_better(alpha) else one.p_two_sided if one.is_worse(alpha) else float("nan")
+        p = one.p_of_wins(alpha)
         told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference)}
-        parts.append(w("difference_alone", **told) if np.isnan(p) else w("difference_p", **told, p=w.p_value(p)))
+        if np.isnan(p):
+            parts.append(w("difference_alone", **told))
+        elif one.is_contradictory(alpha):
+            interval = w.interval(one.low, one.high)
+            told["interval"] = w("with_interval", interval=interval) if interval else ""
+            parts.append(w("difference_contradicted", **told, wins=w.percent(one.wins), p=w.p_value(p)))
+        else:
+            parts.append(w("difference_p", **told, p=w.p_value(p)))
     return ", ".join(parts)
 
 
