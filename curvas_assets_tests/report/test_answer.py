@@ -6,6 +6,7 @@
   lacks it, is not "every measure". Measures that contradict each other are told as such.
 - Winning on most patients, however surely, is not called better where the mean difference is a loss or may be one, nor losing on
   most worse where the mean gains; the sentence then says that the two contradict each other.
+- The lines below show the p by which the sentences decide, not another one.
 - Each class of accuracy follows from interval, bound and margin, also where less is better; without a bound nothing is decided.
 - The table has every predictor; families of many have one row with the lowest and the highest mean, and are named below.
 - Hours and reductions in the table are those of a hand-worked example; without records, of several devices, or of work that was
@@ -25,6 +26,7 @@ from curvas_assets.report.facts import gather
 from curvas_assets.report.predictors_table import predictor_tables
 from curvas_assets.report.sections.question import answer
 from curvas_assets.report.verdict import judge
+from curvas_assets.report.words import Words
 from curvas_assets.statistics import compare_all_families, non_inferiority, with_questions
 from curvas_assets.statistics.families import COLUMNS, MARGIN_COLUMNS
 from curvas_assets.study import Statistics
@@ -191,12 +193,32 @@ def test_winning_on_most_patients_is_not_better_where_the_mean_does_not_follow(g
     told = answer(gather(inputs))[0]
     told = told.replace("\u00a0", " ")
     share = "95 %" if gain > 0 else "5 %"
+    p = "corrected p" if gain > 0 else "corrected two-sided p"
     said = {
-        "en": f"AURC (better in {share} of the comparisons, corrected p 8.00 × 10⁻⁴, which the mean difference does not bear out: ",
+        "en": f"AURC (better in {share} of the comparisons, {p} 8.00 × 10⁻⁴, which the mean difference does not bear out: ",
         "fr": f"AURC (l'emporte dans {share} des comparaisons, p corrigé 8,00 × 10⁻⁴, ce que la différence moyenne ne confirme pas : ",
     }
     assert said[language] in told
     assert ("+0.00816" if gain > 0 else "−0.00816") in told.replace(",", ".")
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_the_lines_show_the_p_by_which_the_sentences_decide(adjusted, language):
+    surely = np.linspace(0.001, 0.003, 10)
+    comparisons, found = judged({"ece": surely, "aurc": surely, "ncc": surely, "dice": surely})
+    of_ece = next(one for one in found.better if one.metric == "ece")
+    within_metric = comparisons.loc[comparisons["metric"] == "ece", "p_randomisation_holm"].min()
+    assert of_ece.p > 3 * within_metric  # Holm over all pairs of all primary metrics is another p
+    given = comparisons if adjusted else comparisons.drop(columns=["p_adjusted", "question", "adjustment"])
+    study = make_study(patients=1, language=language)
+    inputs = make_inputs(study, comparisons=given, **TABLES_ONLY)
+    first = build_report(inputs, image_formats=(), page=False).markdown.split("\n## ")[1].replace("\u00a0", " ")
+    w = Words(language)
+    told = {"en": "corrected one-sided p {} (Holm, over all pairs", "fr": "p unilatéral corrigé {} (Holm, sur toutes"}
+    assert first.count(told[language].format(w.p_value(of_ece.p).replace("\u00a0", " "))) == 4
+    assert f"{w('corrected_p')} {w.p_value(of_ece.p)}".replace("\u00a0", " ") in first
+    assert w.p_value(within_metric).replace("\u00a0", " ") not in first
 
 
 def test_nothing_is_called_reduced_where_every_mean_is_a_loss():

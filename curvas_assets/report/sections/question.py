@@ -8,7 +8,7 @@ import pandas as pd
 from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Text
 from curvas_assets.report.facts import Facts
 from curvas_assets.report.predictors_table import predictor_tables
-from curvas_assets.report.verdict import Compared, Verdict, judge
+from curvas_assets.report.verdict import Compared, Verdict, corrected_tests, judge
 from curvas_assets.statistics.families import FEWEST
 
 ROUNDING = 1e-9
@@ -92,7 +92,8 @@ def _listed(facts: Facts, compared: Sequence[Compared]) -> str:
     parts = []
     for one in compared:
         p = one.p_of_wins(alpha)
-        told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference)}
+        which = w("corrected_p" if p == one.p else "corrected_p_two_sided")
+        told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference), "which": which}
         if np.isnan(p):
             parts.append(w("difference_alone", **told))
         elif one.is_contradictory(alpha):
@@ -118,7 +119,7 @@ def _answer(facts: Facts, metric: str) -> str:
     means = by_family[by_family["metric"] == metric].set_index("family")["mean"]
     values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in MAIN}
     values |= {"metric": w.metric(metric), "direction": w.direction(facts.directions.get(metric, ""))}
-    compared = _against_individual(facts.comparisons, metric)
+    compared = _against_individual(corrected_tests(facts.comparisons, facts.study.statistics), metric)
     if compared is None or compared["n_pairs"] == 0:
         return w("answer_means", **values)
     interval = w.interval(compared["interval_low"], compared["interval_high"])
@@ -128,7 +129,7 @@ def _answer(facts: Facts, metric: str) -> str:
         wins=w.percent(float(compared["win_probability"])),
         difference=w.number(float(compared["mean_difference"])),
         interval=w("with_interval", interval=interval) if interval else "",
-        p=w.p_value(compared["p_randomisation_holm"]),
+        p=w.p_value(compared["better"]),
         n=int(compared["n_pairs"]),
     )
 
