@@ -15,6 +15,10 @@ from curvas_assets.errors import CalibrationError
 
 BINS = 50
 """Of probability, over which a curve's calibration error is told: as many as `ece_mean_response` has."""
+LIKELY = 0.5
+"""Response that some probability should reach: below it, an organ is hardly the most probable class anywhere."""
+SURE = 0.9
+"""Probability that the fitting patients should reach: a trained network is surer than this inside its organs."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ def fit_isotonic(patients: Sequence[PatientResponses]) -> list[FittedCurve]:
 
     Returns:
         One curve per organ, in the order of labels. It changes nothing, with a doubt, where no annotator gave a voxel to
-        the organ.
+        the organ. A doubt also says that no probability is mapped to 1/2 or more, so that the organ is hardly segmented
+        any more, or that the largest probability seen is below 0.9, beyond which the curve is level.
 
     Raises:
         CalibrationError: there is no patient.
@@ -112,7 +117,20 @@ def _fit_organ(
     inner = np.zeros(p.size, bool)
     inner[1:-1] = (fitted[1:-1] == fitted[:-2]) & (fitted[1:-1] == fitted[2:])
     curve = Curve(tuple(p[~inner].tolist()), tuple(fitted[~inner].tolist()))
-    return FittedCurve(curve, before, _error(fitted, response, weight))
+    return FittedCurve(curve, before, _error(fitted, response, weight), _doubt(curve))
+
+
+def _doubt(curve: Curve) -> str:
+    """Why the upper end of a curve should not be relied on; empty if it can be."""
+    seen, most = curve.probability[-1], curve.response[-1]
+    doubts = []
+    if most < LIKELY:
+        doubts.append(f"no probability of this organ is mapped above {most:.2g}, so it is hardly segmented any more")
+    if seen < SURE:
+        doubts.append(
+            f"the largest probability on the patients it was fitted on is {seen:.2g}: all above are mapped to {most:.2g}"
+        )
+    return "; ".join(doubts)
 
 
 def _error(p: npt.NDArray[np.float64], response: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]) -> float:

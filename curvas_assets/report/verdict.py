@@ -38,6 +38,7 @@ class Compared:
         p_two_sided: that they differ, corrected.
         wins: mean win probability of the first.
         patients: with both.
+        direction: `higher` or `lower`, whichever is better; without one, neither family is.
     """
 
     metric: str
@@ -48,14 +49,40 @@ class Compared:
     p_two_sided: float
     wins: float
     patients: int
+    direction: str
 
     def is_better(self, alpha: float) -> bool:
-        """Whether the first family is better by more than chance."""
-        return self.patients >= FEWEST and self.p < alpha
+        """Whether the first family wins more often than by chance, and gains on average: the whole interval is a gain."""
+        return self._wins_more(alpha) and self._gains()[0] > 0
 
     def is_worse(self, alpha: float) -> bool:
-        """Whether the first family is worse by more than chance."""
+        """Whether the first family loses more often than by chance, and on average: the whole interval is a loss."""
+        return self._wins_less(alpha) and self._gains()[1] < 0
+
+    def is_contradictory(self, alpha: float) -> bool:
+        """Whether the first family wins more or less often than by chance, while its mean difference does not follow."""
+        decided = self.is_better(alpha) or self.is_worse(alpha)
+        return not decided and (self._wins_more(alpha) or self._wins_less(alpha))
+
+    def p_of_wins(self, alpha: float) -> float:
+        """The p by which the first family wins more or less often than by chance; NaN if neither is shown."""
+        return self.p if self._wins_more(alpha) else self.p_two_sided if self._wins_less(alpha) else np.nan
+
+    def _wins_more(self, alpha: float) -> bool:
+        return self.patients >= FEWEST and self.p < alpha
+
+    def _wins_less(self, alpha: float) -> bool:
         return self.patients >= FEWEST and self.p_two_sided < alpha and self.wins < 0.5
+
+    def _gains(self) -> tuple[float, float]:
+        """The interval of the difference as gains, the lower end first; NaN without one."""
+        match self.direction:
+            case "higher":
+                return self.low, self.high
+            case "lower":
+                return -self.high, -self.low
+            case _:
+                return np.nan, np.nan
 
 
 @dataclass(frozen=True)
@@ -107,12 +134,12 @@ def judge(
         directions: metric → which side is better.
     """
     primary = list(statistics.primary.values())
-    tested = comparisons[comparisons["metric"].isin(primary)] if len(comparisons) else comparisons
-    tested = _with_corrected(tested)
+    tested = corrected_tests(comparisons, statistics)
     against = tested[tested["second"] == SINGLE] if len(tested) else tested
     compared = set(against.loc[against["n_pairs"] > 0, "first"]) if len(against) else set()
     first = next((family for family in ENSEMBLES if family in compared), "")
-    found = {str(row["metric"]): _compared(row) for _, row in against.iterrows() if row["first"] == first}
+    of_first = [_compared(row, directions) for _, row in against.iterrows() if row["first"] == first]
+    found = {one.metric: one for one in of_first}
     found = {metric: one for metric, one in found.items() if one.patients}
     accurate = found.pop(statistics.primary.get(ACCURACY, ""), None)
     ordered = [found[metric] for metric in primary if metric in found]
@@ -122,7 +149,6 @@ def judge(
     lacking = [m for m in primary if m not in found and m != statistics.primary.get(ACCURACY)]
     undecided = [one for one in ordered if one not in better and one not in worse]
     margin = _margin(margins, first, statistics.primary.get(ACCURACY, ""))
-    direction = directions.get(accurate.metric, "") if accurate else ""
     return Verdict(
         first=first,
         patients=max((one.patients for one in [*ordered, *([accurate] if accurate else [])]), default=0),
@@ -131,7 +157,7 @@ def judge(
         worse=worse,
         open=undecided,
         lacking=lacking,
-        accuracy=_accuracy(accurate, margin, direction, alpha, statistics.non_inferiority_margin),
+        accuracy=_accuracy(accurate, margin, alpha, statistics.non_inferiority_margin),
         accurate=accurate,
         margin=margin,
     )
@@ -150,16 +176,14 @@ def _uncertainty(
     return "worse" if worse else "undecided"
 
 
-def _accuracy(
-    accurate: Compared | None, margin: pd.Series | None, direction: str, alpha: float, allowed: float
-) -> Accuracy:
+def _accuracy(accurate: Compared | None, margin: pd.Series | None, alpha: float, allowed: float) -> Accuracy:
     if accurate is None or margin is None:
         return "untested"
     if accurate.patients < FEWEST:
         return "few"
     if pd.isna(margin["bound"]) or pd.isna(margin["not_inferior"]):
         return "unbounded"
-    loss = 1 if direction == "lower" else -1  # a difference of this sign is a loss
+    loss = 1 if accurate.direction == "lower" else -1  # a difference of this sign is a loss
     ends = sorted([loss * accurate.low, loss * accurate.high])  # of the loss
     if bool(margin["not_inferior"]):
         if accurate.is_better(alpha):
@@ -177,8 +201,16 @@ def _margin(margins: pd.DataFrame, first: str, metric: str) -> pd.Series | None:
     return rows.iloc[0] if len(rows) else None
 
 
-def _with_corrected(tested: pd.DataFrame) -> pd.DataFrame:
-    """Tests of primary metrics with `better` and `differs`, p values corrected by Holm over all metrics and pairs."""
+def corrected_tests(comparisons: pd.DataFrame, statistics: Statistics) -> pd.DataFrame:
+    """Tests of primary metrics with `better` and `differs`, p values corrected by Holm over all these metrics and pairs.
+
+    Args:
+        comparisons: as for `judge`.
+        statistics: primary metrics.
+    """
+    if not len(comparisons):
+        return comparisons
+    tested = comparisons[comparisons["metric"].isin(list(statistics.primary.values()))]
     if not len(tested):
         return tested
     better = (
@@ -191,7 +223,7 @@ def _holm(p: pd.Series) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return corrected(p.astype(float), "holm")
 
 
-def _compared(row: pd.Series) -> Compared:
+def _compared(row: pd.Series, directions: Mapping[str, str]) -> Compared:
     return Compared(
         metric=str(row["metric"]),
         difference=float(row["mean_difference"]),
@@ -201,4 +233,5 @@ def _compared(row: pd.Series) -> Compared:
         p_two_sided=float(row["differs"]),
         wins=float(row["win_probability"]),
         patients=int(row["n_pairs"]),
+        direction=directions.get(str(row["metric"]), ""),
     )

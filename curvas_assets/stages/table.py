@@ -379,7 +379,7 @@ FIGURES = Asset(
     jobs=(REPORT,),
     needs="report",
     cost="reporting",
-    version=lambda study: f"3-{study.fingerprint()}",
+    version=lambda study: f"4-{study.fingerprint()}",
     at=lambda layout, _: layout.figures(),
     inputs=(
         COHORT,

@@ -8,9 +8,13 @@
 - Of many voxels, every so many slabs are read, each as it is.
 - On held-out patients whose true response is known, the calibration error to the mean response falls by 30 % or more; a
   temperature lowers the log-likelihood's loss and leaves every Dice as it is.
+- A curve that makes an organ impossible, or was fitted where the organ's probabilities end far below 1, raises a doubt with
+  both numbers; curves of trained networks raise none.
 - Where nothing can be learned (an organ that nobody drew, nobody at all, a perfect network) the fit says so.
 - What does not fit together is refused, by name.
 """
+
+import re
 
 import numpy as np
 import pytest
@@ -305,6 +309,46 @@ def test_an_organ_that_nobody_drew_stays_as_it_is_and_that_is_said(store):
     )
     assert [bool(each.doubt) for each in fitted] == [False, True, False]
     np.testing.assert_array_equal(fitted[1].curve(np.linspace(0, 1, 11)), np.linspace(0, 1, 11))
+
+
+def of_organ(softmax, organ, change):
+    """The probabilities with one organ's changed; the background takes what is left."""
+    changed = softmax.copy()
+    changed[organ] = change(changed[organ])
+    changed[0] += softmax[organ] - changed[organ]
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        # The network has never found the organ that annotators drew.
+        (
+            np.zeros_like,
+            r"no probability of this organ is mapped above 0\.[0-4]\d?, so it is hardly segmented any more; "
+            r"the largest probability on the patients it was fitted on is 0: all above are mapped to 0\.[0-4]\d?",
+        ),
+        # It finds the organ, but is never sure.
+        (
+            lambda p: 0.6 * p,
+            r"the largest probability on the patients it was fitted on is 0\.6: all above are mapped to (0\.9\d?|1)",
+        ),
+        (lambda p: p, ""),
+    ],
+)
+def test_a_curve_whose_end_cannot_be_relied_on_raises_a_doubt(store, change, doubt):
+    one = patient(34)
+    fitted = fit_isotonic([counted(store, type(one)(of_organ(one.softmax, 2, change), one.annotations, one.truth))])
+    assert [each.doubt for each in fitted[::2]] == ["", ""]
+    assert re.fullmatch(doubt, fitted[1].doubt), fitted[1].doubt
+
+
+def test_an_organ_that_annotators_seldom_give_where_the_network_is_sure_raises_a_doubt(store):
+    one = patient(35)
+    rare = np.where((one.annotations == 2) & (np.arange(5) > 0)[:, None, None, None], 0, one.annotations)
+    fitted = fit_isotonic([counted(store, type(one)(one.softmax, rare, one.truth))])[1]
+    assert fitted.curve.response[-1] < 0.5 < 0.9 < fitted.curve.probability[-1]
+    assert re.fullmatch(r"no probability of this organ is mapped above 0\.[0-4]\d?, .+ any more", fitted.doubt)
 
 
 def test_a_temperature_that_nothing_tells_of_is_1_or_the_end_of_its_range_and_that_is_said(store):

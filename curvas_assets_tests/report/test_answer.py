@@ -4,6 +4,9 @@
   not shown; worse and harmed; too few patients; no ensemble to compare.
 - A p that is small only before it is corrected for all primary metrics and pairs decides nothing; one that misses a measure, or
   lacks it, is not "every measure". Measures that contradict each other are told as such.
+- Winning on most patients, however surely, is not called better where the mean difference is a loss or may be one, nor losing on
+  most worse where the mean gains; the sentence then says that the two contradict each other.
+- The lines below show the p by which the sentences decide, not another one.
 - Each class of accuracy follows from interval, bound and margin, also where less is better; without a bound nothing is decided.
 - The table has every predictor; families of many have one row with the lowest and the highest mean, and are named below.
 - Hours and reductions in the table are those of a hand-worked example; without records, of several devices, or of work that was
@@ -23,6 +26,8 @@ from curvas_assets.report.facts import gather
 from curvas_assets.report.predictors_table import predictor_tables
 from curvas_assets.report.sections.question import answer
 from curvas_assets.report.verdict import judge
+from curvas_assets.report.words import Words
+from curvas_assets.statistics import compare_all_families, non_inferiority, with_questions
 from curvas_assets.statistics.families import COLUMNS, MARGIN_COLUMNS
 from curvas_assets.study import Statistics
 from curvas_assets_tests.report.studies import (
@@ -107,9 +112,12 @@ def test_synthetic_patients_are_called_so_in_the_answer():
 def row(metric: str, p: float, *, worse: float = 1.0, n: int = 20, first: str = "general", **more) -> dict[str, object]:
     """A comparison with the individual models; `worse` is the two-sided p with the first family behind."""
     wins = 0.2 if worse < 1 else 0.8
+    gain = -1 if worse < 1 else 1
+    difference = gain * (1 if PRIMARY[metric] == "higher" else -1) * np.array([0.0005, 0.001, 0.002])
     told = {"metric": metric, "first": first, "second": "individual", "n_pairs": n, "win_probability": wins}
-    told |= {"p_randomisation": p, "p_randomisation_two_sided": min(worse, 2 * p), "mean_difference": 0.001}
-    return dict.fromkeys(COLUMNS, np.nan) | told | {"interval_low": 0.0005, "interval_high": 0.002} | more
+    told |= {"p_randomisation": p, "p_randomisation_two_sided": min(worse, 2 * p), "mean_difference": difference[1]}
+    ends = {"interval_low": difference.min(), "interval_high": difference.max()}
+    return dict.fromkeys(COLUMNS, np.nan) | told | ends | more
 
 
 def margins(bound: float, holds: bool | None, *, first: str = "general", n: int = 20) -> pd.DataFrame:
@@ -143,6 +151,96 @@ def test_the_correction_of_the_comparisons_is_taken_where_they_have_one():
     assert verdict(*rows).uncertainty == "undecided"
     rows = [row(metric, 0.5, p_adjusted=0.01) for metric in ("ece", "ncc", "aurc")]
     assert verdict(*rows).uncertainty == "better"
+
+
+def of_patients(gains: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Scores of a general ensemble that gains so much over three individual models, patient by patient."""
+    rows = []
+    for metric, gain in gains.items():
+        sign = 1 if PRIMARY[metric] == "higher" else -1
+        for patient, change in enumerate(gain):
+            for predictor, value in (("ensemble_all", 0.5 + sign * change), *((f"m{i}", 0.5) for i in range(3))):
+                family = "general" if predictor == "ensemble_all" else "individual"
+                rows.append((f"UKCHLL{patient + 1:03}", predictor, family, metric, value))
+    return pd.DataFrame(rows, columns=["patient", "predictor", "family", "metric", "value"])
+
+
+def judged(gains: dict[str, np.ndarray]):
+    scores = of_patients(gains)
+    comparisons = with_questions(compare_all_families(scores, Statistics(draws=4999)))
+    return comparisons, judge(comparisons, non_inferiority(scores), Statistics(), PRIMARY)
+
+
+LITTLE = np.r_[np.full(38, 0.001), -0.021, -0.021]
+"""Of 40 patients: 38 gain a little, 2 lose so much that the mean is a loss."""
+RISKY = np.r_[np.full(38, 0.0001), -0.18, -0.15]
+
+
+@pytest.mark.parametrize(("gain", "language"), [(1, "en"), (-1, "en"), (1, "fr")])
+def test_winning_on_most_patients_is_not_better_where_the_mean_does_not_follow(gain, language):
+    surely = np.linspace(0.001, 0.003, 40)
+    comparisons, found = judged({"ece": gain * LITTLE, "aurc": gain * RISKY, "ncc": gain * surely, "dice": surely})
+    against = comparisons[(comparisons["first"] == "general") & (comparisons["second"] == "individual")]
+    row_of = against.set_index("metric")
+    assert row_of.loc["ece", "mean_difference"] == pytest.approx(gain * 0.0001)
+    assert row_of.loc["aurc", "mean_difference"] == pytest.approx(gain * 0.008155)
+    if gain > 0:
+        assert (row_of.loc[["ece", "aurc"], "p_adjusted"] < 0.01).all()
+    assert [one.metric for one in found.open] == ["ece", "aurc"]
+    assert [one.metric for one in (found.better if gain > 0 else found.worse)] == ["ncc"]
+    assert found.uncertainty == ("partly" if gain > 0 else "worse")
+    inputs = make_inputs(make_study(patients=1, language=language), comparisons=comparisons, **TABLES_ONLY)
+    told = answer(gather(inputs))[0]
+    told = told.replace("\u00a0", " ")
+    share = "95 %" if gain > 0 else "5 %"
+    p = "corrected p" if gain > 0 else "corrected two-sided p"
+    said = {
+        "en": f"AURC (better in {share} of the comparisons, {p} 8.00 × 10⁻⁴, which the mean difference does not bear out: ",
+        "fr": f"AURC (l'emporte dans {share} des comparaisons, p corrigé 8,00 × 10⁻⁴, ce que la différence moyenne ne confirme pas : ",
+    }
+    assert said[language] in told
+    assert ("+0.00816" if gain > 0 else "−0.00816") in told.replace(",", ".")
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_the_lines_show_the_p_by_which_the_sentences_decide(adjusted, language):
+    surely = np.linspace(0.001, 0.003, 10)
+    comparisons, found = judged({"ece": surely, "aurc": surely, "ncc": surely, "dice": surely})
+    of_ece = next(one for one in found.better if one.metric == "ece")
+    within_metric = comparisons.loc[comparisons["metric"] == "ece", "p_randomisation_holm"].min()
+    assert of_ece.p > 3 * within_metric  # Holm over all pairs of all primary metrics is another p
+    given = comparisons if adjusted else comparisons.drop(columns=["p_adjusted", "question", "adjustment"])
+    study = make_study(patients=1, language=language)
+    inputs = make_inputs(study, comparisons=given, **TABLES_ONLY)
+    first = build_report(inputs, image_formats=(), page=False).markdown.split("\n## ")[1].replace("\u00a0", " ")
+    w = Words(language)
+    told = {"en": "corrected one-sided p {} (Holm, over all pairs", "fr": "p unilatéral corrigé {} (Holm, sur toutes"}
+    assert first.count(told[language].format(w.p_value(of_ece.p).replace("\u00a0", " "))) == 4
+    assert f"{w('corrected_p')} {w.p_value(of_ece.p)}".replace("\u00a0", " ") in first
+    assert w.p_value(within_metric).replace("\u00a0", " ") not in first
+
+
+def test_nothing_is_called_reduced_where_every_mean_is_a_loss():
+    found = judged({"ece": LITTLE, "aurc": RISKY, "ncc": LITTLE})[1]
+    assert (found.uncertainty, found.better, found.worse) == ("undecided", [], [])
+
+
+def test_a_mean_that_gains_only_as_far_as_it_is_known_decides_nothing():
+    """The mean gains, but its interval reaches the losses."""
+    barely = np.r_[np.full(38, 0.001), -0.018, -0.018]
+    comparisons, found = judged({"ece": barely, "aurc": barely, "ncc": barely})
+    assert (comparisons.loc[comparisons["second"] == "individual", "p_adjusted"].dropna() < 0.01).all()
+    assert found.uncertainty == "undecided"
+
+
+def test_accuracy_that_most_patients_gain_and_the_mean_loses_is_not_called_improved():
+    dice = np.r_[np.full(52, 0.003), np.full(8, -0.03)]
+    _, found = judged({"dice": dice, "ece": np.linspace(0.001, 0.003, 60)})
+    assert found.accurate is not None
+    assert found.accurate.difference == pytest.approx(-0.0014)
+    assert found.accurate.p < 0.01
+    assert (found.uncertainty, found.accuracy) == ("partly", "unharmed")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_the_answer_is_in_the_first_section(report, inputs):
     first = report.markdown.split("## Data")[0]
     assert "Expected calibration error: general ensemble" in first
     assert f"({row['n_pairs']} patients)" in first
-    assert "Holm p" in first
+    assert "corrected one-sided p" in first
 
 
 def test_tables_show_the_figures_given(report, inputs):

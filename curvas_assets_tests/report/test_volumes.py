@@ -4,12 +4,14 @@
 - Margins and the observed coverage are those of the statistics, in cm³ and per cent, with the exact interval and the beta law's.
 - Groups that are covered less often than exchangeability allows are named; without groups, and without intervals, a sentence
   stands there.
-- A calibrated predictor's intervals claim nothing on the page.
+- A calibrated predictor's intervals claim nothing on the page: no sentence gives them a level, beside others or alone, and nothing is
+  said of groups that were not tested.
 - The figure names every test patient along its axis, on the screen and on paper, and every annotator's volume its patient.
 - Volumes of organs stand in no table of means.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,50 @@ def test_a_calibrated_predictor_claims_nothing_on_the_page():
     row = next(line for line in told.splitlines() if line.startswith("| liver | mean of the annotators |"))
     assert [cell.strip() for cell in row.split("|")[5:6]] == ["–"]
     assert "calibrated on the same" not in section(make_intervals(STUDY))
+
+
+SENTENCES = {
+    "en": ("the intervals claim", "The claim holds for patients like", "In no group", "No interval claims a level"),
+    "fr": (
+        "les intervalles annoncent",
+        "Ce qui est annoncé vaut",
+        "Dans aucun groupe",
+        "Aucun intervalle n'annonce de niveau",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_where_nothing_is_claimed_no_level_and_no_test_is_told(language):
+    claims, assumption, tested, untested = SENTENCES[language]
+    alone = make_intervals(STUDY, fitted=3, level=0.75, in_sample=["ensemble_all"])
+    told = section(alone, language=language)
+    assert (claims in told, assumption in told, tested in told, untested in told) == (False, False, False, True)
+    assert "75" not in told.split("###")[0]
+    claimed = section(make_intervals(STUDY, fitted=3, level=0.75).assign(covered=1.0), language=language)
+    assert (claims in claimed, assumption in claimed) == (True, True)
+    assert (tested in claimed, untested in claimed) == (True, False)
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_a_level_is_told_of_the_predictors_that_claim_it_alone(language):
+    claiming = make_intervals(STUDY, fitted=3, level=0.75)
+    models = [str(model) for model in STUDY.models[:3]]
+    same = claiming.assign(predictor=models[0])
+    liver = claiming[claiming["organ"] == "liver"].assign(predictor=models[1])
+    more = make_intervals(STUDY, fitted=5, level=0.75).assign(predictor=models[2])
+    silent = make_intervals(STUDY, fitted=3, level=0.75, in_sample=["ensemble_all"])
+    silent = silent.assign(predictor="isotonic_ensemble_all")
+    table = pd.concat([silent, claiming, same, liver, more], ignore_index=True)
+    head = section(table, language=language).split("###")[0]
+    lines = [line for line in head.splitlines() if SENTENCES[language][0] in line]
+    named = [re.findall(r"\((.+?)\)", line)[0] for line in lines]
+    assert named == [f"ensemble_all, {models[0]}", models[1], models[2]]
+    w = Words(language)
+    organs = [", ".join(map(w.organ, names)) for names in (STUDY.class_names[1:], ["liver"], STUDY.class_names[1:])]
+    assert [line.split(" (")[0] for line in lines] == organs
+    assert "isotonic_ensemble_all" not in head
+    assert ["3/4" in line or "3 patients" in line for line in lines] == [True, True, False]
 
 
 def test_the_figure_names_every_patient():

@@ -8,7 +8,7 @@ import pandas as pd
 from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Text
 from curvas_assets.report.facts import Facts
 from curvas_assets.report.predictors_table import predictor_tables
-from curvas_assets.report.verdict import Compared, Verdict, judge
+from curvas_assets.report.verdict import Compared, Verdict, corrected_tests, judge
 from curvas_assets.statistics.families import FEWEST
 
 ROUNDING = 1e-9
@@ -86,14 +86,22 @@ def _patients(facts: Facts, count: int) -> str:
 
 
 def _listed(facts: Facts, compared: Sequence[Compared]) -> str:
-    """Metrics with the mean difference of each, and the corrected p where something is decided by it."""
+    """Metrics with the mean difference of each, the corrected p where it tells something, and what contradicts it."""
     w = facts.words
     alpha = facts.study.statistics.alpha
     parts = []
     for one in compared:
-        p = one.p if one.is_better(alpha) else one.p_two_sided if one.is_worse(alpha) else float("nan")
-        told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference)}
-        parts.append(w("difference_alone", **told) if np.isnan(p) else w("difference_p", **told, p=w.p_value(p)))
+        p = one.p_of_wins(alpha)
+        which = w("corrected_p" if p == one.p else "corrected_p_two_sided")
+        told = {"metric": w.metric(one.metric), "difference": facts.signed(one.difference), "which": which}
+        if np.isnan(p):
+            parts.append(w("difference_alone", **told))
+        elif one.is_contradictory(alpha):
+            interval = w.interval(one.low, one.high)
+            told["interval"] = w("with_interval", interval=interval) if interval else ""
+            parts.append(w("difference_contradicted", **told, wins=w.percent(one.wins), p=w.p_value(p)))
+        else:
+            parts.append(w("difference_p", **told, p=w.p_value(p)))
     return ", ".join(parts)
 
 
@@ -111,7 +119,7 @@ def _answer(facts: Facts, metric: str) -> str:
     means = by_family[by_family["metric"] == metric].set_index("family")["mean"]
     values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in MAIN}
     values |= {"metric": w.metric(metric), "direction": w.direction(facts.directions.get(metric, ""))}
-    compared = _against_individual(facts.comparisons, metric)
+    compared = _against_individual(corrected_tests(facts.comparisons, facts.study.statistics), metric)
     if compared is None or compared["n_pairs"] == 0:
         return w("answer_means", **values)
     interval = w.interval(compared["interval_low"], compared["interval_high"])
@@ -121,7 +129,7 @@ def _answer(facts: Facts, metric: str) -> str:
         wins=w.percent(float(compared["win_probability"])),
         difference=w.number(float(compared["mean_difference"])),
         interval=w("with_interval", interval=interval) if interval else "",
-        p=w.p_value(compared["p_randomisation_holm"]),
+        p=w.p_value(compared["better"]),
         n=int(compared["n_pairs"]),
     )
 

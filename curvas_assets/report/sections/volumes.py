@@ -17,7 +17,8 @@ def write(facts: Facts) -> list[Block]:
     if given is None or given.empty:
         return [Absent(w("no_volumes"))]
     intervals, coverage = in_cm3(given), in_cm3(observed_coverage(given))
-    blocks: list[Block] = [Text(w("volumes_text")), Text(w("volumes_assumption")), *_claims(facts, given)]
+    claims = _claims(facts, given)
+    blocks: list[Block] = [Text(w("volumes_text")), *([Text(w("volumes_assumption"))] if claims else []), *claims]
     for predictor, part in intervals.groupby("predictor", sort=False):
         blocks += [
             Heading(w("volumes_heading", predictor=predictor)),
@@ -29,15 +30,28 @@ def write(facts: Facts) -> list[Block]:
 
 
 def _claims(facts: Facts, intervals: pd.DataFrame) -> list[Block]:
-    """What so few validation patients allow, for each number of them."""
+    """What so few validation patients allow, for each number of them and the predictors whose intervals claim anything."""
     w, told = facts.words, list[Block]()
-    for n, part in intervals.groupby("n_fitted"):
+    claiming = intervals[intervals["claimed"].notna()]
+    for (n, predictors), part in _by_number(claiming):
         level, attainable = float(part["level"].iloc[0]), float(part["attainable"].iloc[0])
         said = {"n": n, "of": n + 1, "level": w.percent(level), "attainable": w.percent(attainable)}
         why = w("volumes_few" if level > attainable else "volumes_enough", **said)
-        organs = counted([w.organ(organ) for organ in part["organ"].unique()])
-        told.append(Text(w("volumes_claim", organs=organs, claimed=w.percent(min(level, attainable)), why=why)))
+        said |= {"organs": counted([w.organ(organ) for organ in part["organ"].unique()])}
+        said |= {"predictors": counted(predictors), "claimed": w.percent(min(level, attainable))}
+        told.append(Text(w("volumes_claim", **said, why=why)))
     return told
+
+
+def _by_number(intervals: pd.DataFrame) -> list[tuple[tuple[int, list[str]], pd.DataFrame]]:
+    """Intervals by number of validation patients, and of these, predictors together that have the same organs."""
+    found = []
+    for n, part in intervals.groupby("n_fitted"):
+        together: dict[tuple[str, ...], list[str]] = {}
+        for predictor, own in part.groupby("predictor", sort=False):
+            together.setdefault(tuple(own["organ"].unique()), []).append(str(predictor))
+        found += [((n, names), part[part["predictor"].isin(names)]) for names in together.values()]
+    return found
 
 
 def _seen(facts: Facts, part: pd.DataFrame) -> list[Block]:
@@ -63,7 +77,10 @@ def _by_group(facts: Facts, coverage: pd.DataFrame) -> list[Block]:
     names = ("predictor", "organ", "group", "claimed", "n_patients", "observed", "p_so_few")
     short = of_mean[of_mean["p"].map(chance_is_small)]
     places = [f"{w.organ(row.organ)}, {row.group} ({row.predictor})" for row in short.itertuples()]
-    said = w("volumes_short", where="; ".join(places)) if places else w("volumes_none_short")
+    if places:
+        said = w("volumes_short", where="; ".join(places))
+    else:
+        said = w("volumes_none_short" if of_mean["p"].notna().any() else "volumes_no_claim")
     table = facts.table(
         _shown(facts, of_mean),
         facts.headings(*names),
