@@ -41,7 +41,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         patient_of(str(cell))
         for key in (softmax, key_of(table.VARIANT_SOFTMAX))
         for cell in staleness.partitions(key)
-        if not staleness.made(key, cell)
+        if not staleness.made(key, cell) and not staleness.elsewhere(key, cell)
     }
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
@@ -116,8 +116,8 @@ def _of_another_image(staleness: Staleness) -> set[str]:
     for key in map(key_of, (table.SOFTMAX, table.VARIANT_SOFTMAX)):
         for cell in staleness.partitions(key):
             patient = patient_of(str(cell))
-            if patient in found:
-                continue
+            if patient in found or (not staleness.made(key, cell) and staleness.elsewhere(key, cell)):
+                continue  # a model that is not here, and a patient on whom nothing is fitted
             reasons = staleness.status(key, cell).reasons
             if not staleness.made(key, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
                 found.add(patient)
