@@ -32,7 +32,8 @@ class MakeMissing(dg.Config):
     patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
     models: list[str] = Field(
         default=["all"],
-        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to; "
+        "a calibrated predictor stands for what it is made from.",
     )
     stale: bool = Field(
         default=False, description="Also make what exists but is out of date; otherwise only what is missing."
@@ -51,7 +52,7 @@ class Redo(dg.Config):
     patients: list[str] = Field(description=f"Patients; without effect on models and tables. {selection.PATIENTS}")
     models: list[str] = Field(
         description=f"Models and ensembles; without effect on scans, scores and tables. {selection.PREDICTORS} Datasets are "
-        "those of the models' annotators.",
+        "those of the models' annotators; a calibrated predictor stands for what it is made from.",
     )
     dry_run: bool = Field(default=True, description="Only list what would be made again.")
 
