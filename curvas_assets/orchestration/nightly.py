@@ -10,6 +10,7 @@ import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import key_of, keys_of
 from curvas_assets.orchestration.environment import variable
+from curvas_assets.orchestration.following import calibrators_wait_for
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
@@ -26,6 +27,14 @@ UNPREDICTED = (
 )
 Run = Callable[[str, Scope], list[str]]
 """Makes what is due of a stage in a scope, and returns the names of what could not be made."""
+
+
+def fit_is_due(staleness: Staleness) -> bool:
+    """Whether calibrators are missing or out of date, for patients to be scored, and wait for nothing."""
+    key = key_of(table.CALIBRATORS)
+    return bool(staleness.partitions(key_of(table.SCORES)) and staleness.due(key)) and not calibrators_wait_for(
+        staleness
+    )
 
 
 def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
@@ -76,6 +85,8 @@ def work(
 ) -> list[str]:
     """Take the patients from intake to scores, and return the names of what could not be made.
 
+    Calibrators that are due are fitted even if nothing changed for any patient, as when a validation patient was excluded.
+
     Args:
         fresh: a new snapshot of what is due.
         run: makes a stage.
@@ -86,11 +97,12 @@ def work(
     left: list[str] = []
     going = set(patients)
     for stage in NIGHT:
-        if not going:
-            break
         if stage == FITTING:  # of no patient; scores of others that follow from it are left to the next night
-            due = fresh().due(key_of(table.CALIBRATORS))
+            staleness = fresh()
+            due = staleness.due(key_of(table.CALIBRATORS)) if going else fit_is_due(staleness)
             left += run(stage, Scope()) if due else []
+            continue
+        if not going:
             continue
         if stage not in PREDICTIONS or predict:
             left += run(stage, Scope(patients=frozenset(going)))

@@ -117,8 +117,10 @@ def _redo(session: Session, settings: Redo) -> dg.Output[None]:
 def _refresh_scores(session: Session, settings: RefreshScores) -> dg.Output[None]:
     register(session.context, session.study, session.partitions, session.bucket)
     asked = set(session.patients(settings.patients))
-    patients = [p for p in nightly.concerned(session.staleness(), predict=settings.predict) if p in asked]
-    session.tell(f"something changed for {len(patients)} patients: {', '.join(patients) or 'none'}")
+    staleness = session.staleness()
+    patients = [p for p in nightly.concerned(staleness, predict=settings.predict) if p in asked]
+    fits = "; calibrators are to be fitted" if nightly.fit_is_due(staleness) else ""
+    session.tell(f"something changed for {len(patients)} patients: {', '.join(patients) or 'none'}{fits}")
     left = nightly.work(
         session.staleness,
         lambda stage, scope: StageRunner(session.context, scope).run(stage),
@@ -200,7 +202,7 @@ OPERATIONS = (
     ),
     Operation(
         "refresh_scores",
-        "Takes in, ensembles and scores again only the patients for whom something changed.",
+        "Takes in, ensembles and scores again only the patients for whom something changed; fits calibrators that are out of date.",
         RefreshScores,
         _refresh_scores,
         launcher_tags("refresh_scores"),
