@@ -6,17 +6,17 @@ or the asset is emptied, so that a broken scan does not fill the night with runs
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import dagster as dg
 
-from curvas_assets.orchestration.asset_keys import key_of
+from curvas_assets.orchestration.asset_keys import key_of, name_of
 from curvas_assets.orchestration.batches import ranges
 from curvas_assets.orchestration.launches import batch_tags
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
-from curvas_assets.stages.table import CALIBRATORS, ENSEMBLE_SOFTMAX, FOLLOWED, SOFTMAX, VARIANT_SOFTMAX
-from curvas_assets.storage.layout import Cell
+from curvas_assets.stages.table import CALIBRATORS, ENSEMBLE_SOFTMAX, FOLLOWED, SCAN, SOFTMAX, VARIANT_SOFTMAX
+from curvas_assets.storage.layout import Cell, patient_of
 from curvas_assets.study import Study
 
 NEW_PATIENT = "curvas/new_patient"
@@ -37,10 +37,10 @@ def due_for_patients(
         files: patient → digest of the files. It is part of a run's key, so that changed files are tried again. The
             latest event of the cells' inputs is part of the key too, so that a state that comes back gets a new key.
     """
-    if patients:
-        yield from _fit(staleness)
-    emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     busy = _patients_with_runs(staleness.instance)
+    if patients:
+        yield from _fit(staleness, busy)
+    emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     for patient in (p for p in patients if p not in busy):
         for row in FOLLOWED:
             (job, *_), key = row.jobs, key_of(row)
@@ -64,16 +64,40 @@ def due_for_patients(
                 )
 
 
-def _fit(staleness: Staleness) -> Iterator[dg.RunRequest]:
-    """A run that fits calibrators, without which nobody is scored, if there are none and all that they are fitted on is there."""
+def _fit(staleness: Staleness, busy: set[str]) -> Iterator[dg.RunRequest]:
+    """A run that fits calibrators, without which nobody is scored, if there are none and they wait for nothing.
+
+    Args:
+        staleness: what there is.
+        busy: patients with a run that goes on.
+    """
     key = key_of(CALIBRATORS)
-    if staleness.graph.get(key).is_external or staleness.made(key, None):
+    if staleness.graph.get(key).is_external or staleness.made(key, None) or calibrators_wait_for(staleness, busy):
         return
-    parents = sorted(staleness.graph.get(key).parent_keys)
-    if all(staleness.made(parent, one) for parent in parents for one in staleness.inputs(key, None, parent)):
-        (job,) = CALIBRATORS.jobs
-        made_from = f"{last_emptied(staleness.instance, key)} {staleness.newest_input(key, [None])}"
-        yield dg.RunRequest(job_name=job, run_key=f"{job} {made_from}")
+    (job,) = CALIBRATORS.jobs
+    made_from = f"{last_emptied(staleness.instance, key)} {staleness.newest_input(key, [None])}"
+    yield dg.RunRequest(job_name=job, run_key=f"{job} {made_from}")
+
+
+def calibrators_wait_for(staleness: Staleness, busy: Collection[str] = ()) -> list[str]:
+    """What is still to come before calibrators are fitted, such as `softmax of anno1_init1_foldall|PHANTOM006`; empty if nothing is.
+
+    A validation patient who was not taken in, because nobody uploaded the patient or intake refused the files, is not
+    waited for, unless a run of the patient goes on: calibrators are fitted on the others, and say who was left out.
+
+    Args:
+        staleness: what there is.
+        busy: patients with a run that goes on.
+    """
+    key, scan = key_of(CALIBRATORS), key_of(SCAN)
+    named = [
+        (parent, str(one))
+        for parent in staleness.graph.get(key).parent_keys
+        for one in staleness.inputs(key, None, parent)
+    ]
+    there = {patient_of(one) for parent, one in named if parent == scan and (staleness.made(scan, one) or one in busy)}
+    awaited = [(parent, one) for parent, one in named if patient_of(one) in there or not there]
+    return sorted(f"{name_of(parent)} of {one}" for parent, one in awaited if not staleness.made(parent, one))
 
 
 def last_emptied(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:

@@ -10,6 +10,7 @@ import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import key_of, keys_of
 from curvas_assets.orchestration.environment import variable
+from curvas_assets.orchestration.following import calibrators_wait_for
 from curvas_assets.orchestration.scope import Scope
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
@@ -28,6 +29,14 @@ Run = Callable[[str, Scope], list[str]]
 """Makes what is due of a stage in a scope, and returns the names of what could not be made."""
 
 
+def fit_is_due(staleness: Staleness) -> bool:
+    """Whether calibrators are missing or out of date, for patients to be scored, and wait for nothing."""
+    key = key_of(table.CALIBRATORS)
+    return bool(staleness.partitions(key_of(table.SCORES)) and staleness.due(key)) and not calibrators_wait_for(
+        staleness
+    )
+
+
 def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
     """Test patients for whom something changed since they were scored, or who can be scored for the first time.
 
@@ -41,7 +50,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         patient_of(str(cell))
         for key in (softmax, key_of(table.VARIANT_SOFTMAX))
         for cell in staleness.partitions(key)
-        if not staleness.made(key, cell)
+        if not staleness.made(key, cell) and not staleness.elsewhere(key, cell)
     }
     of_patient: dict[dg.AssetKey, dict[str, list[str]]] = {}
     for stage in NIGHT:
@@ -76,6 +85,8 @@ def work(
 ) -> list[str]:
     """Take the patients from intake to scores, and return the names of what could not be made.
 
+    Calibrators that are due are fitted even if nothing changed for any patient, as when a validation patient was excluded.
+
     Args:
         fresh: a new snapshot of what is due.
         run: makes a stage.
@@ -86,11 +97,12 @@ def work(
     left: list[str] = []
     going = set(patients)
     for stage in NIGHT:
-        if not going:
-            break
         if stage == FITTING:  # of no patient; scores of others that follow from it are left to the next night
-            due = fresh().due(key_of(table.CALIBRATORS))
+            staleness = fresh()
+            due = staleness.due(key_of(table.CALIBRATORS)) if going else fit_is_due(staleness)
             left += run(stage, Scope()) if due else []
+            continue
+        if not going:
             continue
         if stage not in PREDICTIONS or predict:
             left += run(stage, Scope(patients=frozenset(going)))
@@ -116,8 +128,8 @@ def _of_another_image(staleness: Staleness) -> set[str]:
     for key in map(key_of, (table.SOFTMAX, table.VARIANT_SOFTMAX)):
         for cell in staleness.partitions(key):
             patient = patient_of(str(cell))
-            if patient in found:
-                continue
+            if patient in found or (not staleness.made(key, cell) and staleness.elsewhere(key, cell)):
+                continue  # a model that is not here, and a patient on whom nothing is fitted
             reasons = staleness.status(key, cell).reasons
             if not staleness.made(key, cell) or any(reason.startswith(f"{table.TEST_SCAN} ") for reason in reasons):
                 found.add(patient)

@@ -6,7 +6,7 @@ registered. Annotators, models and ensembles are static and come from the study.
 `curvas_assets.study`; nothing is materialised here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -51,13 +51,23 @@ class StudyPatients(dg.DynamicPartitionsDefinition):
 
 
 class StudyGrid(dg.MultiPartitionsDefinition):
-    """Patients × models or ensembles. Under cross-validation, a patient has cells only of models that never saw it."""
+    """Patients × models or ensembles. Under cross-validation, a patient has cells only of models that never saw it.
+
+    Args:
+        dimensions: of the grid, by name.
+        belongs: whether a cell is the study's.
+        fitting: patients who are predicted only so that something can be fitted on them.
+    """
 
     belongs: Belongs
+    fitting: frozenset[str]
 
-    def __init__(self, dimensions: dict[str, dg.PartitionsDefinition], belongs: Belongs):
+    def __init__(
+        self, dimensions: dict[str, dg.PartitionsDefinition], belongs: Belongs, fitting: Iterable[str] = frozenset()
+    ):
         super().__init__(dimensions)  # type: ignore[arg-type]
         self.belongs = belongs
+        self.fitting = frozenset(fitting)
 
 
 def current_keys(definition: dg.PartitionsDefinition, instance: dg.DagsterInstance) -> list[str]:
@@ -106,7 +116,9 @@ class Partitions:
             annotator=dg.StaticPartitionsDefinition(study.label_names),
             model=model,
             ensemble=ensemble,
-            patient_by_model=StudyGrid({"model": model, "patient": test_patient}, _predicted(study, study.models_of)),
+            patient_by_model=StudyGrid(
+                {"model": model, "patient": test_patient}, _predicted(study, study.models_of), study.fitting_patients
+            ),
             patient_by_variant=StudyGrid(
                 # Named so that it comes before `patient` in the alphabet, and the patient stays last in a cell's key.
                 {VARIANT: dg.StaticPartitionsDefinition([str(v) for v in study.variants]), "patient": test_patient},

@@ -7,7 +7,7 @@ import dagster as dg
 
 from curvas_assets.orchestration.asset_keys import key_of, keys_of, name_of
 from curvas_assets.orchestration.environment import deployment, variable
-from curvas_assets.orchestration.nightly import concerned
+from curvas_assets.orchestration.nightly import concerned, fit_is_due
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages.table import REPORT, STUDY_SCORES
 
@@ -19,7 +19,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
         name="nightly_scores",
         cron_schedule="0 2 * * *",
         job=jobs["refresh_scores"],
-        description="Takes in, ensembles and scores again only the patients for whom something changed. Predicts "
+        description="Takes in, ensembles and scores again only the patients for whom something changed, and fits calibrators that are out of date. Predicts "
         f"only if {variable('nightly_predict')}=1, because that uses GPUs.",
     )
     def nightly_scores(context: dg.ScheduleEvaluationContext):
@@ -39,7 +39,7 @@ def build(jobs: dict[str, Any]) -> list[dg.ScheduleDefinition]:
 
 
 def due_scores(staleness: Staleness, *, predict: bool = False) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run for all patients of whom something changed.
+    """One run for all patients of whom something changed, and for calibrators that are to be fitted.
 
     Args:
         staleness: what there is.
@@ -50,6 +50,8 @@ def due_scores(staleness: Staleness, *, predict: bool = False) -> Iterator[dg.Ru
         yield dg.RunRequest(
             run_config={"patients": patients, "predict": predict}, tags={"curvas/due": f"{len(patients)} patients"}
         )
+    elif fit_is_due(staleness):  # the run finds whom it concerns by itself: nobody, if nothing happens until then
+        yield dg.RunRequest(run_config={"predict": predict}, tags={"curvas/due": "calibrators"})
     else:
         yield dg.SkipReason("the scores of every patient with complete predictions are up to date")
 

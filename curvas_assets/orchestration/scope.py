@@ -73,8 +73,10 @@ def columns_of(study: Study, predictors: list[str]) -> frozenset[str]:
 
 def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
     """Models and ensembles themselves, the annotators of the models, whose datasets these are, variants of the models, and
-    those that are members of the ensembles.
+    those that are members of the ensembles. A calibrated predictor stands for the model or ensemble that it is made from: no
+    volume of it is stored.
     """
+    predictors = [study.made_from(p) or p if study.predicted_by(p) == "calibrated" else p for p in predictors]
     models = {ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"}
     members = {m for p in predictors if study.predicted_by(p) == "ensemble" for m in study.members(p)}
     variants = {str(one) for one in study.variants if one.trained in models or one in members}

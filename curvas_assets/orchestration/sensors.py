@@ -13,7 +13,7 @@ from curvas_assets.orchestration.asset_keys import asset_key, key_of, keys_of, n
 from curvas_assets.orchestration.bucket import Bucket, published_digest
 from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.failures import told
-from curvas_assets.orchestration.following import due_for_patients, last_emptied
+from curvas_assets.orchestration.following import calibrators_wait_for, due_for_patients, last_emptied
 from curvas_assets.orchestration.partitions import Partitions, StudyPatients, current_keys
 from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
@@ -54,8 +54,8 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         jobs=[jobs[name] for row in (*FOLLOWED, CALIBRATORS) for name in row.jobs],
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Takes in, predicts, ensembles and scores patients whose partitions are missing, with all models "
-        "there are; validation patients, too, if the study's models do not learn from them. Fits calibrators once all validation "
-        "patients are predicted. What is out of date is left to `nightly_scores`.",
+        "there are; validation patients, too, if the study's models do not learn from them. Fits calibrators once the "
+        "validation patients that were taken in are predicted. What is out of date is left to `nightly_scores`.",
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
@@ -69,7 +69,9 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
         yield from requests
         if not requests:
-            yield dg.SkipReason(f"{len(known)} patients, nothing missing that could be made now")
+            yield dg.SkipReason(
+                f"{len(known)} patients, nothing missing that could be made now{_told_of_fits(staleness)}"
+            )
 
     @dg.sensor(
         name="report_after_scores",
@@ -107,6 +109,17 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
                 pass
 
     return [register_patients, follow_new_patients, report_after_scores, report_failures, keep_going()]
+
+
+def _told_of_fits(staleness: Staleness, most: int = 5) -> str:
+    """What calibrators wait for, if there are none and a patient is to be scored."""
+    key = key_of(CALIBRATORS)
+    if staleness.made(key, None) or not staleness.partitions(key_of(SCORES)):
+        return ""
+    awaited = calibrators_wait_for(staleness)
+    more = f" and {len(awaited) - most} more" if len(awaited) > most else ""
+    wait = f"{', '.join(awaited[:most])}{more}"
+    return f"; nobody is scored before the calibrators are fitted, and these wait for {wait}" if awaited else ""
 
 
 def report_key(study: Study, staleness: Staleness) -> str:

@@ -6,7 +6,8 @@ study as its file stands now count (`partitions.current_keys`).
 
 What people uploaded was made *elsewhere*: it is reported when it is out of date, but is not due until a person says so.
 The same holds for a missing artefact of which only the products were uploaded: a model whose predictions were uploaded,
-and a dataset whose models were all uploaded.
+and a dataset whose models were all uploaded; and for what such a model would make of patients on whom things are only
+fitted, unless calibrators are fitted to it.
 
 The rules are those of Dagster's `CachingStaleStatusResolver`, without its limits: the resolver ignores inputs of 100 or
 more partitions, and queries the database twice for each cell and input. Here a whole asset is read at once.
@@ -30,9 +31,17 @@ from curvas_assets.orchestration.dagster_internals import (
     extract_data_version_from_entry,
     partition_loading_context,
 )
-from curvas_assets.orchestration.partitions import by_dimension, current_keys
-from curvas_assets.stages.table import PREPROCESSED_DATASET, SOFTMAX, TRAINED_MODEL
-from curvas_assets.storage.layout import Cell
+from curvas_assets.orchestration.partitions import StudyGrid, by_dimension, current_keys
+from curvas_assets.stages.table import (
+    CALIBRATORS,
+    ENSEMBLE_SOFTMAX,
+    PREPROCESSED_DATASET,
+    SCORES,
+    SOFTMAX,
+    TRAINED_MODEL,
+    VARIANT_SOFTMAX,
+)
+from curvas_assets.storage.layout import Cell, patient_of
 
 DATA_VERSION = "dagster/data_version"
 REMOVED = "removed"
@@ -44,6 +53,9 @@ MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
+OF_MODELS = (SOFTMAX, VARIANT_SOFTMAX, ENSEMBLE_SOFTMAX, SCORES)
+"""What is made of models for each patient, in order."""
+NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in OF_MODELS}
 
 
 @dataclass(frozen=True)
@@ -95,15 +107,17 @@ class Staleness:
 
     def elsewhere(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether it was made elsewhere: uploaded, or not needed here because what would be made of it was uploaded."""
-        if partition is None or name_of(key) not in UPLOADABLE_NAMES:
+        if partition is None or name_of(key) not in NOT_NEEDED_NAMES:
             return False
         if self._of(key).has(partition):
-            return self._of(key).uploaded(partition)
+            return name_of(key) in UPLOADABLE_NAMES and self._of(key).uploaded(partition)
         return partition in self._not_needed.get(key, ())
 
     @cached_property
     def _not_needed(self) -> dict[dg.AssetKey, set[str]]:
-        """Missing models whose predictions were uploaded, and datasets whose models were all made elsewhere."""
+        """Missing models whose predictions were uploaded, and datasets whose models were all made elsewhere; and what
+        these models would make of patients on whom things are only fitted.
+        """
         dataset_key, model_key, softmax_key = map(key_of, UPLOADABLE)
         if not all(self.graph.has(key) for key in (dataset_key, model_key, softmax_key)):
             return {}
@@ -113,14 +127,54 @@ class Staleness:
             if self._of(softmax_key).has(cell) and self._of(softmax_key).uploaded(str(cell))
             for model in self._parent_partitions(softmax_key, cell, model_key)
         }
-        found: dict[dg.AssetKey, set[str]] = {model_key: {str(model) for model in models}}
         made_of: dict[str, list[bool]] = {}
         for model in self.partitions(model_key):
             there = self._of(model_key).has(model)
             elsewhere = self._of(model_key).uploaded(str(model)) if there else model in models
             for dataset in self._parent_partitions(model_key, model, dataset_key):
                 made_of.setdefault(str(dataset), []).append(elsewhere)
-        return {**found, dataset_key: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)}}
+        return {
+            model_key: {str(model) for model in models},
+            dataset_key: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)},
+            **self._not_predicted({str(model) for model in models if not self._of(model_key).has(model)}),
+        }
+
+    def _not_predicted(self, models: set[str]) -> dict[dg.AssetKey, set[str]]:
+        """What is missing of patients on whom things are only fitted, because these models are not here: their predictions,
+        what is made of these, and scores. What calibrators are fitted to is needed all the same.
+        """
+        grid = self.graph.get(key_of(SOFTMAX)).partitions_def
+        patients = grid.fitting if isinstance(grid, StudyGrid) else frozenset()
+        if not models or not patients:
+            return {}
+        needed = self._fitted_to()
+        absent = {key_of(TRAINED_MODEL): models}
+        for key in (key_of(row) for row in OF_MODELS if self.graph.has(key_of(row))):
+            above = [(parent, absent[parent]) for parent in self.graph.get(key).parent_keys if parent in absent]
+            absent[key] = {
+                cell
+                for cell in map(str, self.partitions(key))
+                if patient_of(cell) in patients
+                and not self._of(key).has(cell)
+                and (key, cell) not in needed
+                and any(not gone.isdisjoint(map(str, self.inputs(key, cell, parent))) for parent, gone in above)
+            }
+        return {key: cells for key, cells in absent.items() if key != key_of(TRAINED_MODEL)}
+
+    def _fitted_to(self) -> set[tuple[dg.AssetKey, str]]:
+        """The volumes that calibrators are fitted to, and those of which these are made."""
+        calibrators, volumes = key_of(CALIBRATORS), {key_of(row) for row in OF_MODELS}
+        if not self.graph.has(calibrators):
+            return set()
+        found: set[tuple[dg.AssetKey, str]] = set()
+        asked: list[tuple[dg.AssetKey, str | None]] = [(calibrators, None)]
+        while asked:
+            key, partition = asked.pop()
+            for parent in volumes & set(self.graph.get(key).parent_keys):
+                new = {(parent, str(one)) for one in self.inputs(key, partition, parent)} - found
+                found |= new
+                asked += new
+        return found
 
     def due(
         self,

@@ -6,6 +6,8 @@
 - Files that come back to what they were are asked for again; so is a report of a state that comes back, or that was emptied.
 - What was emptied is asked for again.
 - The sensor says what it waits for, asks with the real definitions, and is silent without a bucket.
+- Calibrators are fitted once the validation patients that were taken in are predicted; who was never uploaded, or was refused at
+  intake, is not waited for, and who is being taken in is. What they wait for is told.
 - The report is asked for once when scores have changed, not while they are being made or about to be made again after a kill, and not again for the same inputs.
 - A failed run is posted to the webhook, if one is set, with patient, reason and remedy of every step that failed.
 """
@@ -20,9 +22,10 @@ import pytest
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.following import due_for_patients
+from curvas_assets.orchestration.following import NEW_PATIENT, calibrators_wait_for, due_for_patients
 from curvas_assets.orchestration.restarts import GIVEN_UP
-from curvas_assets.study import load_study
+from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.lineage import DummyLineage
 
 OLD, NEW = "UKCHLL003", "UKCHLL005"
@@ -144,6 +147,63 @@ def test_the_sensor_asks_with_the_real_definitions(bucket_environment, monkeypat
     )  # of a study that calibrates nothing: an empty record, which scores wait for
     assert request.job_name == "take_in_scans"
     assert request.tags["dagster/partition"] == "PHANTOM007"
+
+
+CALIBRATED = {
+    "sets": {"train": [1, 2], "validation": [5, 6], "test": [7]},
+    "groups": {},
+    "in_distribution_group": None,
+    "calibrated": {"isotonic": ["ensemble_all"]},
+}
+
+
+def test_calibrators_do_not_wait_for_who_was_not_taken_in(bucket_environment, monkeypatch):
+    for name, value in bucket_environment.items():
+        monkeypatch.setenv(name, value)
+    study = Study.model_validate(load_study("phantom").model_dump(mode="json") | CALIBRATED)
+    repository = build_definitions(study).get_repository_def()
+    sensor = repository.get_sensor_def("follow_new_patients")
+
+    def tell(asset, *partitions):
+        for partition in partitions:
+            instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        graph = repository.asset_graph
+
+        def fits():
+            due = due_for_patients(study, Staleness(graph, instance), ["PHANTOM006"], {})
+            return [request.run_key for request in due if request.job_name == "fit_calibrators"]
+
+        instance.add_dynamic_partitions("test_patient", ["PHANTOM006"])
+        assert fits() == []  # nobody was taken in, and an isotonic curve needs somebody
+        tell("scan", "PHANTOM006")
+        assert fits() == []
+        assert calibrators_wait_for(Staleness(graph, instance)) == ["ensemble_softmax of ensemble_all|PHANTOM006"]
+        tell("test_scan", "PHANTOM006")
+        tell("softmax", *(f"{model}|PHANTOM006" for model in study.models))
+        tell("ensemble_softmax", "ensemble_all|PHANTOM006")
+        (first,) = fits()  # 005 was never uploaded
+        for name in ("patient", "test_patient"):
+            instance.add_dynamic_partitions(name, ["PHANTOM005"])
+        assert fits() == [first]  # 005 is there, and intake refused it
+        intake = dg.DagsterRun("take_in_scans", status=dg.DagsterRunStatus.STARTED, tags={NEW_PATIENT: "PHANTOM005"})
+        instance.add_run(intake)
+        assert fits() == []
+        instance.report_run_canceled(intake)
+        assert fits() == [first]
+        tell("scan", "PHANTOM005")
+        tell("test_scan", "PHANTOM005")
+        assert fits() == []
+        tell("ensemble_softmax", *(f"{one}|PHANTOM006" for one in study.ensemble_ids))
+        context = dg.build_sensor_context(instance=instance, repository_def=repository, resources={"bucket": Bucket()})
+        told = sensor.evaluate_tick(context).skip_message
+        assert told.endswith("these wait for ensemble_softmax of ensemble_all|PHANTOM005")
+        tell("ensemble_softmax", "ensemble_all|PHANTOM005")
+        (second,) = fits()
+        assert second != first
+        tell("calibrators", None)
+        assert fits() == []
 
 
 def test_the_report_is_asked_for_when_scores_have_changed():

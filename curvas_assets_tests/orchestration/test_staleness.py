@@ -12,6 +12,8 @@
 - An annotator or a seed that leaves or joins makes the ensembles due, and the scores, however the file writes the ensembles.
 - What was uploaded is told as stale and is not due; nor is a model of which predictions were uploaded, nor a dataset all of
   whose models came from elsewhere; an order, or a materialisation by hand, ends that.
+- Where test predictions alone were uploaded, nothing is due of a validation patient whom the missing models would predict, but
+  what calibrators are fitted to; once a model is here, its predictions are due.
 - The state table counts made, stale, missing and elsewhere of each asset, and says why.
 """
 
@@ -19,11 +21,12 @@ import dagster as dg
 import pytest
 
 from curvas_assets.definitions import build_definitions
+from curvas_assets.orchestration import nightly
 from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import due_for_patients
 from curvas_assets.orchestration.operations.about import about_orphans
 from curvas_assets.orchestration.schedules import due_report, due_scores
-from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.stages.stored import Stored
 from curvas_assets.study import Study, load_study
@@ -126,6 +129,19 @@ class Events:
         for partition in partitions or (None,):
             event = cell_event(definition, partition, Stored("key", version), {}, tags)
             self.instance.report_runless_asset_event(event)
+
+    def upload(self, asset, *partitions):
+        definition = self.repository.assets_defs_by_key[dg.AssetKey(asset)]
+        tags = provenance_tags(self.instance, definition, "an upload")
+        for partition in partitions:
+            event = cell_event(definition, partition, Stored("key", "uploaded"), {MADE: ELSEWHERE}, tags)
+            self.instance.report_runless_asset_event(event)
+
+    def due_of(self, *assets):
+        """Asset → the partitions that are due; assets with none are left out."""
+        staleness = Staleness(self.repository.asset_graph, self.instance)
+        due = {asset: list(map(str, staleness.due(dg.AssetKey(asset)))) for asset in assets}
+        return {asset: partitions for asset, partitions in due.items() if partitions}
 
     def due(self, *assets):
         staleness = Staleness(self.repository.asset_graph, self.instance)
@@ -315,6 +331,63 @@ def test_what_was_uploaded_is_left_alone_until_a_person_says_otherwise():
     lineage.versions[of_anno1[0]] = "retrained"
     assert lineage.run("trained_model", of_anno1[0]).success
     assert cell in lineage.due()["softmax"]
+
+
+CELLS_OF_MODELS = ("trained_model", "preprocessed_dataset", "softmax", "variant_softmax", "ensemble_softmax", "scores")
+
+
+def _uploaded(instance, **changes):
+    """A study whose test predictions were all uploaded, with ensembles and scores; its validation patient was taken in."""
+    study = Study.model_validate(load_study("phantom").model_dump(mode="json") | changes)
+    events, tests = Events(study, instance), list(study.sets["test"])
+    everyone = [*study.training_patients(), *study.fitting_patients, *tests]
+    instance.add_dynamic_partitions("patient", everyone)
+    instance.add_dynamic_partitions("test_patient", [*study.fitting_patients, *tests])
+    events.tell("scan", *everyone)
+    events.tell("test_scan", *study.fitting_patients, *tests)
+    events.upload("softmax", *(f"{model}|{patient}" for model in study.models for patient in tests))
+    events.tell("ensemble_softmax", *(f"{one}|{patient}" for one in study.ensemble_ids for patient in tests))
+    events.tell("calibrators")
+    events.tell("scores", *tests)
+    return events
+
+
+def test_of_a_validation_patient_nothing_is_due_whose_models_are_elsewhere():
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = _uploaded(instance)
+        study, (patient,) = events.study, events.study.fitting_patients
+        assert events.due_of(*CELLS_OF_MODELS) == {}
+        staleness = Staleness(events.repository.asset_graph, instance)
+        assert all(not nightly.concerned(staleness, predict=predict) for predict in (False, True))
+        cells = [f"{model}|{patient}" for model in study.models]
+        assert staleness.due(dg.AssetKey("softmax"), elsewhere=True) == cells
+        assert state_table(staleness).set_index("asset").loc["softmax", ["missing", "elsewhere"]].tolist() == [0, 36]
+        model = str(study.models[0])
+        events.tell("preprocessed_dataset", study.models[0].annotator)
+        events.tell("trained_model", model)  # it is here now
+        assert events.due_of(*CELLS_OF_MODELS) == {"softmax": [f"{model}|{patient}"]}
+
+
+def test_a_test_patient_without_an_uploaded_prediction_is_due():
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = _uploaded(instance, rest="test", sets={"train": [1, 2], "validation": [6], "test": [7, 8, 9]})
+        instance.add_dynamic_partitions("patient", ["PHANTOM010"])
+        instance.add_dynamic_partitions("test_patient", ["PHANTOM010"])
+        due = events.due_of("softmax", "ensemble_softmax", "scores")
+        assert due["softmax"] == [f"{model}|PHANTOM010" for model in events.study.models]
+        assert due["scores"] == ["PHANTOM010"]
+
+
+def test_what_calibrators_are_fitted_to_is_due_though_its_models_are_elsewhere():
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = _uploaded(instance, calibrated={"isotonic": ["ensemble_anno1"]})
+        members = [f"{model}|PHANTOM006" for model in events.study.members("ensemble_anno1")]
+        assert len(members) < len(events.study.models)
+        due = events.due_of(*CELLS_OF_MODELS)
+        assert due == {"softmax": members, "ensemble_softmax": ["ensemble_anno1|PHANTOM006"]}
+        staleness = Staleness(events.repository.asset_graph, instance)
+        (missing,) = staleness.missing_parents(dg.AssetKey("softmax"), members[0])
+        assert missing.startswith(f"trained_model of {members[0].partition('|')[0]} (made elsewhere")
 
 
 def test_an_upload_from_before_this_state_existed_is_one_too(lineage):

@@ -30,7 +30,8 @@ class Forecast(dg.Config):
     patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
     models: list[str] = Field(
         default=["all"],
-        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to; "
+        "a calibrated predictor stands for what it is made from.",
     )
 
 

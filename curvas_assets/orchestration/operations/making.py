@@ -32,7 +32,8 @@ class MakeMissing(dg.Config):
     patients: list[str] = Field(default=["all"], description=f"Patients to make them for. {selection.PATIENTS}")
     models: list[str] = Field(
         default=["all"],
-        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to.",
+        description=f"Models and ensembles. {selection.PREDICTORS} A model includes the ensembles it belongs to; "
+        "a calibrated predictor stands for what it is made from.",
     )
     stale: bool = Field(
         default=False, description="Also make what exists but is out of date; otherwise only what is missing."
@@ -51,7 +52,7 @@ class Redo(dg.Config):
     patients: list[str] = Field(description=f"Patients; without effect on models and tables. {selection.PATIENTS}")
     models: list[str] = Field(
         description=f"Models and ensembles; without effect on scans, scores and tables. {selection.PREDICTORS} Datasets are "
-        "those of the models' annotators.",
+        "those of the models' annotators; a calibrated predictor stands for what it is made from.",
     )
     dry_run: bool = Field(default=True, description="Only list what would be made again.")
 
@@ -116,8 +117,10 @@ def _redo(session: Session, settings: Redo) -> dg.Output[None]:
 def _refresh_scores(session: Session, settings: RefreshScores) -> dg.Output[None]:
     register(session.context, session.study, session.partitions, session.bucket)
     asked = set(session.patients(settings.patients))
-    patients = [p for p in nightly.concerned(session.staleness(), predict=settings.predict) if p in asked]
-    session.tell(f"something changed for {len(patients)} patients: {', '.join(patients) or 'none'}")
+    staleness = session.staleness()
+    patients = [p for p in nightly.concerned(staleness, predict=settings.predict) if p in asked]
+    fits = "; calibrators are to be fitted" if nightly.fit_is_due(staleness) else ""
+    session.tell(f"something changed for {len(patients)} patients: {', '.join(patients) or 'none'}{fits}")
     left = nightly.work(
         session.staleness,
         lambda stage, scope: StageRunner(session.context, scope).run(stage),
@@ -199,7 +202,7 @@ OPERATIONS = (
     ),
     Operation(
         "refresh_scores",
-        "Takes in, ensembles and scores again only the patients for whom something changed.",
+        "Takes in, ensembles and scores again only the patients for whom something changed; fits calibrators that are out of date.",
         RefreshScores,
         _refresh_scores,
         launcher_tags("refresh_scores"),

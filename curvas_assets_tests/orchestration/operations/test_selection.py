@@ -4,6 +4,7 @@
 - Excluded patients are in no set; an unknown id is refused with what there is.
 - Models and ensembles are given by name or `all`, in the study's order; a wrong name is refused.
 - A chosen model brings its annotator and every ensemble it belongs to, and no other.
+- A calibrated predictor brings what its model or ensemble brings, to make what is missing and to make it again.
 """
 
 import dagster as dg
@@ -17,7 +18,7 @@ from curvas_assets.orchestration.operations.selection import (
     choose_predictors,
 )
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.scope import Scope, columns_of
+from curvas_assets.orchestration.scope import Scope, columns_of, named_columns
 from curvas_assets.study import Study, load_study
 
 STUDY = load_study("phantom")
@@ -88,3 +89,18 @@ def test_a_scope_is_a_rectangle_and_its_shadow_on_other_assets():
         assert scope.includes(definition, partition) is included, partition
         assert Scope().includes(definition, partition)
     assert isinstance(partitions.patient, dg.DynamicPartitionsDefinition)
+
+
+def test_a_calibrated_predictor_brings_what_its_model_or_ensemble_brings():
+    model, raw = str(STUDY.models[0]), STUDY.model_dump(mode="json")
+    cheap = {"training": raw["training"] | {"mirroring": True}, "cheap_ensembles": {"flips": [model]}}
+    flips = next(str(e) for e in Study.model_validate(raw | cheap).ensemble_ids if str(e).startswith("ensemble_flips"))
+    calibrated = {"isotonic": ["ensemble_all", flips, model], "temperature": ["ensemble_all"]}
+    study = Study.model_validate(raw | cheap | {"calibrated": calibrated})
+    for base in ("ensemble_all", flips, model):
+        for columns in (columns_of, named_columns):
+            assert columns(study, [f"isotonic_{base}"]) == columns(study, [base]) >= {base}
+    assert columns_of(study, ["temperature_ensemble_all", "isotonic_ensemble_all"]) == {"ensemble_all"}
+    assert columns_of(study, [f"isotonic_{model}"]) > {model, "anno1", "ensemble_all", "ensemble_anno1", flips}
+    scope = Scope(frozenset({"PHANTOM007"}), columns_of(study, ["isotonic_ensemble_all"]))
+    assert scope.includes(Partitions.of(study).patient_by_ensemble, "ensemble_all|PHANTOM007")
