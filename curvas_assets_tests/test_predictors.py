@@ -84,8 +84,37 @@ def test_one_line_trains_on_fused_annotators_beside_them_or_alone():
     assert {m.annotator for m in beside.members("ensemble_all")} == {"anno1", "anno2", "anno3"}
     alone = study(training_labels=["staple"])
     assert {m.annotator for m in alone.models} == {"staple"}
-    assert alone.families == ("fused",)
+    assert alone.families == ("fused ensemble", "fused")
     assert alone.annotator_names == ["anno1", "anno2", "anno3"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "ensembles"),
+    [
+        (["majority"], [1, 2, 3], ["ensemble_majority"]),
+        (["majority"], [1], []),
+        (["anno1", "majority"], [1, 2], ["ensemble_anno1", "ensemble_majority"]),
+        (["anno1", "majority"], [1], []),
+        (["anno1", "anno2", "soft"], [1], ["ensemble_all"]),
+        (
+            ["anno1", "anno2", "soft"],
+            [1, 2],
+            ["ensemble_anno1", "ensemble_anno2", "ensemble_soft", "ensemble_all"],
+        ),
+        ([], [1], ["ensemble_all"]),
+        ([], [1, 2], ["ensemble_anno1", "ensemble_anno2", "ensemble_anno3", "ensemble_all"]),
+    ],
+)
+def test_no_default_ensemble_of_training_labels_is_another_or_a_model_under_another_name(labels, seeds, ensembles):
+    one = study(training_labels=labels, seeds=seeds)
+    assert [str(e) for e in one.ensemble_ids] == ensembles
+    members = [frozenset(one.members(e)) for e in one.ensemble_ids]
+    assert len(set(members)) == len(members)
+    assert all(len(of_one) > 1 for of_one in members)
+    if ensembles:  # what defaults give may be written out
+        labels_of = {e.name: list(dict.fromkeys(m.annotator for m in one.members(e))) for e in one.ensemble_ids}
+        labels_of = {name: of for name, of in labels_of.items() if name != "all" or len(of) == 3}
+        study(training_labels=labels, seeds=seeds, ensembles=labels_of)
 
 
 def test_cheap_ensembles_have_variants_or_folds_as_members_and_no_row_of_their_own_for_variants():
