@@ -640,6 +640,7 @@ class Study(_Part):
                 reason = "models learn from the set validation" if "validation" in self.training.sets else "it is empty"
                 found = f"it is fitted on the patients of the set validation, and {reason}"
                 yield where, f"{found}: name patients in sets.validation, and leave it out of training.sets"
+        yield from self._problems_of_calibrated_folds()
         for first, second in self.statistics.comparisons:
             for one in (first, second):
                 if one not in (*self.families, *self.predictors):
@@ -650,6 +651,18 @@ class Study(_Part):
         if (accuracy := self.statistics.primary.get("accuracy", "dice")) in self.statistics.margins:
             found = f"{accuracy} is the metric of accuracy; its margin is statistics.non_inferiority_margin"
             yield ("statistics", "margins", accuracy), found
+
+    def _problems_of_calibrated_folds(self) -> Iterator["Problem"]:
+        """Under cross-validation a scored patient has the members of one fold, and a validation patient those of all folds."""
+        for method in CALIBRATIONS if self.cross_validated else ():
+            asked: tuple[str, ...] = getattr(self.calibrated, method)
+            members = {str(one): self.members(one) for one in self.ensemble_ids if str(one) in asked}
+            if mixed := [name for name, found in members.items() if len({member.fold for member in found}) > 1]:
+                found = (
+                    f"{mixed} would be fitted to models of all folds together, because no fold holds out the set validation, and "
+                    "applied to those of one fold: calibrate models, or name a test set"
+                )
+                yield ("calibrated", method), found
 
     def _problems_of_ensembles(self) -> Iterator["Problem"]:
         names, seen = self.label_names, {}

@@ -7,7 +7,9 @@
   without folds, a fit without validation patients, a comparison with itself.
 - A study that says nothing of all this keeps the fingerprints that it had.
 - Anything is fitted on validation patients alone, and never on a patient whom a model learned from or who is scored.
-- Under cross-validation, a patient has only the ensembles and variants of the models that did not see it.
+- Under cross-validation, a patient has only the ensembles and variants of the models that did not see it, and no ensemble of
+  several folds is calibrated: it would be fitted to other members than it has in the scores.
+- No default ensemble has the members of another, and with fused labels none is a single model again.
 """
 
 import hashlib
@@ -174,6 +176,35 @@ def test_under_cross_validation_a_patient_has_the_variants_of_the_models_that_di
         assert len(crossed.variants_of(patient)) == (8 if held else 0)
         assert ("ensemble_flips-anno1-1-0" in crossed.predictors_of(patient)) == held
     assert crossed.models_of("PHANTOM008") == crossed.models
+
+
+def _crossed(**changes):
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {"folds": [0, 1, 2, 3, 4], "groups": {}, "in_distribution_group": None}
+    raw |= {"sets": {"train": list(range(1, 8)), "validation": [8]}}
+    raw["training"] |= {"snapshots": 2}
+    return Study.model_validate(raw | changes)
+
+
+def test_an_ensemble_of_several_folds_is_not_calibrated_and_what_has_the_same_members_everywhere_is():
+    model, snapshots = "anno1_init112233_fold0", "ensemble_snapshots-anno1-112233-0"
+    assert len(_crossed().members("ensemble_all")) == 5 * 9
+    assert len(_crossed().members("ensemble_all", "PHANTOM001")) == 9
+    for method in CALIBRATIONS:
+        for mixed in ("ensemble_all", "ensemble_anno1"):
+            with pytest.raises(
+                ValidationError, match=rf"calibrated.{method}: \['{mixed}'\] would be fitted to models of all folds"
+            ):
+                _crossed(calibrated={method: [model, mixed]})
+        cheap = {"snapshots": [model]}
+        assert f"{method}_{model}" in _crossed(calibrated={method: [model]}).predictors
+        allowed = _crossed(cheap_ensembles=cheap, calibrated={method: [snapshots]})
+        assert f"{method}_{snapshots}" in allowed.predictors
+        single = _crossed(folds=[0], calibrated={method: ["ensemble_all"]})  # one fold: the same members everywhere
+        assert {tuple(single.members("ensemble_all", one)) for one in single.predicted_patients()} == {
+            tuple(single.models)
+        }
+    assert "isotonic_ensemble_all" in study(calibrated={"isotonic": ["ensemble_all"]}).predictors
 
 
 @pytest.mark.parametrize(
