@@ -43,6 +43,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
             region=study.evaluation.region,
             synthetic=study.synthetic,
             reference=study.evaluation.reference,
+            organs=study.class_names[1:],
         )
         return table_output(table.LEADERBOARD, board, stage.LEADERBOARD_CHECK, stage.not_ranked(board))
 
