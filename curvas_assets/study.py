@@ -467,7 +467,7 @@ class Study(_Part):
     """nnU-Net's folds: `all`, or numbers of its cross-validation. Without a test set, the patients that a fold holds out are scored."""
     ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Ensemble → training labels whose models are its members. Left out: one ensemble per label with several models, and `all` for all
-    annotators together."""
+    annotators together. No two of them have the same members, so that a single annotator beside fusions has no `all`."""
     training_labels: Annotated[tuple[str, ...], Field(max_length=60)] = ()
     """Label maps to train on; each has one model per seed and fold. An entry is an annotator's name, or a fusion of all annotators:
     `majority`, `staple`, `random` (one annotator drawn for each training patch) or `soft` (the mean of their labels). Left out: each
@@ -641,6 +641,7 @@ class Study(_Part):
                 reason = "models learn from the set validation" if "validation" in self.training.sets else "it is empty"
                 found = f"it is fitted on the patients of the set validation, and {reason}"
                 yield where, f"{found}: name patients in sets.validation, and leave it out of training.sets"
+        yield from self._problems_of_calibrated_folds()
         for first, second in self.statistics.comparisons:
             for one in (first, second):
                 if one not in (*self.families, *self.predictors):
@@ -651,6 +652,18 @@ class Study(_Part):
         if (accuracy := self.statistics.primary.get("accuracy", "dice")) in self.statistics.margins:
             found = f"{accuracy} is the metric of accuracy; its margin is statistics.non_inferiority_margin"
             yield ("statistics", "margins", accuracy), found
+
+    def _problems_of_calibrated_folds(self) -> Iterator["Problem"]:
+        """Under cross-validation a scored patient has the members of one fold, and a validation patient those of all folds."""
+        for method in CALIBRATIONS if self.cross_validated else ():
+            asked: tuple[str, ...] = getattr(self.calibrated, method)
+            members = {str(one): self.members(one) for one in self.ensemble_ids if str(one) in asked}
+            if mixed := [name for name, found in members.items() if len({member.fold for member in found}) > 1]:
+                found = (
+                    f"{mixed} would be fitted to models of all folds together, because no fold holds out the set validation, and "
+                    "applied to those of one fold: calibrate models, or name a test set"
+                )
+                yield ("calibrated", method), found
 
     def _problems_of_ensembles(self) -> Iterator["Problem"]:
         names, seen = self.label_names, {}
@@ -782,15 +795,16 @@ class Study(_Part):
 
     @property
     def _label_ensembles(self) -> dict[str, tuple[str, ...]]:
-        """Ensemble → training labels. Those that the study names; otherwise one per label that differs from `all` and from a
-        single model, and `all` of the annotators.
+        """Ensemble → training labels. Those that the study names; otherwise `all` of the annotators, if they are several or
+        everybody who is trained on, and one per label that has several models and is not `all` already.
         """
         if self.ensembles:
             return self.ensembles
-        names, annotators = self.label_names, [name for name in self.label_names if not self.fusion(name)]
+        names, annotators = self.label_names, tuple(name for name in self.label_names if not self.fusion(name))
+        together = {"all": annotators} if len(annotators) > 1 or list(annotators) == names else {}
         models_of_one = len(self.seeds) * (1 if self.cross_validated else len(self.folds))
-        of_one = {name: (name,) for name in names} if len(names) > 1 and models_of_one > 1 else {}
-        return {**of_one, "all": tuple(annotators)} if annotators else of_one
+        alone = {name: (name,) for name in names if models_of_one > 1 and (name,) not in together.values()}
+        return {**alone, **together}
 
     @cached_property
     def _cheap(self) -> dict[str, tuple[ModelId, ...]]:

@@ -7,7 +7,9 @@
   without folds, a fit without validation patients, a comparison with itself.
 - A study that says nothing of all this keeps the fingerprints that it had.
 - Anything is fitted on validation patients alone, and never on a patient whom a model learned from or who is scored.
-- Under cross-validation, a patient has only the ensembles and variants of the models that did not see it.
+- Under cross-validation, a patient has only the ensembles and variants of the models that did not see it, and no ensemble of
+  several folds is calibrated: it would be fitted to other members than it has in the scores.
+- No default ensemble has the members of another, and with fused labels none is a single model again.
 """
 
 import hashlib
@@ -85,8 +87,37 @@ def test_one_line_trains_on_fused_annotators_beside_them_or_alone():
     assert {m.annotator for m in beside.members("ensemble_all")} == {"anno1", "anno2", "anno3"}
     alone = study(training_labels=["staple"])
     assert {m.annotator for m in alone.models} == {"staple"}
-    assert alone.families == ("fused",)
+    assert alone.families == ("fused ensemble", "fused")
     assert alone.annotator_names == ["anno1", "anno2", "anno3"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "ensembles"),
+    [
+        (["majority"], [1, 2, 3], ["ensemble_majority"]),
+        (["majority"], [1], []),
+        (["anno1", "majority"], [1, 2], ["ensemble_anno1", "ensemble_majority"]),
+        (["anno1", "majority"], [1], []),
+        (["anno1", "anno2", "soft"], [1], ["ensemble_all"]),
+        (
+            ["anno1", "anno2", "soft"],
+            [1, 2],
+            ["ensemble_anno1", "ensemble_anno2", "ensemble_soft", "ensemble_all"],
+        ),
+        ([], [1], ["ensemble_all"]),
+        ([], [1, 2], ["ensemble_anno1", "ensemble_anno2", "ensemble_anno3", "ensemble_all"]),
+    ],
+)
+def test_no_default_ensemble_of_training_labels_is_another_or_a_model_under_another_name(labels, seeds, ensembles):
+    one = study(training_labels=labels, seeds=seeds)
+    assert [str(e) for e in one.ensemble_ids] == ensembles
+    members = [frozenset(one.members(e)) for e in one.ensemble_ids]
+    assert len(set(members)) == len(members)
+    assert all(len(of_one) > 1 for of_one in members)
+    if ensembles:  # what defaults give may be written out
+        labels_of = {e.name: list(dict.fromkeys(m.annotator for m in one.members(e))) for e in one.ensemble_ids}
+        labels_of = {name: of for name, of in labels_of.items() if name != "all" or len(of) == 3}
+        study(training_labels=labels, seeds=seeds, ensembles=labels_of)
 
 
 def test_cheap_ensembles_have_variants_or_folds_as_members_and_no_row_of_their_own_for_variants():
@@ -181,6 +212,35 @@ def test_under_cross_validation_a_patient_has_the_variants_of_the_models_that_di
         assert len(crossed.variants_of(patient)) == (8 if held else 0)
         assert ("ensemble_flips-anno1-1-fold0" in crossed.predictors_of(patient)) == held
     assert crossed.models_of("PHANTOM008") == crossed.models
+
+
+def _crossed(**changes):
+    raw = load_study("phantom").model_dump(mode="json")
+    raw |= {"folds": [0, 1, 2, 3, 4], "groups": {}, "in_distribution_group": None}
+    raw |= {"sets": {"train": list(range(1, 8)), "validation": [8]}}
+    raw["training"] |= {"snapshots": 2}
+    return Study.model_validate(raw | changes)
+
+
+def test_an_ensemble_of_several_folds_is_not_calibrated_and_what_has_the_same_members_everywhere_is():
+    model, snapshots = "anno1_init112233_fold0", "ensemble_snapshots-anno1-112233-0"
+    assert len(_crossed().members("ensemble_all")) == 5 * 9
+    assert len(_crossed().members("ensemble_all", "PHANTOM001")) == 9
+    for method in CALIBRATIONS:
+        for mixed in ("ensemble_all", "ensemble_anno1"):
+            with pytest.raises(
+                ValidationError, match=rf"calibrated.{method}: \['{mixed}'\] would be fitted to models of all folds"
+            ):
+                _crossed(calibrated={method: [model, mixed]})
+        cheap = {"snapshots": [model]}
+        assert f"{method}_{model}" in _crossed(calibrated={method: [model]}).predictors
+        allowed = _crossed(cheap_ensembles=cheap, calibrated={method: [snapshots]})
+        assert f"{method}_{snapshots}" in allowed.predictors
+        single = _crossed(folds=[0], calibrated={method: ["ensemble_all"]})  # one fold: the same members everywhere
+        assert {tuple(single.members("ensemble_all", one)) for one in single.predicted_patients()} == {
+            tuple(single.models)
+        }
+    assert "isotonic_ensemble_all" in study(calibrated={"isotonic": ["ensemble_all"]}).predictors
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
             region=study.evaluation.region,
             synthetic=study.synthetic,
             reference=study.evaluation.reference,
+            organs=study.class_names[1:],
         )
         return table_output(table.LEADERBOARD, board, stage.LEADERBOARD_CHECK, stage.not_ranked(board))
 
@@ -56,7 +57,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     @declare.table(table.PREDICTOR_COST, stage.PREDICTOR_COST_CHECK)
     def predictor_cost(context: dg.AssetExecutionContext):
         """Hours of GPU and CPU that each predictor needs: an ensemble's members are trained and predict for it, once each."""
-        frame = needs.predictor_cost(study, materialisation_ledger(context.instance, needs.NEEDED))
+        frame = needs.predictor_cost(study, materialisation_ledger(context.instance, needs.RECORDS))
         return table_output(table.PREDICTOR_COST, frame, stage.PREDICTOR_COST_CHECK, needs.without_record(frame))
 
     published_table = dg.AssetSpec(

@@ -2,6 +2,7 @@
 
 `Patient_ID`, `CT` (the predictor), then per metric and organ `DICE_panc`, `CONF_kidn`, `CRPS_livr` … (organs by their
 abbreviation, or by their names where two share it), per metric and annotator `ECE_1` … `ECE_mean`, and `ENTROPY_mean`, `NCC_mean`.
+Where Dice and confidence compare with another reference than the consensus, their columns say so: `DICE_majority_panc`.
 """
 
 from collections import Counter
@@ -25,6 +26,8 @@ NAMES = {
     "ncc": "NCC",
 }
 """Metric → the study's name. Metrics that the study did not have are not in its table."""
+OF_CONSENSUS = ("dice", "confidence")
+"""Metrics that the study takes against the consensus, and this run against `evaluation.reference`."""
 
 
 def abbreviation(organ: str) -> str:
@@ -43,11 +46,13 @@ def column_names(organs: Iterable[str]) -> dict[str, str]:
     return {organ: organ if shared[name] > 1 else name for organ, name in short.items()}
 
 
-def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
+def study_columns(scores: pd.DataFrame, *, reference: str = "consensus") -> pd.DataFrame:
     """Long scores as the study's wide table.
 
     Args:
         scores: patient, predictor, metric, organ, annotator, value; each score stands there once.
+        reference: with what `dice` and `confidence` compare. Another than the consensus stands in their columns' names, so
+            that nobody takes them for the study's.
 
     Returns:
         One row per patient and predictor, NaN where a score is undefined or absent.
@@ -62,7 +67,8 @@ def study_columns(scores: pd.DataFrame) -> pd.DataFrame:
     # Per organ and annotator, the study has the organ's mean; per image, one value called mean.
     keep = (suffix == "") | annotator.isin(["", "mean"])
     suffix = suffix.where(suffix != "", annotator.where(annotator != "", "mean"))
-    column = known["metric"].map(NAMES) + "_" + suffix
+    names = NAMES if reference == "consensus" else NAMES | {one: f"{NAMES[one]}_{reference}" for one in OF_CONSENSUS}
+    column = known["metric"].map(names) + "_" + suffix
     cells = known.assign(column=column)[keep]
     _require_once(cells)
     # `pivot_table` would also keep the order of rows and columns, but it would average duplicate scores.

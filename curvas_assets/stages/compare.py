@@ -82,7 +82,7 @@ def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFram
     if published is None:
         told = {"published table": f"none: upload {objects.name}/{key} to compare with it"}
         return pd.DataFrame(columns=schemas.PUBLISHED_COMPARISON.columns.names), "none", told, []
-    table = compare_with_published(scores, published)
+    table = compare_with_published(scores, published, reference=tools.study.evaluation.reference)
     told = {
         "published table": f"{objects.name}/{key}",
         "table": shown_scores(table),

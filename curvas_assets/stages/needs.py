@@ -24,6 +24,8 @@ FITTED = tuple(row for row in ASSETS if row.fits and row in SCORES.inputs)
 """Assets that are fitted on validation patients, and that predictors are scored with."""
 NEEDED = (TRAINED_MODEL, *PREDICTED, ENSEMBLE_SOFTMAX, *FITTED)
 """Assets that a predictor can be made of; without a network's hours: the datasets, which all models share."""
+RECORDS = (*NEEDED, SCORES)
+"""Assets whose records tell what was used, and for whom."""
 GPUS = ("cuda", "mps")
 """How the names of devices begin that are GPUs."""
 
@@ -63,8 +65,9 @@ def predictor_cost(study: Study, ledger: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         study: whose predictors.
-        ledger: as `materialisation_ledger` gives it: `asset`, `partition`, `seconds`, `device`, `epochs`, `resumed`, the
-            newest row of an artefact first.
+        ledger: as `materialisation_ledger` gives it for `RECORDS`: `asset`, `partition`, `seconds`, `device`, `epochs`,
+            `resumed`, the newest row of an artefact first. A patient of whom nothing was predicted, averaged or scored here
+            (whom nobody uploaded, say) is charged to nobody.
 
     Returns:
         One row per predictor, in the study's order: `predictor`, `family`, `trainings` and `predictions` (how many),
@@ -74,9 +77,11 @@ def predictor_cost(study: Study, ledger: pd.DataFrame) -> pd.DataFrame:
         are estimated). Hours are sums of what was recorded, hence too small where something is unrecorded.
     """
     used = _newest(ledger)
-    cells = {Cell.of(key).patient for name, key in used if name in {row.name for row in PREDICTED}}
-    patients = study.scored_patients(cells)
-    rows = [_row(study, predictor, patients, used) for predictor in study.predictors]
+    known = _patients(ledger)
+    # Before the first record, all that is to come is needed.
+    patients = [one for one in study.scored_patients(known) if one in known] or study.scored_patients()
+    fitting = [one for one in study.fitting_patients if one in known] or study.fitting_patients
+    rows = [_row(study, predictor, patients, fitting, used) for predictor in study.predictors]
     return pd.DataFrame(rows, columns=schemas.PREDICTOR_COST.columns.names)
 
 
@@ -89,11 +94,18 @@ def without_record(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def needs_of(study: Study, predictor: PredictorId, patients: Iterable[str]) -> Needs:
-    """The artefacts that a predictor needs to predict these patients; none for those whom it does not predict."""
+def needs_of(study: Study, predictor: PredictorId, patients: Iterable[str], fitting: Iterable[str]) -> Needs:
+    """The artefacts that a predictor needs to predict these patients; none for those whom it does not predict.
+
+    Args:
+        study: whose predictor.
+        predictor: which.
+        patients: who are predicted.
+        fitting: validation patients, on whom a calibrated predictor is fitted.
+    """
     needs = Needs()
     if isinstance(predictor, CalibratedId):
-        needs = needs_of(study, predictor.base, {*patients, *study.fitting_patients})
+        needs = needs_of(study, predictor.base, {*patients, *fitting}, ())
         needs.fits.add(str(predictor))
         return needs
     for patient in patients:
@@ -109,9 +121,9 @@ def needs_of(study: Study, predictor: PredictorId, patients: Iterable[str]) -> N
 
 
 def _row(
-    study: Study, name: str, patients: Iterable[str], used: dict[tuple[str, str], Used]
+    study: Study, name: str, patients: Iterable[str], fitting: Iterable[str], used: dict[tuple[str, str], Used]
 ) -> dict[str, str | int | float]:
-    needs = needs_of(study, predictor_of(name), patients)
+    needs = needs_of(study, predictor_of(name), patients, fitting)
     trainings = [used.get((TRAINED_MODEL.name, key)) for key in sorted(needs.trainings)]
     predictions = [_first(used, PREDICTED, key) for key in sorted(needs.predictions)]
     combined = [used.get((ENSEMBLE_SOFTMAX.name, key)) for key in sorted(needs.ensembles)]
@@ -140,6 +152,13 @@ def _first(used: dict[tuple[str, str], Used], assets: Iterable[Asset], key: str)
 
 def _hours(parts: Iterable[Used | None], *, gpu: bool) -> float:
     return float(sum(one.hours for one in parts if one is not None and one.gpu is gpu))
+
+
+def _patients(ledger: pd.DataFrame) -> set[str]:
+    """Patients of whom something was predicted, averaged or scored here."""
+    of_patients = {row.name for row in (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)}
+    partitions = ledger.loc[ledger["asset"].isin(of_patients), "partition"].astype(str)
+    return {partition.rpartition("|")[2] for partition in partitions}
 
 
 def _newest(ledger: pd.DataFrame) -> dict[tuple[str, str], Used]:

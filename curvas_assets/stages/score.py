@@ -197,7 +197,9 @@ def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[
     table = pd.concat(
         [of_the_study(study, patient, scores[patient].table("scores")) for patient in scored], ignore_index=True
     )
-    objects.put(layout.merged_csv(), study_columns(table).to_csv(index=False).encode())
+    objects.put(
+        layout.merged_csv(), study_columns(table, reference=study.evaluation.reference).to_csv(index=False).encode()
+    )
     if unscored:
         tools.warn(f"no scores yet of {', '.join(unscored)}: they are not in the table")
     return table, {

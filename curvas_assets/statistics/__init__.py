@@ -23,6 +23,7 @@ from curvas_assets.statistics.patients import failure_over_patients, out_of_dist
 from curvas_assets.statistics.published import (
     PublishedScores,
     compare_with_published,
+    published_comparability,
     published_tests,
     read_published_scores,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "paired_scores",
     "pairs_of",
     "projected_precision",
+    "published_comparability",
     "published_tests",
     "rank_among_teams",
     "read_published_scores",

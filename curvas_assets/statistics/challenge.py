@@ -4,7 +4,7 @@ Belongs here: the published numbers, as cited constants, and the ranking. Does n
 report. Every figure says how it was defined, where, over how many patients, and whether it may be compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,8 @@ TEAMS: Mapping[str, Result] = {
 }
 """The challenge's final table; source: `CHALLENGE_CITATION`."""
 TEAM_PATIENTS = 65
+TEAM_ORGANS = ("pancreas", "kidney", "liver")
+"""The organs over which the challenge's table takes its means."""
 
 STUDY_CITATION = (
     "Cumunel, Leroux, Léo and Siahaan-Gensollen 2025, Réduction de l'incertitude en segmentation médicale par "
@@ -154,6 +156,7 @@ def rank_among_teams(
     synthetic: bool = False,
     published: bool = True,
     reference: str = "consensus",
+    organs: Collection[str] = TEAM_ORGANS,
 ) -> pd.DataFrame:
     """Place our families among the challenge's teams, per metric and overall.
 
@@ -170,6 +173,7 @@ def rank_among_teams(
         synthetic: the patients are made up, so that nothing may be compared.
         published: also place the study's published families.
         reference: with what `dice` and `confidence` compare; the challenge's is the consensus.
+        organs: of the study. With others than `TEAM_ORGANS`, nothing may be compared.
 
     Returns:
         Long table: `metric` (ours, or `overall`), `column` (of the challenge's table), `kind` (team, this run, published
@@ -183,6 +187,7 @@ def rank_among_teams(
     reduced = reduced_scores(getattr(scores, "scores", scores))
     reduced = reduced[reduced["metric"].isin(STANDINGS) & reduced["family"].isin(FAMILIES)]
     means = summarise(reduced, by=("family",)).set_index(["metric", "family"]) if len(reduced) else None
+    barred = _barred(synthetic, organs)
     rows: list[dict[str, object]] = []
     for metric, standing in STANDINGS.items():
         if means is None or metric not in means.index.get_level_values("metric"):
@@ -194,7 +199,7 @@ def rank_among_teams(
             rows += _left_out_rows(shared | {"unit": foreign}, of_metric, standing, region)
             continue
         rows += _team_rows(shared, teams, standing)
-        rows += _our_rows(shared, of_metric, teams, _of_reference(standing, metric, reference), region, synthetic)
+        rows += _our_rows(shared, of_metric, teams, _of_reference(standing, metric, reference), region, barred)
         if published and standing.comparable:
             rows += _published_rows(shared, teams, standing)
     table = pd.DataFrame(rows, columns=list(LEADERBOARD_COLUMNS))
@@ -234,9 +239,18 @@ def _of_reference(standing: Standing, metric: str, reference: str) -> Standing:
     )
 
 
-def _comparability(standing: Standing, region: str, synthetic: bool) -> tuple[bool, str]:
+def _barred(synthetic: bool, organs: Collection[str]) -> str:
+    """Why no figure of this run may be compared; empty if nothing bars it."""
     if synthetic:
-        return False, "synthetic patients: no figure of theirs may be compared with the challenge's"
+        return "synthetic patients: no figure of theirs may be compared with the challenge's"
+    if {organ.casefold() for organ in organs} != set(TEAM_ORGANS):
+        return f"the organs are {', '.join(organs)}, the challenge's are pancreas, kidney and liver: not comparable"
+    return ""
+
+
+def _comparability(standing: Standing, region: str, barred: str) -> tuple[bool, str]:
+    if barred:
+        return False, barred
     if standing.comparable and region != "body":
         return False, f"scored in the region {region!r}, the challenge's is the body: not comparable"
     return standing.comparable, standing.comparability
@@ -304,10 +318,10 @@ def _our_rows(
     teams: Mapping[str, float],
     standing: Standing,
     region: str,
-    synthetic: bool,
+    barred: str,
 ) -> list[dict[str, object]]:
     """This run's families, in their order, each ranked among the teams."""
-    comparable, comparability = _comparability(standing, region, synthetic)
+    comparable, comparability = _comparability(standing, region, barred)
     rows: list[dict[str, object]] = []
     for family in FAMILIES:
         if family not in means.index:

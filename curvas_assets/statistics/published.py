@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.errors import StatisticsError, StudyError
+from curvas_assets.statistics.challenge import OTHER_REFERENCES
 from curvas_assets.statistics.families import Alternative, compare_families
 from curvas_assets.statistics.reduction import summarise
 from curvas_assets.study import EnsembleId, ModelId, PatientIds, Statistics, Study
@@ -146,12 +147,28 @@ def published_tests(published: PublishedScores, statistics: Statistics) -> pd.Da
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def compare_with_published(scores: pd.DataFrame, published: PublishedScores) -> pd.DataFrame:
+def published_comparability(metric: str, reference: str = "consensus") -> str:
+    """What the study's number means, where it differs from this run's; parts are joined by `; `.
+
+    Args:
+        metric: ours, as `compare_with_published` names it.
+        reference: with what this run's `dice` and `confidence` compare; the study's is the consensus.
+    """
+    parts = [DEFECTS[metric]] if metric in DEFECTS else []
+    if reference != "consensus" and metric in ("dice", "confidence"):
+        parts += ["this run's is not taken against the consensus", OTHER_REFERENCES[reference]]
+    return "; ".join(parts)
+
+
+def compare_with_published(
+    scores: pd.DataFrame, published: PublishedScores, *, reference: str = "consensus"
+) -> pd.DataFrame:
     """This run's means beside the published ones, by metric and family.
 
     Args:
         scores: long scores of this run.
         published: of the study.
+        reference: with what this run's `dice` and `confidence` compare.
 
     Returns:
         `metric`, `family`, `unit`, `n`, `mean`, `sd` of this run (missing where it has no such metric), the same as
@@ -162,7 +179,7 @@ def compare_with_published(scores: pd.DataFrame, published: PublishedScores) -> 
     ours = summarise(scores, by=("family",))[columns]
     table = theirs.merge(ours, on=["metric", "family"], how="left", suffixes=("_theirs", ""))
     table = table.rename(columns={f"{name}_theirs": f"published_{name}" for name in columns[2:]})
-    table["comparability"] = [DEFECTS.get(str(metric), "") for metric in table["metric"]]
+    table["comparability"] = [published_comparability(str(metric), reference) for metric in table["metric"]]
     return table[[*columns, *(f"published_{name}" for name in columns[2:]), "comparability"]]
 
 

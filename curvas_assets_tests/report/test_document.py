@@ -455,6 +455,36 @@ def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
     assert "overall (mean rank)" not in part
 
 
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("en", "The organs are pdac, porta, the challenge's are"),
+        ("fr", "Les organes sont pdac, porta, ceux du challenge"),
+    ],
+)
+def test_a_board_of_other_organs_says_that_nothing_is_comparable(inputs, language, told):
+    board = rank_among_teams(inputs.scores, region="body", organs=["pdac", "porta"])
+    written = inputs.study.report.model_copy(update={"language": language})
+    study = inputs.study.model_copy(update={"report": written})
+    page = build_report(
+        dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False
+    ).markdown
+    assert f"\n{told}" in page
+    assert told not in build_report(dataclasses.replace(inputs, **TABLES_ONLY), image_formats=(), page=False).markdown
+
+
+@pytest.mark.parametrize("reference", ["consensus", "majority", "thresholds"])
+def test_published_means_say_if_this_runs_reference_is_another(inputs, reference):
+    evaluation = inputs.study.evaluation.model_copy(update={"reference": reference})
+    study = inputs.study.model_copy(update={"evaluation": evaluation})
+    published = read_published_scores(as_csv(wide_table(4)))
+    page = build_report(
+        dataclasses.replace(inputs, study=study, published=published, **TABLES_ONLY), image_formats=(), page=False
+    ).markdown
+    part = page.split("### This run")[1]
+    assert ("not taken against the consensus" in part) == (reference != "consensus")
+
+
 def test_a_metric_left_out_of_the_ranking_is_named_with_its_reason(inputs):
     scores = inputs.scores.copy()
     scores.loc[scores["metric"] == "crps", "unit"] = "voxel"

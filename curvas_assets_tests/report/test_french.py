@@ -28,7 +28,7 @@ from curvas_assets.statistics import (
 )
 from curvas_assets.statistics.challenge import CHALLENGE_CITATION, STANDINGS
 from curvas_assets.statistics.pairs import Pair
-from curvas_assets.statistics.published import DEFECTS
+from curvas_assets.statistics.published import DEFECTS, published_comparability
 from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
@@ -52,6 +52,10 @@ def fixed() -> Iterator[str]:
         yield from (standing.definition, standing.comparability)
     yield CHALLENGE_CITATION
     yield from DEFECTS.values()
+    for reference in REFERENCES:
+        yield from (
+            part for one in ("dice", "confidence") for part in published_comparability(one, reference).split("; ")
+        )
 
 
 def test_every_fixed_sentence_has_its_french():
@@ -94,6 +98,7 @@ def test_notes_of_statistics_are_french():
     for board in (
         rank_among_teams(scores, region="image"),
         rank_among_teams(scores, region="body", synthetic=True),
+        rank_among_teams(scores, region="body", organs=["pdac", "porta"]),
         *(rank_among_teams(scores, region="body", reference=name) for name in REFERENCES),
     ):
         notes += [*board["comparability"], *board["definition"], *board["region"]]

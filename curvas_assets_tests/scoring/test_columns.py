@@ -2,6 +2,7 @@
 
 - The wide table has a row per patient and predictor and a column per score, in the order in which they stand in the long one.
 - Organs that share their first four letters keep their whole names, so that no two scores share a column.
+- Dice and confidence against another reference than the consensus are in no column of the study's, and are not read back as such.
 - A score that stands there twice is refused with its place and its values, not averaged.
 """
 
@@ -11,6 +12,8 @@ import pytest
 
 from curvas_assets.errors import ScoringError
 from curvas_assets.scoring import study_columns
+from curvas_assets.scoring.registry import REFERENCES
+from curvas_assets.statistics.published import column_meaning
 
 LONG = pd.DataFrame(
     [
@@ -39,6 +42,22 @@ def test_every_score_has_a_cell_of_its_own_in_the_order_of_the_long_table():
         }
     )
     pd.testing.assert_frame_equal(wide, expected)
+
+
+@pytest.mark.parametrize("reference", [name for name in REFERENCES if name != "consensus"])
+def test_another_reference_than_the_consensus_stands_in_the_columns_names(reference):
+    confidence = LONG[LONG["metric"] == "dice"].assign(metric="confidence")
+    scores = pd.concat([LONG, confidence])
+    wide, named = study_columns(scores), study_columns(scores, reference=reference)
+    pd.testing.assert_frame_equal(wide, study_columns(scores, reference="consensus"))
+    renamed = {name for name in wide.columns if name.startswith(("DICE", "CONF"))}
+    assert len(renamed) == 6
+    assert not renamed & set(named.columns)
+    assert named[f"DICE_{reference}_livr"].tolist() == wide["DICE_livr"].tolist()
+    assert named[f"CONF_{reference}_livr"].tolist() == wide["CONF_livr"].tolist()
+    assert set(wide.columns) - renamed <= set(named.columns)
+    assert column_meaning("DICE_livr") is not None
+    assert column_meaning(f"DICE_{reference}_livr") is None
 
 
 @pytest.mark.parametrize("value", [0.9, 0.5, np.nan])

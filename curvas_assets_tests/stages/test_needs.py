@@ -6,6 +6,8 @@
 - Hours of GPUs and of CPUs stand apart. What has no record of work is counted, and its hours are not made up.
 - Under cross-validation a model is charged with the patients of its own fold alone.
 - Validation patients are charged to calibrated predictors, and to no other.
+- Patients whom nobody uploaded are charged to nobody, whatever set names them; one who was scored here is, and what was
+  predicted elsewhere stays unrecorded.
 """
 
 import math
@@ -156,6 +158,26 @@ def test_a_model_is_charged_with_the_patients_of_its_fold():
     assert table.loc["ensemble_all", "trainings"] == 4
     assert table.loc["ensemble_all", "predictions"] == 2 * sum(map(len, held_out.values()))
     assert table["unrecorded"].sum() == 0
+
+
+def test_a_named_patient_of_whom_there_is_nothing_changes_no_cost(with_variants):
+    there = {"calibrated": {"temperature": ["ensemble_all"]}}
+    fits = row("fits", "", 72.0, "cpu")
+    full = study_of(**there)
+    expected = costs(full, [*made(full), fits])
+    assert (expected["unrecorded"] == 0).all()
+    absent = study_of(**there, sets={"train": ["5", "6", "7"], "validation": ["4", "8"], "test": ["1", "2", "3"]})
+    pd.testing.assert_frame_equal(costs(absent, [*made(full), fits]), expected)
+
+
+def test_who_was_predicted_elsewhere_and_scored_here_stays_unrecorded():
+    study = study_of()
+    kept = [one for one in made(study) if not str(one["partition"]).endswith("|P2")]
+    first, second = map(str, study.models)
+    assert (costs(study, kept)["unrecorded"] == 0).all()
+    table = costs(study, [*kept, row("scores", "P2", 9.0, "cpu")])
+    assert table.loc[[first, second, "ensemble_all"], "unrecorded"].tolist() == [1, 1, 3]
+    assert table["patients"].unique().tolist() == [2]
 
 
 def test_without_any_record_nothing_is_made_up():

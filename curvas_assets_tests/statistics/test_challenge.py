@@ -4,6 +4,7 @@
 - The study's published means are ranked as its report says: fourth in confidence and in ECE.
 - A family's rank is one plus the number of strictly better teams, by hand; overall is the mean of the ranks.
 - What is not comparable (another definition, another region, another reference, voxels) is said, and left out of the overall rank.
+- A study of other organs than the challenge's is comparable in nothing and has no overall rank; the same organs in any order are.
 - Undefined families have no rank; CRPS is turned from mm³ to cm³, and left out, with the reason, in voxels.
 - ECE with the challenge's float32 sums is ranked, the exact one stands beside; synthetic patients are never comparable.
 """
@@ -194,6 +195,34 @@ def test_the_exact_ece_stands_beside_and_the_challenges_is_ranked():
     assert "0.00234" in own.loc["ece", "comparability"]
     assert own.loc["overall", "definition"] == "mean of the ranks in ece_published"
     assert "0.26 %" in STANDINGS["crps_published"].comparability
+
+
+@pytest.mark.parametrize(
+    "organs", [load_study("curvas-pdacvi").class_names[1:], ["liver"], ["pancreas", "kidney", "liver", "spleen"]]
+)
+def test_other_organs_than_the_challenges_are_never_comparable(organs):
+    board = rank_among_teams(scores_of(published_means()), region="body", organs=organs)
+    ours = board[board["kind"] == "this run"]
+    assert len(ours) == 15
+    assert not ours["comparable"].any()
+    assert (
+        ours["comparability"].str.startswith(f"the organs are {', '.join(organs)}, the challenge's are pancreas").all()
+    )
+    assert "overall" not in set(board["metric"])
+    assert board.loc[board["kind"] == "team", "comparable"].all()
+
+
+def test_the_challenges_organs_are_comparable_in_any_order():
+    board = rank_among_teams(scores_of(published_means()), region="body")
+    for organs in (
+        load_study("curvas").class_names[1:],
+        ["liver", "kidney", "pancreas"],
+        ["Pancreas", "Kidney", "Liver"],
+    ):
+        pd.testing.assert_frame_equal(
+            rank_among_teams(scores_of(published_means()), region="body", organs=organs), board
+        )
+    assert "overall" in set(board["metric"])
 
 
 def test_synthetic_patients_are_never_comparable():

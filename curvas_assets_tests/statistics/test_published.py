@@ -5,7 +5,7 @@
 - What cannot be used is listed with line, patient, predictor and reason; nothing else is lost.
 - A table with the study's flaws gives the figures of the same table without them.
 - The platform's own metrics.csv is read back.
-- This run's means stand beside the published ones, with what may not be compared; the study's tests are those of its table.
+- This run's means stand beside the published ones, with what may not be compared, another reference included; the study's tests are those of its table.
 - What is no such table is refused, saying what was found.
 """
 
@@ -17,6 +17,7 @@ import pytest
 
 from curvas_assets.errors import StatisticsError
 from curvas_assets.scoring import study_columns
+from curvas_assets.scoring.registry import REFERENCES
 from curvas_assets.statistics import (
     compare_families,
     compare_with_published,
@@ -24,7 +25,7 @@ from curvas_assets.statistics import (
     read_published_scores,
     reduce_scores,
 )
-from curvas_assets.statistics.published import Column, column_meaning
+from curvas_assets.statistics.published import DEFECTS, Column, column_meaning
 from curvas_assets.study import PatientIds, load_study
 from curvas_assets_tests.statistics.tables import predictors, random_scores
 
@@ -205,6 +206,23 @@ def test_this_runs_means_stand_beside_the_published_ones():
         else:
             assert np.isnan(row["mean"])
     assert "voxels" in table.loc[("crps", "general"), "comparability"]
+
+
+@pytest.mark.parametrize("reference", list(REFERENCES))
+def test_means_against_another_reference_say_so_beside_the_published_ones(reference):
+    published = read_published_scores(as_csv(wide_table(seed=1)))
+    scores = random_scores(6, ("dice", "confidence", "ece"), seed=2)
+    told = compare_with_published(scores, published, reference=reference).set_index("metric")["comparability"]
+    plain = compare_with_published(scores, published).set_index("metric")["comparability"]
+    assert {"dice", "confidence", "ece"} <= set(told.index)
+    other = reference != "consensus"
+    for metric, text in told.items():
+        changed = other and metric in ("dice", "confidence")
+        assert (REFERENCES[reference].note in text) == changed
+        assert ("not taken against the consensus" in text) == changed
+        assert text.startswith(DEFECTS.get(str(metric), ""))
+    assert (told.drop(["dice", "confidence"]) == plain.drop(["dice", "confidence"])).all()
+    assert (told.tolist() == plain.tolist()) != other
 
 
 def test_the_studys_tests_are_those_of_its_table():

@@ -12,6 +12,7 @@ from curvas_assets.report.tables import MISSING, counted, table_of
 from curvas_assets.statistics import (
     PublishedScores,
     leaderboard_wide,
+    published_comparability,
     published_tests,
     reduce_scores,
     summarise,
@@ -41,6 +42,7 @@ def _leaderboard(facts: Facts, board: pd.DataFrame) -> list[Block]:
     return [
         Text(w("leaderboard_text")),
         Text(w("synthetic_cohort") if facts.study.synthetic else w("other_cohort", n=facts.patients)),
+        *_barred(facts, board),
         *(
             Text(w("left_out_metric", metric=w.metric(str(metric)), why=w.told(str(why))))
             for metric, why in zip(left_out["metric"], left_out["comparability"], strict=True)
@@ -48,6 +50,16 @@ def _leaderboard(facts: Facts, board: pd.DataFrame) -> list[Block]:
         _standings(facts, board, [str(metric) for metric in board["metric"].unique() if metric in ranked]),
         _comparability(facts, board),
     ]
+
+
+def _barred(facts: Facts, board: pd.DataFrame) -> list[Block]:
+    """One sentence if no metric of this run may be compared, all for the same reason."""
+    ours = board[board["kind"] == "this run"]
+    reasons = {facts.words.told(str(why)) for why in ours["comparability"]}
+    if facts.study.synthetic or ours["comparable"].any() or len(reasons) != 1:
+        return []
+    [why] = reasons
+    return [Text(f"{why[0].upper()}{why[1:]}.")]
 
 
 def _standings(facts: Facts, board: pd.DataFrame, metrics: list[str]) -> TableBlock:
@@ -123,7 +135,6 @@ def _published_means(facts: Facts, published: PublishedScores) -> TableBlock:
     """Means per metric and family of the published table beside this run's."""
     w, ours = facts.words, facts.by_family
     means = summarise(reduce_scores(published.scores), by=("family",))
-    notes = published.scores.loc[published.scores["value"].notna()].groupby("metric", sort=False)["note"].first()
     rows = []
     for _, row in means.iterrows():
         metric, family = str(row["metric"]), str(row["family"])
@@ -135,7 +146,7 @@ def _published_means(facts: Facts, published: PublishedScores) -> TableBlock:
                 "this_run": facts.mean(same.iloc[0], facts.unit(metric)) if len(same) else MISSING,
                 "published": facts.mean(row, str(row["unit"] or "")),
                 "n": int(row["n"]),
-                "difference_note": notes.get(metric, ""),
+                "difference_note": published_comparability(metric, facts.study.evaluation.reference),
             }
         )
     columns = facts.headings("metric", "family", "this_run", "published", "n", "difference_note")
