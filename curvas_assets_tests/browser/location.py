@@ -130,6 +130,7 @@ def _launches(asset: str) -> list[dict[str, str]]:
         "preprocessed_dataset": [("anno1", "anno3")],
         "trained_model": [(MODELS[0], MODELS[-1])],
         "softmax": [(f"{MODELS[0]}|{DONE}", f"{MODELS[-1]}|{DONE}")],
+        "variant_softmax": [],  # the study has no variants of models
         "ensemble_softmax": [(f"{ensembles[0]}|{DONE}", f"{ensembles[-1]}|{DONE}")],
         "scores": [(DONE, DONE)],
     }.get(asset)

@@ -78,12 +78,8 @@ def predict(objects, layout, model: str, patient: str) -> None:
 class CalibrationBench(Bench):
     """Stages of a study that calibrates, on a bucket in a folder."""
 
-    study = STUDY
-
-    @property
-    def tools(self):
-        tools = super().tools
-        return type(tools)(**{**vars(tools), "study": self.study})
+    def __init__(self, folder: Path):
+        super().__init__(folder, STUDY)
 
     @contextlib.contextmanager
     def scratch(self, subject: str, needed_bytes: int = 0):
@@ -100,10 +96,9 @@ class CalibrationBench(Bench):
                 predict(self.objects, self.layout, model, patient)
         cells = [str(Cell(str(one), p)) for one in STUDY.ensemble_ids for p in patients]
         softmax = self.of(table.SOFTMAX, [str(Cell(model, p)) for model in MODELS for p in patients])
-        assert all(
-            isinstance(one, Stored)
-            for one in self.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=softmax)[0].values()
-        )
+        none = self.of(table.VARIANT_SOFTMAX, [])
+        built, _ = self.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=softmax, variant_softmax=none)
+        assert all(isinstance(one, Stored) for one in built.values())
 
     def inputs(self):
         partitions = Partitions.of(self.study)
@@ -129,6 +124,7 @@ class CalibrationBench(Bench):
             score.CHECKS,
             patients,
             **both,
+            variant_softmax=self.of(table.VARIANT_SOFTMAX, []),
             calibrators=artefact,
             scan=self.of(table.SCAN, patients),
         )
@@ -159,7 +155,17 @@ def test_inputs_are_cells_of_validation_patients_and_of_what_is_calibrated():
 
 def test_all_calibrators_are_fitted_on_the_validation_patients(bench):
     record, version, facts, problems = bench.fit()
-    assert problems == []
+    # The bench's networks are hardly better than chance: curves say so of each organ whose response stays below 1/2.
+    low = [
+        f"{name}, {organ}"
+        for name in NAMES
+        if name.startswith("isotonic")
+        for organ in STUDY.class_names[1:]
+        if record["calibrators"][name]["curves"][organ]["response"][-1] < 0.5
+    ]
+    assert low
+    assert [one.split(": ")[0] for one in problems] == low
+    assert all("no probability of this organ is mapped above" in one for one in problems)
     assert list(record["calibrators"]) == NAMES
     for name in NAMES:
         assert record["calibrators"][name]["patients"] == FITTING
@@ -413,7 +419,9 @@ def test_the_sensor_fits_once_all_validation_patients_are_predicted_and_new_pati
 
     with dg.DagsterInstance.ephemeral() as instance:
         everything_above(instance, graph, [TESTS[0], FITTING[0]])
-        assert asked(instance) == []  # a validation patient is still to come, and scores wait
+        instance.add_dynamic_partitions("patient", [FITTING[1]])
+        reported(instance, graph, table.SCAN, [FITTING[1]])
+        assert asked(instance) == []  # a validation patient is taken in, but not yet predicted, and scores wait
         everything_above(instance, graph, [FITTING[1]])
         ((job, first),) = asked(instance)
         assert job == "fit_calibrators"
