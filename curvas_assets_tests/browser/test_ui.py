@@ -95,7 +95,7 @@ def test_the_graph_shows_every_asset(page, url):
     page.keyboard.press("Alt+e")  # all groups open
     for asset in ASSETS:
         page.get_by_text(
-            re.compile(f"^{asset[:5]}.*{asset[-5:]}$")
+            re.compile(f"^({asset}|{asset[:5]}.+{asset[-5:]})$")
         ).first.wait_for()  # long names are cut in the middle
     page.wait_for_timeout(2000)  # the camera moves
     picture(page, "graph")
