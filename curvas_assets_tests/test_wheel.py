@@ -23,7 +23,7 @@ from curvas_assets.local.deployment import ROOT, free_port
 CONSOLE_SCRIPT = "#!{python}\nimport sys\nfrom dagster._cli import main\nsys.exit(main())\n"
 SITE_PACKAGES = Path(pytest.__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-BUILT_IN = ("curvas", "curvas-medig", "curvas-pdacvi", "phantom", "phantom-full", "phantom-pdacvi")
+BUILT_IN = ("curvas", "curvas-medig", "curvas-pdacvi", "demo", "phantom", "phantom-full", "phantom-pdacvi")
 READ_AT_RUN_TIME = (
     *("py.typed", "decisions.md", "scoring/definitions.md", "report/templates/report.html.j2"),
     *(f"studies/{name}.yaml" for name in BUILT_IN),
@@ -101,7 +101,7 @@ def test_the_demo_starts_in_an_empty_folder(python, tmp_path):
             demo.send_signal(signal.SIGINT)
             rest, _ = demo.communicate(timeout=120)
     assert demo.returncode == 130, "".join([*told, rest])
-    assert "of 9, PHANTOM009 uploaded" in "".join(told)
+    assert "of 12, PHANTOM012 uploaded" in "".join(told)
     assert "stopped: the next `python -m curvas_assets.local.demo --state .state` goes on from here" in rest
     assert {path.name for path in tmp_path.iterdir()} == {".state"}
 
