@@ -94,6 +94,7 @@ def build(study: Study) -> dg.Definitions:
         ),
         *(_table(name, "scores" if name == "study_scores" else TABLES[i - 1]) for i, name in enumerate(TABLES) if i),
         _table("cohort", "scan"),
+        _table("calibrators", "ensemble_softmax"),
     ]
     chosen = executor(deployment().executor)
     return dg.Definitions(
