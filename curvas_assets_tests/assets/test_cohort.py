@@ -95,7 +95,7 @@ def _run(definitions, instance, job, partitions):
 def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_path, monkeypatch):
     patients, taken, shared = STUDY.training_patients(), {}, set()
 
-    def prepared(study, annotator, scans, folder, *, all_annotations, on_progress, read):
+    def prepared(study, annotator, scans, folder, *, all_annotations, on_progress, read, **_):
         shared.add(read)
         taken[annotator] = {p: tuple(_loaded(path) for path in files) for p, files in scans.items()}
         assert set(all_annotations) == set(scans)

@@ -28,7 +28,7 @@ from curvas_assets.predictors import FUSIONS
 from curvas_assets.stages import cohort, ensemble, predict, prepare, score, table, train
 from curvas_assets.stages.checks import StepChecks
 from curvas_assets.stages.sizes import StudySizes
-from curvas_assets.stages.stored import Stored
+from curvas_assets.stages.stored import Artefact, Artefacts, Stored
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study, load_study
@@ -122,14 +122,16 @@ def test_each_fused_label_trains_predicts_and_is_scored(tools, scans, datasets):
     )
     softmax = artefacts(tools, table.SOFTMAX, cells)
     means = [str(Cell(str(one), TEST)) for one in STUDY.ensemble_ids]
-    run(ensemble.build_ensembles, ensemble.CHECKS, tools, means, softmax=softmax)
+    run(ensemble.build_ensembles, ensemble.CHECKS, tools, means, softmax=softmax, variant_softmax=Artefacts({}))
     scored, _ = run(
         score.score_patients,
         score.CHECKS,
         tools,
         [TEST],
         softmax=softmax,
+        variant_softmax=Artefacts({}),
         ensemble_softmax=artefacts(tools, table.ENSEMBLE_SOFTMAX, means),
+        calibrators=Artefact(tools.objects, "nowhere", "record", "calibrators"),
         scan=artefacts(tools, table.SCAN, [TEST]),
     )
     assert scored[TEST].metadata["predictors"] == len(STUDY.predictors)

@@ -20,7 +20,7 @@ from curvas_assets.stages.picture import MOST_CASES, Case, anatomy, choose_cases
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.maps import download_map
 from curvas_assets_tests.report.studies import make_scores, make_study
-from curvas_assets_tests.stages.test_stages import MODELS, PATIENT, STUDY, Bench
+from curvas_assets_tests.stages.test_stages import MODELS, NONE, PATIENT, STUDY, Bench
 
 
 @pytest.fixture
@@ -32,7 +32,13 @@ def bench(tmp_path) -> Bench:
     for model in MODELS:
         bench.predict(model, PATIENT)
     members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS])
-    bench.make(ensemble.build_ensembles, ensemble.CHECKS, [str(Cell("ensemble_all", PATIENT))], softmax=members)
+    bench.make(
+        ensemble.build_ensembles,
+        ensemble.CHECKS,
+        [str(Cell("ensemble_all", PATIENT))],
+        softmax=members,
+        variant_softmax=NONE,
+    )
     return bench
 
 
