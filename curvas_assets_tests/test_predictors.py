@@ -223,7 +223,7 @@ def _crossed(**changes):
 
 
 def test_an_ensemble_of_several_folds_is_not_calibrated_and_what_has_the_same_members_everywhere_is():
-    model, snapshots = "anno1_init112233_fold0", "ensemble_snapshots-anno1-112233-0"
+    model, snapshots = "anno1_init112233_fold0", "ensemble_snapshots-anno1-112233-fold0"
     assert len(_crossed().members("ensemble_all")) == 5 * 9
     assert len(_crossed().members("ensemble_all", "PHANTOM001")) == 9
     for method in CALIBRATIONS:

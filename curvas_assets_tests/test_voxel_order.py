@@ -115,7 +115,7 @@ class Repeating(Predictor):
         super().__init__("phantom", memory_bytes=1 << 40)
         self.given = (reader, forward, spacing, order)
 
-    def load(self, folder) -> _Model:
+    def load(self, folder, variant="") -> _Model:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         reader, forward, spacing, order = self.given

@@ -23,7 +23,7 @@ from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.segmentation import Predictor, train_model
 from curvas_assets.stages import ensemble, predict, score, table
 from curvas_assets.stages.checks import StepChecks
-from curvas_assets.stages.stored import Stored
+from curvas_assets.stages.stored import Artefact, Stored
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell, patient_by_patient
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
@@ -169,6 +169,7 @@ def test_from_variants_to_scores(step, made, monkeypatch):
         softmax=step.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS]),
         variant_softmax=step.of(table.VARIANT_SOFTMAX, CELLS),
         ensemble_softmax=step.of(table.ENSEMBLE_SOFTMAX, [str(Cell(str(e), PATIENT)) for e in STUDY.ensemble_ids]),
+        calibrators=Artefact(step.tools.objects, "nowhere", "record", "calibrators"),  # nothing is calibrated
         scan=step.of(table.SCAN, [PATIENT]),
     )
     assert isinstance(scored, Stored), scored
@@ -256,7 +257,7 @@ def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path, monkeypatch
     raw |= {"sets": {"train": [1, 2, 3], "test": [7]}, "cheap_ensembles": {"folds": True}}
     study = Study.model_validate(raw)
     monkeypatch.setattr(test_stages, "STUDY", study)
-    bench = test_stages.Bench(tmp_path)
+    bench = test_stages.Bench(tmp_path, study)
     bench.upload([PATIENT])
     bench.make(test_stages.cohort.take_in, test_stages.cohort.SCAN_CHECKS, [PATIENT])
     models = [str(model) for model in study.models]
@@ -278,6 +279,7 @@ def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path, monkeypatch
         softmax=members,
         variant_softmax=none,
         ensemble_softmax=means,
+        calibrators=Artefact(bench.objects, "nowhere", "record", "calibrators"),
         scan=bench.of(table.SCAN, [PATIENT]),
     )
     assert isinstance(scored[PATIENT], Stored)
