@@ -14,6 +14,8 @@ import numpy.typing as npt
 FEWEST_FOR_A_SHAPE = 8
 """Points below which a distribution is drawn as its points and their mean: a density or quartiles of three points say
 nothing."""
+MOST_LEVEL = 4
+"""Names of distributions that stand level; more are slanted."""
 TALLEST_LEGEND = 15
 """Names above each other beside a figure on paper; more stand in several columns."""
 Numbers: TypeAlias = npt.NDArray[np.floating[Any]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvas_assets.report.chart import (
+    MOST_LEVEL,
     TALLEST_LEGEND,
     Axis,
     Band,
@@ -55,8 +56,6 @@ LEGENDS: dict[str, Any] = {
 POINTS_PER_PIXEL = 0.7
 """Widths of lines: a figure on paper is smaller than on the screen."""
 DPI = 120
-MOST_LEVEL = 4
-"""Names of distributions that stand level; more are slanted."""
 
 
 def draw(chart: Chart) -> "Figure":

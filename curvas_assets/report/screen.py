@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvas_assets.report.chart import (
+    MOST_LEVEL,
     Axis,
     Band,
     Bars,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NOTHING = "rgba(0,0,0,0)"
-MOST_LEVEL = 4
-"""Names of distributions that stand level; more are slanted."""
 SYMBOLS = {"ring": "circle-open"}
 DASHES = {"shortdash": "3px,2px", "dashdotdot": "6px,2px,2px,2px,2px,2px", "sparsedot": "2px,6px"}
 """Names of `chart` that plotly has not."""
@@ -113,9 +112,6 @@ def _set_axes(figure: "go.Figure", panel: Panel, row: int, col: int) -> None:
                 look |= {"tickangle": -90, "tickfont": {"size": 11 if len(axis.places) <= 30 else 9}, "zeroline": False}
         if not axis.ticks:
             look["showticklabels"] = False
-        if axis.places:
-            look |= {"tickvals": list(range(len(axis.places))), "ticktext": list(axis.places), "automargin": True}
-            look["range"] = [len(axis.places) - 0.5, -0.5]
         if panel.is_picture:
             look |= {"showgrid": False, "zeroline": False, "constrain": "domain"}
         update(row=row, col=col, **look)

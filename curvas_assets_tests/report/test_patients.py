@@ -67,6 +67,7 @@ def test_every_point_stands_above_the_name_of_its_patient_and_says_it():
         patients
     )
     assert list(figure.layout.xaxis2.ticktext) == patients
+    assert figure.layout.xaxis2.range[0] < figure.layout.xaxis2.range[1]  # the first on the left, as on paper
     printed = paper.draw(chart).axes
     assert [text.get_text() for text in printed[-1].get_xticklabels()] == patients
     families = {mark.name: (mark.colour, mark.marker) for mark in points if mark.marker != "ring"}
