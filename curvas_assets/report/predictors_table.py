@@ -68,13 +68,13 @@ class Predictors:
         self._seen = {str(name): frozenset(part) for name, part in defined.groupby("predictor")["patient"]}
         costs = facts.inputs.predictor_cost
         self._costs = None if costs is None or not len(costs) else costs.set_index(costs["predictor"].astype(str))
-        self._hours = None if self._costs is None else network_hours(self._costs.reset_index(drop=True))
+        self._hours = None if self._costs is None else network_hours(self._costs)
         self._measure = measure_of_reduction(facts.study.statistics, facts.directions)
         self._gained: pd.DataFrame | None = None
         if self._measure in metrics and "individual" in facts.families:
-            gained = reductions(facts.reduced, str(self._measure)).set_index("predictor")
+            gained = reductions(facts.reduced, str(self._measure))
             hours = self._hours if self._hours is not None else pd.DataFrame(columns=["hours", "device"])
-            self._gained = reduction_per_hour(gained.reset_index(), hours).set_index("predictor")
+            self._gained = reduction_per_hour(gained, hours).set_index("predictor")
 
     def row(self, name: str) -> dict[str, str]:
         """A predictor's own row."""

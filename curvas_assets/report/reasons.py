@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.report.facts import Facts
+from curvas_assets.statistics.reduction import WHOLE
 
 AGREEMENTS = ("agreement", "agreement_dice")
 """Metrics of how well annotators agree on an organ."""
@@ -39,7 +40,7 @@ def _worst_organ(facts: Facts, patient: str, metric: str, predictor: str) -> str
 
 def _of_organs(facts: Facts, metric: str, predictor: str) -> pd.DataFrame:
     scores = facts.of_metric(metric)
-    return scores[~scores["organ"].isin(["", "mean", "all"]) & (scores["predictor"] == predictor)]
+    return scores[~scores["organ"].isin(WHOLE) & (scores["predictor"] == predictor)]
 
 
 def _of_scores(facts: Facts, patient: str, metric: str, predictor: str, organ: str) -> Iterator[str]:
@@ -89,11 +90,11 @@ def _of_agreement(facts: Facts, patient: str, organ: str) -> Iterator[str]:
     for metric in AGREEMENTS:
         rows = facts.of_metric(metric)
         rows = rows[rows["value"].notna()]
-        rows = rows[~rows["organ"].isin(["", "mean", "all"])]
+        rows = rows[~rows["organ"].isin(WHOLE)]
         for name, part in rows.groupby("organ", sort=False):
-            means = part.groupby("patient")["value"].mean()
             if organ and name != organ:
                 continue
+            means = part.groupby("patient")["value"].mean()
             low = len(means) > 2 and patient in means.index and means[patient] <= np.quantile(means, 0.1)
             if low and means[patient] < means.median():
                 value, middle = w.number(float(means[patient])), w.number(float(means.median()))

@@ -12,13 +12,12 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from curvas_assets.statistics.efficiency import ACCURACY
+from curvas_assets.statistics.efficiency import ACCURACY, SINGLE
 from curvas_assets.statistics.families import FEWEST, corrected
 from curvas_assets.study import Family, Statistics, Study
 
 ENSEMBLES = ("general", "fused ensemble", "annotator", "folds", "snapshots", "flips")
 """Families of ensembles; the question is answered for the first of them that was compared with the individual models."""
-SINGLE = "individual"
 FAMILIES: tuple[str, ...] = (*ENSEMBLES, *get_args(Family))
 """Families in the order in which one of their predictors leads the report."""
 Uncertainty = Literal["better", "partly", "mixed", "undecided", "worse", "few", "untested"]
@@ -148,7 +147,7 @@ def judge(
     worse = [one for one in ordered if one.is_worse(alpha) and one not in better]
     lacking = [m for m in primary if m not in found and m != statistics.primary.get(ACCURACY)]
     undecided = [one for one in ordered if one not in better and one not in worse]
-    margin = _margin(margins, first, statistics.primary.get(ACCURACY, ""))
+    margin = against_single(margins, first, statistics.primary.get(ACCURACY, ""))
     return Verdict(
         first=first,
         patients=max((one.patients for one in [*ordered, *([accurate] if accurate else [])]), default=0),
@@ -194,10 +193,11 @@ def _accuracy(accurate: Compared | None, margin: pd.Series | None, alpha: float,
     return "lower" if ends[0] > 0 else "undecided"
 
 
-def _margin(margins: pd.DataFrame, first: str, metric: str) -> pd.Series | None:
-    if not len(margins) or not first:
+def against_single(table: pd.DataFrame, first: str, metric: str) -> pd.Series | None:
+    """The row of a family against the individual models, of a metric; None if there is none."""
+    if not len(table) or not first:
         return None
-    rows = margins[(margins["first"] == first) & (margins["second"] == SINGLE) & (margins["metric"] == metric)]
+    rows = table[(table["first"] == first) & (table["second"] == SINGLE) & (table["metric"] == metric)]
     return rows.iloc[0] if len(rows) else None
 
 

@@ -124,12 +124,6 @@ STANDINGS: Mapping[str, Standing] = {
     ),
 }
 """Metric → its place in the challenge's table. CRPS comes in mm³ and is shown in cm³."""
-OTHER_REFERENCES: Mapping[str, str] = {
-    "majority": "compared with the label of most annotators",
-    "staple": "compared with the annotators' STAPLE estimate",
-    "thresholds": "compared with the annotators' mean response, mean over six cuts",
-}
-"""Reference that is not the challenge's → how a metric is defined that compares with it."""
 _MM3, _CM3 = ("", *MM3), ("cm³", "cm3", "ml", "mL")
 UNITS = {"dice": "", "confidence": "", "ece": "", "crps": "cm³"}
 LEADERBOARD_COLUMNS = (
@@ -228,12 +222,21 @@ def leaderboard_wide(board: pd.DataFrame) -> pd.DataFrame:
     return entries.reset_index(drop=True)
 
 
+def other_definition(metric: str, reference: str) -> str:
+    """How a metric is defined that compares with another reference than the challenge's; empty for all others."""
+    if reference == "consensus" or metric not in ("dice", "confidence"):
+        return ""
+    from curvas_assets.scoring.registry import REFERENCES  # its package brings numba
+
+    return REFERENCES[reference].note  # type: ignore[index] - the study file has no other
+
+
 def _of_reference(standing: Standing, metric: str, reference: str) -> Standing:
     """How a metric stands that compares with another reference than the challenge's."""
-    if reference == "consensus" or metric not in ("dice", "confidence"):
+    if not (told := other_definition(metric, reference)):
         return standing
     return standing._replace(
-        definition=OTHER_REFERENCES[reference],
+        definition=told,
         comparable=False,
         comparability="not the challenge's definition, which compares with the consensus; shown beside, not ranked overall",
     )

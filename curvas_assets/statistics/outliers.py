@@ -69,8 +69,5 @@ def worst_of(scores: pd.DataFrame, predictor: str, metric: str, direction: str) 
     if own.empty or direction not in ("higher", "lower"):
         return None
     ordered = own.sort_values(["value", "patient"], ascending=[direction == "higher", True], kind="stable")
-    return (
-        ordered.iloc[0][["patient", "group", "value"]]
-        .copy()
-        .pipe(lambda row: pd.concat([row, pd.Series({"median": float(own["value"].median()), "n_patients": len(own)})]))
-    )
+    worst = ordered.iloc[0][["patient", "group", "value"]].to_dict()
+    return pd.Series(worst | {"median": float(own["value"].median()), "n_patients": len(own)})

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.errors import StatisticsError, StudyError
-from curvas_assets.statistics.challenge import OTHER_REFERENCES
+from curvas_assets.statistics.challenge import other_definition
 from curvas_assets.statistics.families import Alternative, compare_families
 from curvas_assets.statistics.reduction import summarise
 from curvas_assets.study import EnsembleId, ModelId, PatientIds, Statistics, Study
@@ -155,8 +155,8 @@ def published_comparability(metric: str, reference: str = "consensus") -> str:
         reference: with what this run's `dice` and `confidence` compare; the study's is the consensus.
     """
     parts = [DEFECTS[metric]] if metric in DEFECTS else []
-    if reference != "consensus" and metric in ("dice", "confidence"):
-        parts += ["this run's is not taken against the consensus", OTHER_REFERENCES[reference]]
+    if told := other_definition(metric, reference):
+        parts += ["this run's is not taken against the consensus", told]
     return "; ".join(parts)
 
 

@@ -53,8 +53,7 @@ def shown_scores(scores: pd.DataFrame) -> pd.DataFrame:
         return scores
     shown = scores.copy()
     in_mm3 = shown["unit"].isin(MM3)
-    for column in (column for column in _MEANS if column in shown):
-        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * CM3_PER_MM3)
+    _convert(shown, in_mm3, _MEANS, CM3_PER_MM3)
     shown["unit"] = shown["unit"].mask(in_mm3, SHOWN)
     return shown
 
@@ -69,8 +68,7 @@ def shown_differences(comparisons: pd.DataFrame, in_mm3: Collection[str]) -> pd.
     shown = comparisons.copy()
     if len(shown):
         hit = shown["metric"].isin(list(in_mm3))
-        for column in (column for column in _DIFFERENCES if column in shown):
-            shown[column] = shown[column].astype(float).mask(hit, shown[column].astype(float) * CM3_PER_MM3)
+        _convert(shown, hit, _DIFFERENCES, CM3_PER_MM3)
     return shown
 
 
@@ -81,10 +79,16 @@ def shown_variances(components: pd.DataFrame) -> pd.DataFrame:
         components: from `variance_components`.
     """
     shown, in_mm3 = components.copy(), components["unit"].isin(MM3)
-    for column in _VARIANCES:
-        shown[column] = shown[column].astype(float).mask(in_mm3, shown[column].astype(float) * CM3_PER_MM3**2)
+    _convert(shown, in_mm3, _VARIANCES, CM3_PER_MM3**2)
     shown["unit"] = shown["unit"].mask(in_mm3, SHOWN)
     return shown
+
+
+def _convert(shown: pd.DataFrame, rows: pd.Series, columns: Collection[str], factor: float) -> None:
+    """Multiply those of the columns that a table has, in some of its rows."""
+    for column in (column for column in columns if column in shown):
+        values = shown[column].astype(float)
+        shown[column] = values.mask(rows, values * factor)
 
 
 def scored_in_mm3(scores: pd.DataFrame) -> frozenset[str]:

@@ -5,7 +5,7 @@ belong here: tests between families (`families`), words. The model is fitted in 
 balanced design: a study has the same models for every patient, and patients with a hole are left out and counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from math import inf, prod
 from typing import NamedTuple
@@ -94,7 +94,6 @@ class _Block(NamedTuple):
     """The largest part of the scores without a hole."""
 
     values: Floats
-    effects: tuple[str, ...]
     left_out: int
     notes: tuple[str, ...]
 
@@ -352,7 +351,7 @@ def _largest_block(values: pd.Series, effects: tuple[str, ...]) -> _Block | None
     left_out = int(np.count_nonzero(~complete))
     if left_out:
         notes.append(f"{left_out} patients without a finite score of every model are left out")
-    return _Block(whole[complete], effects, left_out, tuple(notes)) if complete.sum() > 1 else None
+    return _Block(whole[complete], left_out, tuple(notes)) if complete.sum() > 1 else None
 
 
 # The model -------------------------------------------------------------------------------------------------------------
@@ -401,19 +400,14 @@ def mean_squares(values: Floats, effects: Sequence[str]) -> Strata:
         below = [part for size in range(len(term)) for part in combinations(term, size)]
         effects_of[term] = mean(term) - sum(effects_of[part] for part in below)
     left = values - sum(effects_of.values())
-    repeats = [prod(size for effect, size in sizes.items() if effect not in term) for term in terms[:-1]]
+    repeats = [_repeats(term, sizes) for term in terms[:-1]]
     sums = [count * float((effects_of[term] ** 2).sum()) for count, term in zip(repeats, terms[:-1], strict=True)]
     freedom = [prod(sizes[effect] - 1 for effect in term) for term in terms[:-1]]
     freedom.append(values.size - 1 - sum(freedom))
-    expected = np.zeros((len(terms), len(terms)))
-    expected[:, -1] = 1
-    for row, column in product(range(len(terms) - 1), repeat=2):
-        if set(terms[row]) <= set(terms[column]):
-            expected[row, column] = repeats[column]
     squares = np.array([*sums, float((left**2).sum())]) / np.array(freedom)
     negligible = (1e-14 * max(1e-300, float(np.abs(values).max()))) ** 2 * values.size  # the rounding of the means
     squares[squares <= negligible] = 0
-    return Strata(terms, sizes, np.array(freedom, float), squares, expected)
+    return Strata(terms, sizes, np.array(freedom, float), squares, _expected(terms, sizes))
 
 
 def restricted_likelihood(strata: Strata) -> Floats:
@@ -462,6 +456,21 @@ def _around(drawn: Floats, estimate: float) -> tuple[float, float]:
     return min(float(low), float(estimate)), max(float(high), float(estimate))
 
 
+def _repeats(term: Term, sizes: Mapping[str, int]) -> int:
+    """How many scores of a balanced design share one level of a term."""
+    return prod(size for effect, size in sizes.items() if effect not in term)
+
+
+def _expected(terms: Sequence[Term], sizes: Mapping[str, int]) -> Floats:
+    """Of which multiple of each variance the expected mean squares are the sum, a row for each term; the last is the residual."""
+    expected = np.zeros((len(terms), len(terms)))
+    expected[:, -1] = 1
+    for row, column in product(range(len(terms) - 1), repeat=2):
+        if set(terms[row]) <= set(terms[column]):
+            expected[row, column] = _repeats(terms[column], sizes)
+    return expected
+
+
 def _strata_of(part: pd.DataFrame) -> Strata | None:
     """The strata behind the rows of one metric; None without numbers."""
     if part["variance"].isna().any():
@@ -470,10 +479,5 @@ def _strata_of(part: pd.DataFrame) -> Strata | None:
         () if name == RESIDUAL else tuple(str(name).split(JOINED)) for name in part["component"]
     )
     sizes = {term[0]: int(part[_COUNTS[term[0]]].iloc[0]) for term in terms if len(term) == 1}
-    expected = np.zeros((len(terms), len(terms)))
-    expected[:, -1] = 1
-    for row, column in product(range(len(terms) - 1), repeat=2):
-        if set(terms[row]) <= set(terms[column]):
-            expected[row, column] = prod(size for effect, size in sizes.items() if effect not in terms[column])
     freedom, squares = (part[name].to_numpy(float) for name in ("degrees_of_freedom", "mean_square"))
-    return Strata(terms, sizes, freedom, squares, expected)
+    return Strata(terms, sizes, freedom, squares, _expected(terms, sizes))

@@ -8,7 +8,7 @@ import pandas as pd
 from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Text
 from curvas_assets.report.facts import Facts
 from curvas_assets.report.predictors_table import predictor_tables
-from curvas_assets.report.verdict import Compared, Verdict, corrected_tests, judge
+from curvas_assets.report.verdict import Compared, Verdict, against_single, corrected_tests, judge
 from curvas_assets.statistics.families import FEWEST
 
 ROUNDING = 1e-9
@@ -30,7 +30,8 @@ def write(facts: Facts) -> list[Block]:
     if beaten := _beaten(facts):
         blocks.append(Bullets(beaten))
     blocks += [*facts.few(), *details]
-    if lines := [line for metric in study.statistics.primary.values() if (line := _answer(facts, metric))]:
+    tested = corrected_tests(facts.comparisons, study.statistics)
+    if lines := [line for metric in study.statistics.primary.values() if (line := _answer(facts, tested, metric))]:
         blocks += [Heading(w("answer_heading")), Text(_families(facts)), Bullets(lines), facts.claim()]
     return blocks + _approximate(facts)
 
@@ -111,7 +112,7 @@ def _families(facts: Facts) -> str:
     return w("families_text", families=w.joint.join(w.about_family(family) for family in facts.families))
 
 
-def _answer(facts: Facts, metric: str) -> str:
+def _answer(facts: Facts, tested: pd.DataFrame, metric: str) -> str:
     """One sentence: the means of the three families, and the first against the last within patients."""
     w, by_family = facts.words, facts.by_family
     if by_family.empty or metric not in set(by_family["metric"]):
@@ -119,7 +120,7 @@ def _answer(facts: Facts, metric: str) -> str:
     means = by_family[by_family["metric"] == metric].set_index("family")["mean"]
     values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in MAIN}
     values |= {"metric": w.metric(metric), "direction": w.direction(facts.directions.get(metric, ""))}
-    compared = _against_individual(corrected_tests(facts.comparisons, facts.study.statistics), metric)
+    compared = against_single(tested, "general", metric)
     if compared is None or compared["n_pairs"] == 0:
         return w("answer_means", **values)
     interval = w.interval(compared["interval_low"], compared["interval_high"])
@@ -132,14 +133,6 @@ def _answer(facts: Facts, metric: str) -> str:
         p=w.p_value(compared["better"]),
         n=int(compared["n_pairs"]),
     )
-
-
-def _against_individual(table: pd.DataFrame, metric: str) -> pd.Series | None:
-    """The row of the general ensemble against the individual models, of a metric; None if missing."""
-    if table.empty:
-        return None
-    rows = table[(table["first"] == "general") & (table["second"] == "individual") & (table["metric"] == metric)]
-    return rows.iloc[0] if len(rows) else None
 
 
 def _beaten(facts: Facts) -> list[str]:

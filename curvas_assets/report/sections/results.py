@@ -22,6 +22,7 @@ from curvas_assets.statistics import (
     reduce_scores,
     summarise,
 )
+from curvas_assets.statistics.reduction import WHOLE
 
 UNCERTAINTY = ("ece", "confidence", "predictive_entropy")
 ACCURACY = ("dice", "crps", "hd95")
@@ -67,7 +68,7 @@ def _distributions(facts: Facts, metrics: tuple[str, ...]) -> list[Block]:
 def _distribution(facts: Facts, metric: str) -> list[Block]:
     """A metric's distribution: over all, and by organ or annotator where the study has several."""
     w = facts.words
-    of_metric = facts.scores[facts.scores["metric"] == metric]
+    of_metric = facts.of_metric(metric)
     if of_metric.empty:
         # CRPS, HD95 and the like are optional in a study; one sentence says that they are not there.
         return [Absent(w("not_scored", metric=w.metric(metric)))]
@@ -89,9 +90,9 @@ def _distribution(facts: Facts, metric: str) -> list[Block]:
 
 def _panels(facts: Facts, metric: str) -> tuple[pd.DataFrame, str | None]:
     """The scores to draw, one per patient, predictor and panel, and the column that names the panels."""
-    of_metric = facts.scores[facts.scores["metric"] == metric]
+    of_metric = facts.of_metric(metric)
     for facet in FACETS.get(metric, ()):
-        single = of_metric[~of_metric[facet].isin(["", "mean", "all"])]
+        single = of_metric[~of_metric[facet].isin(WHOLE)]
         if single[facet].nunique() > 1:
             parts = [reduce_scores(part).assign(**{facet: name}) for name, part in single.groupby(facet, sort=False)]
             return pd.concat(parts, ignore_index=True), facet

@@ -23,7 +23,9 @@ def write(facts: Facts) -> list[Block]:
         blocks += [
             Heading(w("volumes_heading", predictor=predictor)),
             *_seen(facts, part),
-            FigureBlock(volume_intervals_chart(part, facts.scores, facts.study.annotator_names, w)),
+            FigureBlock(
+                volume_intervals_chart(part, facts.of_metric("volume_annotator"), facts.study.annotator_names, w)
+            ),
             _margins(facts, coverage[coverage["predictor"] == predictor]),
         ]
     return [*blocks, *_by_group(facts, coverage)]
