@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numba
 import numpy as np
@@ -316,7 +316,7 @@ def _slabs(
         yield z0, z1, found
 
 
-def _is_derived(volume: Any) -> bool:
+def _is_derived(volume: Any) -> TypeGuard[Derived]:
     return hasattr(volume, "recode") and isinstance(volume.source, SoftmaxVolume)
 
 

@@ -66,12 +66,15 @@ class Wanted:
         return NOTHING_COUNTED
 
 
+def _drawn_at(height: int, annotators: int) -> npt.NDArray[np.bool_]:
+    """Whether 0, 1 … R annotators who drew an organ are more than a cut's share of them."""
+    return OF * np.arange(annotators + 1) > height * annotators
+
+
 def staple(annotations: Any, organs: int) -> PackedLabels:
     """STAPLE's label map (1, Z, Y, X) of a scan's annotations, packed."""
     packed = PackedLabels(1, annotations.shape[1:])
-    whole = fuse(annotations, "staple", organs)
-    for z in range(0, len(whole), 16):
-        packed.put(0, z, whole[z : z + 16])
+    packed.put_whole(0, fuse(annotations, "staple", organs))
     return packed
 
 
@@ -241,7 +244,7 @@ class Thresholds:
         annotators = cut.shape[0] - 1
         found = []
         for k, height in enumerate(CUTS, 1):
-            drawn = OF * np.arange(annotators + 1) > height * annotators
+            drawn = _drawn_at(height, annotators)
             found.append([cut[drawn].sum(), cut[:, k:].sum(), cut[drawn, k:].sum()])
         return np.array(found)
 
@@ -259,7 +262,7 @@ class Thresholds:
         voxels, mass = self._further.cut[c].sum(axis=1), self._further.cut_mass[c]
         whole, found = float(self._found.soft_voxels[c]), []
         for height in CUTS:
-            drawn = OF * np.arange(annotators + 1) > height * annotators
+            drawn = _drawn_at(height, annotators)
             inside, mass_in = int(voxels[drawn].sum()), float(mass[drawn].sum())
             outside = self._found.voxels - inside
             defined = inside and outside

@@ -110,21 +110,20 @@ def adopt_model(
     require_labels(study, model.annotator, dataset, ask)
     order = _voxel_order(plans, dataset, voxel_order, ask)
     path = _checkpoint(source, model, ask)
-    state = _load(path, model)
+    state, snapshots = _load(path, model), _snapshots(path)
     _require_configuration(study, state, ask)
     parts = require_plans(plans, study.plans.configuration, ask)
     seen = _seen(model, source, str(dataset.get("file_ending", ".nii.gz")))
     adopted = AdoptedModel(
         checkpoint=path.name,
         trainer=str(state.get("trainer_name", "unknown")),
-        epochs=int(state.get("current_epoch", 0)),
-        best_ema_dice=None if state.get("_best_ema") is None else float(state["_best_ema"]),
+        **_progress(state),
         curve=_curve(state.get("logging") or {}),
         voxel_order=order,
         normalisation=str(parts.normalization_schemes[0]),
         unseen=_require_unseen(study, model, seen, ask),
         seen=seen,
-        snapshots=len(_snapshots(path)),
+        snapshots=len(snapshots),
     )
     fold = folder / f"fold_{model.fold}"
     _require_free(fold, **told)
@@ -132,10 +131,10 @@ def adopt_model(
     published = _published(state, model, adopted)
     with told_of_disk(ask.attempted, ask.subject, folder, lambda: 2 * path.stat().st_size):
         torch.save(published, fold / BEST)
-        for snapshot in _snapshots(path):
+        for snapshot in snapshots:
             earlier = _load(snapshot, model)
             _require_configuration(study, earlier, ask)
-            torch.save(_published(earlier, model, _as_of(adopted, earlier)), fold / snapshot.name)
+            torch.save(_published(earlier, model, replace(adopted, **_progress(earlier))), fold / snapshot.name)
         (folder / "plans.json").write_text(json.dumps(plans, indent=1))
         (folder / "dataset.json").write_text(json.dumps({**dataset, **({RECORD: order} if order else {})}, indent=1))
         if (source / "dataset_fingerprint.json").is_file():
@@ -191,8 +190,8 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
             f"cases {', '.join(strange[:5])} are no training patients" if strange else "it holds no case (*.b2nd)",
             f"Name the cases like {', '.join(study.training_patients()[:2])}; preprocess with nnU-Net 2.6 or newer.",
         )
+    several = study.fusion(annotator) in KEPT_APART
     for case in cases:
-        several = study.fusion(annotator) in KEPT_APART
         _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask, several=several)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
     order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
@@ -248,11 +247,10 @@ def _snapshots(checkpoint: Path) -> list[Path]:
     return found
 
 
-def _as_of(adopted: AdoptedModel, state: Mapping[str, Any]) -> AdoptedModel:
-    """The same with epoch and pseudo-Dice of another checkpoint."""
+def _progress(state: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a checkpoint's training was: `epochs`, and the best moving average of the pseudo-Dice."""
     ema = state.get("_best_ema")
-    epochs = int(state.get("current_epoch", 0))
-    return replace(adopted, epochs=epochs, best_ema_dice=None if ema is None else float(ema))
+    return {"epochs": int(state.get("current_epoch", 0)), "best_ema_dice": None if ema is None else float(ema)}
 
 
 def _load(path: Path, model: ModelId) -> dict[str, Any]:

@@ -326,10 +326,10 @@ class Predictor:
             return known
         with self._loading:
             if (folder, variant) not in self._models:
-                self._models[folder, variant] = self._read(folder, variant) if variant else self._read(folder)
+                self._models[folder, variant] = self._read(folder, variant)
             return self._models[folder, variant]
 
-    def _read(self, folder: Path, snapshot: str = "") -> _Model:
+    def _read(self, folder: Path, snapshot: str) -> _Model:
         import torch
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

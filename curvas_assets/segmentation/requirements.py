@@ -263,7 +263,7 @@ def require_labels(study: Study, label: str, dataset: Mapping[str, Any], told: T
     rule = record.get("rule") if isinstance(record, Mapping) else None
     if record is None and not (several and wanted in KEPT_APART):
         return
-    if rule != wanted or record is None:
+    if rule != wanted:
         found = "is of one annotator's labels" if record is None else f"fuses annotators by {rule!r:.40}"
         asked = f"the fusion {wanted}" if wanted else f"the annotator {label}"
         raise told.refused(

@@ -114,8 +114,7 @@ class TrainingScans:
             drawn = PackedLabels.stacked([self.labels(patient, image, annotation) for annotation in annotations])
             dense = fuse(drawn, rule, len(self.study.organs))
             self._fused[key] = PackedLabels(1, self.scan(patient, image).grid.shape)
-            for z0 in range(0, len(dense), DEPTH):
-                self._fused[key].put(0, z0, dense[z0 : z0 + DEPTH])
+            self._fused[key].put_whole(0, dense)
         return self._fused[key]
 
     def unions(self, patient: str, image: Path, annotations: Sequence[Path]) -> PackedLabels:
@@ -269,6 +268,5 @@ def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLa
             whole[z0 : z0 + len(values)] = values
     if not same_order:
         whole = reordered(whole, order)
-        for z0 in range(0, len(whole), DEPTH):
-            labels.put(0, z0, whole[z0 : z0 + DEPTH])
+        labels.put_whole(0, whole)
     return labels

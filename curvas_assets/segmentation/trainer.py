@@ -342,13 +342,13 @@ class StudyTrainer(nnUNetTrainer):
             self.initialize()
         state = filename_or_checkpoint
         if not isinstance(state, dict):
-            state = torch.load(state, map_location=self.device, weights_only=True)
+            state = torch.load(state, map_location="cpu", weights_only=True)  # kept weights need no GPU
         self._module.load_state_dict(state["network_weights"])
         self.optimizer.load_state_dict(state["optimizer_state"])
         if self.grad_scaler is not None and state["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler_state"])
         self.logger.load_checkpoint(state["logging"])
-        self.best_weights = {k: v.cpu() for k, v in state["best_weights"].items()}
+        self.best_weights = state["best_weights"]
         self.best_epoch, self._best_ema = state["best_epoch"], state["best_ema"]
         self.kept_weights = state.get("kept_weights", {})  # checkpoints of earlier versions have none
         self.current_epoch = state["current_epoch"]

@@ -34,6 +34,11 @@ class PackedLabels:
         if slab.any():
             self._slabs[r, z0 // DEPTH] = blosc.compress(np.ascontiguousarray(slab), b"lz4", 1, blosc.NOSHUFFLE, 0)
 
+    def put_whole(self, r: int, labels: npt.NDArray[np.uint8]) -> None:
+        """Keep a label map (Z, Y, X)."""
+        for z0 in range(0, len(labels), DEPTH):
+            self.put(r, z0, labels[z0 : z0 + DEPTH])
+
     def only(self, maps: Sequence[int]) -> "PackedLabels":
         """Some of the maps, by their indices, in that order; nothing is copied."""
         chosen = PackedLabels(len(maps), self.shape[1:])

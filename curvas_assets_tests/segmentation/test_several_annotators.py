@@ -48,6 +48,7 @@ from curvas_assets.segmentation.trainer import SETTINGS, StudyTrainer
 from curvas_assets.study import ModelId, Study
 from curvas_assets_tests.segmentation import killed_training
 from curvas_assets_tests.segmentation.conftest import tiny_study
+from curvas_assets_tests.segmentation.test_loading import _equal
 
 ROOT = Path(__file__).resolve().parents[2]
 FUSED = ("majority", "staple", "random", "soft")
@@ -400,22 +401,10 @@ def seen(monkeypatch) -> list[str]:
 
         return taken
 
-    for trainer in (StudyTrainer, SoftLabelTrainer):
-        for name in {"train_step", "validation_step"} & {
-            *vars(trainer),
-            *(vars(nnUNetTrainer) if trainer is StudyTrainer else ()),
-        }:
-            monkeypatch.setattr(trainer, name, remembering(getattr(trainer, name)))
+    steps = ((StudyTrainer, "train_step"), (StudyTrainer, "validation_step"), (SoftLabelTrainer, "validation_step"))
+    for trainer, name in steps:
+        monkeypatch.setattr(trainer, name, remembering(getattr(trainer, name)))
     return digests
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "fold_all" / "checkpoint_best.pth", weights_only=True)["network_weights"]
-
-
-def _equal(one: Path, other: Path) -> bool:
-    first, second = _weights(one), _weights(other)
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("rule", ["random", "soft"])

@@ -197,9 +197,9 @@ def test_at_most_one_model_is_loaded_while_the_network_is_at_work(step, expected
     third_is_wanted, networks, before = threading.Event(), [], []
 
     class Watched(Predictor):
-        def _read(self, folder):
+        def _read(self, folder, snapshot):
             before.append(len(networks))
-            return super()._read(folder)
+            return super()._read(folder, snapshot)
 
         def _logits(self, model, data, proceed):
             assert third_is_wanted.wait(PATIENCE)
