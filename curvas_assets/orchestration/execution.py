@@ -199,9 +199,9 @@ class StageNeeds:
 
 def _kept_gib(study: Study) -> float:
     """Weights from which a training chooses its snapshots, GiB."""
-    snapshots = study.training.snapshots
-    most = 2 * snapshots + 3 if snapshots else 0
-    return most * WEIGHTS_GIB.get(study.plans.planner, LARGE_WEIGHTS_GIB)
+    from curvas_assets.segmentation.snapshots import most_kept  # its package is not needed to start
+
+    return most_kept(study.training.snapshots) * WEIGHTS_GIB.get(study.plans.planner, LARGE_WEIGHTS_GIB)
 
 
 def _counted_gib(study: Study) -> float:
@@ -212,9 +212,8 @@ def _counted_gib(study: Study) -> float:
     probability is compared with cuts). Of a variant, which is a member only, the codes and no more than these maps. With 13
     predictors, 3 organs and 3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
-    patients = (
-        study.predicted_patients() if study.cross_validated else []
-    )  # a fold's models predict some, all models the others
+    # Under cross-validation, a fold's models predict some patients, all models the others.
+    patients = study.predicted_patients() if study.cross_validated else []
     counts = [(len(study.predictors_of(one)), len(study.variants_of(one))) for one in patients]
     predictors, variants = max(counts, default=(len(study.predictors), len(study.variants)))
     groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)

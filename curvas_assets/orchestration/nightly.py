@@ -96,9 +96,10 @@ def work(
     """
     left: list[str] = []
     going = set(patients)
+    staleness: Staleness | None = None
     for stage in NIGHT:
         if stage == FITTING:  # of no patient; scores of others that follow from it are left to the next night
-            staleness = fresh()
+            staleness = staleness or fresh()
             due = staleness.due(key_of(table.CALIBRATORS)) if going else fit_is_due(staleness)
             left += run(stage, Scope()) if due else []
             continue

@@ -1,6 +1,5 @@
 """Calibrators: fitted on the validation patients' predictions and annotations, and read by whoever scores or exports."""
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +22,10 @@ from curvas_assets.predictors import CalibratedId
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.patients import scored_region
-from curvas_assets.stages.score import reference_of, require_members
+from curvas_assets.stages.score import Telling, reference_of, require_members
 from curvas_assets.stages.stored import Artefacts, Picture
 from curvas_assets.stages.toolkit import Toolkit
-from curvas_assets.storage.digests import record_text
+from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.softmax import SoftmaxVolume
 from curvas_assets.study import Study
@@ -80,7 +79,7 @@ def fit_calibrators(
     study = tools.study
     if not study.calibrated_ids:
         record: dict[str, Any] = {"calibrators": {}}
-        return record, _version(record), {"calibrators": "none: the study calibrates nothing"}, []
+        return record, tables.record_version(record), {"calibrators": "none: the study calibrates nothing"}, []
     found = _count(tools, softmax, ensemble_softmax, scan)
     for base, missing in found.missing.items():
         told = "; ".join(f"{patient} ({why})" for patient, why in missing.items())
@@ -108,7 +107,7 @@ def fit_calibrators(
         facts[f"curves of {name}"] = Picture(fit.png, f"{name}: mean response before and after")
     problems = [problem for fit in fits.values() for problem in fit.problems]
     problems += [f"{base} lacks {p} ({why})" for base, missing in found.missing.items() for p, why in missing.items()]
-    return record, _version(record), facts, problems
+    return record, tables.record_version(record), facts, problems
 
 
 # Counting ------------------------------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def fit_calibrators(
 def _count(tools: Toolkit, softmax: Artefacts, ensemble_softmax: Artefacts, scan: Artefacts) -> _Found:
     """Count each validation patient's predictors that are to be calibrated."""
     study = tools.study
-    bases = list(dict.fromkeys(str(one.base) for one in study.calibrated_ids))
+    bases = study.fitted_predictors
     found = _Found({base: {} for base in bases})
     records: dict[str, dict[str, Any]] = {}
     for patient in study.fitting_patients:
@@ -146,7 +145,7 @@ def _count(tools: Toolkit, softmax: Artefacts, ensemble_softmax: Artefacts, scan
                 continue
             counted = count_responses(
                 volumes, reference.annotations, reference.region, every=found.every, first=number - 1,
-                progress=_Telling(tools, patient),
+                progress=Telling(tools.tell, patient, "slabs"),
             )  # fmt: skip
         for base, one in counted.items():
             found.responses[base][patient] = one
@@ -169,18 +168,6 @@ def _volume(study: Study, base: str, patient: str, softmax: Artefacts, ensemble_
     if held is ensemble_softmax:
         require_members(volume.provenance.get("members"), [str(one) for one in study.members(base, patient)], cell)
     return volume
-
-
-class _Telling:
-    """Tells how far a patient is, at every quarter."""
-
-    def __init__(self, tools: Toolkit, patient: str):
-        self._tools, self._patient, self._quarters = tools, patient, 0
-
-    def __call__(self, done: int, of: int) -> None:
-        if 4 * done // of > self._quarters:
-            self._quarters = 4 * done // of
-            self._tools.tell(f"{self._patient}: {done} of {of} slabs counted")
 
 
 # Fitting -------------------------------------------------------------------------------------------------------------
@@ -255,8 +242,3 @@ def _picture(name: str, organs: list[str], patients: list[PatientResponses], cal
         with np.errstate(divide="ignore"):
             curves["of two classes"] = 1 / (1 + np.exp(-beta * (np.log(grid) - np.log1p(-grid))))
     return previews.calibration_curves(measured, grid, curves, title=name)
-
-
-def _version(record: dict[str, Any]) -> str:
-    """Changes exactly when the record does."""
-    return hashlib.sha256(record_text(record)).hexdigest()[:16]

@@ -15,7 +15,7 @@ import pandas as pd
 from curvas_assets.predictors import CalibratedId, EnsembleId, PredictorId, predictor_of
 from curvas_assets.stages import schemas
 from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, SCORES, TRAINED_MODEL, Asset
-from curvas_assets.storage.layout import Cell
+from curvas_assets.storage.layout import Cell, patient_of
 from curvas_assets.study import Study
 
 PREDICTED = tuple(row for row in ASSETS if row.axis in ("patient_by_model", "patient_by_variant"))
@@ -158,7 +158,7 @@ def _patients(ledger: pd.DataFrame) -> set[str]:
     """Patients of whom something was predicted, averaged or scored here."""
     of_patients = {row.name for row in (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)}
     partitions = ledger.loc[ledger["asset"].isin(of_patients), "partition"].astype(str)
-    return {partition.rpartition("|")[2] for partition in partitions}
+    return {patient_of(partition) for partition in partitions}
 
 
 def _newest(ledger: pd.DataFrame) -> dict[tuple[str, str], Used]:

@@ -27,6 +27,7 @@ from curvas_assets.statistics import directions
 from curvas_assets.statistics.outliers import find_outliers, worst_of
 from curvas_assets.statistics.reduction import reduce_scores
 from curvas_assets.storage import tables
+from curvas_assets.storage.encoding import labels_of
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.maps import download_map
 from curvas_assets.storage.objects import ObjectStore
@@ -37,8 +38,6 @@ LARGEST_3D = 128
 """Voxels along an axis of the 3-D view; larger volumes are thinned."""
 MOST_CASES = 4
 """Worst cases and outliers that are pictured, beside the typical patient."""
-SLAB = 16
-"""Slices of a volume that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +166,9 @@ def _picture(
 
 def _labels(volume: SoftmaxVolume) -> npt.NDArray[np.uint8]:
     """The label map (Z, Y, X), read slab by slab."""
-    depth = volume.shape[1]
     labels = np.empty(volume.shape[1:], np.uint8)
-    for z0 in range(0, depth, SLAB):
-        labels[z0 : z0 + SLAB] = volume.labels(z0, min(z0 + SLAB, depth))
+    for z0, z1, codes in volume.code_slabs():
+        labels[z0:z1] = labels_of(codes, volume.levels)
     return labels
 
 

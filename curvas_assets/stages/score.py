@@ -74,7 +74,7 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
         volumes, ensembles = opened(patient)
         found: dict[str, PatientScores] = {}
         for predictor, scores in reference.score_all(
-            volumes, ensembles, scored=predictors, progress=_Telling(tools.tell, patient)
+            volumes, ensembles, scored=predictors, progress=Telling(tools.tell, patient, "slices of all predictors")
         ):
             found[predictor] = scores
             tools.tell(f"{patient}: {predictor} scored, {len(found)} of {len(predictors)} predictors")
@@ -165,16 +165,16 @@ def _volumes(
     return volumes, ensembles
 
 
-class _Telling:
-    """Tells how far the pass over a patient's predictors is, at every quarter of its slices."""
+class Telling:
+    """Tells how far the pass over a patient's volumes is, at every quarter of what is counted."""
 
-    def __init__(self, tell: Callable[[str], None], patient: str):
-        self._tell, self._patient, self._quarters = tell, patient, 0
+    def __init__(self, tell: Callable[[str], None], patient: str, what: str):
+        self._tell, self._patient, self._what, self._quarters = tell, patient, what, 0
 
     def __call__(self, done: int, of: int) -> None:
         if 4 * done // of > self._quarters:
             self._quarters = 4 * done // of
-            self._tell(f"{self._patient}: {done} of {of} slices of all predictors counted")
+            self._tell(f"{self._patient}: {done} of {of} {self._what} counted")
 
 
 def merge_scores(tools: Toolkit, scores: Artefacts) -> tuple[pd.DataFrame, dict[str, Any]]:

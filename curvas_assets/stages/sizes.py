@@ -131,8 +131,9 @@ class StudySizes:
     @cached_property
     def _counted_voxels(self) -> float:
         """Voxels of validation patients that calibrators are fitted on, of all predictors together."""
-        bases = {str(one.base) for one in self.study.calibrated_ids}
-        return len(bases) * min(MOST_VOXELS, sum(map(self.voxels_of, self.study.fitting_patients)))
+        return len(self.study.fitted_predictors) * min(
+            MOST_VOXELS, sum(map(self.voxels_of, self.study.fitting_patients))
+        )
 
     def voxels_of(self, patient: str) -> float:
         """Of a scan; the median of those known, if this one was not taken in yet."""

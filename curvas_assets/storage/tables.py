@@ -103,7 +103,12 @@ def write_json(store: ObjectStore, key: str, record: dict[str, Any]) -> str:
     """
     plain = _plain(record)
     store.put(key, seal_record(plain))
-    return sha256_of_bytes(record_text(plain))[:16]
+    return record_version(plain)
+
+
+def record_version(record: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change exactly when a record's content does; those that `write_json` returns."""
+    return sha256_of_bytes(record_text(_plain(record)))[:16]
 
 
 def read_json(store: ObjectStore, key: str) -> dict[str, Any]:

@@ -303,10 +303,7 @@ class Lineage:
         return done
 
     def report(self, row: table.Asset, partitions) -> None:
-        definition = self.graph.assets_def_for_key(dg.AssetKey(row.name))
-        tags = provenance_tags(self.instance, definition, "here")
-        for one in partitions:
-            self.instance.report_runless_asset_event(cell_event(definition, one, Stored("key", f"of {one}"), {}, tags))
+        reported(self.instance, self.graph, row, partitions)
 
     def due(self, row: table.Asset) -> list[str | None]:
         return Staleness(self.graph, self.instance).due(dg.AssetKey(row.name))

@@ -28,11 +28,12 @@ from curvas_assets.predictors import FUSIONS
 from curvas_assets.stages import cohort, ensemble, predict, prepare, score, table, train
 from curvas_assets.stages.checks import StepChecks
 from curvas_assets.stages.sizes import StudySizes
-from curvas_assets.stages.stored import Artefact, Artefacts, Stored
+from curvas_assets.stages.stored import Stored
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.segmentation.conftest import tiny_study
+from curvas_assets_tests.stages.test_stages import NONE, no_calibrators
 
 PATIENTS = ["PHANTOM001", "PHANTOM002", "PHANTOM003", "PHANTOM007"]
 TEST = "PHANTOM007"
@@ -122,16 +123,16 @@ def test_each_fused_label_trains_predicts_and_is_scored(tools, scans, datasets):
     )
     softmax = artefacts(tools, table.SOFTMAX, cells)
     means = [str(Cell(str(one), TEST)) for one in STUDY.ensemble_ids]
-    run(ensemble.build_ensembles, ensemble.CHECKS, tools, means, softmax=softmax, variant_softmax=Artefacts({}))
+    run(ensemble.build_ensembles, ensemble.CHECKS, tools, means, softmax=softmax, variant_softmax=NONE)
     scored, _ = run(
         score.score_patients,
         score.CHECKS,
         tools,
         [TEST],
         softmax=softmax,
-        variant_softmax=Artefacts({}),
+        variant_softmax=NONE,
         ensemble_softmax=artefacts(tools, table.ENSEMBLE_SOFTMAX, means),
-        calibrators=Artefact(tools.objects, "nowhere", "record", "calibrators"),
+        calibrators=no_calibrators(tools.objects),
         scan=artefacts(tools, table.SCAN, [TEST]),
     )
     assert scored[TEST].metadata["predictors"] == len(STUDY.predictors)

@@ -42,6 +42,11 @@ MODELS = [str(model) for model in STUDY.models]
 NONE = Artefacts({})
 
 
+def no_calibrators(objects) -> Artefact:
+    """What stages are given where nothing is calibrated: it is not read."""
+    return Artefact(objects, "nowhere", "record", "calibrators")
+
+
 class Bench:
     """A study's bucket in a folder, and stages called on it as its assets call them."""
 
@@ -86,12 +91,12 @@ class Bench:
 
     def predict(self, model: str, patient: str) -> np.ndarray:
         rng = np.random.default_rng(sum(map(ord, model)))
-        values = rng.dirichlet(np.ones(len(STUDY.class_names)), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+        values = rng.dirichlet(np.ones(len(self.study.class_names)), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
         with SoftmaxWriter(
             self.objects,
             self.layout.softmax(patient, model),
             Grid(SHAPE, np.diag((*reversed(SPACING), 1.0))),
-            class_names=STUDY.class_names,
+            class_names=self.study.class_names,
             provenance={"patient": patient, "predictor": model},
         ) as writer:
             writer.write(0, values)
@@ -125,9 +130,6 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
         names = [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
         expected = np.mean([arrays[name] for name in names], axis=0)
         np.testing.assert_allclose(means[cell].volume().slab(0, SHAPE[0]), expected, atol=ROUNDING)
-    nothing = Artefact(
-        bench.objects, "nowhere", "record", "calibrators"
-    )  # which the study does not calibrate, nor reads
     scored, checks = bench.make(
         score.score_patients,
         score.CHECKS,
@@ -135,7 +137,7 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
         softmax=members,
         variant_softmax=NONE,
         ensemble_softmax=means,
-        calibrators=nothing,
+        calibrators=no_calibrators(bench.objects),
         scan=scans,
     )
     assert checks["scores_are_sound"].found == {PATIENT: []}
@@ -172,7 +174,7 @@ def test_scores_compare_with_what_the_study_says_and_know_its_vessels(tmp_path, 
         softmax=members,
         variant_softmax=NONE,
         ensemble_softmax=means,
-        calibrators=Artefact(bench.objects, "nowhere", "record", "calibrators"),
+        calibrators=no_calibrators(bench.objects),
         scan=scans,
     )
     assert checks["scores_are_sound"].found == {PATIENT: []}, scored

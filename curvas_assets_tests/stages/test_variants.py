@@ -23,7 +23,7 @@ from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.segmentation import Predictor, train_model
 from curvas_assets.stages import ensemble, predict, score, table
 from curvas_assets.stages.checks import StepChecks
-from curvas_assets.stages.stored import Artefact, Stored
+from curvas_assets.stages.stored import Stored
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell, patient_by_patient
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
@@ -169,7 +169,7 @@ def test_from_variants_to_scores(step, made, monkeypatch):
         softmax=step.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in MODELS]),
         variant_softmax=step.of(table.VARIANT_SOFTMAX, CELLS),
         ensemble_softmax=step.of(table.ENSEMBLE_SOFTMAX, [str(Cell(str(e), PATIENT)) for e in STUDY.ensemble_ids]),
-        calibrators=Artefact(step.tools.objects, "nowhere", "record", "calibrators"),  # nothing is calibrated
+        calibrators=test_stages.no_calibrators(step.tools.objects),
         scan=step.of(table.SCAN, [PATIENT]),
     )
     assert isinstance(scored, Stored), scored
@@ -251,12 +251,11 @@ def test_an_ensemble_without_one_of_its_variants_is_refused_and_others_are_store
         "ensemble_all": False, FLIPS: True, SNAPSHOTS: False}  # fmt: skip
 
 
-def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path, monkeypatch):
+def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path):
     """From files to scores, with made-up predictions."""
     raw = test_stages.STUDY.model_dump(mode="json") | {"seeds": [1], "folds": [0, 1]}
     raw |= {"sets": {"train": [1, 2, 3], "test": [7]}, "cheap_ensembles": {"folds": True}}
     study = Study.model_validate(raw)
-    monkeypatch.setattr(test_stages, "STUDY", study)
     bench = test_stages.Bench(tmp_path, study)
     bench.upload([PATIENT])
     bench.make(test_stages.cohort.take_in, test_stages.cohort.SCAN_CHECKS, [PATIENT])
@@ -264,8 +263,9 @@ def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path, monkeypatch
     arrays = {model: bench.predict(model, PATIENT) for model in models}
     members = bench.of(table.SOFTMAX, [str(Cell(model, PATIENT)) for model in models])
     cells = [str(Cell(str(one), PATIENT)) for one in study.ensemble_ids]
-    none = bench.of(table.VARIANT_SOFTMAX, [])
-    built, _ = bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=none)
+    built, _ = bench.make(
+        ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=test_stages.NONE
+    )
     assert all(isinstance(one, Stored) for one in built.values())
     means = bench.of(table.ENSEMBLE_SOFTMAX, cells)
     name = "ensemble_folds-anno2-1"
@@ -277,9 +277,9 @@ def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path, monkeypatch
         score.CHECKS,
         [PATIENT],
         softmax=members,
-        variant_softmax=none,
+        variant_softmax=test_stages.NONE,
         ensemble_softmax=means,
-        calibrators=Artefact(bench.objects, "nowhere", "record", "calibrators"),
+        calibrators=test_stages.no_calibrators(bench.objects),
         scan=bench.of(table.SCAN, [PATIENT]),
     )
     assert isinstance(scored[PATIENT], Stored)
