@@ -63,12 +63,13 @@ except KeyboardInterrupt:
 
 
 def ours(state: Path) -> dict[str, psutil.Process]:
-    """Living processes of a state, by the last word of their command line."""
+    """Living processes of a state, by the last word of their command line; one that ends at this moment has none."""
     found = {}
     for process in psutil.process_iter():
         try:
-            if process.environ().get("DAGSTER_HOME") == str(state) and process.status() != psutil.STATUS_ZOMBIE:
-                found[process.cmdline()[-1].split("\n")[-1] or "dev"] = process
+            is_ours = process.environ().get("DAGSTER_HOME") == str(state) and process.status() != psutil.STATUS_ZOMBIE
+            if is_ours and (words := process.cmdline()):
+                found[words[-1].split("\n")[-1] or "dev"] = process
         except psutil.Error:
             continue
     return found
