@@ -211,6 +211,7 @@ class Chart:
         heights: of the rows, relative to each other.
         is_shared: panels of a row have one vertical axis and panels of a column one horizontal axis.
         legend: where it stands.
+        listed: names in the order of the legend; the others follow them as they are drawn.
         is_read_across: pointing at an x on the screen tells every line's y.
         decimal: the language's decimal separator.
         heading: written above the panels, where no page does.
@@ -225,6 +226,7 @@ class Chart:
     heights: Sequence[float] = (1.0,)
     is_shared: bool = False
     legend: Literal["right", "above", "below"] = "right"
+    listed: Sequence[str] = ()
     is_read_across: bool = False
     decimal: str = "."
     heading: str = ""

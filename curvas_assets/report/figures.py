@@ -428,6 +428,7 @@ def dice_against_entropy_chart(pairs: pd.DataFrame, words: Words, *, entropy_uni
         rows=[[panel]],
         size_in=(6.6, 3.6),
         height_px=440,
+        listed=[words.family(family) for family in FAMILIES],
         decimal=words.decimal,
     )
 

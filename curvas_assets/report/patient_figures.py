@@ -81,6 +81,7 @@ def values_by_patient(
         heights=[1.0] * len(panels),
         is_shared=True,
         legend="above",
+        listed=[words.family(family) for family in families],
         decimal=words.decimal,
     )
 

@@ -176,7 +176,7 @@ class Predictors:
         return len(frozenset[str]().union(*(self._seen.get(name, frozenset()) for name in names)))
 
     def _range(self, values: Sequence[float], scale: float = 1.0, unit: str = "") -> str:
-        """`mean [lowest; highest]`; one number where they are the same."""
+        """`mean [lowest; highest]`; one number where they are the same; three digits, however large."""
         finite = [scale * value for value in values if np.isfinite(value)]
         mean = float(np.mean(finite)) if finite else np.nan
         if finite and abs(mean) < 1e-9 * max(map(abs, finite)):  # of members whose reductions cancel out
@@ -184,7 +184,7 @@ class Predictors:
         if not finite:
             return MISSING
         w = self._facts.words
-        middle, low, high = (w.number(value) for value in (mean, min(finite), max(finite)))
+        middle, low, high = (w.number(float(f"{value:.3g}")) for value in (mean, min(finite), max(finite)))
         return f"{middle}{unit}" if low == high else f"{middle}{unit}{BREAK}{w('interval', low=low, high=high)}"
 
     def _devices(self) -> list[str]:

@@ -57,6 +57,8 @@ def draw(chart: Chart) -> "go.Figure":
     )
     if chart.legend == "above":
         figure.update_layout(legend_y=1 - TOOLBAR_PX / chart.height_px)
+    for rank, name in enumerate(chart.listed, start=1):  # where none is given, it is 1000
+        figure.update_traces(legendrank=rank, selector={"name": name})
     return figure
 
 

@@ -1,7 +1,7 @@
 """Claims proved here.
 
 - Every value is drawn at the place of its patient, is named when pointed at, and stands above its name on paper; so many values
-  that they cannot be drawn become one point per family and patient.
+  that they cannot be drawn become one point per family and patient. Families are listed in their own order.
 - Outliers have a ring where they stand, are listed with every predictor that they are outliers of, and each has a reason that is in
   the data: the organ, a smallest or absent organ, low agreement, the group, doubts, notes; none is made up.
 - With few patients nobody is called an outlier, and the worst case of each measure is told all the same.
@@ -22,6 +22,7 @@ from curvas_assets.report.inputs import ReportInputs
 from curvas_assets.report.patient_figures import values_by_group, values_by_patient
 from curvas_assets.report.reasons import reasons_for
 from curvas_assets.report.sections import patients as section
+from curvas_assets.report.style import FAMILIES
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import reduce_scores
 from curvas_assets.statistics.outliers import find_outliers
@@ -72,6 +73,13 @@ def test_every_point_stands_above_the_name_of_its_patient_and_says_it():
     assert [text.get_text() for text in printed[-1].get_xticklabels()] == patients
     families = {mark.name: (mark.colour, mark.marker) for mark in points if mark.marker != "ring"}
     assert len(set(families.values())) == len(families) == len(study.families)
+    # Families are listed in the study's order, although those of many predictors are drawn first.
+    order = [EN.family(family) for family in FAMILIES if family in study.families]
+    assert [mark.name for mark in chart.rows[0][0].marks if mark.name in families] != order
+    ranked = sorted({(t.legendrank, t.name) for t in figure.data if t.legendrank is not None})
+    assert [name for _, name in ranked] == order
+    listed = [text.get_text() for text in paper.draw(chart).legends[0].get_texts()]
+    assert [name for name in listed if name in order] == order
 
 
 def test_an_outlier_has_a_ring_where_it_stands():
