@@ -3,6 +3,7 @@
 Belongs here: filling in the templates. Does not belong here: what is said (`sections`), how figures look (`screen`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ from curvas_assets.report.blocks import FigureBlock, Section
 from curvas_assets.report.chart import Chart
 from curvas_assets.report.tables import BREAK, Table
 from curvas_assets.report.words import Words
+
+_POWER = re.compile(" × 10(?=[⁻⁰¹²³⁴⁵⁶⁷⁸⁹])")
 
 
 def charts_of(sections: Sequence[Section]) -> list[Chart]:
@@ -105,8 +108,8 @@ def _macros(template: str) -> Any:
 
 
 def _broken(text: str) -> str:
-    """Text of a cell with its line breaks."""
-    return text.replace(BREAK, "\n")
+    """Text of a cell with its line breaks; a power of ten stays on one line."""
+    return _POWER.sub("\u00a0×\u00a010", text.replace(BREAK, "\n"))
 
 
 def _in_cell(text: str) -> str:

@@ -14,6 +14,7 @@
 - Volumes are shown in cm³, in means and in differences alike, and in the table of metrics.
 - Metrics stand under what they measure: predictive entropy under all uncertainty, its parts under aleatoric and epistemic.
 - Individual models that do better than the general ensemble are told on the first screen, and only then.
+- The means of the main families are told, in the words of the language; a family that the study has not is not spoken of.
 - What `curvas_assets.scoring` writes is what the report reads: scores, bins, curves and the registry.
 """
 
@@ -27,6 +28,7 @@ import pytest
 from curvas_assets.errors import ReportError
 from curvas_assets.report import Provenance, ReportInputs, build_report
 from curvas_assets.report.tables import number
+from curvas_assets.report.words import Words
 from curvas_assets.scoring import METRICS, PatientReference, metric_table, metrics_of
 from curvas_assets.scoring.panel import APPROXIMATE
 from curvas_assets.statistics import (
@@ -215,6 +217,18 @@ def test_individual_models_that_beat_the_ensemble_are_told_on_the_first_screen()
         scores["predictor"] == best
     ]
     assert "- Dice: individual models" not in first_screen(scores)
+
+
+@pytest.mark.parametrize(("language", "colon"), [("en", ":"), ("fr", " :")])
+def test_means_are_told_of_the_families_that_the_study_has(language, colon):
+    study = make_study(patients=6, language=language)
+    for families in (["general", "annotator", "individual"], ["general", "individual"], ["individual"]):
+        scores = some_scores(study)
+        inputs = make_inputs(study, scores=scores[scores["family"].isin(families)], **TABLES_ONLY)
+        page = build_report(inputs, image_formats=(), page=False).markdown
+        means = page.split(f"- Dice{colon} ")[1].split(" (")[0]
+        names = [Words(language).family(family) for family in families]
+        assert [re.sub(r" [\d.,]+$", "", one) for one in means.split(", ")] == names
 
 
 def some_scores(study, *metrics: str) -> pd.DataFrame:

@@ -87,3 +87,9 @@ def test_html_and_markdown_show_the_same_and_escape():
     assert lines[1] == "| --- | ---: |"
     assert lines[2] == "| &lt;script> | **0.500** |"
     assert lines[3] == r"| a\|b | – |"
+
+
+def test_a_power_of_ten_is_not_broken_over_two_lines_of_the_page():
+    table = table_of(pd.DataFrame({"value": [2.5e-5], "patch": ["64 × 128"]}), {"value": "Value", "patch": "Patch"})
+    assert "2.50\u00a0×\u00a010⁻⁵" in html_table(table)
+    assert "64 × 128" in html_table(table)

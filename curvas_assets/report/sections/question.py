@@ -113,12 +113,13 @@ def _families(facts: Facts) -> str:
 
 
 def _answer(facts: Facts, tested: pd.DataFrame, metric: str) -> str:
-    """One sentence: the means of the three families, and the first against the last within patients."""
+    """One sentence: the means of the study's main families, and the general ensemble against models within patients."""
     w, by_family = facts.words, facts.by_family
     if by_family.empty or metric not in set(by_family["metric"]):
         return ""
     means = by_family[by_family["metric"] == metric].set_index("family")["mean"]
-    values: dict[str, object] = {family: w.number(float(means.get(family, float("nan")))) for family in MAIN}
+    told = [f"{w.family(family)} {w.number(float(means[family]))}" for family in MAIN if family in means.index]
+    values: dict[str, object] = {"means": ", ".join(told)}
     values |= {"metric": w.metric(metric), "direction": w.direction(facts.directions.get(metric, ""))}
     compared = against_single(tested, "general", metric)
     if compared is None or compared["n_pairs"] == 0:
