@@ -302,7 +302,7 @@ def draw_annotation(
     drawn = np.zeros(body.space.shape, dtype=np.uint8)
     for name, label in labels.items():
         scatter = disagreement.scatter.get(name, 1.0)
-        depth = body.depth(name)
+        depth = body.organs[name]
         if scatter:
             depth = depth + np.float32(scatter * disagreement.offset_mm * rng.standard_normal())
             depth += body.space.gaussian_field(rng, disagreement.length_mm, scatter * disagreement.waver_mm)
@@ -315,7 +315,7 @@ def response(body: "_Anatomy", labels: Mapping[str, int], disagreement: Disagree
     whole = np.empty((1 + len(labels), *body.space.shape), dtype=np.float32)
     left = np.ones(body.space.shape)
     for name, label in reversed(list(labels.items())):
-        taken = left * disagreement.probability(name, body.depth(name))
+        taken = left * disagreement.probability(name, body.organs[name])
         whole[label] = taken
         left -= taken
     whole[0] = left
@@ -444,27 +444,21 @@ class _Anatomy:
         thickness = (15 - 5.5 * t) * size.mean() * rng.normal(1, 0.06)
         self.course, self.thickness = course, thickness
         pancreas = space.tube(course, thickness)
-        # No two organs share a voxel: it belongs to the one inside which it lies deeper.
+        # No two of the first three share a voxel: it belongs to the one inside which it lies deeper.
         self.organs: dict[str, Field] = {
             "pancreas": np.minimum(pancreas, -np.maximum(kidney, liver)),
             "kidney": np.minimum(kidney, -liver),
             "liver": liver,
+            "spleen": self.spleen,
+            "aorta": self.aorta,
         }
-        self.edge = self.body - 12
-        self.organs = {name: np.minimum(field, self.edge) for name, field in self.organs.items()}
+        edge = self.body - 12
+        self.organs = {name: np.minimum(field, edge) for name, field in self.organs.items()}
 
     def grow_tumour(self, rng: np.random.Generator) -> None:
         """Give the patient a pancreatic tumour, and the vessels about it."""
         self.tumour = _Tumour(self.space, self.size, self.aorta, rng)
-
-    def depth(self, organ: str) -> Field:
-        """How deep voxels lie inside an organ, mm; negative outside."""
-        if organ in self.organs:
-            return self.organs[organ]
-        if organ in ("spleen", "aorta"):
-            return np.minimum(self.spleen if organ == "spleen" else self.aorta, self.edge)
-        assert self.tumour is not None
-        return self.tumour.organs[organ]
+        self.organs |= self.tumour.organs
 
     def scan(self, protocol: Protocol, rng: np.random.Generator) -> npt.NDArray[np.int16]:
         hu = protocol.enhancement
@@ -502,7 +496,7 @@ class _Anatomy:
         """
         masks: dict[str, npt.NDArray[np.bool_]] = {}
         for name in ("liver", "kidney", "pancreas", *(one for one in labels if one not in ORGANS)):
-            field = self.depth(name)
+            field = self.organs[name]
             if name == "pancreas" and hand.tail_kept < 1:
                 kept = max(2, round(len(self.course) * hand.tail_kept))
                 field = np.minimum(field, self.space.tube(self.course[:kept], self.thickness[:kept]))
