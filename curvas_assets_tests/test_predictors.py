@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from curvas_assets.errors import StudyError
 from curvas_assets.predictors import CALIBRATIONS, FUSIONS, CalibratedId, EnsembleId, ModelId, predictor_of
 from curvas_assets.study import Study, load_study
+from curvas_assets_tests.test_study_configuration import _raw
 
 MODEL = "anno1_init112233_foldall"
 keys = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9-]{0,12}", fullmatch=True)
@@ -40,14 +41,7 @@ calibrated = st.builds(CalibratedId, st.sampled_from(CALIBRATIONS), st.one_of(mo
 
 
 def study(**changes):
-    raw = load_study("phantom").model_dump(mode="json")
-    for path, value in changes.items():
-        part = raw
-        *parents, last = path.split("__")
-        for name in parents:
-            part = part[name]
-        part[last] = value
-    return Study.model_validate(raw)
+    return Study.model_validate(_raw(**changes))
 
 
 @given(st.one_of(models, ensembles, calibrated))

@@ -1,11 +1,15 @@
 """A dataset of tiny phantoms and a study that trains on it in seconds."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.segmentation import prepare_dataset
+from curvas_assets.segmentation.runtime import quiet
 from curvas_assets.study import Study, load_study
 
 ANNOTATOR = "anno1"
@@ -19,6 +23,23 @@ def tiny_study(**training) -> Study:
     raw["plans"] |= {"patch_size": [16, 24, 24], "features_per_stage": [4, 8, 16]}
     raw["training"] |= {"epochs": 3, "iterations_per_epoch": 3, "validation_iterations_per_epoch": 2, **training}
     return Study.model_validate(raw)
+
+
+def flat_copy(model: Path, folder: Path, **state: Any) -> Path:
+    """The model with a network of two dimensions, of random weights, and with other entries in its checkpoint."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    flat = Path(shutil.copytree(model, folder / "flat"))
+    plans = PlansManager(json.loads((flat / "plans.json").read_text()))
+    torch.manual_seed(0)
+    with quiet():
+        network = nnUNetTrainer.build_network_architecture(plans, plans.get_configuration("2d"), 1, 4, False)
+    path = flat / "fold_all" / "checkpoint_best.pth"
+    changed = {"network_weights": network.state_dict(), "init_args": {"configuration": "2d", "fold": "all"}, **state}
+    torch.save(torch.load(path, weights_only=True) | changed, path)
+    return flat
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ from curvas_assets.segmentation import Predictor, estimate_memory, prediction, t
 from curvas_assets.segmentation.runtime import nnunet_folders, quiet
 from curvas_assets.study import ModelId
 from curvas_assets.voxel_order import READERS, Turn, read_voxels, turned_image
-from curvas_assets_tests.segmentation.conftest import tiny_study
+from curvas_assets_tests.segmentation.conftest import flat_copy, tiny_study
 
 
 @pytest.fixture(scope="module")
@@ -170,19 +170,7 @@ def test_also_for_probabilities_resampled_by_torch(model, scans, tmp_path, thick
 
 
 def test_also_for_a_network_of_two_dimensions(model, scans, tmp_path):
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    flat = shutil.copytree(model, tmp_path / "flat")
-    plans = PlansManager(json.loads((flat / "plans.json").read_text()))
-    torch.manual_seed(0)
-    with quiet():
-        network = nnUNetTrainer.build_network_architecture(plans, plans.get_configuration("2d"), 1, 4, False)
-    path = flat / "fold_all" / "checkpoint_best.pth"
-    state = torch.load(path, weights_only=True)
-    state |= {"network_weights": network.state_dict(), "init_args": {"configuration": "2d", "fold": "all"}}
-    torch.save(state, path)
-    _agree(flat, scans / "PHANTOM007" / "image.nii.gz")
+    _agree(flat_copy(model, tmp_path), scans / "PHANTOM007" / "image.nii.gz")
 
 
 def test_a_model_that_does_not_say_its_order_predicts_usual_scans_only_unless_told(model, scans, tmp_path):

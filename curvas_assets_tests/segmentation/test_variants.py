@@ -21,7 +21,7 @@ from curvas_assets.segmentation import Predictor, train_model
 from curvas_assets.segmentation.prediction import axes_of
 from curvas_assets.segmentation.sliding_window import StudyPredictor
 from curvas_assets.study import FLIPS, ModelId
-from curvas_assets_tests.segmentation.conftest import tiny_study
+from curvas_assets_tests.segmentation.conftest import flat_copy, tiny_study
 
 HALF = 2e-3
 """Of a logit's size: nnU-Net adds tiles up in half precision, which keeps 11 bits."""
@@ -91,25 +91,7 @@ def test_of_a_whole_scan_too(model, image):
 
 
 def test_of_a_network_of_two_dimensions_there_are_four(model, image, tmp_path):
-    import json
-
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from curvas_assets.segmentation.runtime import quiet
-
-    flat = shutil.copytree(model, tmp_path / "flat")
-    plans = PlansManager(json.loads((flat / "plans.json").read_text()))
-    torch.manual_seed(0)
-    with quiet():
-        network = nnUNetTrainer.build_network_architecture(plans, plans.get_configuration("2d"), 1, 4, False)
-    path = flat / "fold_all" / "checkpoint_best.pth"
-    state = torch.load(path, weights_only=True) | {
-        "network_weights": network.state_dict(),
-        "init_args": {"configuration": "2d", "fold": "all"},
-        "inference_allowed_mirroring_axes": (0, 1),
-    }
-    torch.save(state, path)
+    flat = flat_copy(model, tmp_path, inference_allowed_mirroring_axes=(0, 1))
     mirrored, single = _of_equal_tiles(flat, _mirroring()), _of_equal_tiles(flat, tiny_study())
     expected = _logits(mirrored, mirrored.open(image, "PHANTOM007"), flat)
     scan = single.open(image, "PHANTOM007")
