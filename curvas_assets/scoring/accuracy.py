@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from curvas_assets.scoring.counting import Counts
+from curvas_assets.scoring.counting import Counts, in_image
 from curvas_assets.scoring.references import Comparison
 from curvas_assets.scoring.registry import Row
 from curvas_assets.scoring.surfaces import ONE_EMPTY, UNDEFINED, surface_distances
@@ -54,8 +54,7 @@ def surfaces(
         if box is None:
             distances = [UNDEFINED] * annotations.shape[0]
         else:
-            where = tuple(slice(r.start + b.start, r.start + b.stop) for r, b in zip(region, box, strict=True))
-            drawn = annotations[:, *where]
+            drawn = annotations[:, *in_image(box, region)]
             distances = surface_distances(found.labels[:, *box][0], drawn, c, spacing_mm, tolerance_mm)
         for r, each in enumerate(distances, 1):
             note = ""

@@ -431,6 +431,12 @@ def region_of(shape: Sequence[int], region: Spans | None) -> Spans:
     return z, y, x
 
 
+def in_image(box: Spans, region: Spans) -> Spans:
+    """A box of the region as one of the image."""
+    z, y, x = (slice(of.start + b.start, of.start + b.stop) for of, b in zip(region, box, strict=True))
+    return z, y, x
+
+
 def by_annotator(patterns: npt.NDArray[np.int64], annotators: int) -> npt.NDArray[np.int64]:
     """(group, combination, …) → (annotator, …): the counts of the combinations in which the annotator says yes."""
     combinations = np.arange(patterns.shape[1])

@@ -137,7 +137,7 @@ METRICS: dict[str, Metric] = {
                "As the challenge's code has it, only to stand beside its table: mean over slices of the mean over rows (the "
                "region's first row left out) of the Dice along the row, over rows with consensus",
                "the definition written out with NumPy", _CURVAS),
-        Metric("dice_annotator", "accuracy", "", 0, 1, "higher", "organ and annotator", "both empty: NaN; one empty: 0",
+        Metric("dice_annotator", "accuracy", "", 0, 1, "higher", "organ and annotator", _ONE_EMPTY,
                "Dice of the prediction with one annotator's organ", "scikit-learn f1_score", "Dice 1945, doi:10.2307/1932409"),
         Metric("recall", "accuracy", "", 0, 1, "higher", "organ and annotator", "organ not annotated: NaN",
                "Share of one annotator's organ that the prediction finds", "scikit-learn recall_score",
@@ -151,7 +151,7 @@ METRICS: dict[str, Metric] = {
         Metric("assd", "accuracy", "mm", 0, INF, "lower", "organ and annotator", _SURFACES,
                "Mean distance over the surface voxels of both", "MONAI compute_average_surface_distance",
                "Maier-Hein et al. 2024, arXiv:2206.01653"),
-        Metric("nsd", "accuracy", "", 0, 1, "higher", "organ and annotator", "both empty: NaN; one empty: 0",
+        Metric("nsd", "accuracy", "", 0, 1, "higher", "organ and annotator", _ONE_EMPTY,
                "Normalised surface Dice: share of both surfaces' area within the tolerance (1 mm unless set) of the other",
                "surface-distance", "Nikolov et al. 2021, doi:10.2196/26151"),
         Metric("crps", "accuracy", "mm³", 0, INF, "lower", "organ", "annotators' volumes equal: |V − μ|",

@@ -20,7 +20,7 @@ from numba import njit
 from curvas_assets.codes import DEPTH
 from curvas_assets.fusing import majority
 from curvas_assets.scoring.calibration import expected_error
-from curvas_assets.scoring.counting import Counts, Spans
+from curvas_assets.scoring.counting import Counts, Spans, in_image
 from curvas_assets.scoring.references import Further, Thresholds
 from curvas_assets.scoring.registry import CUTS, Row
 from curvas_assets.storage.labels import PackedLabels
@@ -106,7 +106,7 @@ class Anatomy:
             if box is None:
                 found[vessel] = None
                 continue
-            mask, own = packed[(0, *box)] == organs[vessel], _moved(box, region)
+            mask, own = packed[(0, *box)] == organs[vessel], in_image(box, region)
             each = [
                 involvement(mask, (annotations[(r, *own)] == of_tumour).astype(np.uint8), 1, spacing_mm)[:, 0]
                 for r in range(annotations.shape[0])
@@ -249,12 +249,6 @@ def _spans(box: npt.NDArray[np.int64] | None, margin: int, shape: tuple[int, int
     z, y, x = (
         slice(max(int(low) - margin, 0), min(int(high) + margin, n)) for (low, high), n in zip(box, shape, strict=True)
     )
-    return z, y, x
-
-
-def _moved(box: Spans, region: Spans) -> Spans:
-    """A box of the region as one of the image."""
-    z, y, x = (slice(of.start + b.start, of.start + b.stop) for of, b in zip(region, box, strict=True))
     return z, y, x
 
 
