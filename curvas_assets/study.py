@@ -31,9 +31,11 @@ from curvas_assets.errors import StudyError
 from curvas_assets.inputs import as_path
 from curvas_assets.predictors import (
     CALIBRATIONS,
+    FLIP,
     FOLDS,
     FUSIONS,
     KEY,
+    SNAPSHOT,
     CalibratedId,
     EnsembleId,
     Fold,
@@ -816,9 +818,9 @@ class Study(_Part):
                     continue
                 fold = "" if model.fold == "all" else f"-fold{model.fold}"
                 if kind == "flips":
-                    variants = [f"flip{number}" for number in range(FLIPS[self.plans.configuration])]
+                    variants = [f"{FLIP}{number}" for number in range(FLIPS[self.plans.configuration])]
                 else:
-                    variants = ["", *(f"snapshot{number}" for number in range(1, self.training.snapshots + 1))]
+                    variants = ["", *(f"{SNAPSHOT}{number}" for number in range(1, self.training.snapshots + 1))]
                 members = tuple(ModelId(model.annotator, model.seed, model.fold, variant) for variant in variants)
                 found[f"{kind}-{model.annotator}-{model.seed}{fold}"] = members
         for label in self.label_names if cheap.folds else ():
