@@ -26,6 +26,7 @@ from curvas_assets.statistics import (
     shown_scores,
     shown_variances,
     summarise,
+    units_of,
     with_unit,
 )
 from curvas_assets.statistics.families import FEWEST
@@ -142,10 +143,13 @@ class Facts:
         """The level of significance, as shown."""
         return f"{self.study.statistics.alpha:g}".replace(".", self.words.decimal)
 
+    @cached_property
+    def _units(self) -> dict[str, str]:
+        return units_of(self.reduced)
+
     def unit(self, metric: str) -> str:
         """The unit in which a metric was scored; empty where it has none."""
-        units = self.reduced.loc[self.reduced["metric"] == metric, "unit"]
-        return str(units.iloc[0]) if len(units) else ""
+        return self._units.get(metric, "")
 
     def titled(self, metric: str) -> str:
         """A metric's name and unit."""

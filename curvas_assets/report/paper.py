@@ -296,8 +296,7 @@ def _add_legend(figure: "Figure", chart: Chart) -> None:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
     if named:
-        order = [name for name in chart.listed if name in named]
-        named = {name: named[name] for name in [*order, *(name for name in named if name not in order)]}
+        named = {name: named[name] for name in dict.fromkeys((*chart.listed, *named)) if name in named}
         columns = -(-len(named) // TALLEST_LEGEND) if chart.legend == "right" else min(len(named), 4)
         place = LEGENDS[chart.legend]
         figure.legend(named.values(), named.keys(), loc=place, ncols=columns, fontsize=7, frameon=False)

@@ -62,9 +62,9 @@ class Predictors:
 
     def __init__(self, facts: Facts, metrics: Sequence[str]):
         self._facts, self._metrics = facts, metrics
-        summary = best_predictors(summarise(facts.reduced[facts.reduced["metric"].isin(metrics)]), facts.directions)
-        self._summary = summary.set_index(["predictor", "metric"])
-        defined = facts.reduced[facts.reduced["metric"].isin(list(metrics)) & facts.reduced["value"].notna()]
+        own = facts.reduced[facts.reduced["metric"].isin(metrics)]
+        self._summary = best_predictors(summarise(own), facts.directions).set_index(["predictor", "metric"])
+        defined = own[own["value"].notna()]
         self._seen = {str(name): frozenset(part) for name, part in defined.groupby("predictor")["patient"]}
         costs = facts.inputs.predictor_cost
         self._costs = None if costs is None or not len(costs) else costs.set_index(costs["predictor"].astype(str))

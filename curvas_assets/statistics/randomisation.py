@@ -120,16 +120,27 @@ def flip_signs(
     given = np.asarray(values, float)
     signed = given[given != 0]
     tolerance, observed = EQUAL * np.abs(signed).sum(), signed.sum()
+    smallest = smallest_of_signs(signed.size, draws)
     if 2**signed.size <= ENUMERATED:
         signs = (np.arange(2**signed.size)[:, None] >> np.arange(signed.size)) & 1
         sums = (1 - 2.0 * signs) @ signed
-        return float(np.mean(sums >= observed - tolerance)), 0.5**signed.size
+        return float(np.mean(sums >= observed - tolerance)), smallest
     generator, above = np.random.default_rng(seed), 0
     step = max(1, BLOCK // signed.size)
     for start in range(0, draws, step):
         signs = generator.integers(2, size=(min(step, draws - start), signed.size), dtype=np.int8)
         above += int(np.count_nonzero((1 - 2.0 * signs) @ signed >= observed - tolerance))
-    return (1 + above) / (1 + draws), max(1 / (1 + draws), 0.5**signed.size)
+    return (1 + above) / (1 + draws), smallest
+
+
+def smallest_of_signs(patients: int, draws: int) -> float:
+    """The least p that `flip_signs` can give to so many patients, none of whose values is 0.
+
+    >>> smallest_of_signs(3, 9999), smallest_of_signs(20, 9999)
+    (0.125, 0.0001)
+    """
+    listed = 0.5**patients
+    return listed if 2**patients <= ENUMERATED else max(1 / (1 + draws), listed)
 
 
 def _best_choices(ranks: Floats, n_first: npt.NDArray[np.int_], predictors: npt.NDArray[np.int_]) -> Floats:

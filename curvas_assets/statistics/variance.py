@@ -68,6 +68,7 @@ PRECISION_COLUMNS = (
 )
 STANDARD = Statistics()
 _COUNTS = {PATIENT: "n_patients", ANNOTATOR: "n_annotators", SEED: "n_seeds", REFERENCE: "n_references"}
+_NUMBERS = ("mean_square", "variance", "low", "high", "share", "share_low", "share_high")
 _STEPS, _CONVERGED, _FLOOR = 500, 1e-12, 1e-12
 Term = tuple[str, ...]
 
@@ -148,9 +149,6 @@ def variance_components(scores: pd.DataFrame, statistics: Statistics = STANDARD)
             **dict.fromkeys(_NUMBERS, float),
         }
     )
-
-
-_NUMBERS = ("mean_square", "variance", "low", "high", "share", "share_low", "share_high")
 
 
 def projected_precision(

@@ -9,10 +9,9 @@ from curvas_assets.report.family_tests import comparison_tables, pairs, without_
 from curvas_assets.report.figures import forest, precision_forecast, variance_shares
 from curvas_assets.statistics import projected_precision, with_questions
 from curvas_assets.statistics.families import EXPLORATORY, FEWEST
+from curvas_assets.statistics.randomisation import smallest_of_signs
 from curvas_assets.study import Statistics
 
-MOST_LISTED = 14
-"""Patients of whom every choice of signs is listed; of more, signs are drawn."""
 SINGLE_EFFECTS = ("patient", "annotator", "seed")
 
 
@@ -80,7 +79,7 @@ def _margin(facts: Facts, metric: str, table: pd.DataFrame) -> list[Block]:
     caption = w("margin_caption", metric=facts.titled(metric))
     blocks: list[Block] = [Text(text)]
     if patients := int(table["n_pairs"].max()):
-        floor = max(0.5**patients, 1 / (1 + settings.draws) if patients > MOST_LISTED else 0)
+        floor = smallest_of_signs(patients, settings.draws)
         unseen = 1 - settings.alpha ** (1 / patients)
         blocks.append(Text(w("margin_limits", n=patients, smallest=w.p_value(floor), share=w.percent(unseen))))
     if np.isfinite(table["mean_difference"].to_numpy(float)).any():
