@@ -109,11 +109,12 @@ def count_responses(
         for done, of, z0, slabs in _slabs(list(predictors.values()), (zs.start, zs.stop), every, first, threads):
             lo, hi = max(z0, zs.start), min(z0 + slabs.shape[2], zs.stop)
             drawn = np.ascontiguousarray(annotations[:, lo:hi, ys, xs])
+            counting = []
             for counter, codes in zip(counters.values(), slabs, strict=True):
                 counter.check(drawn, lo)
-                counter.coming.append(threads.submit(counter.add, codes, drawn, lo - z0, ys.start, xs.start))
-            for counter in counters.values():
-                counter.wait()
+                counting.append(threads.submit(counter.add, codes, drawn, lo - z0, ys.start, xs.start))
+            for one in counting:
+                one.result()
             progress(done, of)
     return {name: counter.counts(name) for name, counter in counters.items()}
 
@@ -156,7 +157,6 @@ class _Counter:
 
     def __init__(self, volume: SoftmaxVolume, annotators: int):
         organs, levels = volume.shape[0] - 1, volume.levels
-        self.coming: list[Any] = []
         self._annotators, self._organs, self._levels = annotators, organs, levels
         self._tables = tables_of(levels)
         self._codes, self._positives = (np.zeros((organs, levels.size), np.int64) for _ in range(2))
@@ -184,11 +184,6 @@ class _Counter:
                 np.array([z0 + z, y0, x0]), codes, drawn[:, z], self._tables, self._codes, self._positives,
                 self._log_odds, self._cells, self._filled,
             )  # fmt: skip
-
-    def wait(self) -> None:
-        for one in self.coming:
-            one.result()
-        self.coming.clear()
 
     def _fold(self) -> None:
         """Sum up the joint histogram, and empty it."""

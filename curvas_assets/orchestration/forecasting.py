@@ -28,9 +28,9 @@ from curvas_assets.stages.sizes import StudySizes, prior, voxels_in, weights_fet
 from curvas_assets.stages.table import (
     ASSETS,
     ENSEMBLE_SOFTMAX,
+    PREDICTED,
     PREPROCESSED_DATASET,
     SCAN,
-    SOFTMAX,
     TEST_SCAN,
     TRAINED_MODEL,
     VARIANT_SOFTMAX,
@@ -49,7 +49,6 @@ MOST_FAILURES = 50
 STEP_EVENTS = 500
 """Of a failed run; one that launches others has few steps."""
 TABLES = "tables and report"
-PREDICTIONS = (SOFTMAX, VARIANT_SOFTMAX)
 ON_A_CLUSTER = ("celery", "kubernetes")
 
 
@@ -283,7 +282,7 @@ class _View:
         """The kind of device on which cells to come will be made."""
         if row is TRAINED_MODEL:
             return self.capacity.device(self.study.training.device)
-        return self.capacity.device(self.study.prediction.device) if row in PREDICTIONS else "cpu"
+        return self.capacity.device(self.study.prediction.device) if row in PREDICTED else "cpu"
 
     def _usable(self, row: Asset, device: str) -> tuple[list[Mapping[str, Any]], str, float]:
         """The measured cells that tell what cells to come will take; what to know of them; the least factor of the range.
@@ -299,9 +298,9 @@ class _View:
             told = ", ".join(f"{count} on {kind}" for kind, count in others.items())
             return [], f"{told} do not count for {device}" if told else "", LEAST_FACTOR
         code = self.staleness.graph.get(key_of(row)).code_version
-        since = self._networks_since() if row in PREDICTIONS else 0.0
+        since = self._networks_since() if row in PREDICTED else 0.0
         now = [one for one in here if one["code"] == code and one["made"] >= since]
-        if not now and row in (TRAINED_MODEL, *PREDICTIONS):
+        if not now and row in (TRAINED_MODEL, *PREDICTED):
             return [], f"{len(here)} made with other settings do not count", LEAST_FACTOR
         return (now, "", LEAST_FACTOR) if now else (here, "made with other code or settings", FACTOR_OF_ONE)
 
@@ -347,14 +346,14 @@ class _View:
         """Bytes that each run of an asset fetches before its first cell: its models, or the patients to train on."""
         if row is PREPROCESSED_DATASET:
             return sum(map(self.sizes.file_bytes, self.study.training_patients()))
-        predictors = {Cell.of(one).predictor for one in coming} if row in PREDICTIONS else ()
+        predictors = {Cell.of(one).predictor for one in coming} if row in PREDICTED else ()
         return weights_fetched(self.study, predictors) * self._bytes_of(TRAINED_MODEL)
 
     def _fetched_by(self, row: Asset, cells: Sequence[Mapping[str, Any]]) -> list[float]:
         """How many of these bytes are in what each measured cell read: each model comes with the first cell of its own."""
         if row is PREPROCESSED_DATASET:
             return [began * self._fetched(row, ()) for began in _began(cells)]
-        if row not in PREDICTIONS:
+        if row not in PREDICTED:
             return [0.0] * len(cells)
         model, seen = self._bytes_of(TRAINED_MODEL), set[tuple[str, str]]()
         found: list[float] = []

@@ -35,11 +35,11 @@ from curvas_assets.orchestration.partitions import StudyGrid, by_dimension, curr
 from curvas_assets.stages.table import (
     CALIBRATORS,
     ENSEMBLE_SOFTMAX,
+    PREDICTED,
     PREPROCESSED_DATASET,
     SCORES,
     SOFTMAX,
     TRAINED_MODEL,
-    VARIANT_SOFTMAX,
 )
 from curvas_assets.storage.layout import Cell, patient_of
 
@@ -53,7 +53,7 @@ MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
-OF_MODELS = (SOFTMAX, VARIANT_SOFTMAX, ENSEMBLE_SOFTMAX, SCORES)
+OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)
 """What is made of models for each patient, in order."""
 NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in OF_MODELS}
 

@@ -228,13 +228,15 @@ def _picture(name: str, organs: list[str], patients: list[PatientResponses], cal
     measured: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     curves: dict[str, np.ndarray] = {}
     grid = np.linspace(0, 1, 201)
-    for organ, label in zip(organs, range(len(organs)), strict=True):
-        p, response, weight = answers_of(patients, label)
+    for number, organ in enumerate(organs):
+        p, response, weight = answers_of(patients, number)
         places = np.minimum((p * CURVE_BINS).astype(int), CURVE_BINS - 1)
         total = np.bincount(places, weight, CURVE_BINS)
         filled = total > 0
-        sums = (np.bincount(places, weight * values, CURVE_BINS)[filled] for values in (p, response))
-        measured[organ] = (next(sums) / total[filled], next(sums) / total[filled])
+        mean_p, mean_response = (
+            np.bincount(places, weight * values, CURVE_BINS)[filled] / total[filled] for values in (p, response)
+        )
+        measured[organ] = (mean_p, mean_response)
         if isinstance(calibrator, Isotonic):
             curves[organ] = calibrator.of(organ)(grid)
     if isinstance(calibrator, Temperature):

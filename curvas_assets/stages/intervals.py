@@ -7,6 +7,7 @@ import pandas as pd
 from curvas_assets.report import paper
 from curvas_assets.report.figures import volume_intervals_chart
 from curvas_assets.report.words import Words
+from curvas_assets.stages.calibrated import base_of
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.score import of_the_study
 from curvas_assets.stages.stored import Artefact, Artefacts, Markdown, Picture
@@ -99,8 +100,8 @@ def has_the_same_members(study: Study, predictor: str) -> bool:
 
     Under cross-validation it is not: a scored patient has the members of the fold that held it out alone.
     """
-    base = study.made_from(predictor) if study.predicted_by(predictor) == "calibrated" else predictor
-    if base is None or study.predicted_by(base) != "ensemble" or not study.cross_validated:
+    base = base_of(predictor) if study.predicted_by(predictor) == "calibrated" else predictor
+    if study.predicted_by(base) != "ensemble" or not study.cross_validated:
         return True
     patients = [*study.fitting_patients, *study.scored_patients()]
     return len({tuple(map(str, study.members(base, patient))) for patient in patients}) == 1

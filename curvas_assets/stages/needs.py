@@ -14,12 +14,10 @@ import pandas as pd
 
 from curvas_assets.predictors import CalibratedId, EnsembleId, PredictorId, predictor_of
 from curvas_assets.stages import schemas
-from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, SCORES, TRAINED_MODEL, Asset
+from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, PREDICTED, SCORES, TRAINED_MODEL, Asset
 from curvas_assets.storage.layout import Cell, patient_of
 from curvas_assets.study import Study
 
-PREDICTED = tuple(row for row in ASSETS if row.axis in ("patient_by_model", "patient_by_variant"))
-"""Assets whose cells are networks' predictions."""
 FITTED = tuple(row for row in ASSETS if row.fits and row in SCORES.inputs)
 """Assets that are fitted on validation patients, and that predictors are scored with."""
 NEEDED = (TRAINED_MODEL, *PREDICTED, ENSEMBLE_SOFTMAX, *FITTED)

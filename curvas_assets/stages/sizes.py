@@ -18,6 +18,7 @@ from curvas_assets.stages.table import (
     ENSEMBLE_SOFTMAX,
     FAMILY_COMPARISONS,
     FIGURES,
+    PREDICTED,
     PREPROCESSED_DATASET,
     SCAN,
     SCORES,
@@ -203,7 +204,7 @@ class StudySizes:
             voxel = MAP_BYTES + OF_A_MEMBER * VOLUME_BYTES
             return self._ensembles_at_once * voxel * max(map(self.voxels_of, patients))
         files = max(map(self.file_bytes, patients))
-        if row in (SOFTMAX, VARIANT_SOFTMAX):
+        if row in PREDICTED:
             # the next patient's files come while models see the last one
             return weights_fetched(self.study, (Cell.of(one).predictor for one in partitions)) * model_bytes + 2 * files
         return files
@@ -254,7 +255,7 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
     if row is TRAINED_MODEL:
         seconds, origin = _training_seconds(study, gpu=gpu)
         return Prior(seconds, DATASET_BYTES, (1 + study.training.snapshots) * MODEL_BYTES, origin)
-    if row in (SOFTMAX, VARIANT_SOFTMAX):
+    if row in PREDICTED:
         seconds, origin = _prediction_seconds(study, gpu=gpu, mirrored=row is SOFTMAX and study.prediction.mirroring)
         return Prior(seconds, FILE_BYTES, VOLUME_BYTES, origin, **_starts(row))
     if row is ENSEMBLE_SOFTMAX:

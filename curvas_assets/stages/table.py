@@ -437,5 +437,7 @@ COST_ROWS = {
     cost: tuple(row.name for row in ASSETS if row.cost == cost) for cost in dict.fromkeys(row.cost for row in ASSETS)
 }
 """Row of the cost table → names of the assets that count in it."""
+PREDICTED = (SOFTMAX, VARIANT_SOFTMAX)
+"""Assets whose cells are networks' predictions."""
 FOLLOWED = tuple(row for row in ASSETS if row.followed)
 """What a new patient passes, in this order."""

@@ -39,6 +39,7 @@ from curvas_assets.stages import calibrate, cohort, ensemble, score, table
 from curvas_assets.stages.stored import Artefact, Stored
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.softmax import SoftmaxWriter, open_softmax
+from curvas_assets.storage.tables import write_json
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.stages.test_stages import SHAPE, SPACING, Bench
 
@@ -114,8 +115,6 @@ class CalibrationBench(Bench):
     def score(self, patients, record):
         artefact = Artefact(self.objects, self.layout.calibrators(), "record", "calibrators")
         if record is not None:
-            from curvas_assets.storage.tables import write_json
-
             write_json(self.objects, artefact.key, record)
         cells = [str(Cell(name, p)) for name in (*MODELS, *map(str, self.study.ensemble_ids)) for p in patients]
         both = {row.name: self.of(row, cells) for row in (table.SOFTMAX, table.ENSEMBLE_SOFTMAX)}
@@ -255,8 +254,6 @@ def test_scores_without_a_calibrator_say_how_to_get_it(bench):
 
 
 def test_calibrated_predictors_are_downloaded_as_they_are_scored(bench, tmp_path):
-    from curvas_assets.storage.tables import write_json
-
     objects, layout, name, patient = bench.objects, bench.layout, NAMES[1], TESTS[0]
     record = bench.fit()[0]
     write_json(objects, layout.calibrators(), record)

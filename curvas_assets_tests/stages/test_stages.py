@@ -89,6 +89,19 @@ class Bench:
         checks = StepChecks(*described)
         return dict(stage(self.tools, partitions, checks, **inputs)), checks
 
+    def score_uncalibrated(self, softmax: Artefacts, means: Artefacts, scans: Artefacts) -> tuple[dict, StepChecks]:
+        """The patients of scans, by models and ensembles alone."""
+        return self.make(
+            score.score_patients,
+            score.CHECKS,
+            list(scans),
+            softmax=softmax,
+            variant_softmax=NONE,
+            ensemble_softmax=means,
+            calibrators=no_calibrators(self.objects),
+            scan=scans,
+        )
+
     def predict(self, model: str, patient: str) -> np.ndarray:
         rng = np.random.default_rng(sum(map(ord, model)))
         values = rng.dirichlet(np.ones(len(self.study.class_names)), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
@@ -130,16 +143,7 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
         names = [str(m) for m in STUDY.members(Cell.of(cell).predictor, PATIENT)]
         expected = np.mean([arrays[name] for name in names], axis=0)
         np.testing.assert_allclose(means[cell].volume().slab(0, SHAPE[0]), expected, atol=ROUNDING)
-    scored, checks = bench.make(
-        score.score_patients,
-        score.CHECKS,
-        [PATIENT],
-        softmax=members,
-        variant_softmax=NONE,
-        ensemble_softmax=means,
-        calibrators=no_calibrators(bench.objects),
-        scan=scans,
-    )
+    scored, checks = bench.score_uncalibrated(members, means, scans)
     assert checks["scores_are_sound"].found == {PATIENT: []}
     assert scored[PATIENT].metadata["predictors"] == len(STUDY.predictors)
     merged, _ = score.merge_scores(bench.tools, bench.of(table.SCORES, [PATIENT, BROKEN]))
@@ -167,16 +171,7 @@ def test_scores_compare_with_what_the_study_says_and_know_its_vessels(tmp_path, 
     cells = [str(Cell(str(one), PATIENT)) for one in STUDY.ensemble_ids]
     bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=NONE)
     means, scans = bench.of(table.ENSEMBLE_SOFTMAX, cells), bench.of(table.SCAN, [PATIENT])
-    scored, checks = bench.make(
-        score.score_patients,
-        score.CHECKS,
-        [PATIENT],
-        softmax=members,
-        variant_softmax=NONE,
-        ensemble_softmax=means,
-        calibrators=no_calibrators(bench.objects),
-        scan=scans,
-    )
+    scored, checks = bench.score_uncalibrated(members, means, scans)
     assert checks["scores_are_sound"].found == {PATIENT: []}, scored
     merged, facts = score.merge_scores(bench.tools, bench.of(table.SCORES, [PATIENT]))
     assert (

@@ -272,16 +272,7 @@ def test_folds_of_a_label_and_seed_are_averaged_and_scored(tmp_path):
     expected = np.mean([arrays["anno2_init1_fold0"], arrays["anno2_init1_fold1"]], axis=0)
     found = means[str(Cell(name, PATIENT))].volume().slab(0, test_stages.SHAPE[0])
     np.testing.assert_allclose(found, expected, atol=test_stages.ROUNDING)
-    scored, _ = bench.make(
-        score.score_patients,
-        score.CHECKS,
-        [PATIENT],
-        softmax=members,
-        variant_softmax=test_stages.NONE,
-        ensemble_softmax=means,
-        calibrators=test_stages.no_calibrators(bench.objects),
-        scan=bench.of(table.SCAN, [PATIENT]),
-    )
+    scored, _ = bench.score_uncalibrated(members, means, bench.of(table.SCAN, [PATIENT]))
     assert isinstance(scored[PATIENT], Stored)
     rows = bench.of(table.SCORES, [PATIENT])[PATIENT].table("scores")
     assert set(rows["predictor"]) == set(study.predictors)
