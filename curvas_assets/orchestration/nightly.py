@@ -16,9 +16,10 @@ from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.stages import table
 from curvas_assets.storage.layout import patient_of
 
+PREDICTED = (table.SOFTMAX, table.VARIANT_SOFTMAX)
 NIGHT = tuple(row.jobs[0] for row in table.ASSETS if row.followed or row is table.CALIBRATORS)
 """Stages of a night, in order."""
-PREDICTIONS = (*table.SOFTMAX.jobs, *table.VARIANT_SOFTMAX.jobs)
+PREDICTIONS = tuple(job for row in PREDICTED for job in row.jobs)
 """Those of them that use GPUs."""
 (FITTING,) = table.CALIBRATORS.jobs
 UNPREDICTED = (
@@ -31,10 +32,9 @@ Run = Callable[[str, Scope], list[str]]
 
 def fit_is_due(staleness: Staleness) -> bool:
     """Whether calibrators are missing or out of date, for patients to be scored, and wait for nothing."""
-    key = key_of(table.CALIBRATORS)
-    return bool(staleness.partitions(key_of(table.SCORES)) and staleness.due(key)) and not calibrators_wait_for(
-        staleness
-    )
+    if not staleness.partitions(key_of(table.SCORES)) or not staleness.due(key_of(table.CALIBRATORS)):
+        return False
+    return not calibrators_wait_for(staleness)
 
 
 def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
@@ -44,11 +44,11 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         staleness: what there is.
         predict: whether predictions may be made; if not, a stale prediction alone does not select its patient.
     """
-    scan, softmax, scores = map(key_of, (table.SCAN, table.SOFTMAX, table.SCORES))
+    scan, scores = key_of(table.SCAN), key_of(table.SCORES)
     patients = [str(patient) for patient in staleness.partitions(scores)]
     unpredicted = {
         patient_of(str(cell))
-        for key in (softmax, key_of(table.VARIANT_SOFTMAX))
+        for key in map(key_of, PREDICTED)
         for cell in staleness.partitions(key)
         if not staleness.made(key, cell) and not staleness.elsewhere(key, cell)
     }
@@ -126,7 +126,7 @@ def _of_another_image(staleness: Staleness) -> set[str]:
     does not count: predictions of the current image are still used.
     """
     found: set[str] = set()
-    for key in map(key_of, (table.SOFTMAX, table.VARIANT_SOFTMAX)):
+    for key in map(key_of, PREDICTED):
         for cell in staleness.partitions(key):
             patient = patient_of(str(cell))
             if patient in found or (not staleness.made(key, cell) and staleness.elsewhere(key, cell)):
