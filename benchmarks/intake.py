@@ -46,7 +46,7 @@ Shape = tuple[int, int, int]
 
 
 def study() -> Study:
-    """The demo's, whose organs the phantom has, with three annotators and their target spacing."""
+    """The study `phantom`, whose organs the phantom has, with three annotators and their target spacing."""
     raw = load_study("phantom").model_dump(mode="json")
     raw["sets"] = {"train": ["001", "002", "003"], "test": ["007"]}
     raw["groups"], raw["in_distribution_group"] = {}, None

@@ -46,7 +46,7 @@ CONFIGURATION = "3d_fullres"
 
 
 def study_of(patients: int) -> Study:
-    """The demo's study with larger scans, other voxels for the network, and this many test patients."""
+    """The study `phantom` with larger scans, other voxels for the network, and this many test patients."""
     raw = load_study("phantom").model_dump(mode="json")
     raw["sets"] = {"train": ["001", "002", "003"], "test": [f"{7 + i:03d}" for i in range(patients)]}
     raw["groups"], raw["in_distribution_group"] = {}, None

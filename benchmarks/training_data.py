@@ -27,7 +27,7 @@ PATIENTS = ("001", "002", "003")
 
 
 def study_of(patch: Sequence[int], features: Sequence[int] | None, **training: Any) -> Study:
-    """The demo's study with other patches, networks (None: nnU-Net's own choice) and training settings."""
+    """The study `phantom` with other patches, networks (None: nnU-Net's own choice) and training settings."""
     raw = load_study("phantom").model_dump(mode="json")
     raw["sets"] = {"train": list(PATIENTS), "test": ["007"]}
     raw["groups"], raw["in_distribution_group"] = {}, None

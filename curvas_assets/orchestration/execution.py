@@ -212,8 +212,9 @@ def _counted_gib(study: Study) -> float:
     probability is compared with cuts). Of a variant, which is a member only, the codes and no more than these maps. With 13
     predictors, 3 organs and 3 annotators the whole step took 1.5 GiB, measured on two cores (`benchmarks.scoring`).
     """
-    # Under cross-validation, a fold's models predict some patients, all models the others.
-    patients = study.predicted_patients() if study.cross_validated else []
+    # Under cross-validation, a fold's models predict whom it holds out, all models the validation patients: one of each.
+    alike = [study.fitting_patients, *(study.held_out(fold) for fold in study.folds if fold != "all")]
+    patients = [some[0] for some in alike if some] if study.cross_validated else []
     counts = [(len(study.predictors_of(one)), len(study.variants_of(one))) for one in patients]
     predictors, variants = max(counts, default=(len(study.predictors), len(study.variants)))
     groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)

@@ -42,13 +42,13 @@ def due_for_patients(
         yield from _fit(staleness, busy)
     emptied = {row: last_emptied(staleness.instance, key_of(row)) for row in FOLLOWED}
     for patient in (p for p in patients if p not in busy):
+        columns = {
+            SOFTMAX: [str(m) for m in study.models_of(patient)],
+            VARIANT_SOFTMAX: [str(v) for v in study.variants_of(patient)],
+            ENSEMBLE_SOFTMAX: [str(e) for e in study.ensembles_of(patient)],
+        }
         for row in FOLLOWED:
             (job, *_), key = row.jobs, key_of(row)
-            columns = {
-                SOFTMAX: [str(m) for m in study.models_of(patient)],
-                VARIANT_SOFTMAX: [str(v) for v in study.variants_of(patient)],
-                ENSEMBLE_SOFTMAX: [str(e) for e in study.ensembles_of(patient)],
-            }
             cells = [str(Cell(c, patient)) for c in columns[row]] if row in columns else [patient]
             missing = [cell for cell in cells if not staleness.made(key, cell)]
             ready = [cell for cell in missing if staleness.ready(key, cell)]
@@ -72,7 +72,7 @@ def _fit(staleness: Staleness, busy: set[str]) -> Iterator[dg.RunRequest]:
         busy: patients with a run that goes on.
     """
     key = key_of(CALIBRATORS)
-    if staleness.graph.get(key).is_external or staleness.made(key, None) or calibrators_wait_for(staleness, busy):
+    if staleness.made(key, None) or calibrators_wait_for(staleness, busy):
         return
     (job,) = CALIBRATORS.jobs
     made_from = f"{last_emptied(staleness.instance, key)} {staleness.newest_input(key, [None])}"

@@ -31,10 +31,9 @@ Run = Callable[[str, Scope], list[str]]
 
 def fit_is_due(staleness: Staleness) -> bool:
     """Whether calibrators are missing or out of date, for patients to be scored, and wait for nothing."""
-    key = key_of(table.CALIBRATORS)
-    return bool(staleness.partitions(key_of(table.SCORES)) and staleness.due(key)) and not calibrators_wait_for(
-        staleness
-    )
+    if not staleness.partitions(key_of(table.SCORES)) or not staleness.due(key_of(table.CALIBRATORS)):
+        return False
+    return not calibrators_wait_for(staleness)
 
 
 def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
@@ -44,7 +43,7 @@ def concerned(staleness: Staleness, *, predict: bool = False) -> list[str]:
         staleness: what there is.
         predict: whether predictions may be made; if not, a stale prediction alone does not select its patient.
     """
-    scan, scores = map(key_of, (table.SCAN, table.SCORES))
+    scan, scores = key_of(table.SCAN), key_of(table.SCORES)
     patients = [str(patient) for patient in staleness.partitions(scores)]
     unpredicted = {
         patient_of(str(cell))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.stages.calibrated import base_of
 from curvas_assets.storage.layout import Cell
 from curvas_assets.study import ModelId, Study
 
@@ -76,7 +77,7 @@ def named_columns(study: Study, predictors: list[str]) -> frozenset[str]:
     those that are members of the ensembles. A calibrated predictor stands for the model or ensemble that it is made from: no
     volume of it is stored.
     """
-    predictors = [study.made_from(p) or p if study.predicted_by(p) == "calibrated" else p for p in predictors]
+    predictors = [base_of(p) if study.predicted_by(p) == "calibrated" else p for p in predictors]
     models = {ModelId.parse(p) for p in predictors if study.predicted_by(p) == "model"}
     members = {m for p in predictors if study.predicted_by(p) == "ensemble" for m in study.members(p)}
     variants = {str(one) for one in study.variants if one.trained in models or one in members}

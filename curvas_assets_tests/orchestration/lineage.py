@@ -1,4 +1,6 @@
-"""The study's lineage with instant, dummy computations: what the tests of the orchestration run on."""
+"""The study's lineage with instant, dummy computations, and the real one with events alone: what the tests of the orchestration
+run on.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -183,3 +185,39 @@ class DummyLineage:
         graph = self.definitions.resolve_asset_graph()
         due = {key.to_user_string(): [str(p) for p in staleness.due(key)] for key in graph.toposorted_asset_keys}
         return {asset: partitions for asset, partitions in due.items() if partitions}
+
+
+class Events:
+    """The real definitions of a study, and events as the platform writes them."""
+
+    def __init__(self, study, instance):
+        from curvas_assets.definitions import build_definitions  # as in DummyLineage.as_in
+
+        self.study, self.instance = study, instance
+        self.repository = build_definitions(study).get_repository_def()
+
+    @property
+    def staleness(self) -> Staleness:
+        return Staleness(self.repository.asset_graph, self.instance)
+
+    def tell(self, asset, *partitions, version="1"):
+        self._report(asset, partitions or (None,), version, {}, "run")
+
+    def upload(self, asset, *partitions):
+        self._report(asset, partitions, "uploaded", {MADE: ELSEWHERE}, "an upload")
+
+    def _report(self, asset, partitions, version, metadata, run_id):
+        definition = self.repository.assets_defs_by_key[dg.AssetKey(asset)]
+        tags = provenance_tags(self.instance, definition, run_id)
+        for partition in partitions:
+            event = cell_event(definition, partition, Stored("key", version), metadata, tags)
+            self.instance.report_runless_asset_event(event)
+
+    def due_of(self, *assets):
+        """Asset → the partitions that are due; assets with none are left out."""
+        staleness = self.staleness
+        due = {asset: list(map(str, staleness.due(dg.AssetKey(asset)))) for asset in assets}
+        return {asset: partitions for asset, partitions in due.items() if partitions}
+
+    def due(self, *assets):
+        return list(self.due_of(*assets))

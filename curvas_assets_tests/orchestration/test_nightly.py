@@ -19,13 +19,11 @@ import pytest
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import DeploymentError, PatientError
 from curvas_assets.orchestration import nightly, study_run
-from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.schedules import due_scores
-from curvas_assets.orchestration.staleness import Staleness
-from curvas_assets.stages.stored import Stored
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, job
+from curvas_assets_tests.orchestration.lineage import Events
 
 ONE, OTHER, NEW = sorted(LINEAGE.study.sets["test"])[:3]
 MODELS = [str(model) for model in LINEAGE.study.models]
@@ -161,63 +159,57 @@ def test_calibrators_that_alone_are_due_are_fitted_at_night():
     edited = Study.model_validate(raw | {"exclusions": {"005": "consent withdrawn"}})
     with dg.DagsterInstance.ephemeral() as instance:
         before = _everything_made(Study.model_validate(raw), instance)
-        (skip,) = due_scores(before())
+        (skip,) = due_scores(before.staleness)
         assert isinstance(skip, dg.SkipReason)
-        after = _snapshots(edited, instance)
-        assert nightly.concerned(after()) == []
-        (request,) = due_scores(after())
+        after = Events(edited, instance)
+        assert nightly.concerned(after.staleness) == []
+        (request,) = due_scores(after.staleness)
         assert request.run_config == {"predict": False}
         assert request.tags == {"curvas/due": "calibrators"}
 
         ran = []
-        assert nightly.work(after, lambda stage, _: ran.append(stage) or [], [], ran.append, predict=False) == []
+        assert _worked(after, ran) == []
         assert ran == ["fit_calibrators"]
-        _tell(edited, instance, "calibrators", version="of one patient")
-        (next_night,) = due_scores(after())
+        after.tell("calibrators", version="of one patient")
+        (next_night,) = due_scores(after.staleness)
         assert next_night.run_config == {"patients": ["PHANTOM006", "PHANTOM007"], "predict": False}
-        assert nightly.work(after, lambda stage, _: ran.append(stage) or [], [], ran.append, predict=False) == []
+        assert _worked(after, ran) == []
         assert ran == ["fit_calibrators"]
 
         # A further validation patient: the night waits until it is predicted.
         more = Study.model_validate(raw | {"sets": raw["sets"] | {"validation": [4, 5, 6]}})
-        waiting = _snapshots(more, instance)
-        assert nightly.fit_is_due(waiting())
+        waiting = Events(more, instance)
+        assert nightly.fit_is_due(waiting.staleness)
         instance.add_dynamic_partitions("test_patient", ["PHANTOM004"])
-        _tell(more, instance, "scan", "PHANTOM004")
-        assert not nightly.fit_is_due(waiting())
-        assert nightly.work(waiting, lambda stage, _: ran.append(stage) or [], [], ran.append, predict=False) == []
+        waiting.tell("scan", "PHANTOM004")
+        assert not nightly.fit_is_due(waiting.staleness)
+        assert _worked(waiting, ran) == []
         assert ran == ["fit_calibrators"]
 
 
 def test_an_empty_bucket_has_nothing_to_be_fitted_on():
     with dg.DagsterInstance.ephemeral() as instance:
-        (skip,) = due_scores(_snapshots(load_study("phantom"), instance)())
+        (skip,) = due_scores(Events(load_study("phantom"), instance).staleness)
         assert isinstance(skip, dg.SkipReason)
 
 
-def _snapshots(study, instance):
-    graph = build_definitions(study).get_repository_def().asset_graph
-    return lambda: Staleness(graph, instance)
-
-
-def _tell(study, instance, asset, *partitions, version="1"):
-    definition = build_definitions(study).get_repository_def().assets_defs_by_key[dg.AssetKey(asset)]
-    tags = provenance_tags(instance, definition, "run")
-    for partition in partitions or (None,):
-        instance.report_runless_asset_event(cell_event(definition, partition, Stored("key", version), {}, tags))
+def _worked(events, ran):
+    """A night of which nobody is concerned: what could not be made; the stages go to `ran`."""
+    return nightly.work(
+        lambda: events.staleness, lambda stage, _: ran.append(stage) or [], [], ran.append, predict=False
+    )
 
 
 def _everything_made(study, instance):
     """A study of which all predictions, calibrators and scores are there and fresh."""
-    graph = build_definitions(study).get_repository_def().asset_graph
-    tests = study.predicted_patients()
+    events, tests = Events(study, instance), study.predicted_patients()
     instance.add_dynamic_partitions("patient", [*study.training_patients(), *tests])
     instance.add_dynamic_partitions("test_patient", tests)
     for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax"):
-        _tell(study, instance, asset, *map(str, Staleness(graph, instance).partitions(dg.AssetKey(asset))))
-    _tell(study, instance, "calibrators")
-    _tell(study, instance, "scores", *tests)
-    return _snapshots(study, instance)
+        events.tell(asset, *map(str, events.staleness.partitions(dg.AssetKey(asset))))
+    events.tell("calibrators")
+    events.tell("scores", *tests)
+    return events
 
 
 def test_the_schedule_launches_this_job_and_the_switch_is_one_or_zero(monkeypatch):

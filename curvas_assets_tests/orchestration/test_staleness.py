@@ -20,17 +20,14 @@
 import dagster as dg
 import pytest
 
-from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration import nightly
-from curvas_assets.orchestration.cells import cell_event, provenance_tags
 from curvas_assets.orchestration.following import due_for_patients
 from curvas_assets.orchestration.operations.about import about_orphans
 from curvas_assets.orchestration.schedules import due_report, due_scores
-from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
+from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
-from curvas_assets.stages.stored import Stored
 from curvas_assets.study import Study, load_study
-from curvas_assets_tests.orchestration.lineage import DummyLineage
+from curvas_assets_tests.orchestration.lineage import DummyLineage, Events
 
 TESTS = ("UKCHLL003", "UKCHLL005")
 
@@ -116,38 +113,6 @@ def test_the_nightly_schedule_asks_for_complete_patients_only(lineage):
     assert "softmax" in " ".join(lineage.staleness.missing_parents(dg.AssetKey("scores"), "UKCHLL007"))
 
 
-class Events:
-    """The real definitions of a study, and events as the platform writes them."""
-
-    def __init__(self, study, instance):
-        self.study, self.instance = study, instance
-        self.repository = build_definitions(study).get_repository_def()
-
-    def tell(self, asset, *partitions, version="1"):
-        definition = self.repository.assets_defs_by_key[dg.AssetKey(asset)]
-        tags = provenance_tags(self.instance, definition, "run")
-        for partition in partitions or (None,):
-            event = cell_event(definition, partition, Stored("key", version), {}, tags)
-            self.instance.report_runless_asset_event(event)
-
-    def upload(self, asset, *partitions):
-        definition = self.repository.assets_defs_by_key[dg.AssetKey(asset)]
-        tags = provenance_tags(self.instance, definition, "an upload")
-        for partition in partitions:
-            event = cell_event(definition, partition, Stored("key", "uploaded"), {MADE: ELSEWHERE}, tags)
-            self.instance.report_runless_asset_event(event)
-
-    def due_of(self, *assets):
-        """Asset → the partitions that are due; assets with none are left out."""
-        staleness = Staleness(self.repository.asset_graph, self.instance)
-        due = {asset: list(map(str, staleness.due(dg.AssetKey(asset)))) for asset in assets}
-        return {asset: partitions for asset, partitions in due.items() if partitions}
-
-    def due(self, *assets):
-        staleness = Staleness(self.repository.asset_graph, self.instance)
-        return [asset for asset in assets if staleness.due(dg.AssetKey(asset))]
-
-
 def _many(train, test):
     raw = load_study("phantom").model_dump(mode="json")
     raw |= {"groups": {}, "in_distribution_group": None, "patients": {"prefix": "PHANTOM", "digits": 4}}
@@ -175,7 +140,7 @@ def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
         assert events.due(*tables) == []  # made again with the same content
         events.tell("scores", test[-1], version="2")
         assert events.due(*tables) == ["study_scores"]
-        assert isinstance(next(due_report(Staleness(events.repository.asset_graph, instance))), dg.RunRequest)
+        assert isinstance(next(due_report(events.staleness)), dg.RunRequest)
         events.tell("scan", test[-1], version="2")
         assert events.due(*tables) == ["cohort", "study_scores"]
         events.tell("scan", train[-1], version="2")
@@ -188,7 +153,7 @@ def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
         events = Events(study, instance)
         instance.add_dynamic_partitions("patient", ["PHANTOM0001", "PHANTOM0002"])
         events.tell("scan", "PHANTOM0001", "PHANTOM0002")
-        staleness = Staleness(events.repository.asset_graph, instance)
+        staleness = events.staleness
         missing = staleness.missing_parents(dg.AssetKey("preprocessed_dataset"), "anno1")
         assert missing == ["scan of PHANTOM0003"]
 
@@ -357,7 +322,7 @@ def test_of_a_validation_patient_nothing_is_due_whose_models_are_elsewhere():
         events = _uploaded(instance)
         study, (patient,) = events.study, events.study.fitting_patients
         assert events.due_of(*CELLS_OF_MODELS) == {}
-        staleness = Staleness(events.repository.asset_graph, instance)
+        staleness = events.staleness
         assert all(not nightly.concerned(staleness, predict=predict) for predict in (False, True))
         cells = [f"{model}|{patient}" for model in study.models]
         assert staleness.due(dg.AssetKey("softmax"), elsewhere=True) == cells
@@ -385,7 +350,7 @@ def test_what_calibrators_are_fitted_to_is_due_though_its_models_are_elsewhere()
         assert len(members) < len(events.study.models)
         due = events.due_of(*CELLS_OF_MODELS)
         assert due == {"softmax": members, "ensemble_softmax": ["ensemble_anno1|PHANTOM006"]}
-        staleness = Staleness(events.repository.asset_graph, instance)
+        staleness = events.staleness
         (missing,) = staleness.missing_parents(dg.AssetKey("softmax"), members[0])
         assert missing.startswith(f"trained_model of {members[0].partition('|')[0]} (made elsewhere")
 

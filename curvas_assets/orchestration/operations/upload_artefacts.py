@@ -51,12 +51,7 @@ def upload_model(
         stored.version,
         {
             **_provenance(folder, origin),
-            "annotator": model.annotator,
-            **(
-                {"labels": f"fused of several annotators: {fusion}"}
-                if (fusion := study.fusion(model.annotator))
-                else {}
-            ),
+            **_labels(study, model.annotator),
             "seed": model.seed,
             "fold": str(model.fold),
             "checkpoint": adopted.checkpoint,
@@ -90,8 +85,7 @@ def upload_preprocessing(
         facts.digest,
         {
             **_provenance(folder, origin),
-            "annotator": annotator,
-            **({"labels": f"fused of several annotators: {fusion}"} if (fusion := study.fusion(annotator)) else {}),
+            **_labels(study, annotator),
             "cases": facts.cases,
             "voxel order": facts.voxel_order or "unknown",
             "training patients": len(study.training_patients()),
@@ -103,3 +97,9 @@ def upload_preprocessing(
 
 def _provenance(folder: Path, origin: str) -> dict[str, str]:
     return {MADE: ELSEWHERE, "origin": origin or "not told", "uploaded from": str(folder)}
+
+
+def _labels(study: Study, annotator: str) -> dict[str, str]:
+    """Whose labels it was trained on."""
+    fusion = study.fusion(annotator)
+    return {"annotator": annotator, **({"labels": f"fused of several annotators: {fusion}"} if fusion else {})}
