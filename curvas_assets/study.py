@@ -408,6 +408,10 @@ class Report(_Part):
     """English or French."""
     published_table: Annotated[str, Field(max_length=200), AfterValidator(_plain_path)] = "published.csv"
     """Key, below the metrics prefix, of a table with the study's wide columns. Once it is uploaded, the report compares this run with it."""
+    data_statement: Annotated[str, Field(max_length=4000)] = ""
+    """Where the data can be had, under which licence, and who approved their use: printed in the report's methods as it is."""
+    data_citation: Annotated[str, Field(max_length=4000)] = ""
+    """BibTeX entry of the data, printed before those of methods and software."""
 
     @field_validator("published_table")
     @classmethod
@@ -1078,6 +1082,8 @@ LATER_FIELDS = (
     ("evaluation", "vascular"),
     ("statistics", "comparisons"),
     ("statistics", "margins"),
+    ("report", "data_statement"),
+    ("report", "data_citation"),
     ("training_labels", ""),
     ("cheap_ensembles", ""),
     ("calibrated", ""),
@@ -1086,6 +1092,7 @@ LATER_FIELDS = (
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
 UNSAID = (
     0,
+    "",
     "consensus",
     [],
     {},

@@ -61,6 +61,15 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Text to be copied as it is, such as BibTeX, under its caption; on the page it opens by a click on the caption."""
+
+    kind: ClassVar[str] = "source"
+    text: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class TableBlock:
     """A table under its caption; on the page, a folded one opens by a click on the caption."""
 
@@ -78,7 +87,7 @@ class FigureBlock:
     chart: Chart
 
 
-Block: TypeAlias = Heading | Text | Note | Answer | Absent | Bullets | TableBlock | FigureBlock
+Block: TypeAlias = Heading | Text | Note | Answer | Absent | Bullets | Source | TableBlock | FigureBlock
 
 
 @dataclass(frozen=True)

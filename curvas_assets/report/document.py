@@ -11,6 +11,7 @@ from curvas_assets.errors import ReportError
 from curvas_assets.report import markup, paper
 from curvas_assets.report.blocks import Section
 from curvas_assets.report.chart import Chart
+from curvas_assets.report.citations import bibtex
 from curvas_assets.report.facts import gather
 from curvas_assets.report.inputs import ReportInputs
 from curvas_assets.report.sections import SECTIONS
@@ -26,12 +27,14 @@ class WrittenReport:
         markdown: the same, with figures as links to `figures/<name>.png`.
         attachments: relative path → bytes: each figure as `figures/<name>.png`, `.svg` and `.pdf`.
         figures: names of the figures, in order.
+        references: BibTeX of what the study used.
     """
 
     html: str
     markdown: str
     attachments: Mapping[str, bytes]
     figures: tuple[str, ...]
+    references: str
 
 
 def build_report(
@@ -64,6 +67,7 @@ def build_report(
             for image_format, content in paper.images(chart, image_formats).items()
         },
         figures=tuple(chart.name for chart in charts),
+        references=bibtex(inputs.study, inputs.provenance.packages),
     )
 
 

@@ -60,6 +60,8 @@ class ReportInputs:
         cost: the cost table, as it shall be shown (`step`, `count`, `hours`, `gb_down`, `gb_up`, `euros`, …).
         predictor_cost: what each predictor needs and the hours that this took, from `curvas_assets.stages.needs.predictor_cost`.
         curves: model → training curve (`epoch`, `train_loss`, `val_loss`, `pseudo_dice`, `ema_dice`, …).
+        networks: how each trained model came to be: `model`, `epochs`, `device`, and of its plans `patch_size`, `spacing_mm` (Z, Y, X)
+            and `batch_size`.
         state: of the lineage when the report was made: `asset`, `partitions`, `made`, `stale`, `missing`, `elsewhere`, `why`.
         averaged: what the ensembles that were scored are the mean of: `predictor`, `members`, `patients`, `models`.
         slices: slices to show, with annotations and, of an ensemble, its maps.
@@ -88,6 +90,7 @@ class ReportInputs:
     cost: pd.DataFrame | None = None
     predictor_cost: pd.DataFrame | None = None
     curves: Mapping[str, pd.DataFrame] | None = None
+    networks: pd.DataFrame | None = None
     state: pd.DataFrame | None = None
     averaged: pd.DataFrame | None = None
     slices: Sequence[SliceView] = ()

@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 
 from curvas_assets.errors import MissingArtefactError
+from curvas_assets.geometry import by, mm
 from curvas_assets.report import Provenance, ReportInputs, WrittenReport, build_report
 from curvas_assets.report.sections import SECTIONS
 from curvas_assets.report.style import ImageFormat
@@ -106,6 +108,7 @@ def write_report(
     published = None
     if len(behind.published_comparison.table()):
         published = published_scores(objects, layout.published_table(study.report.published_table), study)
+    trainings = trained(objects, layout, sorted(behind.trained_model))
     tools.tell(f"report on {len(scored)} patients, pictures of {', '.join(case.patient for case in cases)}")
     with tools.scratch("report") as scratch:
         slices, organs = pictures(tools, cases, lead, Path(scratch))
@@ -132,7 +135,8 @@ def write_report(
             risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),
             cost=behind.cost.table(),
             predictor_cost=behind.predictor_cost.table(),
-            curves=curves(objects, layout, sorted(behind.trained_model)),
+            curves=curves(trainings),
+            networks=networks(objects, layout, trainings, study.plans.configuration),
             state=state,
             averaged=averaged(study, objects, layout, scored),
             slices=slices,
@@ -162,6 +166,7 @@ def _lay_out(report: WrittenReport, figures: Path, page: Path) -> None:
     page.mkdir(exist_ok=True)
     (page / "report.html").write_text(report.html)
     (page / "report.md").write_text(report.markdown)
+    (page / "references.bib").write_text(report.references)
 
 
 def in_short(report: WrittenReport) -> str:
@@ -243,11 +248,42 @@ def exclusion_ledger(cohort: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame
     return ledger.fillna("")
 
 
-def curves(objects: ObjectStore, layout: Layout, models: list[str]) -> dict[str, pd.DataFrame]:
-    """Training curves of the models there are; a model that was uploaded may have none."""
-    there = {
-        model: pd.DataFrame(json.loads(directories.read_file(objects, layout.model(model), "training.json"))["curve"])
+def trained(objects: ObjectStore, layout: Layout, models: list[str]) -> dict[str, dict[str, Any]]:
+    """Model → the record of its training, of the models there are."""
+    return {
+        model: json.loads(directories.read_file(objects, layout.model(model), "training.json"))
         for model in models
         if directories.exists(objects, layout.model(model))
     }
-    return {model: curve for model, curve in there.items() if len(curve)}
+
+
+def curves(trainings: Mapping[str, dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Training curves; a model that was uploaded may have none."""
+    found = {model: pd.DataFrame(record["curve"]) for model, record in trainings.items()}
+    return {model: curve for model, curve in found.items() if len(curve)}
+
+
+def networks(
+    objects: ObjectStore, layout: Layout, trainings: Mapping[str, dict[str, Any]], configuration: str
+) -> pd.DataFrame:
+    """How each model came to be: epochs and device on record, and patch, voxel size and batch of its plans.
+
+    A model that was uploaded may say less; its plans may lack the study's configuration.
+    """
+    rows: list[dict[str, Any]] = []
+    for model, record in trainings.items():
+        plans = json.loads(directories.read_file(objects, layout.model(model), "plans.json"))
+        planned = plans.get("configurations", {}).get(configuration, {})
+        patch, spacing = planned.get("patch_size"), planned.get("spacing")
+        rows.append(
+            {
+                "model": model,
+                "epochs": record.get("epochs"),
+                "device": record.get("device"),
+                "patch_size": by(patch) if patch else None,
+                "spacing_mm": mm(spacing) if spacing else None,
+                "batch_size": planned.get("batch_size"),
+            }
+        )
+    columns = ["model", "epochs", "device", "patch_size", "spacing_mm", "batch_size"]
+    return pd.DataFrame(rows, columns=columns).astype({"epochs": "Int64", "batch_size": "Int64"})

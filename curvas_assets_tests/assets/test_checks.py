@@ -148,6 +148,7 @@ def test_a_report_without_a_section_or_picture_is_told():
         report.markdown,
         {k: v for k, v in report.attachments.items() if not k.endswith(f"{report.figures[0]}.png")},
         report.figures,
+        report.references,
     )
     assert missing_parts(cut) == ["section statistics", f"figure {report.figures[0]}"]
     lacking = {f"{report.figures[0]}.{f} was not drawn" for f in ("png", "svg", "pdf")}

@@ -94,6 +94,10 @@ def test_the_copy_of_the_report_is_the_newest_and_whole(tmp_path, monkeypatch):
 
 def test_in_short_is_the_first_section():
     report = WrittenReport(
-        "", "# Study\n\nGenerated\n\n## Question\n\nDo they?\n\n### In short\n\n- Yes.\n\n## Data\n\nMuch.\n", {}, ()
+        "",
+        "# Study\n\nGenerated\n\n## Question\n\nDo they?\n\n### In short\n\n- Yes.\n\n## Data\n\nMuch.\n",
+        {},
+        (),
+        "",
     )
     assert in_short(report) == "Do they?\n\n### In short\n\n- Yes."

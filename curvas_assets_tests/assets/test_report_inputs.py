@@ -1,14 +1,20 @@
 """Claims proved here.
 
 - What ensembles are the mean of is read from their volumes, whatever the study says; a volume that is gone is told.
+- How networks came to be is read from their own records; a model that was uploaded may say less, and one that is gone is
+  left out.
 - What behind the report was out of date is named with its reason; what is missing or made elsewhere is not.
 """
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from curvas_assets.geometry import Grid
-from curvas_assets.stages.write_up import averaged, out_of_date
+from curvas_assets.stages.write_up import averaged, curves, networks, out_of_date, trained
+from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter
@@ -41,3 +47,25 @@ def test_what_was_out_of_date_behind_the_report_is_named():
     state = pd.DataFrame(rows, columns=columns)
     assert out_of_date(state) == ["1 of cohort out of date: scan has a new data version"]
     assert out_of_date(state.assign(stale=0)) == []
+
+
+def test_how_networks_came_to_be_is_read_from_their_records(tmp_path: Path):
+    objects, layout = FolderObjects(tmp_path / "bucket"), Layout()
+    planned = {
+        "configurations": {
+            "3d_fullres": {"patch_size": [8, 16, 16], "spacing": [5.0, 0.78125, 0.78125], "batch_size": 2}
+        }
+    }
+    made = {"epochs": 7, "device": "cuda 0", "curve": {"epoch": [0, 1], "ema_dice": [0.1, 0.2]}}
+    for model, record, plans in (("own", made, planned), ("uploaded", {"curve": {}}, {})):
+        folder = tmp_path / model
+        folder.mkdir()
+        (folder / "training.json").write_text(json.dumps(record))
+        (folder / "plans.json").write_text(json.dumps(plans))
+        directories.write_directory(objects, layout.model(model), folder)
+    trainings = trained(objects, layout, ["own", "uploaded", "gone"])
+    assert list(curves(trainings)) == ["own"]
+    found = networks(objects, layout, trainings, "3d_fullres").set_index("model")
+    assert list(found.index) == ["own", "uploaded"]
+    assert found.loc["own"].tolist() == [7, "cuda 0", "8 × 16 × 16", "5 × 0.7812 × 0.7812", 2]
+    assert found.loc["uploaded"].isna().all()

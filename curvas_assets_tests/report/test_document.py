@@ -46,7 +46,7 @@ from curvas_assets_tests.report.studies import make_inputs, make_scores, make_sl
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 SECTIONS = (
-    "question patients maps data protocol results statistics volumes comparison cost metrics reproducibility state".split()  # noqa: SIM905
+    "question patients maps data protocol results statistics volumes comparison cost metrics methods reproducibility state".split()  # noqa: SIM905
 )
 
 

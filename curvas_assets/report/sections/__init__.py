@@ -13,6 +13,7 @@ from curvas_assets.report.sections import (
     cost,
     data,
     maps,
+    methods,
     metrics,
     patients,
     protocol,
@@ -36,6 +37,7 @@ SECTIONS: Mapping[str, Callable[[Facts], list[Block]]] = {
     "comparison": comparison.write,
     "cost": cost.write,
     "metrics": metrics.write,
+    "methods": methods.write,
     "reproducibility": reproducibility.write,
     "state": state.write,
 }

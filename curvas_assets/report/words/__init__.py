@@ -6,7 +6,7 @@ Belongs here: finding and filling in what a language's file says. Does not belon
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from typing import Any
@@ -130,6 +130,22 @@ class Words:
     def percent(self, share: float) -> str:
         """A share of one, in per cent."""
         return f"{100 * share:.3g}\u00a0%".replace(".", self.decimal)
+
+    def joined(self, names: Sequence[str]) -> str:
+        """Names within a sentence.
+
+        >>> Words("en").joined(["a", "b", "c"]), Words("fr").joined(["a", "b"])
+        ('a, b and c', 'a et b')
+        """
+        return f" {self('and')} ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
+
+    def span(self, low: float, high: float) -> str:
+        """From the least to the largest of several numbers; one of them where they are alike."""
+        return "–".join(dict.fromkeys((self.setting(low), self.setting(high))))
+
+    def setting(self, value: float) -> str:
+        """A number that somebody chose, with no more digits than were written."""
+        return f"{value:g}".replace(".", self.decimal)
 
     def p_value(self, value: object) -> str:
         """A p value."""

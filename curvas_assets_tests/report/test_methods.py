@@ -1,0 +1,132 @@
+"""Claims proved here.
+
+- The methods name the numbers of the configuration and of the records, in both languages, and only what the study did.
+- Where records are missing, a sentence says so, and none is made up.
+- Data and computing are stated as the study file and the cost table say.
+- BibTeX holds each entry once, with balanced braces and the versions on record; what was not used is not cited.
+"""
+
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from curvas_assets.report import Provenance, ReportInputs
+from curvas_assets.report.blocks import Source, Text
+from curvas_assets.report.citations import SOFTWARE, bibtex, cited
+from curvas_assets.report.facts import gather
+from curvas_assets.report.sections import methods
+from curvas_assets.study import Study, built_in_studies, load_study
+from curvas_assets_tests.report.studies import every_family, make_inputs, make_study
+
+PACKAGES = {"curvas-assets": "0.2.0", "nnunetv2": "2.9.9", "torch": "2.14.1", "gcc": "1"}
+NETWORKS = pd.DataFrame(
+    {
+        "model": ["a", "b", "c"],
+        "epochs": pd.array([120, 300, None], "Int64"),
+        "device": ["cuda 0 (A100)", "cuda 0 (A100)", None],
+        "patch_size": ["28 × 256 × 256", "28 × 256 × 256", None],
+        "spacing_mm": ["5 × 0.8 × 0.8", "5 × 0.8 × 0.8", None],
+        "batch_size": pd.array([2, 2, None], "Int64"),
+    }
+)
+
+
+def inputs_of(study: Study, **changes: object) -> ReportInputs:
+    given = make_inputs(study, slices=(), organs=None, curves=None, reliability=None, risk_coverage=None)
+    return replace(given, provenance=Provenance(git_commit="abc123", packages=PACKAGES), **changes)
+
+
+def said(study: Study, **changes: object) -> str:
+    """The paragraphs of the section."""
+    blocks = methods.write(gather(inputs_of(study, **changes)))
+    return " ".join(block.text for block in blocks if isinstance(block, Text))
+
+
+@pytest.fixture(scope="module")
+def whole() -> Study:
+    plain = every_family()
+    changes = {"evaluation": {"reference": "staple", "ece_bins": 37}, "statistics": {"draws": 1234}}
+    return Study.model_validate({**plain.model_dump(), **changes})
+
+
+def test_numbers_are_those_of_configuration_and_records(whole: Study):
+    text = said(whole, networks=NETWORKS)
+    for number in ("37 bins", "1234 draws", f"{whole.training.epochs} epochs"):
+        assert number in text
+    assert f"{len(whole.models)} networks in all" in text
+    assert "nnU-Net 2.9.9" in text
+    assert "patch was 28 × 256 × 256 voxels at a voxel size of 5 × 0.8 × 0.8 mm" in text
+    assert "2 trainings on record ran for 120–300 epochs" in text
+    assert "A100" in text
+    assert "STAPLE estimate" in text
+    assert "Voxels measure 5 × 3.5 × 3.5 mm" in text
+    assert "commit abc123" in text
+
+
+def test_only_what_was_done_is_told():
+    plain = said(make_study())
+    for word in ("temperature", "isotonic", "conformal", "STAPLE", "on record", "patch was"):
+        assert word not in plain, word
+    full = said(every_family())
+    assert "temperature" in full
+    assert "isotonic" in full
+
+
+def test_both_languages_have_the_same_numbers(whole: Study):
+    french = whole.model_copy(update={"report": whole.report.model_copy(update={"language": "fr"})})
+    numbers = [
+        sorted(re.findall(r"\d+", said(study, networks=NETWORKS).replace(study.fingerprint(), "").replace("95e", "95")))
+        for study in (whole, french)
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def test_data_are_stated_as_the_study_file_says():
+    study = make_study(report={"data_statement": "On request from the hospital.", "data_citation": "@misc{own,\n}"})
+    assert "On request from the hospital." in said(study)
+    assert bibtex(study, {}).startswith("@misc{own,\n}\n\n@article")
+    assert "does not say where the data can be had" in said(make_study())
+    assert "made up from a seed" in said(make_study(synthetic=True))
+    assert study.fingerprint("report") != make_study().fingerprint("report")
+
+
+def test_computing_is_the_cost_tables():
+    cost = pd.DataFrame(
+        {"stage": ["training", "inference", "total"], "hours": [70.25, 3.5, 80.0], "gb_stored": 12.5, "euros": 41.0}
+    )
+    text = said(make_study(), cost=cost)
+    assert "All steps took 80.0 hours (trainings 70.2, predictions 3.50), 12.5 GB of storage and about 41.0 €" in text
+    assert "No cost was recorded." in said(make_study(), cost=None)
+
+
+@pytest.mark.parametrize("name", built_in_studies())
+def test_bibtex_is_whole(name: str):
+    study = load_study(name)
+    text = bibtex(study, PACKAGES)
+    keys = re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE)
+    own = 1 if study.report.data_citation else 0
+    assert keys[own:] == cited(study)
+    assert len(set(keys)) == len(keys)
+    entries = text.strip().split("\n\n")
+    assert len(entries) == len(keys)
+    for entry in entries:
+        assert entry.count("{") == entry.count("}"), entry
+        assert entry.endswith("}")
+    for package, key in SOFTWARE.items():
+        entry = next(one for one in entries if f"{{{key},\n" in one)
+        assert ("Version" in entry) == (package in PACKAGES)
+
+
+def test_what_was_not_used_is_not_cited():
+    assert "warfield2004staple" not in cited(make_study())
+    assert "warfield2004staple" in cited(make_study(evaluation={"reference": "staple"}))
+    assert "isensee2024revisited" in cited(load_study("curvas-medig"))
+    assert "isensee2024revisited" not in cited(load_study("curvas"))
+
+
+def test_bibtex_stands_on_the_page_to_be_copied():
+    blocks = methods.write(gather(inputs_of(make_study())))
+    sources = [block for block in blocks if isinstance(block, Source)]
+    assert [one.text for one in sources] == [bibtex(make_study(), PACKAGES)]
