@@ -30,7 +30,7 @@ from curvas_assets.study import Study
 def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph]) -> list[dg.AssetsDefinition]:
     """The report of one study; `graph` gives the whole lineage, whose state the report shows."""
     declare = Declarations(study, partitions)
-    figures, page = table.FIGURES, table.REPORT_PAGE
+    figures, page, served = table.FIGURES, table.REPORT_PAGE, deployment().report_url
 
     @dg.multi_asset(
         name=page.name,
@@ -44,6 +44,7 @@ def build(study: Study, partitions: Partitions, graph: Callable[[], AssetGraph])
             page.name: dg.AssetOut(
                 key=key_of(page),
                 description="One self-contained HTML page, and the same as Markdown: data, protocol, results, statistics, cost.",
+                metadata={metadata.OPENS: dg.MetadataValue.url(served)} if served else None,
                 **declare.described(page),
             ),
         },
@@ -145,7 +146,8 @@ def _page_output(tools: Toolkit, written: stage.Written, bucket: Bucket) -> dg.O
         output_name=table.REPORT_PAGE.name,
         data_version=dg.DataVersion(written.page.version),
         metadata={
-            **metadata.link(bucket.report_link()),
+            **metadata.link(bucket.report_link(), deployment().report_url),
+            **metadata.earlier(bucket.kept_report_links()),
             "in short": dg.MetadataValue.md(stage.in_short(written.report)),
             "report": f"{tools.objects.name}/{place}/{written.page.place}/report.html",
             "patients": len(written.patients),

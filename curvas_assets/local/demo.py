@@ -88,9 +88,10 @@ def run(state: Path, port: int, tell: Progress, name: str = DEMO_STUDY) -> bool:
             deployment.set_gpu_slots(settings_here().gpu_steps(without=os.cpu_count() or 1))
             with (
                 dg.DagsterInstance.from_config(str(deployment.home)) as instance,
-                deployment.dagster(environment, port) as process,
+                deployment.reports(environment, port) as report,
+                deployment.dagster({**environment, variable("report_url"): report}, port) as process,
             ):
-                tell(f"Dagster starts; watch the study at http://127.0.0.1:{port}")
+                tell(f"Dagster starts; watch the study at http://127.0.0.1:{port}, and later its report at {report}")
                 succeeded = follow(instance, study_under_way(instance, tell) or launch(process, port), tell)
             summarise(study, settings, deployment, state, tell, succeeded)
     return succeeded

@@ -14,9 +14,12 @@ from botocore.httpsession import where
 from curvas_assets.errors import StorageError
 from curvas_assets.local.processes import DagsterDev
 from curvas_assets.local.server import EmbeddedS3, private_folder
+from curvas_assets.orchestration.bucket import layout_of
 from curvas_assets.orchestration.environment import PREFIX, deployment, variable
 from curvas_assets.orchestration.execution import GPU_POOL
 from curvas_assets.orchestration.launcher import is_of_this_machine
+from curvas_assets.orchestration.report_server import served
+from curvas_assets.storage.connection import S3Settings, connect
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, or the folder that the package was installed to."""
@@ -112,6 +115,18 @@ class LocalDeployment:
             command, environment, Path.cwd(), self.logs / "dagster.log", record, before_start=self.fail_dead_runs
         ) as process:
             yield process
+
+    @contextmanager
+    def reports(self, environment: Mapping[str, str], port: int) -> Generator[str]:
+        """Serve the report beside the UI until the block ends; gives the address.
+
+        Args:
+            environment: of the store.
+            port: of the UI; the next one is taken if it is free.
+        """
+        settings = S3Settings.from_environment(environment)
+        with served(connect(settings), layout_of(settings), free_port(port + 1)) as address:
+            yield address
 
     def fail_dead_runs(self) -> None:
         """Mark runs as failed that a crash of the machine left active in Dagster's records. Call it while nothing runs on this state.

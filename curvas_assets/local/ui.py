@@ -41,9 +41,13 @@ def serve(deployment: LocalDeployment, port: int) -> None:
             variables = deployment.environment()
             if (slots := settings_here().gpu_slots) is not None:
                 deployment.set_gpu_slots(slots)
-            with deployment.dagster(variables, port) as process:
+            with (
+                deployment.reports(variables, port) as report,
+                deployment.dagster({**variables, variable("report_url"): report}, port) as process,
+            ):
                 print(
-                    f"Dagster: {url}, study {variables[variable('study')]}   (Ctrl-C ends it; the state stays in {deployment.state})",
+                    f"Dagster: {url}, study {variables[variable('study')]}   (Ctrl-C ends it; the state stays in {deployment.state})\n"
+                    f"Report:  {report}",
                     flush=True,
                 )
                 process.wait()

@@ -4,6 +4,7 @@ Where each artefact stands and how it is encoded belongs to `curvas_assets.stora
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -11,6 +12,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from curvas_assets.orchestration.environment import deployment, environment
+from curvas_assets.stages.kept_reports import PAGE, kept_reports
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning, link_ends, signed_link
 from curvas_assets.storage.layout import Layout
@@ -61,25 +63,45 @@ class Bucket(dg.ConfigurableResource["Bucket"]):
         return objects
 
     def report_link(self) -> tuple[str, str] | None:
-        """The link that opens the current report in a browser, and when it expires; None if there is no report."""
-        objects, key = self.objects(), self.layout.report()
-        if not directories.exists(objects, key):
+        """The link that opens the newest report in a browser, and when it expires; None if there is no report.
+
+        Until it expires it shows the report that is the newest when it is opened.
+        """
+        objects, layout = self.objects(), self.layout
+        if not directories.exists(objects, layout.report()):
             return None
+        page = layout.latest_report()
+        if objects.head(page) is None:  # a report of a version that kept none
+            page = directories.key_of_file(objects, layout.report(), PAGE)
+        return self._links([page])[0]
+
+    def kept_report_links(self) -> list[tuple[str, str]]:
+        """When each report that is kept was written, and a link that opens it, the newest first."""
+        objects, layout = self.objects(), self.layout
+        kept = kept_reports(objects, layout)
+        pages = [directories.key_of_file(objects, layout.kept_report(one.name), PAGE) for one in kept]
+        return [(one.when, address) for one, (address, _) in zip(kept, self._links(pages), strict=True)]
+
+    def _links(self, pages: Sequence[str]) -> list[tuple[str, str]]:
         settings, now = self.settings(), datetime.now(UTC)
         until = link_ends(settings, now)
-        page = directories.key_of_file(objects, key, "report.html")
-        return signed_link(settings, page, until, now, "text/html; charset=utf-8"), f"{until:%Y-%m-%d %H:%M} UTC"
+        ends = f"{until:%Y-%m-%d %H:%M} UTC"
+        return [(signed_link(settings, page, until, now, "text/html; charset=utf-8"), ends) for page in pages]
 
     @property
     def layout(self) -> Layout:
-        settings = self.settings()
-        return Layout(
-            data=settings.data_dir,
-            artifacts=settings.artifacts_dir,
-            output=settings.output_dir,
-            metrics=settings.metrics_dir,
-            reports=settings.reports_dir,
-        )
+        return layout_of(self.settings())
+
+
+def layout_of(settings: S3Settings) -> Layout:
+    """Where artefacts stand, by the prefixes of the settings."""
+    return Layout(
+        data=settings.data_dir,
+        artifacts=settings.artifacts_dir,
+        output=settings.output_dir,
+        metrics=settings.metrics_dir,
+        reports=settings.reports_dir,
+    )
 
 
 @cache

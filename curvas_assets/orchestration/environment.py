@@ -67,6 +67,11 @@ class Deployment(BaseSettings):
     report_folder: Path | None = Field(
         None, description="Folder of this machine that keeps a copy of the newest report."
     )
+    report_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Address at which people reach the served report (`curvas_assets.orchestration.report_server`); the UI links to it.",
+    )
     git_commit: str = Field("", description="The commit that an image was built from; else the checkout's.")
     webhook_url: str = Field("", description="Where report_failures posts each failed run.")
 

@@ -1,7 +1,7 @@
 """How facts become what people see in the UI: inline images, tables, links."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -56,14 +56,31 @@ def catalogued(frame: pd.DataFrame) -> dict[str, Any]:
     return {ROWS: len(frame), COLUMNS: dg.TableSchema(columns)}
 
 
-def link(report: tuple[str, str] | None) -> dict[str, dg.MetadataValue]:
-    """Where the report opens with a click, and until when; nothing without a report.
+OPENS = "open the report"
+
+
+def link(report: tuple[str, str] | None, served: str = "") -> dict[str, dg.MetadataValue]:
+    """Where the newest report opens with a click, and until when; nothing without a report.
 
     Args:
         report: address and end, from `Bucket.report_link`.
+        served: address of the server that shows reports, if there is one. It never ends.
     """
     if report is None:
         return {}
+    if served:
+        return {OPENS: dg.MetadataValue.url(served)}
     address, until = report
     ends = f"{until}, or when the store gets another address; the job `about` gives a new link"
-    return {"open the report": dg.MetadataValue.url(address), "the link ends": dg.MetadataValue.text(ends)}
+    return {OPENS: dg.MetadataValue.url(address), "the link ends": dg.MetadataValue.text(ends)}
+
+
+def earlier(reports: Sequence[tuple[str, str]], most: int = 10) -> dict[str, dg.MetadataValue]:
+    """The reports before the newest one, each with a link; nothing if there are none.
+
+    Args:
+        reports: time and address, from `Bucket.kept_report_links`.
+        most: that are shown.
+    """
+    lines = [f"- [{when}]({address})" for when, address in reports[1 : most + 1]]
+    return {"earlier reports": dg.MetadataValue.md("\n".join(lines))} if lines else {}

@@ -18,6 +18,7 @@ from curvas_assets.report.sections import SECTIONS
 from curvas_assets.report.style import ImageFormat
 from curvas_assets.report.verdict import leading_predictor
 from curvas_assets.scoring import metric_table
+from curvas_assets.stages import kept_reports
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.compare import published_scores
 from curvas_assets.stages.picture import anatomy, choose_cases, pictures
@@ -148,6 +149,7 @@ def write_report(
         _lay_out(report, figures, page)
         drawn = directories.write_directory(objects, layout.figures(), figures)
         written = directories.write_directory(objects, layout.report(), page)
+        kept_reports.keep(objects, layout, page, written.version, provenance.generated_at)
         if keep_in is not None:
             try:
                 keep_copy(page, keep_in)

@@ -118,6 +118,18 @@ class Layout:
         """The folder of the report."""
         return f"{self.reports}/report"
 
+    def latest_report(self) -> str:
+        """The newest report's page under a key that never changes, for addresses that are to show the newest one."""
+        return f"{self.reports}/latest.html"
+
+    def kept_reports(self) -> str:
+        """The prefix below which reports are kept, the newest one among them."""
+        return f"{self.reports}/kept"
+
+    def kept_report(self, name: str) -> str:
+        """The folder of one report that is kept."""
+        return f"{self.kept_reports()}/{name}"
+
     def figures(self) -> str:
         """The folder of the report's figures."""
         return f"{self.reports}/figures"

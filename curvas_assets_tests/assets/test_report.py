@@ -2,6 +2,8 @@
 
 - The report opens by a link that needs no key, as a page, from a real S3 server; the link says when it ends, names no secret,
   and is no longer than a session token. Without a report there is none.
+- A link shows the newest report, also one that was made before; earlier reports have links of their own. Where reports are
+  served, the UI links to the server.
 - A copy of the newest report is kept whole: figures of an earlier one go, other files stay.
 - What the UI shows in short is the report's first section.
 """
@@ -20,6 +22,7 @@ from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.environment import deployment
 from curvas_assets.report import WrittenReport
+from curvas_assets.stages.kept_reports import keep
 from curvas_assets.stages.write_up import in_short, keep_copy
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import LONGEST_LINK, S3Settings, link_ends, signed_link
@@ -49,6 +52,30 @@ def test_the_report_opens_by_a_link_without_a_key(bucket, bucket_environment, tm
     with pytest.raises(urllib.error.HTTPError) as refused:  # another object by the same signature
         urllib.request.urlopen(address.replace("report.html", "manifest.json"), timeout=10)
     assert refused.value.code == 403
+
+
+def test_a_link_shows_the_newest_report_and_earlier_ones_have_theirs(bucket, tmp_path):
+    for minute, text in enumerate(("first", "second"), 1):
+        (tmp_path / "report.html").write_text(text)
+        stored = directories.write_directory(bucket.objects(), bucket.layout.report(), tmp_path)
+        keep(bucket.objects(), bucket.layout, tmp_path, stored.version, f"2026-11-27 12:0{minute} UTC")
+        if minute == 1:
+            address, _ = bucket.report_link()
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.read() == b"second", "a link that was made before"
+    links = bucket.kept_report_links()
+    assert [when for when, _ in links] == ["2026-11-27 12:02 UTC", "2026-11-27 12:01 UTC"]
+    with urllib.request.urlopen(links[1][1], timeout=10) as answer:
+        assert answer.read() == b"first"
+    assert links[1][1] in metadata.earlier(links)["earlier reports"].value
+    assert metadata.earlier(links[:1]) == {}
+
+
+def test_where_reports_are_served_the_link_never_ends(bucket, tmp_path):
+    (tmp_path / "report.html").write_text(PAGE, encoding="utf-8")
+    directories.write_directory(bucket.objects(), bucket.layout.report(), tmp_path)
+    shown = metadata.link(bucket.report_link(), "https://reports.example.org/")
+    assert {name: value.value for name, value in shown.items()} == {"open the report": "https://reports.example.org/"}
 
 
 def test_a_link_ends(bucket, tmp_path):

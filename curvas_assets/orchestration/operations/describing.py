@@ -104,7 +104,8 @@ def _about(session: Session, _: NoSettings) -> dg.Output[None]:
             "assets": metadata.table(state),
             "orphans": metadata.table(orphans),
             "stored": human_bytes(int(stored["bytes"].sum())),
-            **metadata.link(session.bucket.report_link()),
+            **metadata.link(session.bucket.report_link(), deployment().report_url),
+            **metadata.earlier(session.bucket.kept_report_links()),
         },
     )
 
