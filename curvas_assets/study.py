@@ -498,6 +498,12 @@ class Study(_Part):
     """How predictors are scored."""
     statistics: Statistics = Statistics()
     """How predictors are compared."""
+    compare_with: dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)],
+        Annotated[str, AfterValidator(_plain_path)],
+    ] = Field(default_factory=dict, max_length=10)
+    """Other study → the prefix of its metrics in the same bucket, such as `curvas-medig/metrics`. Its predictors are compared with
+    those of this study, paired by patient."""
     report: Report = Report()
     """How the report is written."""
     prices: Prices = Prices()
@@ -578,6 +584,8 @@ class Study(_Part):
                     ("checks", "volume_ml", organ),
                     f"[{low:g}, {high:g}]: give the smallest volume first, then a larger one",
                 )
+        if self.name in self.compare_with:
+            yield ("compare_with", self.name), "it is this study: name others"
         yield from self._problems_of_vessels()
         yield from self._problems_of_labels()
         yield from self._problems_of_ensembles()
@@ -1088,6 +1096,7 @@ LATER_FIELDS = (
     ("cheap_ensembles", ""),
     ("calibrated", ""),
     ("conformal", ""),
+    ("compare_with", ""),
 )
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
 UNSAID = (

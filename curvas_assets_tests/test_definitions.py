@@ -203,12 +203,13 @@ def registered(study: Study, instance: dg.DagsterInstance) -> list[str]:
 
 
 def test_two_studies_on_one_instance_are_kept_apart_by_their_prefixes(monkeypatch, bucket_environment, tmp_path):
-    """Each is a code location of its own: one bucket each, the same patients, the same jobs."""
+    """Each is a code location of its own: one bucket, a folder for what each makes, the same patients, the same jobs."""
     with dg.DagsterInstance.ephemeral() as instance:
         states, added = {}, {}
         for prefix, patients in (("", [1, 2]), ("abdomen", [2, 3])):
             for name, value in (
-                bucket_environment | {"S3_DATA_DIR": f"data{prefix}", "CURVAS_KEY_PREFIX": prefix}
+                bucket_environment
+                | {"S3_DATA_DIR": f"data{prefix}", "S3_STUDY_DIR": prefix, "CURVAS_KEY_PREFIX": prefix}
             ).items():
                 monkeypatch.setenv(name, value)
             study = load_study("phantom")

@@ -23,7 +23,7 @@ import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
-from curvas_assets.orchestration.bucket import Bucket, published_digest
+from curvas_assets.orchestration.bucket import Bucket, table_digests
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
 from curvas_assets.orchestration.staleness import Staleness
@@ -50,9 +50,8 @@ class Lineage:
 
     def register(self) -> None:
         folders = patient_folders(self.bucket.objects(), self.bucket.layout)
-        name = self.study.report.published_table
-        published = published_digest(self.bucket.objects(), self.bucket.layout, name)
-        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None, published)
+        tables = table_digests(self.bucket.objects(), self.bucket.layout, self.study)
+        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None, tables)
         for request in found.dynamic_partitions_requests:
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         for event in found.asset_events:

@@ -78,6 +78,21 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         frame, version, facts, unusable = stage.compare_published(tools, study_scores.table())
         return table_output(table.PUBLISHED_COMPARISON, frame, stage.PUBLISHED_CHECK, unusable, facts, version=version)
 
+    other_studies = dg.AssetSpec(
+        asset_key(table.OTHER_STUDIES),
+        group_name=table.STUDY_COMPARISON.group,
+        owners=OWNERS,
+        kinds={"s3", "parquet"},
+        description="The tables of scores of the studies that `compare_with` names, in the same bucket. Optional; the sensor that "
+        "registers patients reports them.",
+    )
+
+    @declare.table(table.STUDY_COMPARISON, stage.OTHERS_CHECK)
+    def study_comparison(context: dg.AssetExecutionContext, bucket: Bucket, study_scores: Artefact):
+        """This study's families and predictors beside their namesakes of other studies, paired by patient; empty without one."""
+        frame, facts, problems = stage.compare_others(declare.tools(context, bucket), study_scores.table())
+        return table_output(table.STUDY_COMPARISON, frame, stage.OTHERS_CHECK, problems, facts)
+
     return [
         family_comparisons,
         variance_components,
@@ -86,4 +101,6 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         predictor_cost,
         published_table,
         published_comparison,
+        other_studies,
+        study_comparison,
     ]

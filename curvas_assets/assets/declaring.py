@@ -22,6 +22,7 @@ from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.stored import Artefact, Artefacts, Outcome
 from curvas_assets.stages.table import Asset
 from curvas_assets.stages.toolkit import Toolkit
+from curvas_assets.storage.ownership import require_own
 from curvas_assets.storage.tables import table_version
 from curvas_assets.study import Study
 
@@ -124,10 +125,12 @@ class Declarations:
         def device() -> AbstractContextManager[str | None]:
             return leased_device(context.log.info)
 
+        objects, layout = bucket.checked_objects(hours=hours), bucket.layout
+        require_own(objects, layout, self.study.name)
         return Toolkit(
             study=self.study,
-            objects=bucket.checked_objects(hours=hours),
-            layout=bucket.layout,
+            objects=objects,
+            layout=layout,
             tell=context.log.info,
             warn=context.log.warning,
             scratch=scratch_space,

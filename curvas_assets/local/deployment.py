@@ -32,6 +32,7 @@ RETRIES_CURSOR = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.va
 OF_THE_MACHINE = tuple(map(variable, ("devices", "gpu_slots", "scratch_gib", "git_commit")))
 """Settings that belong to this machine, whatever the study."""
 STORE = {
+    "S3_STUDY_DIR": "",
     "S3_DATA_DIR": "data",
     "S3_ARTIFACTS_DIR": "artifacts",
     "S3_OUTPUT_DIR": "output",

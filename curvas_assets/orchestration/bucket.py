@@ -13,12 +13,14 @@ from pydantic import PrivateAttr
 
 from curvas_assets.orchestration.environment import deployment, environment
 from curvas_assets.stages.kept_reports import PAGE, kept_reports
+from curvas_assets.stages.table import OTHER_STUDIES, PUBLISHED_TABLE
 from curvas_assets.storage import directories
 from curvas_assets.storage.connection import S3Settings, check, connect, expiry_warning, link_ends, signed_link
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import ObjectStore, S3Objects
 from curvas_assets.storage.patience import Patience
+from curvas_assets.study import Study
 
 SENSOR_READ_SECONDS = 10
 """Outside of runs, requests do not wait for a store that is away: sensors and schedules skip, and try again next
@@ -114,7 +116,15 @@ def _store(settings: S3Settings, patience_s: float) -> MeteredObjects:
     return MeteredObjects(connect(settings, read_timeout_s=SENSOR_READ_SECONDS, attempts=SENSOR_ATTEMPTS))
 
 
-def published_digest(objects: ObjectStore, layout: Layout, name: str) -> str | None:
-    """A digest of the published table; None if nobody has uploaded one."""
-    found = objects.head(layout.published_table(name))
-    return None if found is None else hashlib.sha256(f"{found.size} {found.tag}".encode()).hexdigest()[:16]
+def table_digests(objects: ObjectStore, layout: Layout, study: Study) -> dict[str, str]:
+    """External asset → digest of the tables of others that the study is compared with; one that is not there is left out."""
+    published = [layout.published_table(study.report.published_table)]
+    others = [layout.scores_of_other(metrics) for metrics in study.compare_with.values()]
+    found = {PUBLISHED_TABLE: _digest(objects, published), OTHER_STUDIES: _digest(objects, others)}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _digest(objects: ObjectStore, keys: Sequence[str]) -> str | None:
+    there = [(key, info.size, info.tag) for key in keys if (info := objects.head(key)) is not None]
+    told = " ".join(f"{size} {tag}" for _, size, tag in there)
+    return hashlib.sha256(told.encode()).hexdigest()[:16] if there else None

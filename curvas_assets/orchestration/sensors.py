@@ -10,7 +10,7 @@ import dagster as dg
 
 from curvas_assets.errors import CurvasError, StorageError
 from curvas_assets.orchestration.asset_keys import asset_key, key_of, keys_of, name_of
-from curvas_assets.orchestration.bucket import Bucket, published_digest
+from curvas_assets.orchestration.bucket import Bucket, table_digests
 from curvas_assets.orchestration.environment import deployment, variable
 from curvas_assets.orchestration.failures import told
 from curvas_assets.orchestration.following import calibrators_wait_for, due_for_patients, last_emptied
@@ -20,11 +20,21 @@ from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
 from curvas_assets.stages.patients import patient_folders
-from curvas_assets.stages.table import CALIBRATORS, FOLLOWED, PATIENT_FILES, PUBLISHED_TABLE, REPORT, SCORES
+from curvas_assets.stages.table import (
+    CALIBRATORS,
+    FOLLOWED,
+    OTHER_STUDIES,
+    PATIENT_FILES,
+    PUBLISHED_TABLE,
+    REPORT,
+    SCORES,
+)
 from curvas_assets.study import Study
 
 DATA_VERSION = "dagster/data_version"
 NO_TABLE = "none"
+OF_OTHERS = (PUBLISHED_TABLE, OTHER_STUDIES)
+"""External assets that are tables of others in the bucket."""
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, in several runs: between two of these runs, only some scores are new."""
 
@@ -43,10 +53,10 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         try:
             objects, layout = bucket.checked_objects(), bucket.layout
             folders = patient_folders(objects, layout)
-            published = published_digest(objects, layout, study.report.published_table)
+            tables = table_digests(objects, layout, study)
         except StorageError as error:
             return dg.SkipReason(str(error))
-        return registration(study, partitions, context.instance, folders, context.cursor, published)
+        return registration(study, partitions, context.instance, folders, context.cursor, tables)
 
     @dg.sensor(
         name="follow_new_patients",
@@ -146,7 +156,7 @@ def registration(
     instance: dg.DagsterInstance,
     folders: dict[str, str],
     cursor: str | None,
-    published: str | None = None,
+    tables: Mapping[str, str] | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
     """What changes after a look at the bucket: partitions to add and remove, and one observation per changed patient.
 
@@ -159,7 +169,7 @@ def registration(
         instance: which partitions there are.
         folders: folder below the data prefix → digest of its files.
         cursor: what was seen last time, JSON patient → digest.
-        published: digest of the published table, if there is one.
+        tables: external asset → digest of the tables of others that there are.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
     found, strange = digests(study, folders)
@@ -179,13 +189,13 @@ def registration(
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation(asset_key(PATIENT_FILES), partition=p, tags={DATA_VERSION: found[p]}) for p in changed
     ]
-    if published is not None or PUBLISHED_TABLE in seen:
-        found[PUBLISHED_TABLE] = published or NO_TABLE  # its removal by people is reported too
-        if seen.get(PUBLISHED_TABLE) != found[PUBLISHED_TABLE]:
+    for external in OF_OTHERS:
+        if external not in (tables or {}) and external not in seen:
+            continue
+        found[external] = (tables or {}).get(external, NO_TABLE)  # its removal by people is reported too
+        if seen.get(external) != found[external]:
             # For an external asset without partitions, Dagster's staleness reads only materialisations.
-            observed.append(
-                dg.AssetMaterialization(asset_key(PUBLISHED_TABLE), tags={DATA_VERSION: found[PUBLISHED_TABLE]})
-            )
+            observed.append(dg.AssetMaterialization(asset_key(external), tags={DATA_VERSION: found[external]}))
     if not (any(added.values()) or any(removed.values()) or observed):
         return dg.SkipReason(f"{len(patients)} patients in the bucket, none new or changed{told}")
     return dg.SensorResult(
@@ -233,10 +243,10 @@ def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list
 def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
     """Do within a run what the sensor would do at its next look, and return the patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
-    published = published_digest(objects, layout, study.report.published_table)
-    before = context.instance.get_latest_data_version_record(asset_key(PUBLISHED_TABLE))
-    cursor = None if before is None else json.dumps({PUBLISHED_TABLE: _version(before.asset_materialization)})
-    found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, published)
+    before = {one: context.instance.get_latest_data_version_record(asset_key(one)) for one in OF_OTHERS}
+    cursor = json.dumps({one: _version(record.asset_materialization) for one, record in before.items() if record})
+    tables = table_digests(objects, layout, study)
+    found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, tables)
     if isinstance(found, dg.SkipReason):
         context.log.info(found.skip_message)
         return []

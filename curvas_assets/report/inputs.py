@@ -54,6 +54,7 @@ class ReportInputs:
         out_of_distribution: from `out_of_distribution`.
         leaderboard: from `leaderboard`.
         published: from `read_published_scores`.
+        others: of other studies, from `compare_studies`, one below the other.
         volume_intervals: from `volume_intervals`.
         reliability: bins: `family`, `predictor`, `patient`, `lower`, `upper`, `count`, `accuracy`, `confidence`.
         risk_coverage: curves: `family`, `predictor`, `patient`, `annotator`, `coverage`, `risk`.
@@ -84,6 +85,7 @@ class ReportInputs:
     out_of_distribution: pd.DataFrame | None = None
     leaderboard: pd.DataFrame | None = None
     published: PublishedScores | None = None
+    others: pd.DataFrame | None = None
     volume_intervals: pd.DataFrame | None = None
     reliability: pd.DataFrame | None = None
     risk_coverage: pd.DataFrame | None = None

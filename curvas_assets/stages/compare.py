@@ -1,6 +1,6 @@
 """Comparisons: do ensembles reduce uncertainty without hurting accuracy, beside the challenge's teams and the published table?"""
 
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -11,6 +11,7 @@ from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import (
     PublishedScores,
     compare_all_families,
+    compare_studies,
     compare_with_published,
     non_inferiority,
     pairs_of,
@@ -28,8 +29,8 @@ from curvas_assets.statistics import (
 )
 from curvas_assets.statistics.challenge import STANDINGS
 from curvas_assets.storage.objects import ObjectStore
-from curvas_assets.storage.tables import table_version
-from curvas_assets.study import Statistics, Study
+from curvas_assets.storage.tables import read_table, table_version
+from curvas_assets.study import Family, Statistics, Study
 
 COMPARISONS_CHECK = Check(
     "primary_metrics_are_tested", "Every primary metric has its p in every pair that the study compares and has."
@@ -48,6 +49,9 @@ COST_CHECK = Check(
 PREDICTOR_COST_CHECK = Check(
     "every_predictor_is_costed",
     "Everything that a predictor needs has recorded what it used; tells whose cost is not all known.",
+)
+OTHERS_CHECK = Check(
+    "other_studies_are_compared", "Every other study that the study file names has scores of the same patients."
 )
 PUBLISHED_CHECK = Check(
     "published_table_is_usable",
@@ -91,6 +95,29 @@ def compare_published(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFram
     }
     version = table_version(pd.concat([published.scores, published.unusable, table]).astype(str))
     return table, version, told, unusable(published.unusable)
+
+
+def compare_others(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
+    """This study's predictors beside their namesakes of other studies: table, what people see, what could not be compared.
+
+    Empty where the study names no other.
+    """
+    study, parts, problems = tools.study, [], []
+    for name, metrics in study.compare_with.items():
+        key = tools.layout.scores_of_other(metrics)
+        try:
+            theirs = read_table(tools.objects, key, schemas.SCORES)
+        except MissingArtefactError:
+            problems.append(f"{name}: there is no {tools.objects.name}/{key}; its study_scores has not been made there")
+            continue
+        found = compare_studies(scores, theirs, study.statistics, names=(study.name, name), families=get_args(Family))
+        if found.empty:
+            problems.append(f"{name}: it shares no patient with this study, or no family with a primary metric")
+        parts.append(found)
+    table = (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=schemas.STUDY_COMPARISON.columns.names)
+    )
+    return table, {"table": shown_comparisons(table, scores), "not compared": "; ".join(problems) or "none"}, problems
 
 
 def published_scores(objects: ObjectStore, key: str, study: Study) -> PublishedScores | None:

@@ -179,6 +179,26 @@ PREDICTOR_COST = _columns(
     ("estimated", WHOLE),
 )
 """One row per predictor: what it needs, and the hours that this took."""
+STUDY_COMPARISON = _columns(
+    ("other", TEXT),
+    ("metric", TEXT),
+    ("question", TEXT),
+    ("level", TEXT),
+    ("first", TEXT),
+    ("second", TEXT),
+    ("n_pairs", WHOLE),
+    ("unpaired_patients", WHOLE),
+    ("mean_first", NUMBER),
+    ("mean_second", NUMBER),
+    ("mean_difference", NUMBER),
+    ("interval_low", NUMBER),
+    ("interval_high", NUMBER),
+    ("win_probability", NUMBER),
+    ("p", NUMBER),
+    ("p_adjusted", NUMBER),
+    ("note", TEXT),
+)
+"""One row per other study, primary metric and pair of namesakes."""
 PUBLISHED_COMPARISON = _columns(
     ("metric", TEXT),
     ("family", TEXT),

@@ -120,8 +120,8 @@ def _prediction(layout: Layout, key: str) -> str:
     return layout.prediction(cell.patient, cell.predictor)
 
 
-PATIENT_FILES, PUBLISHED_TABLE = "patient_files", "published_table"
-"""What people upload: assets that nothing here makes."""
+PATIENT_FILES, PUBLISHED_TABLE, OTHER_STUDIES = "patient_files", "published_table", "other_studies"
+"""What people upload, and what other studies made: assets that nothing here makes."""
 
 SCAN = Asset(
     "scan",
@@ -348,6 +348,19 @@ PUBLISHED_COMPARISON = Asset(
     tools=frozenset({"parquet"}),
     schemas={"published_comparison": schemas.PUBLISHED_COMPARISON},
 )
+STUDY_COMPARISON = Asset(
+    "study_comparison",
+    kind="table",
+    group="comparisons",
+    jobs=(REPORT,),
+    needs="table",
+    cost="reporting",
+    version=_settings(1, "statistics", "compare_with"),
+    inputs=(STUDY_SCORES,),
+    after=(OTHER_STUDIES,),
+    tools=frozenset({"scipy", "parquet"}),
+    schemas={"study_comparison": schemas.STUDY_COMPARISON},
+)
 COST = Asset(
     "cost",
     kind="table",
@@ -390,6 +403,7 @@ FIGURES = Asset(
         COST,
         PREDICTOR_COST,
         PUBLISHED_COMPARISON,
+        STUDY_COMPARISON,
         VOLUME_INTERVALS,
         SCORES,
         TRAINED_MODEL,

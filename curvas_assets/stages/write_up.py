@@ -65,6 +65,7 @@ class Behind:
     cost: Artefact
     predictor_cost: Artefact
     published_comparison: Artefact
+    study_comparison: Artefact
     volume_intervals: Artefact
     scores: Artefacts
     trained_model: Artefacts
@@ -131,6 +132,7 @@ def write_report(
             out_of_distribution=out_of_distribution(long, study.in_distribution_group),
             leaderboard=behind.leaderboard.table(),
             published=published,
+            others=behind.study_comparison.table(),
             volume_intervals=behind.volume_intervals.table(),
             reliability=_of_all(study, behind.scores, scored, "reliability"),
             risk_coverage=_of_all(study, behind.scores, scored, "risk_coverage"),

@@ -18,6 +18,7 @@ from curvas_assets.statistics.conformal import (
 )
 from curvas_assets.statistics.directions import directions
 from curvas_assets.statistics.families import compare_all_families, compare_families, non_inferiority, with_questions
+from curvas_assets.statistics.other_studies import compare_studies
 from curvas_assets.statistics.pairs import PAIRS, Pair, pairs_of
 from curvas_assets.statistics.patients import failure_over_patients, out_of_distribution
 from curvas_assets.statistics.published import (
@@ -49,6 +50,7 @@ __all__ = [
     "chance_is_small",
     "compare_all_families",
     "compare_families",
+    "compare_studies",
     "compare_with_published",
     "conformal_margin",
     "dice_against_entropy",

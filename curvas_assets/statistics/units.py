@@ -13,7 +13,7 @@ from curvas_assets.geometry import MM3_PER_ML
 SHOWN = "cm³"
 MM3 = ("mm³", "mm3")
 CM3_PER_MM3 = 1 / MM3_PER_ML
-_DIFFERENCES = ("mean_difference", "interval_low", "interval_high", "bound", "margin")
+_DIFFERENCES = ("mean_first", "mean_second", "mean_difference", "interval_low", "interval_high", "bound", "margin")
 _MEANS = ("value", "mean", "sd", "median", "q1", "q3")
 _VARIANCES = ("mean_square", "variance", "low", "high")
 

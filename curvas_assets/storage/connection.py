@@ -56,7 +56,8 @@ class S3Settings:
         """Settings from environment variables, of which empty ones count as absent.
 
         Args:
-            variables: `S3_BUCKET`; `S3_ENDPOINT` (with or without scheme) or one of `ENDPOINTS`; `S3_DATA_DIR`,
+            variables: `S3_BUCKET`; `S3_ENDPOINT` (with or without scheme) or one of `ENDPOINTS`; `S3_STUDY_DIR`, the
+                folder of what is made (not of the data), below which the other prefixes stand unless they are set; `S3_DATA_DIR`,
                 `S3_ARTIFACTS_DIR`, `S3_OUTPUT_DIR`, `S3_METRICS_DIR`, `S3_REPORTS_DIR`; `AWS_ACCESS_KEY_ID`,
                 `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_DEFAULT_REGION` or `AWS_REGION`,
                 `AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_CA_BUNDLE`.
@@ -81,14 +82,16 @@ class S3Settings:
             there, absent = sorted(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), key=lambda name: name not in given)
             raise StorageError("connecting to S3", absent, f"{there} is set, this is not", f"Set {absent} as well.")
         endpoint = next((given[name] for name in ENDPOINTS if name in given), None)
+        folder = given.get("S3_STUDY_DIR", "").strip("/")
+        own = f"{folder}/" if folder else ""
         prefixes = {
             name: given.get(f"S3_{name.upper()}", default).strip("/")
             for name, default in (
                 ("data_dir", "data"),
-                ("artifacts_dir", "artifacts"),
-                ("output_dir", "output"),
-                ("metrics_dir", "metrics"),
-                ("reports_dir", "reports"),
+                ("artifacts_dir", f"{own}artifacts"),
+                ("output_dir", f"{own}output"),
+                ("metrics_dir", f"{own}metrics"),
+                ("reports_dir", f"{own}reports"),
             )
         }
         if not all(prefixes.values()) or any(

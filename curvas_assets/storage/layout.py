@@ -70,6 +70,10 @@ class Layout:
         """The record of what a prediction needs to know of a patient."""
         return f"{self.output}/{patient}/test_scan.json"
 
+    def owner(self) -> str:
+        """The record that says whose study these prefixes are."""
+        return f"{self.artifacts}/study.json"
+
     def dataset(self, annotator: str) -> str:
         """The folder of the preprocessed dataset of an annotator."""
         return f"{self.artifacts}/preprocessing/{annotator}"
@@ -109,6 +113,10 @@ class Layout:
     def published_table(self, name: str) -> str:
         """The study's published table, as people uploaded it."""
         return f"{self.metrics}/{name}"
+
+    def scores_of_other(self, metrics: str) -> str:
+        """The table of scores of another study, below the prefix of its metrics."""
+        return f"{metrics}/study_scores.parquet"
 
     def merged_csv(self) -> str:
         """All scores in the study's columns."""

@@ -35,6 +35,7 @@ from curvas_assets.statistics import (
     PAIRS,
     Pair,
     compare_all_families,
+    compare_studies,
     non_inferiority,
     projected_precision,
     rank_among_teams,
@@ -743,3 +744,22 @@ def test_the_state_when_it_was_written_stands_on_the_page():
     fresh_state = state.assign(stale=0, why="")
     fresh = build_report(make_inputs(study, state=fresh_state, **TABLES_ONLY), image_formats=(), page=False)
     assert "Rien de ce qui fonde ce rapport n'était périmé" in fresh.markdown
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_another_study_stands_beside_this_one(language):
+    study = make_study(language=language, patients=8, compare_with={"medig": "medig/metrics", "gone": "gone/metrics"})
+    own = make_scores(study)
+    theirs = own[own["patient"] != "UKCHLL008"].assign(value=lambda table: table["value"] + 0.01)
+    families = ("general", "annotator", "individual")
+    others = compare_studies(own, theirs, study.statistics, names=(study.name, "medig"), families=families)
+    words = Words(language)
+    text = build_report(
+        make_inputs(study, scores=own, others=others, **TABLES_ONLY), image_formats=(), page=False
+    ).markdown
+    assert words("others_title", study="random", other="medig") in text
+    assert words("others_text", study="random", other="medig", n=7) in text
+    assert words("no_others", other="gone") in text
+    table = text.split(words("others_families"))[1].split("\n\n")[1]
+    assert table.count(words.family("general")) == len(study.statistics.primary)
+    assert re.search(r"\| −0[.,]0100 \|", table), "the difference of one in a hundred"

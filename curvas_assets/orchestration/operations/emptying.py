@@ -53,6 +53,7 @@ def assets_below(layout: Layout, prefix: str, assets: Iterable[str]) -> list[str
     uploaded = {
         table.PATIENT_FILES: layout.patient_file("patient", "file"),
         table.PUBLISHED_TABLE: layout.published_table("file"),
+        table.OTHER_STUDIES: "below prefixes of their own",
     }
     keys = {name: uploaded.get(name) or table.asset(name).place(layout, anyone) for name in assets}
     return sorted(asset for asset, key in keys.items() if key.startswith(f"{prefix}/"))

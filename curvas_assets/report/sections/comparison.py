@@ -15,12 +15,19 @@ from curvas_assets.statistics import (
     published_comparability,
     published_tests,
     reduce_scores,
+    scored_in_mm3,
+    shown_differences,
     summarise,
     with_unit,
 )
 
 PRINTED = {"dice": (100, 2), "confidence": (100, 2), "ece": (1000, 2), "crps": (1, 2), "overall": (1, 2)}
 """Column of the challenge's table → factor and decimals in which it prints it."""
+OTHERS_SHOWN = (
+    *("metric", "pair", "n_pairs", "mean_first", "mean_second", "mean_difference", "interval"),
+    *("win_probability", "p_adjusted", "note"),
+)
+"""Columns that are shown of another study's comparison."""
 PRINTED_UNITS = {"dice": "%", "confidence": "%", "ece": "×10⁻³", "crps": "cm³"}
 
 
@@ -32,7 +39,39 @@ def write(facts: Facts) -> list[Block]:
         *([Absent(w("no_leaderboard"))] if board is None or not len(board) else _leaderboard(facts, board)),
         Heading(w("published_title")),
         *([Absent(w("no_published"))] if published is None else _published(facts, published)),
+        *_others(facts),
     ]
+
+
+def _others(facts: Facts) -> list[Block]:
+    """This study beside each other one that its file names, paired by patient; nothing if it names none."""
+    w, study, found = facts.words, facts.study, facts.inputs.others
+    blocks: list[Block] = []
+    for other in study.compare_with:
+        blocks.append(Heading(w("others_title", study=study.name, other=other)))
+        rows = None if found is None else found[found["other"] == other]
+        if rows is None or rows.empty:
+            blocks.append(Absent(w("no_others", other=other)))
+            continue
+        blocks.append(Text(w("others_text", study=study.name, other=other, n=int(rows["n_pairs"].max()))))
+        for level, own in rows.groupby("level", sort=False):
+            families = level == "family"
+            shown = shown_differences(own, scored_in_mm3(facts.scores)).assign(
+                pair=[w.family(str(one)) if families else str(one) for one in own["first"]],
+                metric=[with_unit(w.metric(str(metric)), facts.unit(str(metric))) for metric in own["metric"]],
+                interval=[
+                    w.interval(low, high) for low, high in zip(own["interval_low"], own["interval_high"], strict=True)
+                ],
+            )
+            headings = facts.headings(*OTHERS_SHOWN) | {
+                "pair": w.column("family" if families else "predictor"),
+                "mean_first": study.name,
+                "mean_second": other,
+                "p_adjusted": w("corrected_p_two_sided"),
+            }
+            caption = w("others_families" if families else "others_predictors")
+            blocks.append(facts.table(shown, headings, caption=caption, folded=not families))
+    return blocks
 
 
 def _leaderboard(facts: Facts, board: pd.DataFrame) -> list[Block]:
