@@ -79,7 +79,7 @@ def distribution_by_family(
     table["panel"] = table[facet].astype(str) if facet else ""
     drawn = table[np.isfinite(table["value"])]
     places = {panel: place for place, panel in enumerate(order)}
-    names = sorted(drawn["panel"].unique(), key=lambda panel: (places.get(panel, len(places)), _natural(panel)))
+    names = sorted(drawn["panel"].unique(), key=lambda panel: places.get(panel, len(places)))
     families = [family for family in FAMILIES if family in set(table["family"])]
     are_many = len(families) > MOST_SIDE_BY_SIDE  # then panels stand above each other, and names are slanted
     panels = [
@@ -444,7 +444,7 @@ def volume_intervals_chart(
     Args:
         intervals: from `curvas_assets.statistics.volume_intervals`, of one predictor, in cm³.
         scores: long scores with `volume_annotator` in cm³.
-        annotators: their names, in the order of their numbers.
+        annotators: their names, in the study's order.
         words: the language.
     """
     predictor, patients = str(intervals["predictor"].iloc[0]), sorted(intervals["patient"].unique())
@@ -514,7 +514,7 @@ def _interval_marks(
         ),
     ]
     for number, name in enumerate(annotators, start=1):
-        own = drawn[(drawn["annotator"] == str(number)) & drawn["value"].notna() & drawn["patient"].isin(patients)]
+        own = drawn[(drawn["annotator"] == name) & drawn["value"].notna() & drawn["patient"].isin(patients)]
         said = words("annotator_n", name=name)
         marks.append(
             Points(
@@ -779,7 +779,3 @@ def named_worst(part: pd.DataFrame, direction: str, *, most: int = 1) -> list[st
 
 def _panel_title(facet: str | None, panel: str, words: Words) -> str:
     return words("annotator_n", name=panel) if facet == "annotator" else words.organ(panel)
-
-
-def _natural(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (10**9, text)

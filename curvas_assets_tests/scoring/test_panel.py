@@ -548,7 +548,7 @@ def test_who_did_not_annotate_counts_nowhere_and_the_others_keep_their_numbers(l
     alone = PatientReference(annotations[[n - 1 for n in drawn]], SPACING, organs=ORGANS).score(softmax)
     assert check_scores(whole.table) == []
     named = {str(place): str(n) for place, n in enumerate(drawn, 1)}
-    named |= {f"{a}-{b}": f"{named[str(a)]}-{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
+    named |= {f"{a}/{b}": f"{named[str(a)]}/{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
     for row in alone.table.itertuples():
         assert _same_value(
             _value(whole.table, row.metric, row.organ, named.get(row.annotator, row.annotator)), row.value

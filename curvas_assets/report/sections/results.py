@@ -84,7 +84,8 @@ def _distribution(facts: Facts, metric: str) -> list[Block]:
     table, facet = _panels(facts, metric)
     whole = facet is None or metric in WHOLE_FIRST
     charts = [draw(facts.reduced)] if whole else []
-    charts += [draw(table, facet=facet, order=facts.study.class_names)] if facet else []
+    order = facts.study.annotator_names if facet == "annotator" else facts.study.class_names
+    charts += [draw(table, facet=facet, order=order)] if facet else []
     return [FigureBlock(chart) for chart in charts]
 
 
