@@ -157,7 +157,9 @@ def test_the_figure_names_every_patient():
         for mark in points:
             assert [label.split("<br>")[0] for label in mark.labels] == list(own["patient"])
             assert [patients[round(x)] for x in mark.x] == list(own["patient"])
-        of_first = SOME[(SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "anno1") & (SOME["organ"] == organ)]
+        of_first = SOME[
+            (SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "anno1") & (SOME["organ"] == organ)
+        ]
         of_first = of_first[of_first["predictor"] == "ensemble_all"]
         np.testing.assert_allclose(points[1].y, of_first["value"] / 1000)
 
