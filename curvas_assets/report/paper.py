@@ -114,7 +114,8 @@ def _draw_panels(figure: "Figure", chart: Chart, rows: Sequence[Sequence[Panel]]
         panel = rows[row][column]
         if panel is NOTHING:  # the panel above has no axis of another one below it
             axes.set_axis_off()
-            grid[row - 1, column].tick_params(labelbottom=True)
+            above: Any = grid[row - 1, column]
+            above.tick_params(labelbottom=True)
             continue
         for mark in panel.marks:
             _draw(mark, axes)
