@@ -164,7 +164,7 @@ class Panel:
 
     Args:
         marks: in the order of drawing.
-        title: above.
+        title: above; line breaks stay.
         x: horizontal axis.
         y: vertical axis.
         note: a few words in the upper left corner.
@@ -177,6 +177,10 @@ class Panel:
     y: Axis = Axis()
     note: str = ""
     is_picture: bool = False
+
+
+NOTHING = Panel(marks=())
+"""Fills the last row, where panels do not."""
 
 
 @dataclass(frozen=True, eq=False)

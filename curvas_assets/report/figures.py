@@ -5,6 +5,8 @@ and surfaces (`pictures`), arithmetic on scores beyond pooling what is drawn (`c
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pandas as pd
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import (
     FEWEST_FOR_A_SHAPE,
+    NOTHING,
     TALLEST_LEGEND,
     Axis,
     Band,
@@ -46,7 +49,13 @@ from curvas_assets.report.style import (
 from curvas_assets.report.words import Words
 
 MOST_SIDE_BY_SIDE = 4
-"""Families whose names and panels fit side by side."""
+"""Families whose names and panels fit side by side; panels of organs and annotators, too."""
+MOST_ORGANS = 6
+"""Organs below each other in one figure of volumes: more do not fit on a page of paper."""
+LONGEST_TITLE = 26
+"""Letters of a panel's title that stand in one line."""
+MARGIN = 0.04
+"""Of the range of values, above and below them, where an axis is set."""
 RELIABILITY_COLUMNS = ("lower", "upper", "count", "accuracy", "confidence")
 
 
@@ -79,9 +88,12 @@ def distribution_by_family(
     table["panel"] = table[facet].astype(str) if facet else ""
     drawn = table[np.isfinite(table["value"])]
     places = {panel: place for place, panel in enumerate(order)}
-    names = sorted(drawn["panel"].unique(), key=lambda panel: (places.get(panel, len(places)), _natural(panel)))
+    names = sorted(drawn["panel"].unique(), key=lambda panel: places.get(panel, len(places)))
     families = [family for family in FAMILIES if family in set(table["family"])]
     are_many = len(families) > MOST_SIDE_BY_SIDE  # then panels stand above each other, and names are slanted
+    names = names or [""]
+    across = 1 if are_many else min(len(names), MOST_SIDE_BY_SIDE)
+    limits = _limits(drawn["value"]) if across < len(names) and not are_many else None
     panels = [
         Panel(
             marks=[
@@ -95,19 +107,24 @@ def distribution_by_family(
                 for family in families
             ],
             title=_panel_title(facet, name, words),
-            y=Axis("" if column and not are_many else axis_title(words.metric(metric), unit, words)),
+            y=Axis("" if place % across else axis_title(words.metric(metric), unit, words), limits),
         )
-        for column, name in enumerate(names or [""])
+        for place, name in enumerate(names)
     ]
-    size_in, height_px = (max(6.0, 2.7 * len(panels) + 0.8), 3.6), 460
+    rows = [
+        [*panels[at : at + across], *[NOTHING] * (at + across - len(panels))] for at in range(0, len(panels), across)
+    ]
+    size_in, height_px = (max(6.0, 2.7 * across + 0.8), 3.6), 460
     if are_many:
         size_in, height_px = (8.0, 2.3 * len(panels) + 1.6), 320 * len(panels) + 160
+    elif len(rows) > 1:
+        size_in, height_px = (size_in[0], 2.6 * len(rows) + 0.8), 330 * len(rows) + 120
     return Chart(
         name=f"{metric}_by_family" + (f"_{facet}" if facet else ""),
         title=words("distribution_title", metric=words.metric(metric), facets=words(f"per_{facet}") if facet else ""),
-        caption=_distribution_caption(table["value"], panels, facet, direction, words),
-        rows=[[panel] for panel in panels] if are_many else [panels],
-        heights=[1.0] * (len(panels) if are_many else 1),
+        caption=_distribution_caption(table, panels, facet, direction, words),
+        rows=rows,
+        heights=[1.0] * len(rows),
         size_in=size_in,
         height_px=height_px,
         is_shared=True,
@@ -127,10 +144,20 @@ def _distribution(part: pd.DataFrame, family: str, words: Words, direction: str,
     )
 
 
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """One range for panels in several rows, so that they can be compared."""
+    low, high = float(values.min()), float(values.max())
+    margin = MARGIN * (high - low) or MARGIN * abs(high) or MARGIN
+    return low - margin, high + margin
+
+
 def _distribution_caption(
-    values: pd.Series, panels: Sequence[Panel], facet: str | None, direction: str, words: Words
+    table: pd.DataFrame, panels: Sequence[Panel], facet: str | None, direction: str, words: Words
 ) -> str:
-    """Which side is better, what a point is, what the shapes are, and how many values are not drawn."""
+    """Which side is better, what a point is, what the shapes are, how many values are not drawn, and which have no panel."""
+    values = table["value"]
+    finite = set(table.loc[np.isfinite(values), "panel"])
+    empty = [name for name in table["panel"].unique() if name not in finite] if facet else []
     drawn = [mark for panel in panels for mark in panel.marks if isinstance(mark, Distribution) and len(mark.values)]
     shaped = [mark.has_shape for mark in drawn]
     shapes = words("shapes_all" if all(shaped) else "shapes_some", fewest=FEWEST_FOR_A_SHAPE) if any(shaped) else ""
@@ -140,7 +167,8 @@ def _distribution_caption(
         shapes=shapes,
         direction=words.direction(direction).capitalize(),
         point=words(f"point_{facet}") if facet else words("point"),
-        left_out=words("left_out", **left_out) if any(left_out.values()) else "",
+        left_out=(words("left_out", **left_out) if any(left_out.values()) else "")
+        + (words("no_panel", names=", ".join(_panel_name(facet, name, words) for name in empty)) if empty else ""),
     )
 
 
@@ -444,7 +472,7 @@ def volume_intervals_chart(
     Args:
         intervals: from `curvas_assets.statistics.volume_intervals`, of one predictor, in cm³.
         scores: long scores with `volume_annotator` in cm³.
-        annotators: their names, in the order of their numbers.
+        annotators: their names, in the study's order.
         words: the language.
     """
     predictor, patients = str(intervals["predictor"].iloc[0]), sorted(intervals["patient"].unique())
@@ -474,6 +502,22 @@ def volume_intervals_chart(
         is_shared=True,
         decimal=words.decimal,
     )
+
+
+def volume_intervals_charts(
+    intervals: pd.DataFrame, scores: pd.DataFrame, annotators: Sequence[str], words: Words
+) -> list[Chart]:
+    """As `volume_intervals_chart`; of many organs in several figures of about as many organs each."""
+    organs = list(intervals["organ"].unique())
+    parts = [list(part) for part in np.array_split(np.array(organs, dtype=object), -(-len(organs) // MOST_ORGANS))]
+    charts = []
+    for number, part in enumerate(parts, start=1):
+        chart = volume_intervals_chart(intervals[intervals["organ"].isin(part)], scores, annotators, words)
+        if len(parts) > 1:
+            title = chart.title + words("part_of", part=number, parts=len(parts))
+            chart = replace(chart, name=f"{chart.name}_{number}", title=title)
+        charts.append(chart)
+    return charts
 
 
 def _interval_marks(
@@ -514,14 +558,14 @@ def _interval_marks(
         ),
     ]
     for number, name in enumerate(annotators, start=1):
-        own = drawn[(drawn["annotator"] == str(number)) & drawn["value"].notna() & drawn["patient"].isin(patients)]
+        own = drawn[(drawn["annotator"] == name) & drawn["value"].notna() & drawn["patient"].isin(patients)]
         said = words("annotator_n", name=name)
         marks.append(
             Points(
                 x=_placed(own, place) + 0.3 * (number - (len(annotators) + 1) / 2) / max(len(annotators), 1),
                 y=own["value"].to_numpy(float),
                 colour=colour_of(ANNOTATOR_COLOURS, number - 1),
-                marker=colour_of(("circle", "triangle-up"), number - 1),
+                marker=colour_of(("circle", "triangle-up", "diamond", "triangle-down", "pentagon"), number - 1),
                 labels=[f"{patient}<br>{said}" for patient in own["patient"]],
                 name=said,
             )
@@ -778,8 +822,9 @@ def named_worst(part: pd.DataFrame, direction: str, *, most: int = 1) -> list[st
 
 
 def _panel_title(facet: str | None, panel: str, words: Words) -> str:
+    """The panel's name in lines that fit above it."""
+    return fill(_panel_name(facet, panel, words), LONGEST_TITLE, break_long_words=False)
+
+
+def _panel_name(facet: str | None, panel: str, words: Words) -> str:
     return words("annotator_n", name=panel) if facet == "annotator" else words.organ(panel)
-
-
-def _natural(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (10**9, text)

@@ -9,13 +9,15 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from curvas_assets.report import screen
 from curvas_assets.report.blocks import FigureBlock, Section
 from curvas_assets.report.chart import Chart
-from curvas_assets.report.tables import BREAK, Table
+from curvas_assets.report.tables import BREAK, SHORT, Table
 from curvas_assets.report.words import Words
 
+_LONG_NAME = re.compile(rf"[\w-]{{{SHORT},}}")
 _POWER = re.compile(" × 10(?=[⁻⁰¹²³⁴⁵⁶⁷⁸⁹])")
 
 
@@ -107,9 +109,10 @@ def _macros(template: str) -> Any:
     return _environment().get_template(template).module
 
 
-def _broken(text: str) -> str:
-    """Text of a cell with its line breaks; a power of ten stays on one line."""
-    return _POWER.sub("\u00a0×\u00a010", text.replace(BREAK, "\n"))
+def _broken(text: str) -> Markup:
+    """Text of a cell with its line breaks; a power of ten stays on one line, and a long name may break after `_`."""
+    whole = escape(_POWER.sub("\u00a0×\u00a010", text.replace(BREAK, "\n")))
+    return Markup(_LONG_NAME.sub(lambda name: name[0].replace("_", "_<wbr>"), whole))
 
 
 def _in_cell(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from curvas_assets.report.chart import (
     MOST_LEVEL,
+    NOTHING,
     TALLEST_LEGEND,
     Axis,
     Band,
@@ -109,7 +110,13 @@ def _draw_panels(figure: "Figure", chart: Chart, rows: Sequence[Sequence[Panel]]
     )
     scatter = np.random.default_rng(0)  # sideways spread of the points of distributions only
     bars: dict[Scale, list[Axes]] = {}
-    for axes, panel in zip(grid.flat, (panel for row in rows for panel in row), strict=True):
+    for (row, column), axes in np.ndenumerate(grid):
+        panel = rows[row][column]
+        if panel is NOTHING:  # the panel above has no axis of another one below it
+            axes.set_axis_off()
+            above: Any = grid[row - 1, column]
+            above.tick_params(labelbottom=True)
+            continue
         for mark in panel.marks:
             _draw(mark, axes)
             if isinstance(mark, Picture) and mark.scale:

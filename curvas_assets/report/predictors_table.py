@@ -137,6 +137,7 @@ class Predictors:
         facts, w = self._facts, self._facts.words
         notes = [" ".join(w.about_metric(metric) for metric in self._metrics if w.about_metric(metric))]
         notes.append(w("corrected_note"))
+        notes += self._names()
         notes += [w("folded_note")] if is_folded else []
         if self._costs is None:
             notes.append(w("no_predictor_cost"))
@@ -156,6 +157,17 @@ class Predictors:
         if len(patients) > 1:
             notes.append(w("other_patients_note"))
         return [" ".join(note for note in notes if note)]
+
+    def _names(self) -> list[str]:
+        """How the names of predictors are read, by the first model and ensemble; nothing where one of both is absent."""
+        facts, w = self._facts, self._facts.words
+        there = facts.named_predictors
+        model = next((one for one in facts.study.models if str(one) in there), None)
+        ensemble = next((str(one) for one in facts.study.ensemble_ids if str(one) in there), "")
+        if model is None or not ensemble:
+            return []
+        fold = w("fold_of_all") if model.fold == "all" else w("fold_of_some", fold=model.fold)
+        return [w("names_note", model=model, label=model.annotator, seed=model.seed, fold=fold, ensemble=ensemble)]
 
     def _scale(self, metric: str) -> float:
         """Thousandths, where all means of a metric without a unit are below a hundredth."""

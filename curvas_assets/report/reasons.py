@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 
 from curvas_assets.report.facts import Facts
+from curvas_assets.report.tables import counted
 from curvas_assets.statistics.reduction import WHOLE
 
+MOST_ORGANS = 3
+"""Organs of which one kind of reason has a sentence each; further ones are named together."""
 AGREEMENTS = ("agreement", "agreement_dice")
 """Metrics of how well annotators agree on an organ."""
+_Found = tuple[float, str, str]
+"""How far an organ is from the ordinary, its name, and what is said of it."""
 
 
 def reasons_for(facts: Facts, patient: str, metric: str, predictor: str) -> list[str]:
@@ -46,8 +51,8 @@ def _of_organs(facts: Facts, metric: str, predictor: str) -> pd.DataFrame:
 def _of_scores(facts: Facts, patient: str, metric: str, predictor: str, organ: str) -> Iterator[str]:
     """The organ that is worst, and what scoring noted of this patient."""
     w = facts.words
-    if organ:
-        rows = _of_organs(facts, metric, predictor)
+    rows = _of_organs(facts, metric, predictor)
+    if organ and rows["organ"].nunique() > 1:  # of one organ alone, its value is the patient's
         rows = rows[rows["organ"] == organ]
         value = float(rows.loc[rows["patient"] == patient, "value"].mean())
         middle = float(rows.groupby("patient")["value"].mean().median())
@@ -64,16 +69,21 @@ def _of_annotations(facts: Facts, patient: str, organ: str) -> Iterator[str]:
     if anatomy is None or not len(anatomy):
         yield from _of_ledger(facts, patient)
         return
+    undrawn: list[_Found] = []
     for name, rows in anatomy[anatomy["patient"] == patient].groupby("organ", sort=False):
         absent = [str(a) for a, ml in zip(rows["annotator"], rows["volume_ml"], strict=True) if ml == 0]
         if absent:
-            yield w("reason_absent", organ=w.organ(str(name)), annotators=", ".join(absent), of=len(rows))
-    drawn = anatomy[anatomy["volume_ml"] > 0]
+            said = w("reason_absent", organ=w.organ(str(name)), annotators=", ".join(absent), of=len(rows))
+            undrawn.append((len(absent) / len(rows), str(name), said))
+    yield from _most(facts, undrawn, "absent")
+    drawn, smallest = anatomy[anatomy["volume_ml"] > 0], list[_Found]()
     for name, rows in drawn.groupby("organ", sort=False):
         means = rows.groupby("patient")["volume_ml"].mean()
         if (not organ or name == organ) and len(means) > 2 and means.idxmin() == patient:
             value, middle = w.number(float(means.min())), w.number(float(means.median()))
-            yield w("reason_smallest", organ=w.organ(str(name)), n=len(means), value=value, median=middle)
+            said = w("reason_smallest", organ=w.organ(str(name)), n=len(means), value=value, median=middle)
+            smallest.append((1 - float(means.min() / means.median()), str(name), said))
+    yield from _most(facts, smallest, "smallest")
 
 
 def _of_ledger(facts: Facts, patient: str) -> Iterator[str]:
@@ -91,6 +101,7 @@ def _of_agreement(facts: Facts, patient: str, organ: str) -> Iterator[str]:
         rows = facts.of_metric(metric)
         rows = rows[rows["value"].notna()]
         rows = rows[~rows["organ"].isin(WHOLE)]
+        lowest: list[_Found] = []
         for name, part in rows.groupby("organ", sort=False):
             if organ and name != organ:
                 continue
@@ -98,7 +109,18 @@ def _of_agreement(facts: Facts, patient: str, organ: str) -> Iterator[str]:
             low = len(means) > 2 and patient in means.index and means[patient] <= np.quantile(means, 0.1)
             if low and means[patient] < means.median():
                 value, middle = w.number(float(means[patient])), w.number(float(means.median()))
-                yield w("reason_agreement", organ=w.organ(str(name)), value=value, median=middle)
+                said = w("reason_agreement", organ=w.organ(str(name)), value=value, median=middle)
+                lowest.append((float(means.median() - means[patient]), str(name), said))
+        yield from _most(facts, lowest, "agreement")
+
+
+def _most(facts: Facts, found: list[_Found], kind: str) -> Iterator[str]:
+    """What is said of the organs that are farthest from the ordinary, and the names of the others: 14 sentences say nothing."""
+    w = facts.words
+    ranked = sorted(found, key=lambda one: -one[0])
+    yield from (said for _, _, said in ranked[:MOST_ORGANS])
+    if others := [w.organ(name) for _, name, _ in ranked[MOST_ORGANS:]]:
+        yield w(f"reason_{kind}_more", n=len(others), organs=counted(others))
 
 
 def _of_cohort(facts: Facts, patient: str) -> Iterator[str]:

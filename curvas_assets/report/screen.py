@@ -12,6 +12,7 @@ import numpy as np
 
 from curvas_assets.report.chart import (
     MOST_LEVEL,
+    NOTHING,
     Axis,
     Band,
     Bars,
@@ -29,7 +30,7 @@ from curvas_assets.report.chart import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-NOTHING = "rgba(0,0,0,0)"
+TRANSPARENT = "rgba(0,0,0,0)"
 SYMBOLS = {"ring": "circle-open"}
 DASHES = {"shortdash": "3px,2px", "dashdotdot": "6px,2px,2px,2px,2px,2px", "sparsedot": "2px,6px"}
 """Names of `chart` that plotly has not."""
@@ -38,6 +39,8 @@ LEGENDS = {
     "above": {"orientation": "h", "yref": "container", "yanchor": "top", "x": 0},
     "below": {"orientation": "h", "y": -0.16, "x": 0},
 }
+LINE_PX = 20
+"""Height of a line of a panel's title."""
 TOOLBAR_PX, ABOVE_PX = 32, 112
 """Height of plotly's toolbar, below which a legend above the panels begins, and where that legend ends if it has four lines."""
 
@@ -48,7 +51,12 @@ def draw(chart: Chart) -> "go.Figure":
     figure.update_layout(
         template="plotly_white",
         font={"family": "Liberation Sans, Arial, Helvetica, sans-serif", "size": 13, "color": "#1b1b1b"},
-        margin={"l": 64, "r": 24, "t": ABOVE_PX + 24 if chart.legend == "above" else 48, "b": 56},
+        margin={
+            "l": 64,
+            "r": 24,
+            "t": (ABOVE_PX + 24 if chart.legend == "above" else 48) + LINE_PX * (_lines(chart) - 1),
+            "b": 56,
+        },
         separators=chart.decimal + "\u202f",
         hoverlabel={"font_size": 12},
         hovermode="x unified" if chart.is_read_across else "closest",
@@ -65,7 +73,10 @@ def draw(chart: Chart) -> "go.Figure":
 def _panels(chart: Chart, rows: Any) -> "go.Figure":
     from plotly.subplots import make_subplots
 
-    titles = [panel.title for row in rows for panel in row]
+    titles = [panel.title.replace("\n", "<br>") for row in rows for panel in row]
+    gap = (
+        0.04 if len(rows) < 5 else 0.16 / (len(rows) - 1)
+    )  # shares of the height: of many rows they would leave nothing
     figure = make_subplots(
         rows=len(rows),
         cols=len(rows[0]),
@@ -73,17 +84,28 @@ def _panels(chart: Chart, rows: Any) -> "go.Figure":
         shared_xaxes=chart.is_shared,
         shared_yaxes=chart.is_shared,
         horizontal_spacing=0.03 if chart.is_shared else 0.1,
-        vertical_spacing=0.04,
+        vertical_spacing=gap + LINE_PX * (_lines(chart) - 1) / chart.height_px,
         subplot_titles=titles if any(titles) else None,
     )
     named: set[str] = set()
     for row, panels in enumerate(rows, start=1):
         for col, panel in enumerate(panels, start=1):
+            if panel is NOTHING:  # the panel above has no axis of another one below it
+                figure.update_xaxes(visible=False, row=row, col=col)
+                figure.update_yaxes(visible=False, row=row, col=col)
+                figure.update_xaxes(showticklabels=True, row=row - 1, col=col)
+                continue
             for mark in panel.marks:
                 _add(figure, mark, row, col, named)
             _set_axes(figure, panel, row, col)
     figure.update_layout(barmode="overlay", bargap=0, violingap=0.15)
     return figure
+
+
+def _lines(chart: Chart) -> int:
+    """Lines of the longest title of a panel."""
+    rows = () if isinstance(chart.rows, Scene) else chart.rows
+    return 1 + max((panel.title.count("\n") for row in rows for panel in row), default=0)
 
 
 def _add(figure: "go.Figure", mark: Mark, row: int, col: int, named: set[str]) -> None:
@@ -222,8 +244,8 @@ def _(mark: Distribution) -> dict[str, Any]:
         "y": mark.values,
         "x": np.full(len(mark.values), mark.place.replace("\n", "<br>")),
         "name": mark.name,
-        "line": {"color": mark.colour if shaped else NOTHING},
-        "fillcolor": _faint(mark.colour, 0.18) if shaped else NOTHING,
+        "line": {"color": mark.colour if shaped else TRANSPARENT},
+        "fillcolor": _faint(mark.colour, 0.18) if shaped else TRANSPARENT,
         "marker": {"symbol": mark.marker, "size": 4 if shaped else 8, "opacity": 0.55, "color": mark.colour},
         "points": "all",
         "pointpos": 0,

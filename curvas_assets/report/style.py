@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart 
 a colour tells is told a second time by a marker or a dash, so that a black-and-white print still reads.
 """
 
+import re
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -69,9 +70,25 @@ FAMILY_DASHES: dict[str, Dash] = {
 }
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
-ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE)
-ORGAN_COLOURS = (VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, BLACK)
-"""By label − 1."""
+FURTHER = tuple(
+    re.findall(
+        "#[0-9A-F]{6}",
+        """
+        #8700F0 #692D0F #2D1E96 #00FF87 #4B2D5A #E1004B #A578FF #B4E1B4
+        #B4A54B #870F3C #A50F87 #FFC3F0 #962DD2 #78C378 #874B69 #964B00
+        #5A784B #C3D25A #F01EC3 #FF7896 #5A0F78 #8787E1 #5A961E #1ED2B4
+        #A52D2D #875AFF #5A00C3 #0F4BB4 #F078D2 #D22D87 #C36969 #87F0D2
+        #00692D #F0C300 #A5F0A5 #0000FF #69D269 #96A55A #D2C3FF #D2A53C
+        #870F96 #0F00D2 #FF96D2 #966996 #F096FF #C30FF0 #690F3C #5AB496
+        #0F4B78 #C300A5 #C3F05A #FF4B3C #5A5A96 #693C00 #2D69E1 #78F0FF
+        """,
+    )
+)
+"""For more than Okabe and Ito have: each is as far as can be (CIELAB, seen as it is and with each colour blindness, by Machado
+et al. 2009) from theirs, from white and from those before it; none is grey, as a CT is."""
+ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE, *FURTHER)
+ORGAN_COLOURS = (VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, *FURTHER, BLACK)
+"""By label − 1; of 64 organs, which is all that a study may have, each has its own."""
 DISSENSUS_COLOUR = YELLOW
 
 CT_WINDOW_HU = (-160.0, 240.0)

@@ -14,11 +14,14 @@ from curvas_assets.errors import ScoringError
 from curvas_assets.inputs import as_spacing, to_array
 from curvas_assets.probabilities import as_members
 from curvas_assets.scoring.references import Reference
+from curvas_assets.scoring.registry import PAIR
 
 MOST_ANNOTATORS = 63
 MOST_BINS = 10_000
 """Largest number of bins: more would hold less than a voxel each, and memory grows with their number."""
 PATIENT = "the patient"
+WHOLE = ("all", "mean")
+"""What tables of scores call several annotators together."""
 
 
 def checked_annotations(annotations: Any) -> Any:
@@ -75,6 +78,25 @@ def checked_organs(organs: Any) -> dict[str, int]:
     if list(by_label.values()) != list(range(1, len(by_label) + 1)):
         raise _refused("the organs", f"organs {by_label}", f"Number the organs 1, 2, … . {example}")
     return by_label
+
+
+def checked_names(annotators: Any, count: int) -> list[str]:
+    """Names of the annotators, one for each label map; `1`, `2`, … for None.
+
+    Raises:
+        ScoringError: another number of names, a name twice, or one that means something else in a table of scores.
+    """
+    if annotators is None:
+        return [str(number) for number in range(1, count + 1)]
+    names = list(annotators) if isinstance(annotators, list | tuple) else [annotators]
+    sound = all(isinstance(one, str) and one.strip() and one not in WHOLE and PAIR not in one for one in names)
+    if not sound or len(set(names)) != len(names) or len(names) != count:
+        raise _refused(
+            "the annotators' names",
+            f"annotators = {annotators!r:.200} of {count} label maps",
+            f"Give {count} different names, none of them {' or '.join(WHOLE)}, and without {PAIR!r}.",
+        )
+    return names
 
 
 def checked_region(region: Any) -> tuple[slice, slice, slice] | None:

@@ -2,11 +2,13 @@
 
 `Patient_ID`, `CT` (the predictor), then per metric and organ `DICE_panc`, `CONF_kidn`, `CRPS_livr` … (organs by their
 abbreviation, or by their names where two share it), per metric and annotator `ECE_1` … `ECE_mean`, and `ENTROPY_mean`, `NCC_mean`.
+The study's annotators, `anno1`, `anno2` …, have their numbers there, all others their names: `ECE_boris`.
 Where Dice and confidence compare with another reference than the consensus, their columns say so: `DICE_majority_panc`.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -35,15 +37,22 @@ def abbreviation(organ: str) -> str:
     return ABBREVIATIONS.get(organ, organ[:4])
 
 
-def column_names(organs: Iterable[str]) -> dict[str, str]:
-    """Organ → its part of a column's name: the abbreviation, or the whole name where several would share it.
+def number(annotator: str) -> str:
+    """What the study's table calls its annotators `anno1`, `anno2` …: `1`, `2` …; any other name is kept."""
+    return annotator.removeprefix("anno") if re.fullmatch("anno[0-9]+", annotator) else annotator
+
+
+def column_names(names: Iterable[str], short: Callable[[str], str] = abbreviation) -> dict[str, str]:
+    """Organ or annotator → its part of a column's name: the short form, or the whole name where several would share it.
 
     >>> column_names(["liver", "kidney-left", "kidney-right"])
     {'liver': 'livr', 'kidney-left': 'kidney-left', 'kidney-right': 'kidney-right'}
+    >>> column_names(["anno1", "boris", "mean"], number)
+    {'anno1': '1', 'boris': 'boris', 'mean': 'mean'}
     """
-    short = {organ: abbreviation(organ) if organ else "" for organ in organs}
-    shared = Counter(short.values())
-    return {organ: organ if shared[name] > 1 else name for organ, name in short.items()}
+    shortened = {name: short(name) if name else "" for name in names}
+    shared = Counter(shortened.values())
+    return {name: name if shared[part] > 1 else part for name, part in shortened.items()}
 
 
 def study_columns(scores: pd.DataFrame, *, reference: str = "consensus") -> pd.DataFrame:
@@ -61,9 +70,8 @@ def study_columns(scores: pd.DataFrame, *, reference: str = "consensus") -> pd.D
         ScoringError: a score stands there twice.
     """
     known = scores[scores["metric"].isin(NAMES)]
-    short = column_names(map(str, known["organ"].unique()))
-    suffix = known["organ"].map(short)
-    annotator = known["annotator"].where(known["annotator"] != "", "")
+    suffix = known["organ"].map(column_names(map(str, known["organ"].unique())))
+    annotator = known["annotator"].map(column_names(map(str, known["annotator"].unique()), number))
     # Per organ and annotator, the study has the organ's mean; per image, one value called mean.
     keep = (suffix == "") | annotator.isin(["", "mean"])
     suffix = suffix.where(suffix != "", annotator.where(annotator != "", "mean"))

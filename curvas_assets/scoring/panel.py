@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from curvas_assets.scoring.arguments import (
     checked_bins,
     checked_length,
     checked_members,
+    checked_names,
     checked_organs,
     checked_reference,
     checked_region,
@@ -31,7 +33,7 @@ from curvas_assets.scoring.members import MemberCounts
 from curvas_assets.scoring.one_pass import Setting, count_all, workers
 from curvas_assets.scoring.ranks import rank_organ
 from curvas_assets.scoring.references import Further, Reference, Wanted
-from curvas_assets.scoring.registry import METRICS, Row
+from curvas_assets.scoring.registry import METRICS, PAIR, Row
 from curvas_assets.storage.labels import PackedLabels
 
 COLUMNS = ["metric", "organ", "annotator", "value", "unit", "note"]
@@ -55,7 +57,8 @@ class PatientScores:
     """What one predictor of one patient scores.
 
     Args:
-        table: metric, organ, annotator (1 … R, `mean`, or empty), value, unit, note; NaN always with a note.
+        table: metric, organ, annotator (a name, `mean`, two names `anna/boris`, or empty), value, unit, note; NaN always with
+            a note.
         reliability: annotator, bin, lower, upper, count, confidence, accuracy: the bins behind `ece`.
         risk_coverage: annotator, coverage, risk: the curve behind `aurc`, thinned.
     """
@@ -78,8 +81,9 @@ class PatientReference:
         ace_bins: number of bins of `ace` and `adaptive_ece`, 1 … 10,000.
         tolerance_mm: of the normalised surface Dice, 0 or above.
         entropy_threshold: nats above which an uncertainty counts as high; None for a tenth of ln C.
-        not_annotated: numbers (1 … R) of annotators who did not annotate this patient. Their maps are ignored, the
-            others keep their numbers, and the scores against them are NaN with a note.
+        annotators: their names in the order of the label maps, each once; `1` … `R` when left out.
+        not_annotated: names of those who did not annotate this patient. Their maps are ignored, the others keep their names,
+            and the scores against them are NaN with a note.
         reference: what `dice` and `confidence` compare with: `consensus`, `majority`, `staple` or `thresholds`.
         tumour: the organ that is a tumour, if its involvement of vessels is to be scored.
         vessels: the organs that are vessels; given with a tumour, and only then.
@@ -100,16 +104,18 @@ class PatientReference:
         ace_bins: int = 20,
         tolerance_mm: float = 1.0,
         entropy_threshold: float | None = None,
-        not_annotated: Collection[int] = (),
+        annotators: Sequence[str] | None = None,
+        not_annotated: Collection[str | int] = (),
         reference: str = "consensus",
         tumour: str = "",
         vessels: Sequence[str] = (),
     ):
         self.annotations = checked_annotations(annotations)
-        self.annotators = _drawn(self.annotations.shape[0], not_annotated)
-        self.not_annotated = sorted(not_annotated)
+        names = checked_names(annotators, self.annotations.shape[0])
+        self.annotators = _drawn(names, not_annotated)
+        self.not_annotated = [name for name in names if name not in self.annotators]
         if self.not_annotated:
-            chosen = [number - 1 for number in self.annotators]
+            chosen = [place for place, name in enumerate(names) if name in self.annotators]
             packed = isinstance(self.annotations, PackedLabels)
             self.annotations = self.annotations.only(chosen) if packed else np.asarray(self.annotations)[chosen]
         self.spacing_mm = checked_spacing(spacing_mm)
@@ -256,7 +262,7 @@ class PatientReference:
         table = pd.DataFrame(
             [(m, o, a, float(v), METRICS[m].unit, note) for m, o, a, v, note in rows], columns=pd.Index(COLUMNS)
         )
-        table = _with_means(self._numbered(table))
+        table = _with_means(self._named(table))
         if approximate:
             ranked = table["metric"].isin(RANKING_METRICS)
             table.loc[ranked, "note"] = [f"{APPROXIMATE}; {note}".strip("; ") for note in table.loc[ranked, "note"]]
@@ -264,18 +270,19 @@ class PatientReference:
         return PatientScores(table, *(frame.assign(annotator=self._renamed(frame["annotator"])) for frame in curves))
 
     def _renamed(self, annotators: pd.Series) -> pd.Series:
-        """The annotators' own numbers for `1`, `1-2`, …, which count only those who annotated."""
-        own = {str(place): str(number) for place, number in enumerate(self.annotators, 1)}
-        return annotators.map(lambda names: "-".join(own.get(name, name) for name in str(names).split("-")))
+        """The annotators' names for `1`, `1/2`, …: their places among those who annotated."""
+        names = {str(place): name for place, name in enumerate(self.annotators, 1)}
+        pairs = {PAIR.join(two): PAIR.join(names[one] for one in two) for two in combinations(names, 2)}
+        return annotators.map({"": "", **names, **pairs})
 
-    def _numbered(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A table of those who annotated, under their own numbers, and NaN with a note for those who did not."""
+    def _named(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of those who annotated, under their names, and NaN with a note for those who did not."""
+        table = table.assign(annotator=self._renamed(table["annotator"]))
         if not self.not_annotated:
             return table
-        table = table.assign(annotator=self._renamed(table["annotator"]))
-        single = table[table["annotator"].str.fullmatch("[0-9]+")]
+        single = table[table["annotator"].isin(self.annotators)]
         missing = single.drop_duplicates(["metric", "organ"])[["metric", "organ", "unit"]]
-        rows = [missing.assign(annotator=str(n), value=math.nan, note=NOT_ANNOTATED) for n in self.not_annotated]
+        rows = [missing.assign(annotator=name, value=math.nan, note=NOT_ANNOTATED) for name in self.not_annotated]
         return pd.concat([table, *rows], ignore_index=True)[COLUMNS]
 
     def _fitting(self, softmax: Any, name: str) -> Any:
@@ -300,6 +307,7 @@ def score(
     spacing_mm: Sequence[float],
     *,
     organs: Mapping[str, int],
+    annotators: Sequence[str] | None = None,
     region: Sequence[slice | Sequence[int]] | None = None,
     members: Any = None,
     ece_bins: int = 50,
@@ -317,6 +325,7 @@ def score(
         annotations: label maps (R, Z, Y, X) of whole numbers: an array, a tensor, or a list of arrays.
         spacing_mm: voxel size along (Z, Y, X).
         organs: name → label; labels are 1 … without gaps.
+        annotators: their names in the order of the label maps; `1` … `R` when left out.
         region: slices along (Z, Y, X), or (start, stop) of each; None for the whole image.
         members: of an ensemble: a sequence of its models' softmaxes, or an array (M, C, Z, Y, X).
         ece_bins: bins of `ece`.
@@ -337,6 +346,7 @@ def score(
         annotations,
         spacing_mm,
         organs=organs,
+        annotators=annotators,
         region=region,
         ece_bins=ece_bins,
         ace_bins=ace_bins,
@@ -354,15 +364,16 @@ def _largest_box(found: Counts) -> int:
     return max((math.prod(span.stop - span.start for span in box) for box in found.boxes if box), default=0)
 
 
-def _drawn(annotators: int, not_annotated: Collection[int]) -> list[int]:
-    """Numbers, from 1, of those who annotated; a ScoringError if there is none, or a number belongs to no annotator."""
-    drawn = [number for number in range(1, annotators + 1) if number not in not_annotated]
-    if not drawn or len(drawn) + len(set(not_annotated)) != annotators:
+def _drawn(names: Sequence[str], not_annotated: Collection[str | int]) -> list[str]:
+    """Those who annotated, in their order; a ScoringError if there is none, or a name belongs to no annotator."""
+    absent = [str(name) for name in not_annotated]
+    drawn = [name for name in names if name not in absent]
+    if not drawn or set(absent) - set(names):
         raise ScoringError(
             "scoring",
             "the patient",
-            f"not_annotated = {list(not_annotated)} of {annotators} annotators",
-            f"Give numbers from 1 to {annotators}, and leave at least one annotator.",
+            f"not_annotated = {absent} of the annotators {', '.join(names)}",
+            "Name some of these annotators, and leave at least one.",
         )
     return drawn
 

@@ -19,6 +19,8 @@ Only = Literal["", "thresholds", "vessels"]
 """Which studies have a metric: all, those whose reference is `thresholds`, or those that name a tumour and its vessels."""
 Row = tuple[str, str, str, float, str]
 """(metric, organ, annotator, value, note); organ and annotator are empty where they do not apply."""
+PAIR = "/"
+"""Between the names of two annotators: a name may have a dash, and none has a slash."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from curvas_assets.scoring.accuracy import pair_dice
 from curvas_assets.scoring.counting import Counts
 from curvas_assets.scoring.members import MemberCounts
 from curvas_assets.scoring.references import Comparison
-from curvas_assets.scoring.registry import Row
+from curvas_assets.scoring.registry import PAIR, Row
 from curvas_assets.scoring.uncertainty_maps import PATCH, MapSummary
 
 
@@ -27,7 +27,7 @@ def aleatoric(found: Counts, organs: Mapping[str, int], reference: Comparison) -
         defined = [value for value in each if not math.isnan(value)]
         left_out = len(each) - len(defined)
         note = f"{left_out} of {len(each)} organs undefined" if left_out else ""
-        yield "ncc_annotators", "", f"{one}-{other}", float(np.mean(defined)) if defined else math.nan, note
+        yield "ncc_annotators", "", f"{one}{PAIR}{other}", float(np.mean(defined)) if defined else math.nan, note
     if len(annotators) < 2:
         yield "ncc_annotators", "", "", math.nan, "one annotator"
     for organ, c in organs.items():

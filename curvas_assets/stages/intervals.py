@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from curvas_assets.report import paper
-from curvas_assets.report.figures import volume_intervals_chart
+from curvas_assets.report.figures import volume_intervals_charts
 from curvas_assets.report.words import Words
 from curvas_assets.stages.calibrated import base_of
 from curvas_assets.stages.checks import Check
@@ -73,11 +73,15 @@ def find_intervals(
 def _pictures(study: Study, intervals: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Picture]:
     """Each predictor's intervals beside what the annotators drew."""
     words, shown = Words(study.report.language), shown_scores(scores)
-    charts = {
-        str(predictor): volume_intervals_chart(part, shown, study.annotator_names, words)
-        for predictor, part in in_cm3(intervals).groupby("predictor", sort=False)
+    charts = [
+        chart
+        for _, part in in_cm3(intervals).groupby("predictor", sort=False)
+        for chart in volume_intervals_charts(part, shown, study.annotator_names, words)
+    ]
+    return {
+        f"intervals of {chart.name.removeprefix('volumes_')}": Picture(paper.image(chart), chart.title)
+        for chart in charts
     }
-    return {f"intervals of {name}": Picture(paper.image(chart), chart.title) for name, chart in charts.items()}
 
 
 def _facts(study: Study, scored: list[str], intervals: pd.DataFrame, coverage: pd.DataFrame) -> dict[str, Any]:

@@ -31,7 +31,7 @@ SCORES = _columns(
     ("unit", TEXT),
     ("note", TEXT),
 )
-"""One row per score; `organ` and `annotator` are empty where a metric has none."""
+"""One row per score; `organ` and `annotator` are empty where a metric has none. Annotators stand there by name."""
 RELIABILITY = _columns(
     *_OF_A_PREDICTOR,
     ("annotator", TEXT),

@@ -1,6 +1,7 @@
 """Scores: every predictor of a patient against every annotator, and the study's one table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from curvas_assets.scoring import (
     metrics_of,
     study_columns,
 )
+from curvas_assets.scoring.registry import PAIR
 from curvas_assets.stages.calibrated import with_calibrated
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.patients import fetch_files, grid_of, scored_region
@@ -25,6 +27,7 @@ from curvas_assets.stages.stored import Artefact, Artefacts, Outcome, Picture, S
 from curvas_assets.stages.table import SCORES
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import shown_scores, shown_unit, units_of, with_unit
+from curvas_assets.statistics.reduction import WHOLE
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.softmax import SoftmaxVolume
@@ -135,7 +138,8 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
         reference=study.evaluation.reference,
         tumour=study.evaluation.vascular.tumour,
         vessels=study.evaluation.vascular.vessels,
-        not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
+        annotators=study.annotator_names,
+        not_annotated=record.get("not_annotated", []),
     )
 
 
@@ -236,8 +240,20 @@ def of_the_study(study: Study, patient: str, table: pd.DataFrame) -> pd.DataFram
     kept = table[table["predictor"].isin(predictors)]
     family = {predictor: study.family(predictor) for predictor in predictors}
     return kept.assign(
-        family=kept["predictor"].map(family).astype(object), group=study.patient_group(patient) or ""
+        family=kept["predictor"].map(family).astype(object),
+        group=study.patient_group(patient) or "",
+        annotator=_named(study, kept["annotator"]),
     ).reset_index(drop=True)
+
+
+def _named(study: Study, annotators: pd.Series) -> pd.Series:
+    """Annotators by name, also of a table of before code version 7, which numbers them."""
+    names = {str(number): name for number, name in enumerate(study.annotator_names, 1)}
+    told = set(annotators) - set(WHOLE)
+    if told <= set(study.annotator_names) or not all(set(one.split("-")) <= set(names) for one in told):
+        return annotators
+    pairs = {"-".join(two): PAIR.join(names[one] for one in two) for two in combinations(names, 2)}
+    return annotators.map({one: one for one in WHOLE} | names | pairs)
 
 
 def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
@@ -253,7 +269,7 @@ def not_scored(study: Study, table: pd.DataFrame) -> list[str]:
 
 def means_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
     """Key metrics with their units, averaged over all values of a predictor (without NaN): one row per predictor."""
-    key = table[table["metric"].isin(KEY_METRICS) & ~table["annotator"].astype(str).str.isdigit()]
+    key = table[table["metric"].isin(KEY_METRICS) & table["annotator"].isin(WHOLE)]
     shown = shown_scores(key)
     means = shown.groupby(["predictor", "metric"], sort=False)["value"].mean().unstack("metric")
     units = units_of(shown)

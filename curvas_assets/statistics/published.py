@@ -113,7 +113,7 @@ def read_published_scores(
         csv: path, bytes or file-like; comma or semicolon separated; columns `Patient_ID`, `CT` (the predictor's name),
             `DICE_panc`, …, `NCC_mean`.
         ids: how patients are called.
-        study: gives each predictor's family if the study defines its own ensembles.
+        study: gives each predictor's family if the study defines its own ensembles, and the annotators' names.
 
     Returns:
         The scores and what was unusable.
@@ -123,7 +123,7 @@ def read_published_scores(
     """
     wide = _read(csv)
     keys = _named(wide, "patient_id", "patient"), _named(wide, "ct", "predictor", "model")
-    meanings = _metric_columns(wide)
+    meanings = _metric_columns(wide, study.annotator_names if study else ())
     rows, left_out = _first_rows(wide, keys, meanings, ids, study)
     scores, unreadable = _long(rows, meanings, study)
     unusable = [*_unknown_columns(wide, {*keys, *meanings}), *left_out, *unreadable, *_absent(rows)]
@@ -183,8 +183,13 @@ def compare_with_published(
     return table[[*columns, *(f"published_{name}" for name in columns[2:]), "comparability"]]
 
 
-def column_meaning(column: str) -> Column | None:
-    """What a column such as `DICE_panc`, `ECE_2`, `NCC_GT1-3` or `CRPS_mean` holds; None if it is no metric."""
+def column_meaning(column: str, annotators: Sequence[str] = ()) -> Column | None:
+    """What a column such as `DICE_panc`, `ECE_2`, `NCC_GT1-3` or `CRPS_mean` holds; None if it is no metric.
+
+    Args:
+        column: its name in the wide table.
+        annotators: the study's, in order: the table numbers them, or calls them by name. Without them, numbers stay.
+    """
     if column in _SINGLE:
         return _SINGLE[column]
     name, _, rest = column.partition("_")
@@ -195,11 +200,19 @@ def column_meaning(column: str) -> Column | None:
         return Column(metric, _PER_ORGAN[rest], "", unit)
     if rest == "mean":
         return Column(metric, "", "mean", unit)
-    if re.fullmatch(r"[0-9]+", rest):
-        return Column(metric, "", rest, unit)
-    if pair := re.fullmatch(r"GT([0-9]+-[0-9]+)", rest):
-        return Column(metric, "", pair.group(1), unit)
+    if re.fullmatch(r"[0-9]+", rest) or rest in annotators:
+        return Column(metric, "", _annotator(rest, annotators), unit)
+    if pair := re.fullmatch(r"GT([0-9]+)-([0-9]+)", rest):
+        return Column(metric, "", "/".join(_annotator(one, annotators) for one in pair.groups()), unit)
     return None
+
+
+def _annotator(told: str, annotators: Sequence[str]) -> str:
+    """The name of an annotator whom the table calls by name, or by number: that of `anno2`, or of the second."""
+    if told in annotators or f"anno{told}" in annotators:
+        return told if told in annotators else f"anno{told}"
+    place = int(told)
+    return annotators[place - 1] if 1 <= place <= len(annotators) else told
 
 
 def _read(csv: str | Path | bytes | IO[str] | IO[bytes]) -> pd.DataFrame:
@@ -235,8 +248,9 @@ def _named(wide: pd.DataFrame, *names: str) -> str:
     )
 
 
-def _metric_columns(wide: pd.DataFrame) -> dict[str, Column]:
-    meanings = {column: meaning for column in wide.columns if (meaning := column_meaning(column)) is not None}
+def _metric_columns(wide: pd.DataFrame, annotators: Sequence[str]) -> dict[str, Column]:
+    known = {column: column_meaning(column, annotators) for column in wide.columns}
+    meanings = {column: meaning for column, meaning in known.items() if meaning is not None}
     if not meanings:
         raise StatisticsError(
             "reading published scores",

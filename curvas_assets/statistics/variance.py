@@ -290,7 +290,8 @@ def _values(own: pd.DataFrame, effects: tuple[str, ...]) -> tuple[pd.Series, str
         names = own["annotator"].astype("string").fillna("") if "annotator" in own else pd.Series("", index=own.index)
         parts = [
             reduce_scores(own[names == name].assign(annotator="")).assign(reference=str(name))
-            for name in sorted(set(names) - set(WHOLE))
+            for name in names.unique()
+            if name not in WHOLE
         ]
         if not parts:
             return pd.Series(dtype=float), "the scores do not name the annotator that they are taken against"

@@ -1,6 +1,7 @@
 """Studies made of random numbers for tests of the report: scores, bins, curves, slices of any size and shape."""
 
 from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ def make_predictor_cost(study: Study, *, device: str = "cuda 0") -> pd.DataFrame
 def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
     """Long scores as the platform keeps them: per organ, per annotator with their mean, and per patient."""
     rng = np.random.default_rng(seed)
-    organs, annotators = study.class_names[1:], [str(a) for a in range(1, len(study.annotators) + 1)]
+    organs, annotators = study.class_names[1:], study.annotator_names
     parts = []
 
     def add(metric: str, organ: str, annotator: str, unit: str, values: np.ndarray) -> None:
@@ -107,7 +108,7 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
     def noise(scale: float) -> np.ndarray:
         return rng.normal(0, scale, len(cells))
 
-    for offset, organ in zip((0.12, 0.05, 0.02, 0.03), organs, strict=False):
+    for offset, organ in zip(cycle((0.12, 0.05, 0.02, 0.03)), organs, strict=False):
         dice = 1 - offset * (1 + 0.4 * hard) + 0.003 * gain + noise(0.01)
         add("dice", organ, "", "", np.clip(dice, 0, 1))
         add("dice_published", organ, "", "", np.clip(dice - 0.01, 0, 1))
@@ -131,7 +132,7 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
         if metric != "hd95":
             add(metric, "", "mean", unit, np.mean(each, axis=0))
     add("predictive_entropy", "", "", "nats", 0.01 + 0.004 * hard + 0.002 * gain + np.abs(noise(0.0005)))
-    for size, organ in zip((80e3, 300e3, 1500e3, 50e3), organs, strict=False):
+    for size, organ in zip(cycle((80e3, 300e3, 1500e3, 50e3)), organs, strict=False):
         truth = size * np.repeat(rng.uniform(0.7, 1.3, len(patients)), len(predictors))
         add("volume", organ, "", "mm³", truth * (1 + noise(0.05)))
         for annotator in annotators:
@@ -150,7 +151,8 @@ def make_scores(study: Study, *, seed: int = 0) -> pd.DataFrame:
 
 def make_intervals(study: Study, *, fitted: int = 5, level: float = 0.9, **more: object) -> pd.DataFrame:
     """Intervals of the general ensemble, from random validation patients."""
-    others = make_study(annotators=len(study.annotators), organs=tuple(study.class_names[1:]), patients=fitted)
+    alike = {name: getattr(study, name) for name in ("annotators", "organs")}
+    others = make_study(patients=fitted).model_copy(update=alike)
     known = make_scores(others, seed=1).assign(patient=lambda table: "V" + table["patient"].astype(str))
     return volume_intervals(known, make_scores(study), ["ensemble_all"], level, **more)  # type: ignore[arg-type]
 
@@ -194,14 +196,14 @@ def make_curves(study: Study, *, points: int = 60, seed: int = 0) -> pd.DataFram
                     "patient": patient,
                     "predictor": predictor,
                     "family": study.family(predictor),
-                    "annotator": str(annotator),
+                    "annotator": annotator,
                     "coverage": coverage,
                     "risk": (0.01 - 0.003 * GAIN[study.family(predictor)]) * coverage**6 * rng.uniform(0.8, 1.2),
                 }
             )
             for patient in study.scored_patients()
             for predictor in study.predictors_of(patient)
-            for annotator in range(1, 1 + len(study.annotators))
+            for annotator in study.annotator_names
         ],
         ignore_index=True,
     )
@@ -251,7 +253,7 @@ def make_organs(study: Study, patient: str = "UKCHLL001") -> OrganView:
         if label < len(study.class_names):
             inside = sum(((g - c) / r) ** 2 for g, c, r in zip((z, y, x), centre, radius, strict=True)) < 1
             labels[inside] = label
-    return OrganView(patient, labels, (5.0, 3.5, 3.5), "annotator 1")
+    return OrganView(patient, labels, (5.0, 3.5, 3.5), "annotator anno1")
 
 
 def make_training(study: Study, *, epochs: int = 30) -> dict[str, pd.DataFrame]:

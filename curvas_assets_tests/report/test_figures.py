@@ -384,6 +384,14 @@ def test_an_empty_organ_has_no_surface_and_an_empty_volume_is_drawn():
     assert (len(points), len(faces)) == (0, 0)
 
 
+BLINDNESS = (
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],  # protan
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],  # deutan
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],  # tritan
+)
+"""Protan, deutan and tritan."""
+
+
 def simulated(colour: str, matrix: list[list[float]]) -> np.ndarray:
     """A colour as seen with a colour blindness (Machado et al. 2009, severity 1), in linear light."""
     rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -391,14 +399,7 @@ def simulated(colour: str, matrix: list[list[float]]) -> np.ndarray:
     return np.clip(np.array(matrix) @ linear, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],  # protan
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],  # deutan
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],  # tritan
-    ],
-)
+@pytest.mark.parametrize("matrix", BLINDNESS)
 def test_families_are_told_apart_with_colour_blindness(matrix):
     for one, two in itertools.combinations(FAMILY_COLOURS.values(), 2):
         assert np.abs(simulated(one, matrix) - simulated(two, matrix)).max() > 0.1

@@ -157,7 +157,9 @@ def test_the_figure_names_every_patient():
         for mark in points:
             assert [label.split("<br>")[0] for label in mark.labels] == list(own["patient"])
             assert [patients[round(x)] for x in mark.x] == list(own["patient"])
-        of_first = SOME[(SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "1") & (SOME["organ"] == organ)]
+        of_first = SOME[
+            (SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "anno1") & (SOME["organ"] == organ)
+        ]
         of_first = of_first[of_first["predictor"] == "ensemble_all"]
         np.testing.assert_allclose(points[1].y, of_first["value"] / 1000)
 
@@ -170,7 +172,7 @@ def test_sizes_stand_in_no_table_of_means():
 
 
 def test_an_annotator_who_did_not_draw_a_patient_has_no_point():
-    hit = (SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "2") & (SOME["patient"] == "UKCHLL003")
+    hit = (SOME["metric"] == "volume_annotator") & (SOME["annotator"] == "anno2") & (SOME["patient"] == "UKCHLL003")
     scores = shown_scores(SOME.assign(value=SOME["value"].mask(hit)))
     chart = volume_intervals_chart(in_cm3(make_intervals(STUDY)), scores, STUDY.annotator_names, Words("en"))
     second = [m for m in chart.rows[0][0].marks if isinstance(m, Points)][2]

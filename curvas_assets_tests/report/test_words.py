@@ -76,7 +76,7 @@ def test_both_languages_say_everything_with_the_same_placeholders():
         for key, text in english[section].items():
             assert text, key
             assert french[section][key], key
-            fields = [sorted(re.findall(r"\{(\w+)\}", one)) for one in (text, french[section][key])]
+            fields = [sorted(re.findall(r"\{(\w+)(?::[^}]*)?\}", one)) for one in (text, french[section][key])]
             assert fields[0] == fields[1], key
     assert set(french) - set(english) == {"organs", "reasons", "sentences", "patterns"}
     assert set(english) <= set(french)
@@ -98,8 +98,8 @@ def test_no_word_is_there_that_nothing_asks_for():
 
 
 def test_french_differs_from_english_and_a_third_language_is_refused():
-    assert Words("fr")("question_text", annotators=3, organs="foie") != Words("en")(
-        "question_text", annotators=3, organs="foie"
+    assert Words("fr")("question_text", annotators=3, organs="foie", n=1) != Words("en")(
+        "question_text", annotators=3, organs="foie", n=1
     )
     assert Words("fr").decimal == ","
     assert Words("en").metric("unheard_of") == "Unheard of"

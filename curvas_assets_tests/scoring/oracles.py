@@ -363,7 +363,7 @@ def _ncc_of_annotators(case: Case) -> Values:
     for (one, a), (other, b) in combinations(case.annotators.items(), 2):
         masks = [((a == label).ravel(), (b == label).ravel()) for label in ORGANS.values()]
         each = [float(pearsonr(*pair)[0]) for pair in masks if all(np.ptp(mask.astype(int)) > 0 for mask in pair)]
-        found["", f"{one}-{other}"] = _mean_defined(each)
+        found["", f"{one}/{other}"] = _mean_defined(each)
     return found
 
 

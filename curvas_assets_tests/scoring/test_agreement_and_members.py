@@ -73,7 +73,7 @@ def test_agreement_of_annotators(case):
                 correlations[a, b].append(pearsonr(masks[a].ravel().astype(float), masks[b].ravel().astype(float))[0])
     for (a, b), values in correlations.items():
         expected = np.mean(values) if values else math.nan
-        found = value_of(table, "ncc_annotators", "", f"{a + 1}-{b + 1}")
+        found = value_of(table, "ncc_annotators", "", f"{a + 1}/{b + 1}")
         assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
@@ -152,7 +152,7 @@ def test_identical_members_and_annotators_agree():
     assert value_of(table, "mutual_information") == 0
     assert value_of(table, "mutual_information_patch") == 0
     assert value_of(table, "member_dice", "a") == value_of(table, "agreement", "a") == 1
-    assert value_of(table, "ncc_annotators", "", "1-3") == pytest.approx(1)
+    assert value_of(table, "ncc_annotators", "", "1/3") == pytest.approx(1)
     assert value_of(table, "agreement_kappa", "a") == 1
     assert value_of(table, "ged") == pytest.approx(
         2 * (1 - np.mean([dice(member.argmax(axis=0) == c, annotation[0] == c) for c in (1, 2)]))

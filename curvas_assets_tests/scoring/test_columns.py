@@ -3,6 +3,7 @@
 - The wide table has a row per patient and predictor and a column per score, in the order in which they stand in the long one.
 - Organs that share their first four letters keep their whole names, so that no two scores share a column.
 - Dice and confidence against another reference than the consensus are in no column of the study's, and are not read back as such.
+- The published annotators have their numbers in columns' names, all others their own names; both are read back by name.
 - A score that stands there twice is refused with its place and its values, not averaged.
 """
 
@@ -68,3 +69,21 @@ def test_a_score_that_stands_there_twice_is_refused(value):
         match=r"P2: making the study's wide table failed: model has 2 scores for DICE_livr: \[0\.9, (0\.9|0\.5|nan)\]",
     ):
         study_columns(twice)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["anno1", "anno2", "anno3"], ["ECE_1", "ECE_2", "ECE_3"]),  # the published table's
+        (["zoe-anna", "1", "boris"], ["ECE_zoe-anna", "ECE_1", "ECE_boris"]),
+        (["anno1", "1"], ["ECE_anno1", "ECE_1"]),
+    ],
+)
+def test_columns_of_annotators_are_the_studys_numbers_or_their_names_and_are_read_back(names, columns):
+    row = {"patient": "P1", "predictor": "model", "metric": "ece", "organ": ""}
+    scores = pd.DataFrame([row | {"annotator": name, "value": place} for place, name in enumerate([*names, "mean"])])
+    wide = study_columns(scores)
+    assert list(wide.columns) == ["Patient_ID", "CT", *columns, "ECE_mean"]
+    assert wide.iloc[0, 2:].tolist() == list(range(len(names) + 1))
+    meanings = [column_meaning(column, names) for column in columns]
+    assert [meaning.annotator for meaning in meanings if meaning is not None] == names

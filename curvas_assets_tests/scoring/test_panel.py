@@ -8,7 +8,7 @@
 - A background of −1e-7 does not fall out of the bins; voxels outside the region do not count.
 - A perfect ranking has no excess area, by the rule that every ranking is integrated by. ValUES, by its rule, differs where
   confidences are tied, and else by one voxel.
-- Who did not annotate counts nowhere, and the others keep their numbers.
+- Annotators have the names that they are given, or numbers; who did not annotate counts nowhere, and the others keep their names.
 - A stored volume scores as the array that is read from it; one of the first format is said to rank approximately.
 """
 
@@ -16,6 +16,7 @@ import io
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given
@@ -548,7 +549,7 @@ def test_who_did_not_annotate_counts_nowhere_and_the_others_keep_their_numbers(l
     alone = PatientReference(annotations[[n - 1 for n in drawn]], SPACING, organs=ORGANS).score(softmax)
     assert check_scores(whole.table) == []
     named = {str(place): str(n) for place, n in enumerate(drawn, 1)}
-    named |= {f"{a}-{b}": f"{named[str(a)]}-{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
+    named |= {f"{a}/{b}": f"{named[str(a)]}/{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
     for row in alone.table.itertuples():
         assert _same_value(
             _value(whole.table, row.metric, row.organ, named.get(row.annotator, row.annotator)), row.value
@@ -559,6 +560,36 @@ def test_who_did_not_annotate_counts_nowhere_and_the_others_keep_their_numbers(l
     assert missing["note"].str.startswith("not annotated").all()
     for frame in (whole.reliability, whole.risk_coverage):
         assert set(frame["annotator"]) == set(map(str, drawn))
+
+
+def test_annotators_have_the_studys_names_whatever_these_are():
+    rng = np.random.default_rng(8)
+    annotations = rng.integers(0, 4, (3, *SHAPE)).astype(np.uint8)
+    softmax = rng.dirichlet(np.ones(4), SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+    names = ["zoe-anna", "1", "boris"]  # one is the number of another, and pairs of names hold dashes
+    chosen: dict = {"organs": ORGANS}
+    named = PatientReference(annotations, SPACING, annotators=names, **chosen).score(softmax)
+    numbered = PatientReference(annotations, SPACING, **chosen).score(softmax)
+    places = {str(number): name for number, name in enumerate(names, 1)} | {"": "", "mean": "mean"}
+    places |= {f"{a}/{b}": f"{places[a]}/{places[b]}" for a, b in [("1", "2"), ("1", "3"), ("2", "3")]}
+    for one, other in ((named.table, numbered.table), (named.reliability, numbered.reliability)):
+        pd.testing.assert_frame_equal(one, other.assign(annotator=other["annotator"].map(places)))
+    assert set(named.risk_coverage["annotator"]) == set(names)
+    absent = (
+        PatientReference(annotations, SPACING, annotators=names, not_annotated=["1"], **chosen).score(softmax).table
+    )
+    undefined = absent[absent["note"].str.startswith("not annotated")]
+    assert set(undefined["annotator"]) == {"1"}
+    assert _same_value(_value(absent, "ece", "", "boris"), _value(named.table, "ece", "", "boris"))
+    assert set(absent.loc[absent["metric"] == "ncc_annotators", "annotator"]) == {"zoe-anna/boris", "mean"}
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b"], ["a", "b", "a"], ["a", "b", "mean"], ["a", "b", "b/c"], ["a", "b", ""], "abc"]
+)
+def test_names_that_are_not_one_for_each_label_map_are_refused(names):
+    with pytest.raises(ScoringError, match="Give 3 different names"):
+        PatientReference(np.zeros((3, *SHAPE), np.uint8), SPACING, organs=ORGANS, annotators=names)
 
 
 def _same_value(found, expected):

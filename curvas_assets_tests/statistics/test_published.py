@@ -61,7 +61,12 @@ def test_every_column_of_the_study_is_understood():
     assert all(column_meaning(column) is not None for column in STUDY_COLUMNS)
     assert column_meaning("DICE_panc") == Column("dice", "pancreas", "", "")
     assert column_meaning("ECE_2") == Column("ece", "", "2", "")
-    assert column_meaning("NCC_GT1-3") == Column("ncc_annotators", "", "1-3", "")
+    assert column_meaning("NCC_GT1-3") == Column("ncc_annotators", "", "1/3", "")
+    anna_and_boris = ("anna", "boris", "anno3")
+    assert column_meaning("ECE_2", anna_and_boris) == Column("ece", "", "boris", "")
+    assert column_meaning("NCC_GT1-3", anna_and_boris) == Column("ncc_annotators", "", "anna/anno3", "")
+    assert column_meaning("ECE_4", anna_and_boris) == Column("ece", "", "4", "")
+    assert column_meaning("ECE_carla", anna_and_boris) is None
     assert column_meaning("NCC_mean") == Column("ncc_annotators", "", "mean", "")
     assert column_meaning("CRPS_livr").unit == "voxel"
     assert column_meaning("Patient_ID") is None

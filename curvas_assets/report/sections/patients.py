@@ -129,7 +129,7 @@ def _outliers(facts: Facts, outliers: pd.DataFrame) -> list[Block]:
         count = int(counts[metric, patient])
         of_lead = part[part["predictor"] == facts.lead]
         shown = of_lead.iloc[0] if len(of_lead) else part.iloc[0]
-        names = list(map(str, part["predictor"]))
+        names = [name for name in facts.named_predictors if name in set(part["predictor"])]
         rows.append(
             {
                 "patient": patient,

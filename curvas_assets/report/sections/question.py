@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Text
+from curvas_assets.report.blocks import Answer, Block, Bullets, Heading, Note, Text
 from curvas_assets.report.facts import Facts
 from curvas_assets.report.predictors_table import predictor_tables
 from curvas_assets.report.verdict import Compared, Verdict, against_single, corrected_tests, judge
 from curvas_assets.statistics.families import FEWEST
+from curvas_assets.statistics.reduction import WHOLE
 
 ROUNDING = 1e-9
 """Smaller differences of means count as none."""
@@ -20,13 +21,14 @@ MAIN = ("general", "annotator", "individual")
 def write(facts: Facts) -> list[Block]:
     """What is asked, the answer in two sentences, every predictor in one table, and what to think of before believing it."""
     w, study = facts.words, facts.study
-    blocks: list[Block] = [
-        Text(w("question_text", annotators=len(study.annotators), organs=", ".join(facts.class_names[1:])))
-    ]
+    said = {"organs": ", ".join(facts.class_names[1:]), "n": len(study.organs)}
+    several = len(study.annotators) > 1
+    asked = w("question_text", annotators=len(study.annotators), **said) if several else w("question_of_one", **said)
+    blocks: list[Block] = [Text(asked)]
     if facts.by_family.empty:
         return [*blocks, Text(_families(facts))]
     table, *details = predictor_tables(facts)
-    blocks += [Answer(answer(facts)), table]
+    blocks += [Answer(answer(facts)), *map(Note, _odd_organs(facts)), table]
     if beaten := _beaten(facts):
         blocks.append(Bullets(beaten))
     blocks += [*facts.few(), *details]
@@ -34,6 +36,16 @@ def write(facts: Facts) -> list[Block]:
     if lines := [line for metric in study.statistics.primary.values() if (line := _answer(facts, tested, metric))]:
         blocks += [Heading(w("answer_heading")), Text(_families(facts)), Bullets(lines), facts.claim()]
     return blocks + _approximate(facts)
+
+
+def _odd_organs(facts: Facts) -> list[str]:
+    """Sentences about organs that every predictor misses on every patient, and those without a reference on any."""
+    w, dice = facts.words, facts.of_metric("dice")
+    by_organ = dice[~dice["organ"].isin(WHOLE)].groupby("organ", sort=False)["value"]
+    missed = [w.organ(str(organ)) for organ, values in by_organ if values.notna().any() and values.max() == 0]
+    undrawn = [w.organ(str(organ)) for organ, values in by_organ if values.isna().all()]
+    told = [w("missed_organs", organs=", ".join(missed))] if missed else []
+    return told + ([w("undrawn_organs", organs=", ".join(undrawn))] if undrawn else [])
 
 
 def answer(facts: Facts) -> list[str]:

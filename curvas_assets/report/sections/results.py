@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from curvas_assets.report.blocks import Absent, Block, FigureBlock, Heading, TableBlock, Text
@@ -31,12 +32,12 @@ WHOLE_FIRST = ("dice", "ece")
 """Metrics drawn over all organs or annotators before they are drawn by each."""
 FACETS = {
     "dice": ("organ",),
-    "hd95": ("annotator",),
-    "hausdorff": ("annotator",),
+    "hd95": ("annotator", "organ"),
+    "hausdorff": ("annotator", "organ"),
     "aurc": ("organ", "annotator"),
     "eaurc": ("organ", "annotator"),
 }
-"""Metric → possible columns for its panels; the first with several values in the scores is used."""
+"""Metric → possible columns for its panels; the first with several values in the scores and something to draw is used."""
 WIDTH = 8
 """Metrics side by side in a table of means."""
 
@@ -82,9 +83,13 @@ def _distribution(facts: Facts, metric: str) -> list[Block]:
         direction=facts.directions.get(metric, ""),
     )
     table, facet = _panels(facts, metric)
+    if not np.isfinite(table["value"]).any():
+        left_out = {"nan": int(table["value"].isna().sum()), "infinite": int(np.isinf(table["value"]).sum())}
+        return [Absent(w("none_finite", metric=w.metric(metric), **left_out))]
     whole = facet is None or metric in WHOLE_FIRST
     charts = [draw(facts.reduced)] if whole else []
-    charts += [draw(table, facet=facet, order=facts.study.class_names)] if facet else []
+    order = facts.study.annotator_names if facet == "annotator" else facts.study.class_names
+    charts += [draw(table, facet=facet, order=order)] if facet else []
     return [FigureBlock(chart) for chart in charts]
 
 
@@ -95,7 +100,9 @@ def _panels(facts: Facts, metric: str) -> tuple[pd.DataFrame, str | None]:
         single = of_metric[~of_metric[facet].isin(WHOLE)]
         if single[facet].nunique() > 1:
             parts = [reduce_scores(part).assign(**{facet: name}) for name, part in single.groupby(facet, sort=False)]
-            return pd.concat(parts, ignore_index=True), facet
+            whole = pd.concat(parts, ignore_index=True)
+            if np.isfinite(whole["value"]).any():  # an organ that is always missed makes each mean over organs infinite
+                return whole, facet
     return facts.reduced[facts.reduced["metric"] == metric], None
 
 
@@ -163,7 +170,10 @@ def _means_by_family(facts: Facts) -> TableBlock:
     w = facts.words
     rows = facts.by_family[facts.by_family["metric"].map(_judges_predictors)].copy()
     mean, sd, median, q1, q3 = ([w.number(x) for x in rows[c]] for c in ("mean", "sd", "median", "q1", "q3"))
-    rows["mean_sd"] = [f"{m} ± {s}" for m, s in zip(mean, sd, strict=True)]
+    infinite = [f" ({count} ∞)" if count else "" for count in rows["n_infinite"].astype(int)]
+    rows["mean_sd"] = [
+        f"{m}{more}" if m == MISSING else f"{m} ± {s}{more}" for m, s, more in zip(mean, sd, infinite, strict=True)
+    ]
     rows["quartiles"] = [f"{m} [{low}; {high}]" for m, low, high in zip(median, q1, q3, strict=True)]
     rows["family"] = [w.family(str(family)) for family in rows["family"]]
     rows["metric"] = [facts.titled(str(metric)) for metric in rows["metric"]]

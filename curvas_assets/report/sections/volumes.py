@@ -6,7 +6,7 @@ import pandas as pd
 
 from curvas_assets.report.blocks import Absent, Block, FigureBlock, Heading, Text
 from curvas_assets.report.facts import Facts
-from curvas_assets.report.figures import volume_intervals_chart
+from curvas_assets.report.figures import volume_intervals_charts
 from curvas_assets.report.tables import MISSING, counted
 from curvas_assets.statistics import chance_is_small, in_cm3, observed_coverage
 
@@ -23,8 +23,9 @@ def write(facts: Facts) -> list[Block]:
         blocks += [
             Heading(w("volumes_heading", predictor=predictor)),
             *_seen(facts, part),
-            FigureBlock(
-                volume_intervals_chart(part, facts.of_metric("volume_annotator"), facts.study.annotator_names, w)
+            *map(
+                FigureBlock,
+                volume_intervals_charts(part, facts.of_metric("volume_annotator"), facts.study.annotator_names, w),
             ),
             _margins(facts, coverage[coverage["predictor"] == predictor]),
         ]
@@ -39,7 +40,9 @@ def _claims(facts: Facts, intervals: pd.DataFrame) -> list[Block]:
         level, attainable = float(part["level"].iloc[0]), float(part["attainable"].iloc[0])
         said = {"n": n, "of": n + 1, "level": w.percent(level), "attainable": w.percent(attainable)}
         why = w("volumes_few" if level > attainable else "volumes_enough", **said)
-        said |= {"organs": counted([w.organ(organ) for organ in part["organ"].unique()])}
+        organs = [w.organ(organ) for organ in part["organ"].unique()]
+        every = len(organs) == len(facts.study.organs) > 3
+        said |= {"organs": w("all_organs", n=len(organs)) if every else counted(organs)}
         said |= {"predictors": counted(predictors), "claimed": w.percent(min(level, attainable))}
         told.append(Text(w("volumes_claim", **said, why=why)))
     return told

@@ -6,7 +6,8 @@ Belongs here: finding and filling in what a language's file says. Does not belon
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from typing import Any
@@ -19,6 +20,21 @@ from curvas_assets.report.tables import number, p_value
 
 JOINT = "; "
 """Between sentences in one note."""
+
+
+class _Filling(string.Formatter):
+    """Fills in `{…}`, nouns in the singular after some numbers: 1 in English, 0 and 1 in French."""
+
+    def __init__(self, singular: Collection[int]):
+        self._singular = frozenset(singular)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """A value; with its noun where the field names one in singular and plural."""
+        if "|" not in format_spec:
+            return super().format_field(value, format_spec)
+        one, many = format_spec.removeprefix("=").split("|")
+        noun = one if value in self._singular else many
+        return noun if format_spec.startswith("=") else f"{value} {noun}"
 
 
 @cache
@@ -50,11 +66,17 @@ class Words:
         self._said = spoken(language)
         self.decimal: str = self._said["decimal"]
         self.joint: str = self._said["joint"]
+        self._filling = _Filling(singular=self._said["singular"])
 
     def __call__(self, key: str, **values: object) -> str:
-        """The text of a key, its `{…}` filled in."""
+        """The text of a key, its `{…}` filled in: `{n:patient|patients}` with a number and its noun, `{n:=Organ|Organs}` with
+        the noun alone.
+
+        >>> Words("fr")("n_patients", n=1), Words("fr")("n_patients", n=2)
+        ('1 patient', '2 patients')
+        """
         text = self._said["texts"][key]
-        return text.format(**values) if values else text
+        return self._filling.vformat(text, (), values) if values else text
 
     def metric(self, metric: str) -> str:
         """A metric's name, starting in upper case; its own name if it has none here."""
