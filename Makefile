@@ -1,6 +1,6 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
 # make demo STUDY=phantom-full   another synthetic study, on a state of its own (make ui STUDY=phantom-full shows it)
-# make init DATA=folder   a study file for the patients in a folder (SMALL=1: one that takes minutes on a CPU; ARGS=--help)
+# make init DATA=folder   a study file for the patients in a folder (SMALL=1: minutes on a CPU; ARGS=--help: more)
 # make study STUDY=file.yaml DATA=folder   that study on this machine, to its report      make validate STUDY=file.yaml
 # make test   lint, types, documentation and tests                      make bench   ratios against other implementations
 # make docs   the documentation, in .site/index.html; a warning fails it   make coverage   of the packages with quick tests

@@ -44,7 +44,7 @@ def schema_text() -> str:
 def _plain(given: Any, parts: Mapping[str, Any], field: str = "") -> Any:
     """A schema without references and names of classes, in words of draft 7."""
     if isinstance(given, list):
-        return [_plain(one, parts) for one in given]
+        return [_plain(one, parts, field) for one in given]
     if not isinstance(given, dict):
         return given
     if "$ref" in given:
@@ -63,7 +63,7 @@ def _plain(given: Any, parts: Mapping[str, Any], field: str = "") -> Any:
             found["properties"] = {name: _plain(value, parts) for name in given["propertyNames"]["enum"]}
             found[key] = False
         elif key not in LEFT_OUT:
-            found[LIMITS.get(key, key)] = _plain(value, parts)
+            found[LIMITS.get(key, key)] = _plain(value, parts, field if key == "anyOf" else "")
     if "description" in found and isinstance(found["description"], str):
         found["description"] = " ".join(found["description"].split())
     if field in FILES and found.get("type") == "string":

@@ -121,8 +121,8 @@ def study_file_page() -> str:
         "One YAML file describes a study. `load_study` checks the whole file when the code location loads, and reports all mistakes "
         "together, each with its line. Complete examples are [curvas.yaml](../../curvas_assets/studies/curvas.yaml), the published "
         "study, and [demo.yaml](../../curvas_assets/studies/demo.yaml), the demo. This page is made from "
-        "`curvas_assets.study.Study`, as is [the JSON schema](study.schema.json), by which editors complete and check the file: "
-        "`curvas-init` writes it beside a study file, and the file's first line names it "
+        "`curvas_assets.study.Study`, as is [the JSON schema](study.schema.json), by which editors complete and check the "
+        "file: `curvas-init` writes it beside a study file, and the file's first line names it "
         "(`# yaml-language-server: $schema=study.schema.json`).\n"
     )
     parts = [head, _fields(Study)]

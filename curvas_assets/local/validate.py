@@ -81,16 +81,22 @@ def missing_files(study: Study, data: Path) -> Iterator[str]:
     folder = existing_folder(data.expanduser(), **told)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.nii*") if path.is_file()]
     patients = sorted({one for members in study.sets.values() for one in members if one not in study.exclusions})
-    scans = _patients_with(study, study.image, paths)
+    scans = {file: _patients_with(study, file, paths) for file in _files_of_scans(study)}
     drawn = {annotator.name: _patients_with(study, annotator.file, paths) for annotator in study.annotators}
-    if without := [one for one in patients if one not in scans]:
-        yield f"image: {study.image} is not there for {_some(without)} in {folder}"
+    for file, of in scans.items():
+        if without := [one for one in patients if one not in of]:
+            yield f"image: {file} is not there for {_some(without)} in {folder}"
     if without := [one for one in patients if not any(one in of for of in drawn.values())]:
         yield f"annotators: no label map is there for {_some(without)} in {folder}"
     for annotator in study.annotators:
         absent = [one for one in patients if one not in drawn[annotator.name]]
         if absent and len(absent) == len(patients):
             yield f"annotators: {annotator.name} has no file {annotator.file} of any patient in {folder}"
+
+
+def _files_of_scans(study: Study) -> list[str]:
+    """The files of a patient's scan: those of its channels, or the one that `image` names."""
+    return [channel.file for channel in getattr(study, "images", ())] or [study.image]
 
 
 def _patients_with(study: Study, pattern: str, paths: list[str]) -> set[str]:

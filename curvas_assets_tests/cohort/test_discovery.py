@@ -1,7 +1,7 @@
 """Claims proved here.
 
-- Patients, scans, channels and annotators are found in the layouts that are met, whatever the files are called: what a file is
-  is told from its voxels, not from its name. Sets and groups are read from folders and tables.
+- Patients, scans, channels and annotators are found in the layouts that are met, whatever the files are called: what a file
+  is, its voxels tell, and not its name. Sets and groups are read from folders and tables.
 - Values and volumes are those of the files; a draw of sets is the same for a seed, holds its shares, and in each group.
 - Everything that is wrong is told, of whom, worst first, and patients who cannot be used are excluded with the reason.
 - A study file is proposed that is what was found, field by field, and that loads.
@@ -9,6 +9,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -220,6 +221,17 @@ def test_the_proposed_file_is_what_was_found(cohort, tmp_path):
     assert fields["evaluation"] == {"region": "body"}
 
 
+def test_the_pattern_of_ids_of_several_forms_is_that_of_all_of_them(tmp_path):
+    ids = ["CASE_0001", "CASE_0212", "p-7.b", "p-12.c", "X9"]
+    odd_cohort(tmp_path / "data", patients=ids)
+    given = as_file(propose(look_at(tmp_path / "data"), Options()), tmp_path).fields["patients"]
+    assert given == {"pattern": "CASE_[0-9]{4}|X[0-9]{1}|p-[0-9]+[.][A-Za-z]{1}"}
+    assert all(re.fullmatch(given["pattern"], one) for one in ids)
+    many = [one for n in range(4) for one in (f"a{'_-.'[:n]}{n}", f"{n}{'_-.'[:n]}b")]
+    odd_cohort(tmp_path / "many", patients=many)
+    assert as_file(propose(look_at(tmp_path / "many"), Options()), tmp_path).fields["patients"] == {}
+
+
 @pytest.mark.parametrize("small", [False, True])
 def test_the_proposed_file_loads(cohort, small, tmp_path):
     """Of the fields `pattern`, `{patient}` and any label values, which other parts of the package read."""
@@ -253,6 +265,16 @@ def test_options_choose_annotators_organs_and_names(tmp_path):
         look_at(folder, annotators={"carl": "carl"})
     with pytest.raises(StudyError, match=r"no label map holds \[4\]"):
         propose(seen, Options(organs={"stomach": [4]}))
+
+
+def test_a_proposed_file_of_channels_loads_where_studies_have_channels(tmp_path):
+    folder = tmp_path / "mr"
+    for number, one in enumerate(IDS[:4]):
+        scan, maps = drawn(number)
+        for name in ("t1", "t2"):
+            save(np.maximum(scan + 1000, 0).astype(np.int16), folder / f"{one}_{name}.nii.gz")
+        save(maps[0], folder / f"{one}_seg.nii.gz")
+    assert problems_in(as_file(propose(look_at(folder), Options()), tmp_path)) == []
 
 
 def test_magnetic_resonance_has_channels_and_the_whole_scan_as_its_region(tmp_path):

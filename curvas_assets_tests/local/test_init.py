@@ -1,10 +1,12 @@
 """Claims proved here.
 
-- `curvas-init` writes a study file and its schema from a folder, tells what it found and what to type next, and replaces nothing
-  unless it is told to.
+- `curvas-init` writes a study file and its schema from a folder, tells what it found and what to type next, and replaces
+  nothing unless it is told to.
 - From a bucket it finds the same as from the folder that was uploaded to it, without downloading whole scans but a few.
-- `curvas-validate` tells each mistake as file, line, field and message, and ends with 1; with a folder, also what is missing there.
-- `make study` brings a study's patients into the bucket; a patient who is refused stops it, with the lines that exclude him.
+- `curvas-validate` tells each mistake as file, line, field and message, and ends with 1; with a folder, also what is
+  missing there.
+- `make study` brings a study's patients into the bucket; a patient who is refused stops it, with the lines that exclude
+  this patient.
 """
 
 import re

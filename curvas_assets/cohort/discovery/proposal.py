@@ -27,6 +27,8 @@ MOST_TOLD = 40
 """Findings that the head of the file lists."""
 SEEDS = (112233, 445566, 778899)
 WIDTH = 116
+MOST_FORMS, LONGEST_PATTERN = 6, 200
+"""Forms of ids that a pattern tells apart, and its characters; ids of more forms are taken as they are."""
 WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
 """What YAML does not read as text."""
 
@@ -468,18 +470,24 @@ def _ids(patients: Sequence[str]) -> str:
     if all(parted) and len(forms) == 1:
         prefix, digits = forms.pop()
         return f"{{prefix: {_plain(prefix)}, digits: {digits}}}"
-    runs = [RUN.findall(one) for one in patients]
-    if len({tuple("9" if run.isdigit() else "a" if run.isalpha() else run for run in of) for of in runs}) != 1:
-        return "{}"
+    alike: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for runs in map(RUN.findall, patients):
+        alike[tuple("9" if run.isdigit() else "a" if run.isalpha() else run for run in runs)].append(runs)
+    pattern = "|".join(map(_form, alike.values()))
+    return f'{{pattern: "{pattern}"}}' if len(alike) <= MOST_FORMS and len(pattern) <= LONGEST_PATTERN else "{}"
+
+
+def _form(ids: Sequence[Sequence[str]]) -> str:
+    """A regular expression for ids that are made of the same kinds of runs."""
     parts = list[str]()
-    for column in zip(*runs, strict=True):
+    for column in zip(*ids, strict=True):
         widths = {len(run) for run in column}
         if len(set(column)) == 1 and not column[0].isdigit():
             parts.append(column[0].replace(".", "[.]"))
         else:
             kind = "[0-9]" if column[0].isdigit() else "[A-Za-z]"
             parts.append(kind + (f"{{{widths.pop()}}}" if len(widths) == 1 else "+"))
-    return f'{{pattern: "{"".join(parts)}"}}'
+    return "".join(parts)
 
 
 def _range(names: Iterable[str]) -> str:

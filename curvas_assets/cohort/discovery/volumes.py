@@ -167,7 +167,10 @@ def look(beginning: bytes, size: int) -> Look:
         return Look(grid, kind, sure, low, high)
     except PatientError as error:
         return Look(None, None, defect=error.found, remedy=error.remedy)
-    except Exception as error:  # nibabel and zlib raise many kinds
+    except zlib.error as error:
+        found = f"the file is truncated or damaged ({error})"
+        return Look(None, None, defect=found, remedy="Copy it again from its source.")
+    except Exception as error:  # nibabel raises many kinds
         words = " ".join(str(error).split())
         found = f"it is no NIfTI file that can be read ({type(error).__name__}: {words:.120})"
         return Look(None, None, defect=found, remedy="Convert it again from its source.")
