@@ -1,5 +1,7 @@
 # make demo   the whole study on a phantom cohort, on this machine      make ui      the Dagster UI on the same state
 # make demo STUDY=phantom-full   another synthetic study, on a state of its own (make ui STUDY=phantom-full shows it)
+# make init DATA=folder   a study file for the patients in a folder (SMALL=1: minutes on a CPU; ARGS=--help: more)
+# make study STUDY=file.yaml DATA=folder   that study on this machine, to its report      make validate STUDY=file.yaml
 # make test   lint, types, documentation and tests                      make bench   ratios against other implementations
 # make docs   the documentation, in .site/index.html; a warning fails it   make coverage   of the packages with quick tests
 # make env    what the console needs: eval "$(make -s env)"
@@ -21,10 +23,19 @@ export CURVAS_SCRATCH := $(abspath $(STATE))/scratch
 # Images set it for small layers; here it would make each of Dagster's many processes compile everything anew, 7 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui env test coverage lint docs bench clean distclean install lock
+.PHONY: demo init validate study ui env test coverage lint docs bench clean distclean install lock
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.demo --study $(STUDY) --state $(STATE) --port $(PORT)
+
+init: $(INSTALLED)
+	@$(BIN)/python -m curvas_assets.local.init $(if $(DATA),"$(DATA)") $(if $(SMALL),--small) $(ARGS)
+
+validate: $(INSTALLED)
+	@$(BIN)/python -m curvas_assets.local.validate "$(STUDY)" $(if $(DATA),--data "$(DATA)")
+
+study: $(INSTALLED)
+	@$(BIN)/python -m curvas_assets.local.study --study "$(STUDY)" --data "$(DATA)" --state $(STATE) --port $(PORT)
 
 ui: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.ui --study $(STUDY) --state $(STATE) --port $(PORT)

@@ -1142,9 +1142,25 @@ def load_study(name_or_path: "str | Path | Study") -> Study:
         raise StudyError(
             "loading the study",
             source,
-            "; ".join(told for item in _causes(error.errors()) for told in _explain(item, file)),
+            "; ".join(f"{f'line {line}: ' if line else ''}{told}" for line, told in _explained(error, file)),
             "Correct these fields; curvas_assets/studies/ has complete examples.",
         ) from error
+
+
+def problems_in(file: StudyFile) -> list[tuple[int | None, str]]:
+    """Everything for which `load_study` would refuse a file: its line, if it has one, and the field with what is wrong.
+
+    Contradictions between fields are looked for only where each field alone is as it should be.
+    """
+    try:
+        Study.model_validate(file.fields, context=FROM_FILE)
+    except ValidationError as error:
+        return sorted(_explained(error, file), key=lambda told: told[0] or 0)
+    return []
+
+
+def _explained(error: ValidationError, file: StudyFile) -> list[tuple[int | None, str]]:
+    return [told for item in _causes(error.errors()) for told in _explain(item, file)]
 
 
 FROM_FILE = "from a file"
@@ -1181,25 +1197,25 @@ def _causes(items: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _explain(item: Any, file: StudyFile) -> Iterator[str]:
-    """One pydantic error as line, field, value found and what is allowed."""
+def _explain(item: Any, file: StudyFile) -> Iterator[tuple[int | None, str]]:
+    """One pydantic error as its line, and field, value found and what is allowed."""
     cause = item.get("ctx", {}).get("error")
     if isinstance(cause, _Incoherent):
-        yield from (file.line(where) + _sentence(where, what) for where, what in cause.problems)
+        yield from ((file.line(where), _sentence(where, what)) for where, what in cause.problems)
         return
     location = [part for part in item["loc"] if part != "[key]"]
     field = ".".join(str(part) for part in location)
     message = item["msg"].removeprefix("Value error, ")
     line = file.line(location)
     if item["type"] == "missing":
-        yield f"{line}{field} is missing"
+        yield line, f"{field} is missing"
     elif item["type"] == "extra_forbidden":
-        yield f"{line}{field} = {item['input']!r:.80} is not a field (allowed: {', '.join(_siblings(location))})"
+        yield line, f"{field} = {item['input']!r:.80} is not a field (allowed: {', '.join(_siblings(location))})"
     elif item["type"] == "tuple_type":
-        yield f"{line}{field} = {item['input']!r:.80}: allowed is a list, such as [{item['input'] or 'a, b'}]"
+        yield line, f"{field} = {item['input']!r:.80}: allowed is a list, such as [{item['input'] or 'a, b'}]"
     else:
         value = f" = {item['input']!r:.80}" if field and not isinstance(item["input"], dict | BaseModel) else ""
-        yield f"{line}{field}{value}: {message}" if field else message
+        yield (line, f"{field}{value}: {message}") if field else (None, message)
 
 
 def _siblings(location: Iterable[Any]) -> list[str]:

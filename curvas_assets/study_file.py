@@ -33,12 +33,12 @@ class StudyFile:
     fields: dict[Any, Any]
     lines: dict[tuple[str, ...], int]
 
-    def line(self, where: Iterable[Any]) -> str:
-        """`line 12: ` for a field, or for the part that contains it; empty if neither is in the file."""
+    def line(self, where: Iterable[Any]) -> int | None:
+        """The line of a field, or of the part that contains it; None if neither is in the file."""
         path = tuple(map(str, where))
         while path and path not in self.lines:
             path = path[:-1]
-        return f"line {self.lines[path]}: " if path else ""
+        return self.lines[path] if path else None
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "curvas_assets"
 PURE = (
     "study",
+    "study_schema",
     "cohort",
+    "cohort.discovery",
     "cohort.phantom",
     "scoring",
     "calibration",

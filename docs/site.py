@@ -24,6 +24,7 @@ from curvas_assets.scoring import METRICS
 from curvas_assets.scoring.registry import INF, Metric
 from curvas_assets.stages.table import ASSETS, Asset
 from curvas_assets.study import Study
+from curvas_assets.study_schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDED = {
@@ -35,6 +36,8 @@ INCLUDED = {
     "curvas_assets/scoring/definitions.md": "reference/definitions.md",
 }
 """Markdown file of the repository → page of the site."""
+SCHEMA = "reference/study.schema.json"
+"""Where the site has the JSON schema of the study file."""
 PACKAGES = (
     "cohort",
     "segmentation",
@@ -62,7 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/assets-package.md": modules_page("curvas_assets.assets", "Assets as Dagster sees them."),
         **{f"reference/{name}.md": package_page(f"curvas_assets.{name}") for name in PACKAGES},
     }
-    for uri, content in pages.items():
+    for uri, content in {**pages, SCHEMA: schema_text()}.items():
         files.append(File.generated(config, uri, content=content))
     linked = {
         target for page in [*files.documentation_pages()] for target in _linked_files(page.src_uri, page.content_string)
@@ -118,7 +121,9 @@ def study_file_page() -> str:
         "One YAML file describes a study. `load_study` checks the whole file when the code location loads, and reports all mistakes "
         "together, each with its line. Complete examples are [curvas.yaml](../../curvas_assets/studies/curvas.yaml), the published "
         "study, and [demo.yaml](../../curvas_assets/studies/demo.yaml), the demo. This page is made from "
-        "`curvas_assets.study.Study`.\n"
+        "`curvas_assets.study.Study`, as is [the JSON schema](study.schema.json), by which editors complete and check the "
+        "file: `curvas-init` writes it beside a study file, and the file's first line names it "
+        "(`# yaml-language-server: $schema=study.schema.json`).\n"
     )
     parts = [head, _fields(Study)]
     for name, field in Study.model_fields.items():

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,40 @@ def run(state: Path, port: int, tell: Progress, name: str = DEMO_STUDY) -> bool:
     """
     study = load_study(name)
     require_synthetic(study)
+
+    def bring(settings: S3Settings) -> None:
+        upload_cohort(study, settings, state.resolve() / "cohort", tell)
+
+    return run_study(study, name, state, port, tell, bring, typed_as("demo", state, name))
+
+
+def run_study(
+    study: Study, name: str, state: Path, port: int, tell: Progress, bring: Callable[[S3Settings], None], what: str
+) -> bool:
+    """Run a study on a store and an instance of its own, whatever the caller's environment says. True if it succeeded.
+
+    Args:
+        study: the study.
+        name: by which Dagster's processes load it, a built-in name or a path.
+        state: folder of everything that is kept.
+        port: of the UI while the study runs.
+        tell: told of the progress.
+        bring: puts the patients into the bucket of these settings, as far as they are not there.
+        what: the user typed.
+
+    Raises:
+        InUseError: the state is in use.
+        StorageError: the port is in use, or the store does not start.
+    """
     deployment = LocalDeployment(state, study=name, alone=True)
     end_cleanly_when_told(deployment.state)
-    with owner(deployment.state, typed_as("demo", state, name), f"http://127.0.0.1:{port}"):
+    with owner(deployment.state, what, f"http://127.0.0.1:{port}"):
         require_port(port)
         with deployment.s3:
             environment = deployment.environment() | {EXECUTOR: chosen_executor(os.environ.get(EXECUTOR, ""), tell)}
             settings = S3Settings.from_environment(environment)
             tell(f"S3 server ready: bucket {settings.bucket} at {settings.endpoint}")
-            upload_cohort(study, settings, deployment.state / "cohort", tell)
+            bring(settings)
             # One step a GPU; without any, as many side by side as there are cores, one thread each.
             deployment.set_gpu_slots(settings_here().gpu_steps(without=os.cpu_count() or 1))
             with (
@@ -104,7 +130,7 @@ def require_synthetic(study: Study) -> None:
             "running the demo",
             study.name,
             "its patients are not synthetic, and the demo makes them up",
-            "Name a study with `synthetic: true`, such as phantom or phantom-full; for patients of your own, `make ui`.",
+            "Name a study with `synthetic: true`, such as phantom or phantom-full; for patients of your own, `make study`.",
         )
 
 
@@ -122,7 +148,7 @@ def chosen_executor(asked: str, tell: Progress) -> str:
     """The executor that was asked for, if it needs only this machine; else `in_process`."""
     if asked.strip() in ("", "in_process", "multiprocess", "local"):
         return asked.strip() or "in_process"
-    tell(f"{EXECUTOR}={asked} is ignored: the demo runs on this machine alone")
+    tell(f"{EXECUTOR}={asked} is ignored: the study runs on this machine alone")
     return "in_process"
 
 
@@ -149,7 +175,7 @@ def study_under_way(instance: dg.DagsterInstance, tell: Progress) -> str | None:
     """The id of an earlier demo's run that Dagster continues after a stop or a kill; None if there is none."""
     for record in unfinished_records(instance):
         if record.dagster_run.job_name == STUDY_JOB:
-            tell("the study of an earlier demo is still running; it is followed")
+            tell("the study of an earlier start is still running; it is followed")
             return record.dagster_run.run_id
     return None
 

@@ -1,6 +1,7 @@
 """A Dagster deployment on this machine: state folder, instance, environment of its processes, start and stop."""
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -48,12 +49,26 @@ DEMO_STUDY = "demo"
 """The study of `make demo` and `make ui` unless they are told another."""
 
 
-def typed_as(program: str, state: Path, study: str = DEMO_STUDY) -> str:
-    """What a user types for a program of this package: `make demo` in a checkout, Python's module elsewhere."""
+def typed_as(program: str, state: Path, study: str = DEMO_STUDY, *, data: str = "") -> str:
+    """What a user types for a program of this package: `make demo` in a checkout, Python's module elsewhere.
+
+    Args:
+        program: `demo`, `ui` or `study`.
+        state: the folder of its state.
+        study: the study's name or path.
+        data: the folder of the patients' files, of `study`.
+    """
     if (ROOT / "Makefile").is_file():
-        return f"make {program}" if study == DEMO_STUDY else f"make {program} STUDY={study}"
-    chosen = "" if study == DEMO_STUDY else f" --study {study}"
-    return f"python -m curvas_assets.local.{program} --state {state}{chosen}"
+        chosen = [
+            "" if study == DEMO_STUDY else f" STUDY={shlex.quote(study)}",
+            f" DATA={shlex.quote(data)}" if data else "",
+        ]
+        return f"make {program}{''.join(chosen)}"
+    chosen = [
+        "" if study == DEMO_STUDY else f" --study {shlex.quote(study)}",
+        f" --data {shlex.quote(data)}" if data else "",
+    ]
+    return f"python -m curvas_assets.local.{program} --state {state}{''.join(chosen)}"
 
 
 def state_of(study: str) -> Path:
