@@ -28,7 +28,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.scoring import metrics_of
-from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.patients import uploaded
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
@@ -49,10 +49,10 @@ class Lineage:
         self.bucket = Bucket()
 
     def register(self) -> None:
-        folders = patient_folders(self.bucket.objects(), self.bucket.layout)
+        there = uploaded(self.bucket.objects(), self.bucket.layout, self.study)
         name = self.study.report.published_table
         published = published_digest(self.bucket.objects(), self.bucket.layout, name)
-        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None, published)
+        found = registration(self.study, Partitions.of(self.study), self.instance, there, None, published)
         for request in found.dynamic_partitions_requests:
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         for event in found.asset_events:

@@ -122,10 +122,11 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
 def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Path) -> PatientReference:
     """What a patient's predictors are scored against, from the files that the intake validated."""
     study, folder = tools.study, Path(scratch, patient)
-    fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
+    files = fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
+    blank = record.get("not_annotated", [])
     z, y, x = (slice(start, stop) for start, stop in scored_region(study, record))
     return PatientReference(
-        read_annotations(folder, study),
+        read_annotations(files, study, not_annotated=blank),
         grid_of(record).spacing_mm,
         organs=study.organs,
         region=(z, y, x),
@@ -135,7 +136,7 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
         reference=study.evaluation.reference,
         tumour=study.evaluation.vascular.tumour,
         vessels=study.evaluation.vascular.vessels,
-        not_annotated=[study.annotator_names.index(a) + 1 for a in record.get("not_annotated", [])],
+        not_annotated=[study.annotator_names.index(a) + 1 for a in blank],
     )
 
 
