@@ -9,6 +9,7 @@
 - A missing label map is in nobody's dataset; when it comes, the digest changes, and the patient is taken in with it.
 """
 
+import hashlib
 import json
 
 import dagster as dg
@@ -49,6 +50,9 @@ def test_folders_with_and_without_the_prefix_are_one_patients(tmp_path):
     assert there.found.files_of("PHANTOM001") == {STUDY.image: f"1/{STUDY.image}"}
     assert there.found.files_of("PHANTOM003") == {}
     assert there.found.folder_of("PHANTOM003") == "PHANTOM003"
+    (item,) = objects.list("data/1/")
+    as_ever = hashlib.sha256(f"{STUDY.image} {item.size} {item.tag}\n".encode()).hexdigest()[:16]
+    assert there.digests["PHANTOM001"] == as_ever  # else every patient of a running study would be stale
     with pytest.raises(PatientError, match="002 and PHANTOM002 are both this patient's"):
         there.found.files_of("PHANTOM002")
 
