@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from curvas_assets.errors import StudyError
+from curvas_assets.file_paths import ANY, PATIENT, below_data, open_part
 from curvas_assets.inputs import as_path
 from curvas_assets.predictors import (
     CALIBRATIONS,
@@ -89,6 +90,17 @@ def _plain_path(path: str) -> str:
     return path
 
 
+def _patients_path(path: str) -> str:
+    """The path of a patient's file: plain, but for `{patient}` and `*`, which stand for one part of it or less."""
+    if ANY * 2 in path:
+        raise ValueError("`*` stands for any text without a slash, and `**` for nothing: write one `*` for each folder")
+    plain = path.replace(PATIENT, "P").replace(ANY, "x")
+    if stray := re.search(r"\{[^{}]*\}?|\}", plain):
+        raise ValueError(f"{stray.group()!r:.40} stands for nothing: the one placeholder is {PATIENT}")
+    _plain_path(plain)
+    return path
+
+
 def _nifti(path: str) -> str:
     if not path.endswith((".nii.gz", ".nii")):
         raise ValueError("allowed is a NIfTI file, .nii.gz or .nii (convert DICOM first, e.g. with dcm2niix)")
@@ -112,7 +124,7 @@ MOST_COUNTED = 256
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Millimetres = Annotated[Number, Field(gt=0, le=100)]
-NiftiFile = Annotated[str, Field(max_length=200), AfterValidator(_plain_path), AfterValidator(_nifti)]
+NiftiFile = Annotated[str, Field(max_length=200), AfterValidator(_patients_path), AfterValidator(_nifti)]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
 
 
@@ -121,12 +133,12 @@ class _Part(BaseModel):
 
 
 class Annotator(_Part):
-    """One expert, and the file with that expert's label map in a patient's folder."""
+    """One expert, and the file with that expert's label map of a patient."""
 
     name: Annotated[str, Field(max_length=60)]
     """Letters, digits and dashes; not `all`, `mean`, `background`, `ensemble`, `temperature` or `isotonic`."""
     file: NiftiFile
-    """NIfTI file with this expert's label map, relative to the patient's folder."""
+    """NIfTI file with this expert's label map: in the patient's own folder, or with `{patient}` anywhere below the data prefix."""
 
     @field_validator("name")
     @classmethod
@@ -138,12 +150,70 @@ class Annotator(_Part):
 
 
 class PatientIds(_Part):
-    """How patients are called: a prefix and a number of fixed width, e.g. UKCHLL077."""
+    """How patients are called: a prefix and a number of fixed width, such as UKCHLL077; or ids of a pattern, or of any form, which are
+    taken as they are written.
+    """
 
-    prefix: str = Field(pattern=r"^[A-Za-z]*$", max_length=40)
-    """Letters before the number; empty if ids are numbers alone."""
+    prefix: str | None = Field(default=None, pattern=r"^[A-Za-z]*$", max_length=40)
+    """Letters before the number; empty if ids are numbers alone. Left out: ids are taken as they are written."""
     digits: Annotated[Whole, Field(ge=1, le=12)] = 3
-    """Width of the number, filled up with zeros."""
+    """Width of the number, filled up with zeros. It takes a prefix, which may be empty."""
+    pattern: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Regular expression of a whole id, such as `CASE_[0-9]{4}`, in place of prefix and digits. Left out too: any id of letters, digits,
+    `_`, `-` and `.` that begins with a letter or a digit. Whatever the pattern, ids have at most 80 of these characters, no two dots in a
+    row and none at the end, none of the endings `_seg`, `.json`, `.csv`, `.parquet`, `.nii` and `.gz`, and are no word such as `all` or
+    `test`."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _of_whole_ids(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        if pattern.startswith("^") or pattern.endswith("$"):
+            raise ValueError("the pattern is that of a whole id; leave out ^ and $")
+        try:
+            groups = re.compile(f"x({pattern})", re.ASCII).groups
+        except re.error as error:
+            raise ValueError(f"it is no regular expression: {error}") from None
+        if groups > 1:
+            raise ValueError("it has a capturing group: write (?:…) for (…)")
+        return pattern
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "PatientIds":
+        if self.pattern is not None and self.prefix is not None:
+            raise ValueError("pattern stands in place of prefix and digits: give one or the other")
+        if self.prefix is None and self.digits != type(self).model_fields["digits"].default:
+            raise ValueError(f"digits = {self.digits} takes a prefix: add it, empty if ids are numbers alone")
+        return self
+
+    @property
+    def in_paths(self) -> str:
+        """What may stand for an id in a path, as a regular expression without capturing groups."""
+        if self.prefix is not None:
+            return rf"(?:(?i:{re.escape(self.prefix)}))?[0-9]{{1,{self.digits}}}"
+        return ANY_ID if self.pattern is None else f"(?:{self.pattern})"
+
+    @property
+    def has_form(self) -> bool:
+        """Whether ids have a form by which a folder of somebody else is told from a patient's."""
+        return self.prefix is not None or self.pattern is not None
+
+    @property
+    def form(self) -> str:
+        """What an id looks like, in words."""
+        if self.prefix is not None:
+            return f"{self.prefix or 'a number'} with up to {self.digits} digits"
+        if self.pattern is not None:
+            return f"of the pattern {self.pattern}"
+        return f"an id of up to {LONGEST_ID} letters, digits, _, - and single dots, which begins with a letter or digit and ends with no dot"
+
+    @property
+    def example(self) -> str:
+        """An id, or its pattern."""
+        if self.prefix is not None:
+            return f"{self.prefix}{1:0{self.digits}d}"
+        return self.pattern or "CASE_0001"
 
     def has(self, name: str) -> bool:
         """Whether this is the whole name of a patient, as partitions have it."""
@@ -153,25 +223,48 @@ class PatientIds(_Part):
             return False
 
     def normalise(self, name: str | int) -> str:
-        """`77`, `077` and `UKCHLL077` are one patient, `UKCHLL077`.
+        """`77`, `077` and `UKCHLL077` are one patient, `UKCHLL077`; without a prefix, an id is what is written.
 
-        Only the digits 0 to 9 count, no more of them than the study's ids have, and nothing before or after.
+        Of numbers, only the digits 0 to 9 count, no more of them than the study's ids have, and nothing before or after.
 
         Raises:
             StudyError: the name is none of these forms.
         """
         text = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else ""
+        if self.prefix is None:
+            return self._as_written(text, name)
         pattern = rf"(?:{re.escape(self.prefix)})?([0-9]{{1,{self.digits}}})"
         match = re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII)
         if match is None:
-            example = f"{self.prefix}{1:0{self.digits}d}"
-            raise StudyError(
-                "reading a patient's id",
-                f"{name!r:.80}",
-                f"it is not {self.prefix or 'a number'} with up to {self.digits} digits",
-                f"Name the patient like {example}, or change patients.prefix and patients.digits in the study.",
+            remedy = (
+                f"Name the patient like {self.example}, or change patients.prefix and patients.digits in the study."
             )
+            raise StudyError("reading a patient's id", f"{name!r:.80}", f"it is not {self.form}", remedy)
         return f"{self.prefix}{int(match.group(1)):0{self.digits}d}"
+
+    def _as_written(self, text: str, name: Any) -> str:
+        found = None
+        if not re.fullmatch(ANY_ID, text, re.ASCII) or len(text) > LONGEST_ID:
+            found = f"it is not {PatientIds().form}"
+        elif not re.fullmatch(self.in_paths, text, re.ASCII):
+            found = f"it is not {self.form}"
+        elif text.lower() in NO_IDS:
+            found = f"it is a word with another meaning here (as are {', '.join(NO_IDS)})"
+        elif text.lower().endswith(NO_ENDINGS):
+            found = f"no id ends with {' or '.join(NO_ENDINGS)}, by which files are told apart"
+        if found is None:
+            return text
+        remedy = f"Name the patient like {self.example}, or change patients.pattern in the study."
+        raise StudyError("reading a patient's id", f"{name!r:.80}", found, remedy)
+
+
+ANY_ID = r"(?:[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*)"
+"""Ids that may be partition keys, parts of paths and names of nnU-Net's cases; `..` would lead out of a folder."""
+LONGEST_ID = 80
+NO_IDS = (*RESERVED, "train", "validation", "test", "published_table")
+"""Words that operations, tables and the sensor's memory have for something else than a patient."""
+NO_ENDINGS = ("_seg", ".json", ".csv", ".parquet", ".nii", ".gz")
+"""Endings of files beside which a patient's stand: nnU-Net takes a case `a_seg` for the labels of `a`."""
 
 
 _Side = Annotated[Whole, Field(ge=4, le=2048)]
@@ -386,6 +479,9 @@ class Intake(_Part):
     """What a label map without any organ means. `not_annotated`: the annotator has not annotated this patient, who then trains none of
     the annotator's models and is not scored against the annotator. `absent`: the patient has none of the organs, which counts. A
     label map that lacks only some of the organs always means that these are absent."""
+    missing_annotation: Literal["not_annotated", "refused"] = "not_annotated"
+    """What it means that an annotator's file of a patient is not there. `not_annotated`: the annotator has not annotated this patient, as
+    with a blank label map. `refused`: the patient is refused until all files are there. A patient without any annotation always is."""
     largest_volume_gib: Annotated[float, Field(gt=0, le=1024)] = 4.0
     """Largest size that one NIfTI file may unpack to, GiB. A CT of 866 × 512 × 512 voxels takes 0.5 GiB as int16, 1.7 as float64."""
 
@@ -449,15 +545,15 @@ class Study(_Part):
     synthetic: bool = False
     """Whether the patients are made up. Their scores are then never shown as comparable with the challenge's."""
     image: NiftiFile = "image.nii.gz"
-    """NIfTI file with the CT in HU, relative to the patient's folder."""
+    """NIfTI file with the CT in HU: in the patient's own folder, or with `{patient}` anywhere below the data prefix."""
     annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
     """The experts, each with the file of their label map."""
     organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
     """Organ → label value. The labels are 1, 2, 3 … without gaps."""
-    patients: PatientIds
-    """How patients are called."""
+    patients: PatientIds = PatientIds()
+    """How patients are called. Left out: any ids."""
     sets: dict[SetName, tuple[str, ...]]
-    """Set → its patients. Ids may be written without prefix and zeros; quote those that begin with 0."""
+    """Set → its patients. Ids of a prefix and a number may be written without prefix and zeros; quote those that begin with 0."""
     rest: Literal["test"] | None = None
     """What happens to patients whom no set names. `test`: they are predicted and scored. Left out: nothing is made of them. There is
     no such rule for training, because each upload would train every model again."""
@@ -549,9 +645,14 @@ class Study(_Part):
     def _problems(self) -> Iterator["Problem"]:
         """Contradictions within the study, each with its field."""
         names = self.annotator_names
-        files = [*(a.file for a in self.annotators), self.image]
         yield from _twice("annotators", [name.casefold() for name in names])
-        yield from _twice("annotators.file", [file.casefold() for file in files])
+        yield from _twice("annotators.file", [below_data(file).casefold() for file in self.files])
+        for file in self.files if not self.patients.has_form else ():
+            if part := open_part(file):
+                found = (
+                    f"{part!r}: where an id ends there, only the form of ids tells; give pattern, or prefix and digits"
+                )
+                yield ("patients",), found
         for field, values in (("seeds", self.seeds), ("folds", self.folds), ("training.sets", self.training.sets)):
             yield from _twice(field, values)
         yield from _twice("organs", list(self.organs.values()))
@@ -566,6 +667,7 @@ class Study(_Part):
             )
             yield ("organs",), found
         yield from _twice("sets", [one for members in self.sets.values() for one in members])
+        yield from self._problems_of_case()
         yield from _twice("groups", [one for members in self.groups.values() for one in members])
         for group, members in self.groups.items():
             if not group.strip() or not members:
@@ -593,6 +695,15 @@ class Study(_Part):
         if len(set(map(str, self.models))) == len(self.models):
             yield from self._problems_of_cheap_ensembles()
             yield from self._problems_of_fits()
+
+    def _problems_of_case(self) -> Iterator["Problem"]:
+        """Ids that differ only in case would share files on the disks of many machines."""
+        spelt: dict[str, set[str]] = {}
+        for one in (*(one for members in self.sets.values() for one in members), *self.exclusions):
+            spelt.setdefault(one.casefold(), set()).add(one)
+        for several in spelt.values():
+            if len(several) > 1:
+                yield ("sets",), f"{sorted(several)} differ only in upper and lower case: rename one of them"
 
     def _problems_of_vessels(self) -> Iterator["Problem"]:
         where, named = ("evaluation", "vascular"), self.evaluation.vascular
@@ -752,6 +863,11 @@ class Study(_Part):
                     yield ("statistics", *where), found
 
     # Names -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of a patient as the study names them: the scan, then the label map of each annotator."""
+        return (self.image, *(annotator.file for annotator in self.annotators))
 
     @property
     def annotator_names(self) -> list[str]:
@@ -1092,6 +1208,8 @@ LATER_FIELDS = (
     ("statistics", "margins"),
     ("report", "data_statement"),
     ("report", "data_citation"),
+    ("patients", "pattern"),
+    ("intake", "missing_annotation"),
     ("training_labels", ""),
     ("cheap_ensembles", ""),
     ("calibrated", ""),
@@ -1102,7 +1220,9 @@ LATER_FIELDS = (
 UNSAID = (
     0,
     "",
+    None,
     "consensus",
+    "not_annotated",
     [],
     {},
     *(part().model_dump(mode="json") for part in (CheapEnsembles, Calibrated, Conformal, Vascular)),

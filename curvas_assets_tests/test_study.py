@@ -6,6 +6,7 @@
 - A training that was interrupted resumes from the checkpoint in the bucket.
 - The report holds its sections; a remade report with equal inputs is due no more.
 - A published table that people upload makes the comparison and the report due, and nothing else; it stands in the report.
+- A patient without an annotator's file is taken in, and is in no dataset of that annotator; when the file comes, the scan is due.
 - An annotation that is changed afterwards makes that patient's scores stale, and no prediction.
 - No key of the store is in any event, log or artefact.
 """
@@ -28,7 +29,7 @@ from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import registration
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.scoring import metrics_of
-from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.patients import uploaded
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
@@ -37,10 +38,14 @@ from curvas_assets_tests.segmentation.conftest import tiny_study
 
 PATIENTS = ["PHANTOM001", "PHANTOM002", "PHANTOM003", "PHANTOM007", "PHANTOM008"]
 DAMAGED = "PHANTOM008"
+LATE = "PHANTOM002/annotation_2.nii.gz"
 
 
 class Lineage:
     """The real definitions on a bucket and an instance of their own."""
+
+    late: Path
+    """A file that comes last."""
 
     def __init__(self, study: Study, instance: dg.DagsterInstance):
         self.study, self.instance = study, instance
@@ -49,9 +54,9 @@ class Lineage:
         self.bucket = Bucket()
 
     def register(self) -> None:
-        folders = patient_folders(self.bucket.objects(), self.bucket.layout)
+        there = uploaded(self.bucket.objects(), self.bucket.layout, self.study)
         tables = table_digests(self.bucket.objects(), self.bucket.layout, self.study)
-        found = registration(self.study, Partitions.of(self.study), self.instance, folders, None, tables)
+        found = registration(self.study, Partitions.of(self.study), self.instance, there, None, tables)
         for request in found.dynamic_partitions_requests:
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         for event in found.asset_events:
@@ -107,7 +112,9 @@ def lineage(tmp_path_factory, s3_server):
         lineage = Lineage(Study.model_validate(raw), instance)
         objects = lineage.bucket.objects()
         for path in sorted(folder.rglob("*.nii.gz")):
-            objects.upload(f"data/{path.parent.name}/{path.name}", path)
+            if not path.match(LATE):
+                objects.upload(f"data/{path.parent.name}/{path.name}", path)
+        lineage.late = folder / LATE
         yield lineage
         objects.delete([item.key for item in objects.list("")])
     instance.dispose()
@@ -136,6 +143,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     cohort = tables.read_table(objects, layout.table("cohort")).set_index("patient")
     assert cohort.loc[DAMAGED, "status"] == "not taken in"
     assert cohort.loc["PHANTOM007", "shape"] == "30 × 56 × 56"
+    assert cohort.loc["PHANTOM002", "reason"].startswith("annotation_2.nii.gz is missing: not annotated")
 
     _ok(lineage.run("prepare_datasets"))
     # An interrupted training: its checkpoint is in the bucket, the next run goes on from it.
@@ -153,6 +161,8 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert not list(objects.list(layout.unfinished_training(model)))
     record = json.loads(directories.read_file(objects, layout.model(model), "training.json"))
     assert record["trained_on"] == study.training_patients()
+    record = json.loads(directories.read_file(objects, layout.model(str(study.models[1])), "training.json"))
+    assert record["trained_on"] == ["PHANTOM001", "PHANTOM003"]
 
     for stage in ("predict", "build_ensembles", "fit_calibrators", "score_patients", "write_report"):
         _ok(lineage.run(stage))
@@ -194,7 +204,15 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert "No published table of the study was given" not in page
     pd.testing.assert_series_equal(dice["mean"], dice["published_mean"], check_names=False)
     _no_key_anywhere(lineage, objects, s3_server)
+    _a_late_annotation_makes_a_scan_due(lineage, objects, layout)
     _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout)
+
+
+def _a_late_annotation_makes_a_scan_due(lineage, objects, layout):
+    assert lineage.due("scan") == [DAMAGED]
+    objects.upload(layout.data_file(LATE), lineage.late)
+    lineage.register()
+    assert lineage.due("scan") == ["PHANTOM002", DAMAGED]
 
 
 def _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, layout):

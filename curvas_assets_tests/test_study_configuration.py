@@ -115,6 +115,9 @@ def test_names_are_made_and_parsed_in_one_way():
         EnsembleId.parse("anno1")
 
 
+NO_GROUPS = {"groups": {}, "in_distribution_group": None}
+
+
 def test_members_and_families():
     study = load_study("curvas")
     assert [m.seed for m in study.members("ensemble_anno2")] == [112233, 445566, 778899]
@@ -139,6 +142,70 @@ def test_ids_with_and_without_prefix_are_one_patient(name):
 def test_what_only_looks_like_a_patients_id_is_none(name):
     with pytest.raises(StudyError, match="it is not UKCHLL with up to 3 digits"):
         load_study("curvas").patients.normalise(name)
+
+
+@pytest.mark.parametrize("name", ["CASE_0001", "a.b-c_d", 12, "0012", "X"])
+def test_without_prefix_and_pattern_an_id_is_what_is_written(tmp_path, name):
+    study = _load(tmp_path, _raw(patients={}, sets={"train": [name, "A", "B"], "test": ["C"]}, **NO_GROUPS))
+    assert study.sets["train"][0] == str(name)
+    assert study.patients.has(str(name))
+    assert Study.model_validate(study.model_dump(mode="json")) == study
+
+
+def test_ids_of_a_pattern_are_exactly_those(tmp_path):
+    patients, sets = {"pattern": "CASE_[0-9]{4}"}, {"train": ["CASE_0001", "CASE_0002"], "test": ["CASE_0003"]}
+    study = _load(tmp_path, _raw(patients=patients, sets=sets, **NO_GROUPS))
+    assert study.training_patients() == ["CASE_0001", "CASE_0002"]
+    for strange in ("case_0001", "CASE_001", "0001", 1, "CASE_0001\n", "xCASE_0001"):
+        with pytest.raises(StudyError, match=r"it is not of the pattern CASE_|it is not an id of up to 80 letters"):
+            study.patients.normalise(strange)
+
+
+@pytest.mark.parametrize(
+    ("patients", "ids", "told"),
+    [
+        ({}, ["a|b"], "it is not an id of up to 80 letters"),
+        ({}, ["../x"], "it is not an id of up to 80 letters"),
+        ({}, ["a..b"], "it is not an id of up to 80 letters"),
+        ({}, ["Test"], "it is a word with another meaning here"),
+        ({}, ["a_seg"], "no id ends with _seg"),
+        ({}, [1.5], "sets.train: 1.5"),
+        ({}, ["x1", "X1"], r"\['X1', 'x1'\] differ only in upper and lower case"),
+        ({"pattern": "^A[0-9]$"}, ["A1"], "leave out \\^ and \\$"),
+        ({"pattern": "A("}, ["A1"], "it is no regular expression"),
+        ({"pattern": "(A|B)1"}, ["A1"], "it has a capturing group"),
+        ({"pattern": "A", "prefix": "A"}, ["A"], "give one or the other"),
+        ({"digits": 4}, ["0001"], "digits = 4 takes a prefix"),
+    ],
+)
+def test_ids_that_nothing_could_be_named_by_are_refused(tmp_path, patients, ids, told):
+    with pytest.raises(StudyError, match=told):
+        _load(tmp_path, _raw(patients=patients, sets={"train": [*ids, "A2", "A3"], "test": ["A4"]}, **NO_GROUPS))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"image": "images/{id}.nii.gz"}, "'{id}' stands for nothing: the one placeholder is {patient}"),
+        ({"image": "**/{patient}.nii.gz"}, "stands for any text without a slash"),
+        ({"image": "../{patient}.nii.gz"}, "neither absolute"),
+        ({"image": "{patient}/annotation_1.nii.gz"}, r"annotators.file: \['{patient}/annotation_1.nii.gz'\] may appear only once"),
+        ({"image": "{patient}_*.nii.gz", "patients": {}}, "only the form of ids tells"),
+        ({"intake__missing_annotation": "ignored"}, "intake.missing_annotation = 'ignored'"),
+    ],
+)  # fmt: skip
+def test_places_of_files_that_lead_nowhere_are_refused(tmp_path, change, told):
+    with pytest.raises(StudyError, match=told):
+        _load(tmp_path, _raw(**change))
+
+
+def test_a_study_that_says_nothing_new_keeps_its_fingerprints(tmp_path):
+    parts = ("image", "annotators", "organs", "patients", "intake")
+    said = _raw(
+        patients={"prefix": "PHANTOM", "digits": 3, "pattern": None}, intake__missing_annotation="not_annotated"
+    )
+    assert _load(tmp_path, said).fingerprint(*parts) == load_study("phantom").fingerprint(*parts) == "32676a42a8f4"
+    assert _load(tmp_path, _raw(intake__missing_annotation="refused")).fingerprint(*parts) != "32676a42a8f4"
 
 
 @pytest.mark.parametrize(

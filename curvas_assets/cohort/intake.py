@@ -1,13 +1,13 @@
 """Reading one patient: a CT and one label map per annotator, validated to the last byte and described.
 
 A defect raises a PatientError that says what was found and what to do. Something odd but usable gives a warning.
-Nothing is stored here, and nothing outside the patient's folder is read.
+Nothing is stored here, and nothing but the patient's files is read.
 """
 
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from curvas_assets import geometry
 from curvas_assets.codes import DEPTH
+from curvas_assets.cohort.files import PatientFiles, files_in
 from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.file_paths import told
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
 from curvas_assets.machine import available_memory
@@ -60,8 +62,9 @@ class Patient:
         facts: geometry, intensities, organ volumes and agreement, ready for JSON.
         warnings: what is odd, each a sentence.
         exclusions: rows for the exclusion ledger: patient, annotator, organ, reason.
-        not_annotated: annotators whose blank map means that they did not annotate this patient (`intake.blank_annotation`).
-            Their maps, all zeros, are among `annotations`; they are no reference and train nothing.
+        not_annotated: annotators who did not annotate this patient: their map is blank (`intake.blank_annotation`), or there is
+            none (`intake.missing_annotation`). Maps of zeros stand for them among `annotations`; they are no reference and
+            train nothing.
     """
 
     id: str
@@ -84,27 +87,27 @@ class Patient:
         return self.grid.affine
 
 
-def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
-    """Read, validate and describe the patient in a folder.
+def read_patient(source: PatientFiles | str | Path, study: Study | str | Path) -> Patient:
+    """Read, validate and describe a patient.
 
     An annotation in another voxel order of the scan's own space is brought into the scan's order: voxels are moved in
     the array, never in the world, and `facts` and `warnings` say so.
 
     Args:
-        folder: named like the patient, with or without the study's prefix; holds the files the study names.
+        source: the patient's files, as `find_patients` finds them; or the patient's own folder, named like the patient, with or
+            without the study's prefix, if the study's files stand in such folders.
         study: organs, annotators, file names and tolerances; the study itself, or its name or path for `load_study`.
 
     Raises:
-        PatientError: there is no such folder, a file is missing, unreadable, truncated, larger than its header or the study
+        PatientError: there is no such folder, a file is missing (but for those that `require_files` allows), unreadable, truncated, larger than its header or the study
             says, not 3-D or no scalars; axes are not perpendicular; nibabel and ITK read the geometry differently; an
             annotation lies elsewhere than the scan; a label is not the study's; a voxel is NaN or infinite; nobody annotated.
             Nothing of the patient is to be used then. Or more memory is needed than is free, which may be retried.
     """
     study = load_study(study)
-    folder = existing_folder(folder, attempted="reading a patient", subject="the patient", error=PatientError)
-    patient = _patient_id(folder, study)
-    _require_files(folder, study, patient, [study.image, *(a.file for a in study.annotators)])
-    image = _load(folder / study.image, study, patient)
+    files = _files(source, study, "reading a patient")
+    patient, missing = files.patient, require_files(files, study)
+    image = _load(files, study.image, study)
     grid = Grid.of(image)
     _require_memory(image, grid, study, patient)
     annotations = np.empty((len(study.annotators), *grid.shape), np.uint8)
@@ -113,8 +116,8 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
         annotations[r, z0 : z0 + len(slab)] = slab
 
     with ThreadPoolExecutor(READERS) as threads:
-        reading = threads.submit(_scan, image, patient, study.image)
-        found = threads.submit(_annotations, folder, study, patient, grid, study.image, keep)
+        reading = threads.submit(_scan, image, patient, files.told(study.image))
+        found = threads.submit(_annotations, files, study, grid, study.image, missing, keep)
         scan = reading.result()  # if both are at fault, the scan is told of
         read = found.result()
     facts = {
@@ -141,35 +144,45 @@ def read_patient(folder: str | Path, study: Study | str | Path) -> Patient:
     )
 
 
-def read_annotations(folder: str | Path, study: Study | str | Path) -> PackedLabels:
+def read_annotations(
+    source: PatientFiles | str | Path, study: Study | str | Path, *, not_annotated: Collection[str] = ()
+) -> PackedLabels:
     """The label maps of a patient alone, validated, on the voxels of the CT if it is there; else of the first annotation.
 
     They are read 16 slices at a time and held compressed: a patient of 866 × 512 × 512 takes some MB. A map in another
     voxel order is held whole for a moment, at one byte per voxel.
 
+    Args:
+        source: as for `read_patient`.
+        study: as for `read_patient`.
+        not_annotated: annotators whose files may be missing, because the intake found that they did not annotate this patient.
+
     Returns:
-        uint8 (R, Z, Y, X), sliced as a NumPy array is.
+        uint8 (R, Z, Y, X), sliced as a NumPy array is; zeros of those whose file is missing.
 
     Raises:
         PatientError: as `read_patient`, for the annotations.
     """
     study = load_study(study)
-    folder = existing_folder(folder, attempted="reading annotations", subject="the patient", error=PatientError)
-    patient = _patient_id(folder, study)
-    _require_files(folder, study, patient, [annotator.file for annotator in study.annotators])
-    like = study.image if (folder / study.image).is_file() else study.annotators[0].file
-    grid = Grid.of(_load(folder / like, study, patient))
+    files = _files(source, study, "reading annotations")
+    missing = [annotator for annotator in study.annotators if annotator.file not in files]
+    required = [annotator.file for annotator in missing if annotator.name not in not_annotated]
+    if required or len(missing) == len(study.annotators):
+        raise _incomplete(files, required or [annotator.file for annotator in missing])
+    like = next(file for file in study.files if file in files)
+    grid = Grid.of(_load(files, like, study))
     annotations = PackedLabels(len(study.annotators), grid.shape)
-    _annotations(folder, study, patient, grid, like, annotations.put)
+    _annotations(files, study, grid, like, [annotator.name for annotator in missing], annotations.put)
     return annotations
 
 
-def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
+def bring_onto_scan(path: str | Path, scan: Grid, patient: str = "") -> bool:
     """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is.
 
     Args:
         path: the annotation, which `read_patient` has taken in; replaced if its voxel order or its header is not the scan's.
         scan: the scan's grid, which becomes the annotation's.
+        patient: whose it is, for messages; else the name of its folder.
 
     Returns:
         Whether the file was replaced.
@@ -178,17 +191,18 @@ def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
         PatientError: in the scan's order, its shape is not the scan's, so it is not the annotation that was taken in.
     """
     path = Path(path)
+    patient = patient or path.parent.name
     image = nib.Nifti1Image.from_filename(path)
     stored = Grid.of(image)
     order = geometry.voxel_order(stored, scan)
     turned = geometry.reordered_grid(stored, order)
     if turned.shape != scan.shape:
         found = f"it has {geometry.by(turned.shape)} voxels in the scan's order, the scan {geometry.by(scan.shape)} (Z × Y × X)"
-        raise PatientError(f"reordering {path.name}", path.parent.name, found, "Materialise its scan again.")
+        raise PatientError(f"reordering {path.name}", patient, found, "Materialise its scan again.")
     if geometry.is_same_order(order) and geometry.displacement_mm(turned, scan) <= SAME_MM:
         return False
     labels = np.empty(image.shape[::-1], np.uint8)
-    for z0, slab in _slabs(image, path.parent.name, path.name):
+    for z0, slab in _slabs(image, patient, path.name):
         labels[z0 : z0 + len(slab)] = np.rint(slab)
     labels = geometry.reordered(labels, order)
     written = nib.Nifti1Image(labels.transpose(2, 1, 0), scan.affine)
@@ -236,38 +250,51 @@ def _extent(occupied: npt.NDArray[np.bool_]) -> slice:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _patient_id(folder: Path, study: Study) -> str:
-    try:
-        return study.patients.normalise(Path(folder).name)
-    except CurvasError as error:
-        raise PatientError("reading the folder", Path(folder).name, error.found, error.remedy) from error
+def _files(source: PatientFiles | str | Path, study: Study, attempted: str) -> PatientFiles:
+    """The patient's files, of a folder those that it holds."""
+    if isinstance(source, PatientFiles):
+        return source
+    return files_in(existing_folder(source, attempted=attempted, subject="the patient", error=PatientError), study)
 
 
-def _require_files(folder: Path, study: Study, patient: str, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        raise PatientError(
-            "looking for the files",
-            patient,
-            f"{', '.join(missing)} missing (found {', '.join(there) or 'nothing'})",
-            f"Upload {len(names)} files: {', '.join(names)}.",
-        )
+def require_files(files: PatientFiles, study: Study) -> list[str]:
+    """The annotators whose file is missing, whom `intake.missing_annotation` counts as not having annotated the patient.
+
+    Raises:
+        PatientError: the scan is missing, every label map is, or one is and the study refuses that.
+    """
+    missing = [file for file in study.files if file not in files]
+    annotators = [annotator for annotator in study.annotators if annotator.file in missing]
+    nobody = len(annotators) == len(study.annotators)
+    if missing and (nobody or len(annotators) < len(missing) or study.intake.missing_annotation == "refused"):
+        raise _incomplete(files, missing, study.files)
+    return [annotator.name for annotator in annotators]
 
 
-def _load(path: Path, study: Study, patient: str) -> Any:
+def _incomplete(files: PatientFiles, missing: Sequence[str], wanted: Sequence[str] = ()) -> PatientError:
+    there = ", ".join(files.there or [path.name for path in files.paths.values()])
+    names = [files.told(file) for file in wanted or missing]
+    return PatientError(
+        "looking for the files",
+        files.patient,
+        f"{', '.join(files.told(file) for file in missing)} missing (found {there or 'nothing'})",
+        f"Upload {len(names)} files: {', '.join(names)}.",
+    )
+
+
+def _load(files: PatientFiles, file: str, study: Study) -> Any:
     """A NIfTI image whose header is that of one 3-D volume in one place; `_slabs` reads and verifies what follows.
 
     The header is judged first and limits how much is read after it, because a small file may unpack to any size.
     """
-    attempt = f"reading {path.name}"
-    told: Any = {"attempted": attempt, "subject": patient, "error": PatientError}
+    path, patient, attempt = files[file], files.patient, f"reading {files.told(file)}"
+    asked: Any = {"attempted": attempt, "subject": patient, "error": PatientError}
     gib = study.intake.largest_volume_gib
     limit = (
         f"The most is {gib:g} GiB (intake.largest_volume_gib in the study); raise it if the scan is as large as that."
     )
     try:
-        judge_file(path, gib * 2**30, limit=limit, **told)
+        judge_file(path, gib * 2**30, limit=limit, **asked)
         image = nib.Nifti1Image.from_filename(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PatientError(
@@ -288,7 +315,7 @@ def _load(path: Path, study: Study, patient: str) -> Any:
         image,
         spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
         place_tolerance_mm=study.intake.origin_tolerance_mm,
-        **told,
+        **asked,
     )
     return image
 
@@ -315,7 +342,7 @@ def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
     available = available_memory()
     if needed > available:
         raise PatientError(
-            f"reading {study.image}",
+            f"reading {told(study.image, patient)}",
             patient,
             f"about {needed / 2**30:.1f} GiB of memory are needed for {geometry.by(grid.shape)} voxels of {read} with "
             f"{len(study.annotators)} annotations, and {available / 2**30:.1f} GiB are free",
@@ -401,14 +428,25 @@ class _Read:
 
 
 def _annotations(
-    folder: Path, study: Study, patient: str, grid: Grid, like: str, keep: Callable[[int, int, Labels], None]
+    files: PatientFiles,
+    study: Study,
+    grid: Grid,
+    like: str,
+    missing: Collection[str],
+    keep: Callable[[int, int, Labels], None],
 ) -> _Read:
-    """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`; returns other
-    findings.
+    """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`, and slabs of zeros for those
+    whose file is missing; returns other findings.
     """
-    read = _Read()
+    read, patient = _Read(), files.patient
     for r, annotator in enumerate(study.annotators):
-        annotation = _load(folder / annotator.file, study, patient)
+        name = files.told(annotator.file)
+        if annotator.name in missing:
+            for z0 in range(0, grid.shape[0], DEPTH):
+                keep(r, z0, np.zeros((min(DEPTH, grid.shape[0] - z0), *grid.shape[1:]), np.uint8))
+            _note_not_annotated(read, patient, annotator, f"{name} is missing")
+            continue
+        annotation = _load(files, annotator.file, study)
         order = geometry.voxel_order(Grid.of(annotation), grid)
         geometry.require_same_grid(
             Grid.of(annotation),
@@ -417,7 +455,7 @@ def _annotations(
             spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
             place_tolerance_mm=study.intake.origin_tolerance_mm,
             remedy=RESAMPLE,
-            attempted=f"comparing {annotator.file} with {like}",
+            attempted=f"comparing {name} with {files.told(like)}",
             subject=patient,
             error=PatientError,
         )
@@ -425,8 +463,8 @@ def _annotations(
         turned = np.empty(() if same_order else annotation.shape[::-1], np.uint8)
         present = np.zeros(len(study.organs) + 1, np.int64)
         rounded = 0.0
-        for z0, slab in _slabs(annotation, patient, annotator.file):
-            labels, drawn, far = _labels(slab, study, patient, annotator.file)
+        for z0, slab in _slabs(annotation, patient, name):
+            labels, drawn, far = _labels(slab, study, patient, name)
             if same_order:
                 keep(r, z0, labels)
             else:
@@ -439,38 +477,42 @@ def _annotations(
                 keep(r, z0, turned[z0 : z0 + DEPTH])
             was = read.reordered[annotator.name] = Grid.of(annotation).orientation
             read.warnings.append(
-                f"{annotator.file} is stored in the voxel order {was}, {like} in {grid.orientation}: "
+                f"{name} is stored in the voxel order {was}, {files.told(like)} in {grid.orientation}: "
                 "it was reordered, and every label stays at its place"
             )
         if rounded > ROUNDED:
-            read.warnings.append(f"{annotator.file}: labels were up to {rounded:.2g} from an integer and were rounded")
-        _look_for_organs(read, study, patient, annotator, present)
+            read.warnings.append(f"{name}: labels were up to {rounded:.2g} from an integer and were rounded")
+        _look_for_organs(read, study, patient, annotator, name, present)
     if len(read.not_annotated) == len(study.annotators):
         raise PatientError(
             "reading the annotations",
             patient,
-            "every label map is blank, and intake.blank_annotation says that such a map means not_annotated",
+            f"every label map{' that is there' if missing else ''} is blank, and intake.blank_annotation says that such a map means "
+            "not_annotated",
             "Upload the annotations, exclude the patient in the study, or set intake.blank_annotation to absent if it has no organ.",
         )
     return read
 
 
+def _note_not_annotated(read: _Read, patient: str, annotator: Annotator, why: str) -> None:
+    reason = f"{why}: not annotated, so it trains nothing and nothing is scored against it"
+    read.not_annotated.append(annotator.name)
+    read.warnings.append(reason)
+    read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": "", "reason": reason})
+
+
 def _look_for_organs(
-    read: _Read, study: Study, patient: str, annotator: Annotator, present: npt.NDArray[np.int64]
+    read: _Read, study: Study, patient: str, annotator: Annotator, name: str, present: npt.NDArray[np.int64]
 ) -> None:
     """Report a blank map with the study's meaning of it, and organs that an annotator did not draw as absent."""
-    row = {"patient": patient, "annotator": annotator.name}
     if not present[1:].any() and study.intake.blank_annotation == "not_annotated":
-        reason = f"{annotator.file} is blank: not annotated, so it trains nothing and nothing is scored against it"
-        read.not_annotated.append(annotator.name)
-        read.warnings.append(reason)
-        read.exclusions.append({**row, "organ": "", "reason": reason})
+        _note_not_annotated(read, patient, annotator, f"{name} is blank")
         return
     for organ, label in study.organs.items():
         if not present[label]:
-            reason = f"{annotator.file} has no {organ}: taken as absent, which counts in training and scores"
+            reason = f"{name} has no {organ}: taken as absent, which counts in training and scores"
             read.warnings.append(reason)
-            read.exclusions.append({**row, "organ": organ, "reason": reason})
+            read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": organ, "reason": reason})
 
 
 def _labels(

@@ -17,6 +17,7 @@ from dagster_graphql import DagsterGraphQLClient
 
 from curvas_assets.cohort.phantom import Disagreement, write_cohort
 from curvas_assets.errors import CurvasError, StudyError
+from curvas_assets.file_paths import ANY, PATIENT, below_data
 from curvas_assets.local.deployment import DEMO_STUDY, LocalDeployment, require_port, state_of, typed_as
 from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
 from curvas_assets.orchestration.dagster_internals import (
@@ -156,9 +157,10 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
     """Make the phantom patients that are not in the bucket yet, and upload them."""
     objects = connect(settings)
     patients = sorted(patient for members in study.sets.values() for patient in members)
-    names = [study.image, *(annotator.file for annotator in study.annotators)]
     there = {item.key for item in objects.list(f"{settings.data_dir}/")}
-    missing = [p for p in patients if any(f"{settings.data_dir}/{p}/{name}" not in there for name in names)]
+    made = ["image.nii.gz", *(f"annotation_{k}.nii.gz" for k in range(1, len(study.annotators) + 1))]
+    places = {p: [f"{settings.data_dir}/{_place(file, p)}" for file in study.files] for p in patients}
+    missing = [p for p in patients if any(key not in there for key in places[p])]
     if not missing:
         tell(f"cohort: {len(patients)} phantom patients are in the bucket")
         return
@@ -166,9 +168,14 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
     groups = {p: study.patient_group(p) or "A" for p in missing}
     write_cohort(folder, patients=missing, groups=groups, **cohort_of(study))
     for count, patient in enumerate(missing, 1):
-        for name in names:
-            objects.upload(f"{settings.data_dir}/{patient}/{name}", folder / patient / name)
+        for name, key in zip(made, places[patient], strict=True):
+            objects.upload(key, folder / patient / name)
         tell(f"cohort: {count} of {len(missing)}, {patient} uploaded")
+
+
+def _place(file: str, patient: str) -> str:
+    """Where a made-up patient's file is put below the data prefix."""
+    return below_data(file).replace(PATIENT, patient).replace(ANY, "phantoms")
 
 
 def study_under_way(instance: dg.DagsterInstance, tell: Progress) -> str | None:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import urllib.request
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
-from curvas_assets.errors import CurvasError, StorageError
+from curvas_assets.errors import StorageError
 from curvas_assets.orchestration.asset_keys import asset_key, key_of, keys_of, name_of
 from curvas_assets.orchestration.bucket import Bucket, table_digests
 from curvas_assets.orchestration.environment import deployment, variable
@@ -19,7 +20,7 @@ from curvas_assets.orchestration.restarts import keep_going
 from curvas_assets.orchestration.schedules import due_report
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.under_way import unfinished_runs
-from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.patients import Uploaded, uploaded
 from curvas_assets.stages.table import (
     CALIBRATORS,
     FOLLOWED,
@@ -35,6 +36,8 @@ DATA_VERSION = "dagster/data_version"
 NO_TABLE = "none"
 OF_OTHERS = (PUBLISHED_TABLE, OTHER_STUDIES)
 """External assets that are tables of others in the bucket."""
+ARRIVING = timedelta(minutes=15)
+"""A patient who lacks an annotator's file is followed only when no file has come for this long."""
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, in several runs: between two of these runs, only some scores are new."""
 
@@ -46,17 +49,17 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         name="register_patients",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Turns a new folder below the data prefix into a patient, and, if the study's sets say so, into one that is predicted. "
+        description="Turns new files below the data prefix into a patient, and, if the study's sets say so, into one that is predicted. "
         "Removes the partition of a patient who was excluded or moved to another set.",
     )
     def register_patients(context: dg.SensorEvaluationContext, bucket: Bucket) -> dg.SensorResult | dg.SkipReason:
         try:
             objects, layout = bucket.checked_objects(), bucket.layout
-            folders = patient_folders(objects, layout)
+            there = uploaded(objects, layout, study)
             tables = table_digests(objects, layout, study)
         except StorageError as error:
             return dg.SkipReason(str(error))
-        return registration(study, partitions, context.instance, folders, context.cursor, tables)
+        return registration(study, partitions, context.instance, there, context.cursor, tables)
 
     @dg.sensor(
         name="follow_new_patients",
@@ -69,18 +72,22 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
     )
     def follow_new_patients(context: dg.SensorEvaluationContext, bucket: Bucket):
         try:
-            folders = patient_folders(bucket.checked_objects(), bucket.layout)
+            objects = bucket.checked_objects()
+            there = uploaded(objects, bucket.layout, study)
+            arriving = still_arriving(there, objects.clock())
         except StorageError as error:
             yield dg.SkipReason(str(error))
             return
         assert context.repository_def is not None
         staleness = Staleness(context.repository_def.asset_graph, context.instance)
         known = current_keys(partitions.test_patient, context.instance)
-        requests = list(due_for_patients(study, staleness, list(known), digests(study, folders)[0]))
+        ready = [patient for patient in known if patient not in arriving]
+        requests = list(due_for_patients(study, staleness, ready, there.digests))
         yield from requests
         if not requests:
+            wait = _named("; these lack an annotator's file, and may still be on their way", arriving)
             yield dg.SkipReason(
-                f"{len(known)} patients, nothing missing that could be made now{_told_of_fits(staleness)}"
+                f"{len(known)} patients, nothing missing that could be made now{_told_of_fits(staleness)}{wait}"
             )
 
     @dg.sensor(
@@ -154,25 +161,25 @@ def registration(
     study: Study,
     partitions: Partitions,
     instance: dg.DagsterInstance,
-    folders: dict[str, str],
+    there: Uploaded,
     cursor: str | None,
     tables: Mapping[str, str] | None = None,
 ) -> dg.SensorResult | dg.SkipReason:
     """What changes after a look at the bucket: partitions to add and remove, and one observation per changed patient.
 
-    A partition that no longer belongs to the study is removed; its artefacts stay in the bucket. A patient whose folder
-    is gone is reported and stays registered: only the study file decides who belongs.
+    A partition that no longer belongs to the study is removed; its artefacts stay in the bucket. A patient whose files
+    are gone is reported and stays registered: only the study file decides who belongs.
 
     Args:
         study: whose id pattern and sets decide.
         partitions: the study's.
         instance: which partitions there are.
-        folders: folder below the data prefix → digest of its files.
+        there: what is below the data prefix.
         cursor: what was seen last time, JSON patient → digest.
         tables: external asset → digest of the tables of others that there are.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    found, strange = digests(study, folders)
+    found = dict(there.digests)
     patients = sorted(p for p in found if p not in study.exclusions)
     known = current_keys(partitions.patient, instance)
     added = {
@@ -184,7 +191,8 @@ def registration(
     }
     removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
-    told = _remarks(strange, removed, sorted(set(known) - set(patients)))
+    lacking = [f"{p} ({', '.join(there.lacking[p])})" for p in patients if p in there.lacking]
+    told = _remarks(there.strange, removed, sorted(set(known) - set(patients)), lacking)
     told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation(asset_key(PATIENT_FILES), partition=p, tags={DATA_VERSION: found[p]}) for p in changed
@@ -209,7 +217,9 @@ def registration(
     )
 
 
-def _remarks(strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str]) -> str:
+def _remarks(
+    strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str], lacking: list[str]
+) -> str:
     """What people should know beside the counts: names of at most five each."""
     parts = [("not named like a patient of this study", strange)]
     parts += [
@@ -217,7 +227,24 @@ def _remarks(strange: list[str], removed: Mapping[StudyPatients, list[str]], gon
         for part, keys in removed.items()
     ]
     parts.append(("no longer in the bucket (upload them again, or exclude them in the study file)", gone))
-    return "".join(f"; {what}: {', '.join(names[:5])}{' …' if names[5:] else ''}" for what, names in parts if names)
+    parts.append(("without the file of an annotator", lacking))
+    return "".join(_named(f"; {what}", names) for what, names in parts)
+
+
+def _named(what: str, names: Sequence[str], most: int = 5) -> str:
+    """What people should know of some names, at most five of them; nothing if there is none."""
+    return f"{what}: {', '.join(names[:most])}{' …' if names[most:] else ''}" if names else ""
+
+
+def still_arriving(there: Uploaded, now: datetime | None) -> list[str]:
+    """Patients who lack an annotator's file and whose newest file is so young that an upload may still be going on.
+
+    Args:
+        there: what is below the data prefix.
+        now: on the store's clock. Where the store does not say what time it is, nobody is waited for.
+    """
+    newest = {patient: there.newest(patient) for patient in there.lacking}
+    return [patient for patient, at in newest.items() if at is not None and now is not None and now - at < ARRIVING]
 
 
 def roles_of(study: Study, patients: Collection[str], most: int = 5) -> list[str]:
@@ -228,25 +255,13 @@ def roles_of(study: Study, patients: Collection[str], most: int = 5) -> list[str
     return [f"{', '.join(names[:most])}{' …' if names[most:] else ''}: {role}" for role, names in of_role.items()]
 
 
-def digests(study: Study, folders: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Patient → digest of the files, and the folders that are not named like a patient of the study."""
-    found: dict[str, str] = {}
-    strange: list[str] = []
-    for folder, digest in folders.items():
-        try:
-            found[study.patients.normalise(folder)] = digest
-        except CurvasError:
-            strange.append(folder)
-    return found, strange
-
-
 def register(context: dg.OpExecutionContext, study: Study, partitions: Partitions, bucket: Bucket) -> list[str]:
     """Do within a run what the sensor would do at its next look, and return the patients that were added."""
     objects, layout = bucket.checked_objects(), bucket.layout
     before = {one: context.instance.get_latest_data_version_record(asset_key(one)) for one in OF_OTHERS}
     cursor = json.dumps({one: _version(record.asset_materialization) for one, record in before.items() if record})
     tables = table_digests(objects, layout, study)
-    found = registration(study, partitions, context.instance, patient_folders(objects, layout), cursor, tables)
+    found = registration(study, partitions, context.instance, uploaded(objects, layout, study), cursor, tables)
     if isinstance(found, dg.SkipReason):
         context.log.info(found.skip_message)
         return []

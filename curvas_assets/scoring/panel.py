@@ -41,7 +41,7 @@ PREDICTOR = "the predictor"
 """Its name in messages, where only one is scored."""
 RANKING_METRICS = ("auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll")
 APPROXIMATE = "approximate: ranked from a volume of the first format, which pools what is nearly certain; make it again"
-NOT_ANNOTATED = "not annotated: the label map is blank, and the study says what that means"
+NOT_ANNOTATED = "not annotated: the label map is blank or missing, and the study says what that means"
 HIGH_SHARE = 0.1
 """Share of the largest entropy, ln C, above which an uncertainty counts as high unless a threshold is given."""
 

@@ -12,12 +12,12 @@ from curvas_assets.errors import PatientError
 from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.patients import fetch_patient, folder_of, folders_of_patients, patient_folders, scored_region
+from curvas_assets.stages.patients import fetch_patient, scored_region, uploaded
 from curvas_assets.stages.stored import Artefacts, Markdown, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout
-from curvas_assets.storage.objects import ObjectStore, bytes_below
+from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.study import Study
 
 SCAN_CHECKS = (
@@ -33,7 +33,7 @@ SCAN_CHECKS = (
         "HU as of a CT: air below -500, some soft tissue, something above 0, nothing beyond ±32768.",
     ),
 )
-GONE = "its folder is gone from the bucket since it was taken in"
+GONE = "its files are gone from the bucket since it was taken in"
 COHORT_CHECK = Check(
     "patients_are_taken_in", "Every patient of the study's sets is taken in or excluded; tells who is missing, and why."
 )
@@ -45,14 +45,13 @@ TEST_SCAN_CHECKS = (
 def take_in(tools: Toolkit, patients: Sequence[str], checks: StepChecks) -> Iterator[tuple[str, Outcome]]:
     """Read patients to the last byte and validate them: a record of facts and doubts of each."""
     study, objects, layout = tools.study, tools.objects, tools.layout
-    folders = folders_of_patients(study, patient_folders(objects, layout))
+    there = uploaded(objects, layout, study)
 
     def read(patient: str) -> Stored:
-        named = folder_of(patient, folders)
-        with tools.scratch(patient, bytes_below(objects, layout.patient_file(named, ""))) as scratch:
+        with tools.scratch(patient, there.size_of(patient)) as scratch:
             try:
-                folder, files = fetch_patient(objects, layout, study, named, scratch)
-                found = intake.read_patient(folder, study)
+                fetched, files = fetch_patient(objects, layout, there, patient, scratch)
+                found = intake.read_patient(fetched, study)
             except PatientError as error:
                 if error.may_retry:  # too little memory just now, which says nothing about the files
                     raise
@@ -145,7 +144,7 @@ def not_taken_in(table: pd.DataFrame) -> list[str]:
 def cohort_rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artefacts) -> Iterator[dict[str, Any]]:
     """One row for each patient whom the study names, or who was taken in."""
     named = {patient for members in study.sets.values() for patient in members}
-    present = folders_of_patients(study, patient_folders(objects, layout))
+    present = uploaded(objects, layout, study).digests
     for patient in sorted({*named, *scans}):
         row: dict[str, Any] = {
             "patient": patient,
@@ -160,7 +159,7 @@ def cohort_rows(study: Study, objects: ObjectStore, layout: Layout, scans: Artef
             yield {**row, "status": "excluded", "reason": study.exclusions[patient]}
             continue
         if patient not in scans:
-            yield {**row, "status": "missing", "reason": "no folder of this patient in the bucket"}
+            yield {**row, "status": "missing", "reason": "no file of this patient in the bucket"}
             continue
         if objects.head(layout.scan(patient)) is None:
             yield {**row, "status": "not taken in", "reason": "scan was refused or not materialised: see its last run"}

@@ -1,98 +1,142 @@
-"""Patients' files in the bucket: whose folder is whose, and files as the intake validated them."""
+"""Patients' files in the bucket: whose file is whose, and files as the intake validated them."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from curvas_assets import cohort as intake
-from curvas_assets.errors import CorruptArtefactError, PatientError, StudyError
+from curvas_assets.cohort import PatientFiles
+from curvas_assets.errors import CorruptArtefactError, PatientError
+from curvas_assets.file_paths import ANY, PATIENT, FilePaths, Found, told
 from curvas_assets.geometry import Grid
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
-from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.objects import ObjectInfo, ObjectStore
 from curvas_assets.study import Study
 
 
-def patient_folders(objects: ObjectStore, layout: Layout) -> dict[str, str]:
-    """Folders below the data prefix, by name: `{folder: digest}`; the digest changes when a file in it does."""
-    digests: dict[str, Any] = {}
-    for item in objects.list(f"{layout.data}/"):
-        folder, separator, file = item.key.removeprefix(f"{layout.data}/").partition("/")
-        if separator and file:
-            digests.setdefault(folder, hashlib.sha256()).update(f"{file} {item.size} {item.tag}\n".encode())
-    return {folder: digest.hexdigest()[:16] for folder, digest in sorted(digests.items())}
+@dataclass(frozen=True)
+class Uploaded:
+    """What people put below the data prefix, from one listing.
+
+    Args:
+        study: whose files they are.
+        found: whose file is whose, by path below the prefix.
+        objects: path below the prefix → the object.
+    """
+
+    study: Study
+    found: Found
+    objects: Mapping[str, ObjectInfo]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Patient → digest, which changes when one of the patient's files comes, goes or changes."""
+        digests: dict[str, str] = {}
+        for patient in self.found.patients:
+            digest = hashlib.sha256()
+            for name, path in zip(self.found.shown(patient), self.found.paths(patient), strict=True):
+                digest.update(f"{name} {self.objects[path].size} {self.objects[path].tag}\n".encode())
+            digests[patient] = digest.hexdigest()[:16]
+        return digests
+
+    @property
+    def strange(self) -> list[str]:
+        """What stands in the place of an id, and is the name of no patient of this study."""
+        return list(self.found.strange)
+
+    def size_of(self, patient: str) -> int:
+        """Bytes of everything that is there of a patient."""
+        return sum(self.objects[path].size for path in self.found.paths(patient))
+
+    @cached_property
+    def lacking(self) -> dict[str, list[str]]:
+        """Patient → annotators whose file is not there, of patients whom at least one annotated."""
+        files = {patient: self.found.files.get(patient, {}) for patient in self.found.patients}
+        absent = {patient: [a.name for a in self.study.annotators if a.file not in of] for patient, of in files.items()}
+        return {patient: names for patient, names in absent.items() if 0 < len(names) < len(self.study.annotators)}
+
+    def newest(self, patient: str) -> datetime | None:
+        """When the last of a patient's files came, on the store's clock; None if the store does not say."""
+        return max((at for path in self.found.paths(patient) if (at := self.objects[path].modified)), default=None)
 
 
-def folders_of_patients(study: Study, folders: Iterable[str]) -> dict[str, list[str]]:
-    """Patient → the folders named like it, with or without the prefix; other folders are left aside."""
-    found: dict[str, list[str]] = {}
-    for folder in folders:
-        try:
-            found.setdefault(study.patients.normalise(folder), []).append(folder)
-        except StudyError:
-            continue
-    return found
-
-
-def folder_of(patient: str, folders: dict[str, list[str]]) -> str:
-    """The one folder of a patient; a PatientError if there are two."""
-    named = folders.get(patient, [patient])
-    if len(named) > 1:
-        raise PatientError(
-            "looking for the folder",
-            patient,
-            f"{' and '.join(named)} are both this patient's",
-            "Keep one of them.",
-        )
-    return named[0]
+def uploaded(objects: ObjectStore, layout: Layout, study: Study) -> Uploaded:
+    """Look at what people put below the data prefix: one listing, whatever the study's files are called."""
+    there = {item.key.removeprefix(f"{layout.data}/"): item for item in objects.list(f"{layout.data}/")}
+    there = {path: item for path, item in there.items() if path and not path.endswith("/")}
+    return Uploaded(study, FilePaths(study.files, study.patients).sort(there), there)
 
 
 def fetch_patient(
-    objects: ObjectStore, layout: Layout, study: Study, folder_name: str, scratch: Path, *, image: bool = True
-) -> tuple[Path, list[dict[str, Any]]]:
-    """Fetch a patient's files from the bucket into a folder below `scratch`; returns folder and files.
+    objects: ObjectStore, layout: Layout, there: Uploaded, patient: str, scratch: Path
+) -> tuple[PatientFiles, list[dict[str, Any]]]:
+    """Fetch a patient's files from the bucket into a folder below `scratch`; returns them, and what the record keeps of each.
 
-    A file that is not in the bucket is not in the folder either; `read_patient` names all missing files.
+    A file that is not in the bucket is not in the folder either; `read_patient` judges what is missing.
+
+    Raises:
+        PatientError: as `Found.files_of`.
     """
-    folder = scratch / folder_name
-    folder.mkdir(parents=True, exist_ok=True)
-    files: list[dict[str, Any]] = []
-    for name in ([study.image] if image else []) + [annotator.file for annotator in study.annotators]:
-        key = layout.patient_file(folder_name, name)
-        info = objects.head(key)
-        if info is None:
-            continue
-        objects.download(key, folder / name)
-        files.append({"name": name, "key": key, "size": info.size, "sha256": directories.sha256_of(folder / name)})
-    return folder, files
+    paths, files = dict[str, Path](), list[dict[str, Any]]()
+    placed = any(
+        PATIENT in name or ANY in name for name in there.study.files
+    )  # else a file's name says where it stands
+    for name, path in there.found.files_of(patient).items():
+        key, elsewhere = layout.data_file(path), {"path": path} if placed else {}
+        local = paths[name] = _place(scratch / patient, {"name": name, **elsewhere})
+        local.parent.mkdir(parents=True, exist_ok=True)
+        objects.download(key, local)
+        sha256 = directories.sha256_of(local)
+        files.append({"name": name, "key": key, "size": there.objects[path].size, "sha256": sha256, **elsewhere})
+    files.sort(key=lambda file: there.study.files.index(file["name"]))
+    return PatientFiles(patient, paths, tuple(there.found.shown(patient))), files
 
 
-def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:
+def _place(folder: Path, file: Mapping[str, Any]) -> Path:
+    """Where a file of a record stands in a folder: as below the data prefix, or as in the patient's own folder."""
+    return folder / file.get("path", file["name"])
+
+
+def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: Collection[str]) -> PatientFiles:
     """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in.
 
     Every reader of annotations after the intake takes them from here.
 
+    Args:
+        objects: the bucket.
+        record: of the patient's scan.
+        folder: receives the files.
+        names: which, as the study names them; one that the record does not hold, of an annotator who did not annotate the
+            patient, is left out.
+
     Raises:
         PatientError: a file is no longer what was validated.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, Path] = {}
     for file in record["files"]:
         if file["name"] not in names:
             continue
+        path = paths[file["name"]] = _place(folder, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            directories.download_verified(objects, file["key"], folder / file["name"], file["sha256"])
+            directories.download_verified(objects, file["key"], path, file["sha256"])
         except CorruptArtefactError as error:
             raise PatientError(
-                f"fetching {file['name']}",
+                f"fetching {told(file['name'], record['patient'])}",
                 record["patient"],
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             ) from error
         if "facts" in record:
-            intake.bring_onto_scan(folder / file["name"], grid_of(record))
+            intake.bring_onto_scan(path, grid_of(record), record["patient"])
+    return PatientFiles(record["patient"], paths)
 
 
 def grid_of(record: dict[str, Any]) -> Grid:

@@ -137,12 +137,12 @@ def _picture(
     patient = case.patient
     record = tables.read_json(objects, layout.scan(patient))
     volume = open_softmax(objects, layout.softmax(patient, predictor))
-    fetch_files(objects, record, scratch, [study.image, *(a.file for a in study.annotators)])
-    drawn = [i for i, name in enumerate(study.annotator_names) if name not in record.get("not_annotated", [])]
-    annotations = read_annotations(scratch, study).only(drawn)
+    files, blank = fetch_files(objects, record, scratch, study.files), record.get("not_annotated", [])
+    drawn = [i for i, name in enumerate(study.annotator_names) if name not in blank]
+    annotations = read_annotations(files, study, not_annotated=blank).only(drawn)
     labels = _labels(volume)
     z = most_disputed_slice(annotations) if case.kind == "typical" else most_wrong_slice(annotations, labels)
-    image = np.asarray(nib.Nifti1Image.from_filename(scratch / study.image).dataobj[:, :, z]).T
+    image = np.asarray(nib.Nifti1Image.from_filename(files[study.image]).dataobj[:, :, z]).T
     grid = grid_of(record)
     view = SliceView(
         patient=patient,

@@ -224,8 +224,8 @@ class _Cells:
                 shutil.rmtree(self._folders.pop(0), ignore_errors=True)
             folder, image = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image
             try:
-                fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
-                self._scan = self.predictor.open(folder / image, patient)
+                files = fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
+                self._scan = self.predictor.open(files[image], patient)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from curvas_assets.cohort import PatientFiles
 from curvas_assets.errors import MissingArtefactError, SegmentationError
 from curvas_assets.geometry import order_of
 from curvas_assets.predictors import Fusion
@@ -44,30 +45,37 @@ class _TrainingPatients:
 
     def __init__(self, tools: Toolkit, scan: Artefacts, held: ExitStack):
         self.tools, self.scan, self.held = tools, scan, held
-        self._folders: dict[str, Path] = {}
+        self._scratch = Path()
+        self._files: dict[str, PatientFiles] = {}
         self._not_annotated: dict[str, list[str]] = {}
         self._read: TrainingScans | None = None
 
-    def folders(self) -> dict[str, Path]:
-        """Patient → folder of its files."""
-        if not self._folders:
+    def files(self) -> dict[str, PatientFiles]:
+        """Patient → files, in scratch."""
+        if not self._files:
             study = self.tools.study
             records = {patient: self.scan[patient].record() for patient in sorted(self.scan)}
             size = sum(file["size"] for record in records.values() for file in record["files"])
-            scratch = self.held.enter_context(self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * size))
-            names = [study.image, *(annotator.file for annotator in study.annotators)]
+            self._scratch = self.held.enter_context(
+                self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * size)
+            )
             for patient, record in records.items():
-                fetch_files(self.tools.objects, record, scratch / patient, names)
+                files = fetch_files(self.tools.objects, record, self._scratch / patient, study.files)
                 for annotator in record.get("not_annotated", []):
                     self._not_annotated.setdefault(annotator, []).append(patient)
-            self._folders = {patient: scratch / patient for patient in records}
-        return self._folders
+                self._files[patient] = files
+        return self._files
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of these files, for what is made of them."""
+        self.files()
+        return self._scratch
 
     def read(self) -> TrainingScans:
         """What has been read of them, for the datasets of all annotators."""
         if self._read is None:
-            beside = next(iter(self.folders().values())).parent
-            scratch = self.held.enter_context(tempfile.TemporaryDirectory(dir=beside, prefix="scans-"))
+            scratch = self.held.enter_context(tempfile.TemporaryDirectory(dir=self.scratch, prefix="scans-"))
             self._read = TrainingScans(self.tools.study, scratch)
         return self._read
 
@@ -75,31 +83,30 @@ class _TrainingPatients:
         """Patient → the annotators whose label maps a training label takes, by name: of those who annotated the patient, as the
         intake's ledger tells, the one, or all if it fuses them. Patients whom nobody of these annotated are left out.
         """
-        folders, study = self.folders(), self.tools.study
+        study = self.tools.study
         asked = sorted(study.annotator_names) if study.fusion(label) else [label]
-        drawn = {p: [a for a in asked if p not in self._not_annotated.get(a, ())] for p in folders}
+        drawn = {p: [a for a in asked if p not in self._not_annotated.get(a, ())] for p in self.files()}
         return {patient: annotators for patient, annotators in drawn.items() if annotators}
 
 
 def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: StepChecks) -> Stored:
     study, key = tools.study, tools.layout.dataset(annotator)
     fusion, label_files = study.fusion(annotator), {one.name: one.file for one in study.annotators}
-    scratch = next(iter(training.folders().values())).parent
     drawn = training.drawn_by(annotator)
-    folders = {patient: at for patient, at in training.folders().items() if patient in drawn}
-    omitted = [patient for patient in training.folders() if patient not in drawn]
+    files = {patient: of for patient, of in training.files().items() if patient in drawn}
+    omitted = [patient for patient in training.files() if patient not in drawn]
     incomplete = incompletely_drawn(study, drawn) if fusion else []
     checks["training_patients_are_complete"].look(annotator, [*(f"did not annotate {p}" for p in omitted), *incomplete])
     if omitted:
         tools.warn(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
         require_enough(study, annotator, list(drawn), omitted)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=training.scratch) as folder:
         facts = prepare_dataset(
             study,
             annotator,
-            {p: (at / study.image, *(at / label_files[a] for a in drawn[p])) for p, at in folders.items()},
+            {p: (of[study.image], *(of[label_files[a]] for a in drawn[p])) for p, of in files.items()},
             Path(folder),
-            all_annotations={p: [at / f for f in label_files.values()] for p, at in folders.items()},
+            all_annotations={p: [of[f] for f in label_files.values() if f in of] for p, of in files.items()},
             drawn_by=drawn,
             on_progress=lambda done, total, patient: tools.tell(
                 f"{annotator}: {patient} preprocessed, {done} of {total}"
@@ -156,7 +163,7 @@ def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list
             "preparing the dataset",
             f"dataset of {annotator}",
             f"{len(drawn)} training patients are left, {needed} are needed (folds {', '.join(map(str, study.folds))}): "
-            f"the label maps of {', '.join(omitted)} are blank, which means not annotated",
+            f"the label maps of {', '.join(omitted)} are blank or missing, which means not annotated",
             "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
         )
 

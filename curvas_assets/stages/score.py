@@ -37,6 +37,8 @@ Opened = Callable[[str], tuple[Mapping[str, Any], dict[str, list[str]]]]
 """Patient → the opened volumes of its predictors, and of each ensemble its members."""
 KEY_METRICS = ("dice", "confidence", "ece", "crps", "predictive_entropy")
 """Shown in the UI beside the whole table."""
+OUT = "_out"
+"""Folder of what is stored, beside the patient's; no patient is called so."""
 CHECKS = (
     Check(
         "scores_are_sound",
@@ -85,12 +87,12 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
             name: _labelled(study, patient, {p: getattr(scores, name) for p, scores in found.items()})
             for name in ("table", "reliability", "risk_coverage")
         }
-        Path(scratch, "out").mkdir()
+        Path(scratch, OUT).mkdir()
         for name, frame in written.items():
             file = "scores" if name == "table" else name
             columns = pa.Table.from_pandas(frame, preserve_index=False)
             SCORES.schemas[file].require_written(columns, f"{tools.objects.name}/{key}/{file}.parquet")
-            frame.to_parquet(Path(scratch, "out", f"{file}.parquet"), index=False)
+            frame.to_parquet(Path(scratch, OUT, f"{file}.parquet"), index=False)
         evaluation = study.evaluation
         expected = metrics_of(evaluation.reference, vessels=bool(evaluation.vascular.vessels))
         problems = check_scores(written["table"], predictors=predictors, metrics=expected)
@@ -99,7 +101,7 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
                 patient, ScoringError("scoring", patient, "; ".join(problems), "Report it: this must never happen.")
             )
         checks["scores_are_sound"].look(patient)
-        stored = directories.write_directory(tools.objects, key, Path(scratch, "out"))
+        stored = directories.write_directory(tools.objects, key, Path(scratch, OUT))
     table = written["table"]
     undefined = table[table["value"].isna()]
     general = next((p for p in predictors if study.family(p) == "general"), predictors[-1])
@@ -125,10 +127,11 @@ def _score(tools: Toolkit, patient: str, opened: Opened, scan: Artefacts, checks
 def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: Path) -> PatientReference:
     """What a patient's predictors are scored against, from the files that the intake validated."""
     study, folder = tools.study, Path(scratch, patient)
-    fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
+    files = fetch_files(tools.objects, record, folder, [annotator.file for annotator in study.annotators])
+    blank = record.get("not_annotated", [])
     z, y, x = (slice(start, stop) for start, stop in scored_region(study, record))
     return PatientReference(
-        read_annotations(folder, study),
+        read_annotations(files, study, not_annotated=blank),
         grid_of(record).spacing_mm,
         organs=study.organs,
         region=(z, y, x),
@@ -139,7 +142,7 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
         tumour=study.evaluation.vascular.tumour,
         vessels=study.evaluation.vascular.vessels,
         annotators=study.annotator_names,
-        not_annotated=record.get("not_annotated", []),
+        not_annotated=blank,
     )
 
 

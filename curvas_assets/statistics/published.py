@@ -294,7 +294,7 @@ def _recognised(
     """A row with its patient and predictor, or why it has none."""
     raw_patient, predictor = (_text(cells[key]) for key in keys)
     try:
-        patient = ids.normalise(re.sub(r"\.0$", "", raw_patient))
+        patient = ids.normalise(raw_patient if ids.has(raw_patient) else re.sub(r"\.0$", "", raw_patient))
     except StudyError as error:
         return _flaw(line, raw_patient, predictor, "", raw_patient, f"patient: {error.found}")
     family = _family(predictor, study)

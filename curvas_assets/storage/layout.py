@@ -62,6 +62,10 @@ class Layout:
         """A file of a patient, as people uploaded it."""
         return f"{self.data}/{patient_folder}/{file}"
 
+    def data_file(self, path: str) -> str:
+        """A file that people uploaded, by its path below the data prefix."""
+        return f"{self.data}/{path}"
+
     def scan(self, patient: str) -> str:
         """The record of a scan that was taken in."""
         return f"{self.output}/{patient}/scan.json"

@@ -5,7 +5,7 @@
 - A small file behind which there is a large one is refused by its header, and not unpacked.
 - A patient for whom memory does not suffice is refused before the reading, and may be tried again.
 - Intensities that may be no HU are a warning.
-- A blank map means what the study says.
+- A blank map means what the study says, and so does one that is missing; a patient whom nobody annotated is refused.
 - Near-integer labels of a scale slope are rounded and said; an absent organ is a warning and a row for the ledger.
 - Ids with and without the prefix are one patient.
 - The axis swap is right on three different spacings.
@@ -184,7 +184,11 @@ DEFECTS = {
         "it is not compressed",
     ),
     "a folder": (lambda f: ((f / "image.nii.gz").unlink(), (f / "image.nii.gz").mkdir()), "image.nii.gz missing"),
-    "missing": (lambda f: (f / "annotation_2.nii.gz").unlink(), r"annotation_2.nii.gz missing \(found"),
+    "missing": (lambda f: (f / "image.nii.gz").unlink(), r"image.nii.gz missing \(found annotation_1.nii.gz"),
+    "nobody's annotation": (
+        lambda f: [(f / f"annotation_{k}.nii.gz").unlink() for k in (1, 2, 3)],
+        r"annotation_1.nii.gz, annotation_2.nii.gz, annotation_3.nii.gz missing \(found image.nii.gz\)",
+    ),
     "truncated": (_truncate, "annotation_2.nii.gz failed: the file is truncated or damaged"),
     "fewer voxels": (_cut_voxels, "fewer voxels than its header promises"),
     "not NIfTI": (lambda f: (f / "image.nii.gz").write_bytes(b"not an image at all"), "it is no NIfTI file"),
@@ -315,6 +319,38 @@ def test_a_patient_whom_nobody_annotated_is_refused_unless_blank_means_absent(pa
     with pytest.raises(PatientError, match="every label map is blank"):
         read_patient(patient, STUDY)
     assert read_patient(patient, _meaning("absent")).annotations.max() == 0
+
+
+def test_a_missing_map_is_not_annotated_or_refused_as_the_study_says(patient, sound):
+    (patient / "annotation_2.nii.gz").unlink()
+    found = read_patient(patient, STUDY)
+    assert found.not_annotated == ("anno2",)
+    assert found.warnings == (
+        "annotation_2.nii.gz is missing: not annotated, so it trains nothing and nothing is scored against it",
+    )
+    assert [(row["annotator"], row["organ"]) for row in found.exclusions] == [("anno2", "")]
+    assert found.facts["organ_volumes_ml"]["liver"]["anno2"] is None
+    whole = read_patient(sound, STUDY)
+    np.testing.assert_array_equal(found.annotations[[0, 2]], whole.annotations[[0, 2]])
+    assert not found.annotations[1].any()
+    np.testing.assert_array_equal(read_annotations(patient, STUDY, not_annotated=["anno2"]), found.annotations)
+    strict = STUDY.intake.model_copy(update={"missing_annotation": "refused"})
+    with pytest.raises(PatientError, match=r"annotation_2.nii.gz missing \(found annotation_1.nii.gz"):
+        read_patient(patient, STUDY.model_copy(update={"intake": strict}))
+
+
+def test_an_annotation_that_the_intake_saw_may_not_be_missing_later(patient):
+    (patient / "annotation_2.nii.gz").unlink()
+    for known in ((), ["anno1"]):
+        with pytest.raises(PatientError, match=r"annotation_2.nii.gz missing"):
+            read_annotations(patient, STUDY, not_annotated=known)
+
+
+def test_a_patient_of_blank_and_missing_maps_is_refused(patient):
+    _blank(patient, 1, 3)
+    (patient / "annotation_2.nii.gz").unlink()
+    with pytest.raises(PatientError, match="every label map that is there is blank"):
+        read_patient(patient, STUDY)
 
 
 def test_near_integer_labels_of_a_scale_slope_are_rounded_and_said(patient, sound):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from curvas_assets.cohort import read_patient
+from curvas_assets.cohort import find_patients, read_patient
 from curvas_assets.errors import StudyError
+from curvas_assets.file_paths import below_data
 from curvas_assets.local import demo
 from curvas_assets.local.demo import Progress, cohort_of, run, upload_cohort
 from curvas_assets.local.deployment import ROOT, state_of, typed_as
@@ -30,20 +31,28 @@ def bucket(tmp_path, monkeypatch) -> FolderObjects:
     return objects
 
 
-@pytest.mark.parametrize("name", ["phantom-full", "phantom-pdacvi"])
-def test_the_demo_makes_the_patients_of_a_synthetic_study(bucket, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "image", "key"),
+    [
+        ("phantom-full", "image.nii.gz", "data/KNOWN002/image.nii.gz"),
+        ("phantom-pdacvi", "*/{patient}_ct.nii.gz", "data/phantoms/TUMOUR002_ct.nii.gz"),
+    ],
+)
+def test_the_demo_makes_the_patients_of_a_synthetic_study(bucket, tmp_path, name, image, key):
     raw = load_study(name).model_dump(mode="json")
     few = {"sets": {"train": [1], "validation": [2], "test": [3]}, "folds": ["all"], "groups": {"C": [3], "A": [1, 2]}}
     none = {"cheap_ensembles": {}, "calibrated": {}, "conformal": {}, "in_distribution_group": None}
-    study, told = Study.model_validate(raw | few | none), list[str]()
+    study, told = Study.model_validate(raw | few | none | {"image": image}), list[str]()
     upload_cohort(study, S3Settings("bucket"), tmp_path / "made", told.append)
     keys = {item.key for item in bucket.list("")}
     patients = [study.patients.normalise(n) for n in (1, 2, 3)]
-    files = [study.image, *(annotator.file for annotator in study.annotators)]
-    assert keys == {f"data/{patient}/{file}" for patient in patients for file in files}
+    assert key in keys
+    assert {k for k in keys if k.startswith("data/")} - {
+        f"data/{patient}/{one.file}" for patient in patients for one in study.annotators
+    } == {"data/" + below_data(image).replace("{patient}", p).replace("*", "phantoms") for p in patients}
     noise = {}
     for patient in patients:
-        read = read_patient(tmp_path / "bucket" / "data" / patient, study)
+        read = read_patient(find_patients(tmp_path / "bucket" / "data", study).files(patient), study)
         assert set(read.annotations[0].ravel().tolist()) == {0, *study.organs.values()}
         noise[patient] = read.scan[:, -3:, :].std()  # air
     assert noise[patients[2]] > 1.5 * noise[patients[0]]  # group C is scanned with a low dose

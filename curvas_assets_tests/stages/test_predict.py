@@ -168,7 +168,7 @@ def test_patients_preprocessing_and_networks_are_shared_and_scans_let_go(step, m
 
     fetch = predict.fetch_files
     monkeypatch.setattr(predict, "Predictor", Watched)
-    monkeypatch.setattr(predict, "fetch_files", lambda *a: (fetched.append(a[1]["patient"]), fetch(*a)))
+    monkeypatch.setattr(predict, "fetch_files", lambda *a: (fetched.append(a[1]["patient"]), fetch(*a))[1])
     assert len(step.versions()) == len(CELLS)
     assert fetched == PATIENTS
     assert preprocessed == [(patient, model) for patient in PATIENTS for model in (MODELS[0], MODELS[2])]

@@ -133,7 +133,7 @@ def test_from_variants_to_scores(step, made, monkeypatch):
 
     fetch = predict.fetch_files
     monkeypatch.setattr(predict, "Predictor", Watched)
-    monkeypatch.setattr(predict, "fetch_files", lambda *a: (fetched.append(a[1]["patient"]), fetch(*a)))
+    monkeypatch.setattr(predict, "fetch_files", lambda *a: (fetched.append(a[1]["patient"]), fetch(*a))[1])
     outcomes = step.variants()
     assert list(outcomes) == CELLS
     assert len(CELLS) == 8 + 2

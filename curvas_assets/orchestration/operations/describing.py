@@ -14,10 +14,9 @@ from curvas_assets.orchestration.operations.making import chosen_assets
 from curvas_assets.orchestration.operations.operation import NoSettings, Operation, Session
 from curvas_assets.orchestration.operations.transfer import human_bytes
 from curvas_assets.orchestration.scope import Scope, columns_of
-from curvas_assets.orchestration.sensors import digests
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
-from curvas_assets.stages.patients import patient_folders
+from curvas_assets.stages.patients import uploaded
 from curvas_assets.statistics.forecast import as_shown, in_words
 
 
@@ -43,7 +42,7 @@ def _forecast(session: Session, settings: Forecast) -> dg.Output[None]:
         scope = replace(scope, patients=frozenset(session.patients(settings.patients)))
     if settings.models != [selection.ALL]:
         scope = replace(scope, columns=columns_of(study, selection.choose_predictors(study, settings.models)))
-    folders = digests(study, patient_folders(session.objects(), session.layout))[0]
+    folders = uploaded(session.objects(), session.layout, study).digests
     return dg.Output(None, metadata=_what_is_to_come(session, session.staleness(), scope, folders, assets))
 
 
@@ -72,7 +71,7 @@ def _what_is_to_come(
 
 def _about(session: Session, _: NoSettings) -> dg.Output[None]:
     objects, layout, study = session.objects(), session.layout, session.study
-    known, folders = session.known(), digests(study, patient_folders(objects, layout))[0]
+    known, folders = session.known(), uploaded(objects, layout, study).digests
     facts = {**about.about_study(study, known), **about.about_patients(study, known, folders)}
     orphans = leftovers.orphan_table(
         leftovers.find_orphans(objects, layout, session.partitions),

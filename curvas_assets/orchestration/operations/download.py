@@ -12,7 +12,7 @@ from curvas_assets.calibration import CalibratedVolume, Calibrator
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.stages.calibrated import base_of, calibrators_of
-from curvas_assets.stages.patients import folder_of, folders_of_patients, patient_folders
+from curvas_assets.stages.patients import Uploaded, uploaded
 from curvas_assets.stages.stored import Artefact
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.encoding import labels_of
@@ -49,14 +49,16 @@ class Fetched:
 
 @dataclass(frozen=True)
 class _Item:
-    """One artefact: a folder with a manifest, or all objects below a prefix, or a table."""
+    """One artefact: a folder with a manifest, or all objects of a patient or a volume, or a table."""
 
     name: str
     key: str
     target: PurePosixPath
-    kind: Literal["folder", "prefix", "volume", "calibrated", "table", "object"]
+    kind: Literal["folder", "files", "volume", "calibrated", "table", "object"]
     patient: str = ""
     calibrator: Calibrator | None = None
+    files: tuple[tuple[ObjectInfo, str], ...] = ()
+    """Of a patient as uploaded: objects, and where they come to stand below the target."""
 
 
 def download(
@@ -92,8 +94,8 @@ def download(
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    folders = folders_of_patients(study, patient_folders(objects, layout)) if what == "dataset" else {}
-    items = list(_items(layout, study, what, patients, predictors, folders, _calibrators(objects, layout, study, what)))
+    there = uploaded(objects, layout, study) if what == "dataset" else None
+    items = list(_items(layout, study, what, patients, predictors, there, _calibrators(objects, layout, study, what)))
     done, missing, unscored = Fetched(), [], dict[str, None]()
     predicted = set(study.predicted_patients())
     for count, item in enumerate(items, 1):
@@ -127,7 +129,7 @@ def _items(
     what: What,
     patients: Sequence[str],
     predictors: Sequence[str],
-    folders: dict[str, list[str]],
+    there: Uploaded | None,
     calibrators: Mapping[str, Calibrator],
 ) -> Iterator[_Item]:
     models = [p for p in predictors if study.predicted_by(p) == "model"]
@@ -135,10 +137,14 @@ def _items(
     ensembles = [p for p in predictors if study.predicted_by(p) == "ensemble"]
     calibrated = [p for p in predictors if study.predicted_by(p) == "calibrated"]
     kind = {"predictions": "model", "ensembles": "ensemble"}.get(what)
-    if what == "dataset":
+    if there is not None:
+        own = there.found.own_folders
         for patient in patients:
-            key = f"{layout.data}/{folder_of(patient, folders)}"
-            yield _Item(patient, key, PurePosixPath("dataset", patient), "prefix")
+            there.found.files_of(patient)  # two folders are told
+            pairs = zip(there.found.paths(patient), there.found.shown(patient), strict=True)
+            files = tuple((there.objects[path], shown) for path, shown in pairs)
+            target = PurePosixPath("dataset", patient) if own else PurePosixPath("dataset")
+            yield _Item(patient, f"{layout.data}/{patient}", target, "files", files=files)
     elif what == "preprocessing":
         annotators = {ModelId.parse(model).annotator for model in models}
         for annotator in (a for a in study.label_names if a in annotators):
@@ -190,14 +196,15 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
         return target.stat().st_size
     if item.kind == "calibrated":
         return _export_calibrated(objects, item, target, probabilities=probabilities)
-    found = _current(objects, item.key)
+    if item.kind == "files":
+        found = item.files
+    else:
+        found = tuple((info, info.key.removeprefix(f"{item.key}/")) for info in _current(objects, item.key))
     if not found:
         raise MissingArtefactError("downloading", item.key, "nothing is there", "Materialise or upload it first.")
-    paths = [
-        within(target, info.key.removeprefix(f"{item.key}/")) for info in found
-    ]  # all, before the first is written
+    paths = [within(target, name) for _, name in found]  # all, before the first is written
     fetched = False
-    for info, path in zip(found, paths, strict=True):
+    for (info, _), path in zip(found, paths, strict=True):
         if path.is_file() and same_content(info, path):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +213,7 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
     if item.kind == "volume":
         own = {path.name for path in paths}  # an ensemble's label map comes from the bucket
         write_nifti(target, probabilities=probabilities, again=fetched, kept=own)
-    return sum(info.size for info in found)
+    return sum(info.size for info, _ in found)
 
 
 def _calibrators(objects: ObjectStore, layout: Layout, study: Study, what: What) -> dict[str, Calibrator]:

@@ -7,7 +7,9 @@ from curvas_assets.errors import StudyError
 from curvas_assets.study import Study
 
 ALL = "all"
-PATIENTS = "Ids (UKCHLL077, 077 or 77), or all, train, validation, test; several may be given."
+PATIENTS = (
+    "Ids (UKCHLL077, 077 or 77; or as the study has them), or all, train, validation, test; several may be given."
+)
 MODELS = "Names such as anno1_init112233_foldall, or all."
 PREDICTORS = "Names of models or ensembles, such as anno1_init112233_foldall or ensemble_all, or all."
 """Variants of models may be named too, but `all` leaves them out: they are members of ensembles only."""

@@ -18,7 +18,10 @@ MOST_NAMED = 50
 
 
 class UploadPatients(dg.Config):
-    folder: str = Field(description=f"{FOLDER} It contains one folder per patient, named with or without the prefix.")
+    folder: str = Field(
+        description=f"{FOLDER} It contains one folder per patient, named with or without the prefix; or the study's files at the places "
+        "that the study file gives them, such as the challenge's archive."
+    )
     patients: list[str] = Field(default=["all"], description=f"Patients to upload. {selection.PATIENTS}")
 
 
@@ -77,6 +80,7 @@ def _upload_patients(session: Session, settings: UploadPatients) -> dg.Output[No
         metadata={
             "uploaded": ", ".join(done.uploaded) or "none",
             "unchanged": ", ".join(done.unchanged) or "none",
+            "without a label map": "; ".join(f"{p}: {', '.join(names)}" for p, names in done.lacking.items()) or "none",
             "registered": ", ".join(added) or "none",
             "what the study makes of them": dg.MetadataValue.md("\n".join(f"- {role}" for role in roles) or "none"),
             "bytes": done.size,

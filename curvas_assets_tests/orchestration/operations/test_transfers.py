@@ -31,7 +31,7 @@ from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects, ObjectInfo
 from curvas_assets.storage.softmax import SoftmaxWriter
-from curvas_assets.study import load_study
+from curvas_assets.study import Study, load_study
 from curvas_assets_tests.cohort.volumes import edit
 
 STUDY = load_study("phantom")
@@ -84,10 +84,10 @@ def test_no_file_of_one_patient_stops_the_others(tmp_path, monkeypatch):
     (spoilt["PHANTOM005"] / "image.nii.gz").write_bytes(whole[: len(whole) // 2])
     known = read_patient
 
-    def reader(path, study):
-        if path.name == "PHANTOM006":
+    def reader(files, study):
+        if files.patient == "PHANTOM006":
             raise ZeroDivisionError("what nobody thought of")
-        return known(path, study)
+        return known(files, study)
 
     monkeypatch.setattr(sys.modules[upload_patients.__module__], "read_patient", reader)
     done, told = upload(store, folder)
@@ -107,6 +107,65 @@ def test_folders_that_are_only_nearly_patients_are_left_aside(tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(PatientError, match="no folder in it is named like a patient"):
         upload(FolderObjects(tmp_path / "bucket"), tmp_path)
+
+
+def _archive(study=STUDY, **changes):
+    """The study phantom with files laid out as the challenge's archive is."""
+    raw = study.model_dump(mode="json") | {"image": "*/{patient}/image.nii.gz"} | changes
+    raw["annotators"] = [{"name": f"anno{k}", "file": f"*/{{patient}}/annotation_{k}.nii.gz"} for k in (1, 2, 3)]
+    return Study.model_validate(raw)
+
+
+def test_an_archive_goes_up_as_it_was_unpacked_and_comes_down_the_same(objects, cohort, tmp_path):
+    study, store, unpacked = _archive(), objects, tmp_path / "unpacked"
+    for name, of in (("PHANTOM001", "training_set"), ("PHANTOM007", "testing_set"), ("PHANTOM008", "testing_set")):
+        shutil.copytree(cohort / name, unpacked / of / name)
+    (unpacked / "testing_set/PHANTOM008/annotation_3.nii.gz").unlink()
+    (unpacked / "README.md").write_text("read me")
+    told = []
+    done = upload_patients(store, LAYOUT, study, unpacked, ["all"], told.append)
+    assert (done.uploaded, done.refused, done.lacking) == (PATIENTS, {}, {"PHANTOM008": ["anno3"]})
+    assert any("PHANTOM008: without a label map of anno3" in line for line in told)
+    local = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.nii.gz")}
+    assert {info.key.removeprefix("data/") for info in store.list("data/")} == local
+    assert len(local) == 11
+    again = upload_patients(store, LAYOUT, study, unpacked, ["all"], told.append)
+    assert (again.uploaded, again.unchanged) == ([], PATIENTS)
+
+    fetched = download(store, LAYOUT, study, "dataset", PATIENTS, [], tmp_path / "down", told.append)
+    assert fetched.fetched == 3
+    down = tmp_path / "down/dataset"
+    assert {path.relative_to(down).as_posix() for path in down.rglob("*.nii.gz")} == local
+
+    strict = _archive(intake={**study.intake.model_dump(), "missing_annotation": "refused"})
+    refused = upload_patients(store, LAYOUT, strict, unpacked, ["8"], told.append).refused
+    assert "*/PHANTOM008/annotation_3.nii.gz missing" in refused["PHANTOM008"]
+    (unpacked / "training_set/PHANTOM008").mkdir()
+    shutil.copy(unpacked / "testing_set/PHANTOM008/image.nii.gz", unpacked / "training_set/PHANTOM008")
+    twice = upload_patients(store, LAYOUT, study, unpacked, ["8"], told.append).refused
+    assert "are both this patient's */PHANTOM008/image.nii.gz" in twice["PHANTOM008"]
+
+
+def test_a_file_goes_to_where_the_bucket_has_it_and_a_new_one_to_its_place(cohort, tmp_path):
+    raw = STUDY.model_dump(mode="json") | {"image": "images/{patient}_0000.nii.gz"}
+    raw["annotators"] = [{"name": f"anno{k}", "file": f"labels_{k}/{{patient}}.nii.gz"} for k in (1, 2, 3)]
+    study, store, local = Study.model_validate(raw), FolderObjects(tmp_path / "bucket"), tmp_path / "local"
+    names = ["image.nii.gz", *(f"annotation_{k}.nii.gz" for k in (1, 2, 3))]
+    for file, name in zip(study.files, names, strict=True):
+        path = local / file.replace("{patient}", "7")
+        path.parent.mkdir(parents=True)
+        shutil.copy(cohort / "PHANTOM007" / name, path)
+    store.put("data/labels_2/007.nii.gz", b"an older one")
+    done = upload_patients(store, LAYOUT, study, local, ["all"], print)
+    assert done.uploaded == ["PHANTOM007"]
+    assert {info.key.removeprefix("data/") for info in store.list("data/")} == {
+        "images/PHANTOM007_0000.nii.gz",
+        "labels_1/PHANTOM007.nii.gz",
+        "labels_2/007.nii.gz",
+        "labels_3/PHANTOM007.nii.gz",
+    }
+    with pytest.raises(PatientError, match=r"no file in it has the place of one of this study's \(images/"):
+        upload_patients(store, LAYOUT, study, cohort, ["all"], print)
 
 
 def test_an_upload_sends_only_what_is_not_there_yet(objects, cohort):
@@ -139,7 +198,7 @@ def test_a_patient_of_another_spelling_is_not_doubled(objects, cohort):
 
 
 def test_a_folder_without_patients_and_a_patient_who_is_not_there_are_told(objects, cohort, tmp_path):
-    with pytest.raises(PatientError, match="no such folder"):
+    with pytest.raises(PatientError, match="there is no folder"):
         upload(objects, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(PatientError, match="no folder in it is named like a patient"):
