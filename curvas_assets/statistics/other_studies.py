@@ -75,21 +75,22 @@ def compare_studies(
     joined = pd.concat([_named(table, name) for table, name in zip(both, names, strict=True)], ignore_index=True)
     rows: list[dict[str, object]] = []
     for level, found in pairs.items():
-        sides = [Pair(*(f"{name}{SEPARATOR}{one}" for name in names), "configured") for one in found]
+        first, second = names
+        sides = [Pair(f"{first}{SEPARATOR}{one}", f"{second}{SEPARATOR}{one}", "configured") for one in found]
         compared = compare_all_families(joined, statistics, pairs=sides) if sides and len(joined) else pd.DataFrame()
         if compared.empty:
             continue
         adjusted = corrected(compared["p_randomisation_two_sided"], "holm")
         for row, p in zip(compared.to_dict(orient="records"), adjusted, strict=True):
-            first, second = _means(joined[joined["metric"] == row["metric"]], level, row["first"], row["second"])
+            means = _means(joined[joined["metric"] == row["metric"]], level, row["first"], row["second"])
             own_row = {
                 "other": names[1],
                 "question": question[row["metric"]],
                 "level": level,
                 "first": row["first"].partition(SEPARATOR)[2],
                 "second": row["second"].partition(SEPARATOR)[2],
-                "mean_first": first,
-                "mean_second": second,
+                "mean_first": means[0],
+                "mean_second": means[1],
                 "p": row["p_randomisation_two_sided"],
                 "p_adjusted": p,
             }
