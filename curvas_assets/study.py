@@ -137,6 +137,54 @@ class Annotator(_Part):
         return name
 
 
+Normalisation = Literal["zscore", "ct", "rescale_to_0_1", "none"]
+"""How the intensities of a channel are brought to one scale before a network sees them."""
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Channel(_Part):
+    """One of the images of a patient that a network sees together, on the same voxels: an MR sequence, a CT, a PET."""
+
+    name: Annotated[str, Field(max_length=60)]
+    """Letters, digits, dashes and underscores, such as `T1`."""
+    file: NiftiFile
+    """NIfTI file with this image, relative to the patient's folder."""
+    normalisation: Normalisation = "zscore"
+    """nnU-Net's normalisation of the intensities. `zscore`: each scan has mean 0 and standard deviation 1. `ct`: HU, clipped and scaled
+    by statistics of all training patients; what a channel called `CT` has if nothing is said. `rescale_to_0_1`: each scan from its
+    smallest value to its largest. `none`: as they are."""
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether the intensities are Hounsfield units."""
+        return self.normalisation == "ct"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "normalisation" not in raw:
+            return {**raw, "normalisation": _usual_normalisation(raw.get("name"))}
+        return raw
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not CHANNEL_NAME.fullmatch(name):
+            raise ValueError("a channel's name is letters, digits, dashes and underscores")
+        return name
+
+
+def _usual_normalisation(name: Any) -> Normalisation:
+    return "ct" if isinstance(name, str) and name.casefold() == "ct" else "zscore"
+
+
+def _is_ct(raw: Any) -> bool:
+    """Whether an entry of `channels`, not validated yet, is in HU."""
+    if isinstance(raw, Channel):
+        return raw.normalisation == "ct"
+    return isinstance(raw, dict) and raw.get("normalisation", _usual_normalisation(raw.get("name"))) == "ct"
+
+
 class PatientIds(_Part):
     """How patients are called: a prefix and a number of fixed width, e.g. UKCHLL077."""
 
@@ -286,7 +334,8 @@ class Evaluation(_Part):
     """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
-    """Voxels that count: `body` is the in-plane bounding box of CT > 0 HU, as in the challenge; `image` is the whole scan."""
+    """Voxels that count: `body` is the in-plane bounding box of CT > 0 HU, as in the challenge; `image` is the whole scan. Left out, it is
+    `body`; of a study without a CT it is `image`, and `body` is not allowed."""
     ece_bins: Annotated[Whole, Field(ge=2, le=1000)] = 50
     """Bins of the expected calibration error and of the reliability diagrams."""
     ace_bins: Annotated[Whole, Field(ge=2, le=1000)] = 20
@@ -444,8 +493,12 @@ class Study(_Part):
     """Title of the report."""
     synthetic: bool = False
     """Whether the patients are made up. Their scores are then never shown as comparable with the challenge's."""
-    image: NiftiFile = "image.nii.gz"
-    """NIfTI file with the CT in HU, relative to the patient's folder."""
+    image: NiftiFile | None = "image.nii.gz"
+    """NIfTI file with the CT in HU, relative to the patient's folder: short for one channel called `CT`. Left out where there are
+    `channels`."""
+    channels: Annotated[tuple[Channel, ...], Field(max_length=16)] = ()
+    """In place of `image`: the images of a patient that a network sees together, in this order, if they are several or no CT. They are on
+    the same voxels, as the annotations are; the first is the one that is shown."""
     annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
     """The experts, each with the file of their label map."""
     organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
@@ -499,6 +552,19 @@ class Study(_Part):
     prices: Prices = Prices()
     """Unit prices of the cost table."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_ct(cls, raw: Any) -> Any:
+        """What is left out beside `channels` is another than with the one CT: no image, and no body that HU would show."""
+        channels = raw.get("channels") if isinstance(raw, dict) else None
+        if not isinstance(channels, list | tuple) or not channels:
+            return raw
+        raw = {"image": None, **raw}
+        evaluation = raw.get("evaluation", {})
+        if isinstance(evaluation, dict) and "region" not in evaluation and not any(map(_is_ct, channels)):
+            raw["evaluation"] = {**evaluation, "region": "image"}
+        return raw
+
     @field_validator("sets", "groups", mode="before")
     @classmethod
     def _whole_ids(cls, raw: Any, info: ValidationInfo) -> Any:
@@ -539,7 +605,8 @@ class Study(_Part):
     def _problems(self) -> Iterator["Problem"]:
         """Contradictions within the study, each with its field."""
         names = self.annotator_names
-        files = [*(a.file for a in self.annotators), self.image]
+        files = [*(a.file for a in self.annotators), *(channel.file for channel in self.images)]
+        yield from self._problems_of_channels()
         yield from _twice("annotators", [name.casefold() for name in names])
         yield from _twice("annotators.file", [file.casefold() for file in files])
         for field, values in (("seeds", self.seeds), ("folds", self.folds), ("training.sets", self.training.sets)):
@@ -581,6 +648,16 @@ class Study(_Part):
         if len(set(map(str, self.models))) == len(self.models):
             yield from self._problems_of_cheap_ensembles()
             yield from self._problems_of_fits()
+
+    def _problems_of_channels(self) -> Iterator["Problem"]:
+        if self.channels and self.image is not None:
+            yield ("image",), f"= {self.image!r}: the images are those of channels; leave out one of the two"
+        if not self.channels and self.image is None:
+            yield ("image",), "it is missing: name the CT's file, or give channels"
+        yield from _twice("channels", [channel.name.casefold() for channel in self.channels])
+        if self.evaluation.region == "body" and not any(channel.is_ct for channel in self.images) and self.images:
+            found = "= 'body': it is where a CT is above 0 HU, and no channel is a CT; write image, or leave it out"
+            yield ("evaluation", "region"), found
 
     def _problems_of_vessels(self) -> Iterator["Problem"]:
         where, named = ("evaluation", "vascular"), self.evaluation.vascular
@@ -738,6 +815,20 @@ class Study(_Part):
                 if metric not in better:
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
                     yield ("statistics", *where), found
+
+    # Images ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> tuple[Channel, ...]:
+        """The images of a patient that a network sees together, in the order of its input: `channels`, or the CT that `image` names."""
+        if self.channels or self.image is None:
+            return self.channels
+        return (Channel(name="CT", file=self.image, normalisation="ct"),)
+
+    @property
+    def image_files(self) -> list[str]:
+        """The files of `images`."""
+        return [channel.file for channel in self.images]
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -1082,6 +1173,7 @@ LATER_FIELDS = (
     ("cheap_ensembles", ""),
     ("calibrated", ""),
     ("conformal", ""),
+    ("channels", ""),
 )
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
 UNSAID = (
@@ -1193,7 +1285,8 @@ def _siblings(location: Iterable[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Annotator
+        parts = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)]
+        model = parts[0] if parts else Annotator
     return sorted(model.model_fields)
 
 
