@@ -77,7 +77,7 @@ def _both(plans, hu, labels, spacing_mm, threads=2, **settings):
         hu[None].astype(np.float32), seg, {"spacing": list(spacing_mm)}, manager, configuration, DATASET
     )
     properties = {"spacing": list(spacing_mm)}
-    return stock, preprocess(hu, labels, properties, manager, configuration, DATASET, threads=threads)
+    return stock, preprocess(hu[None], labels, properties, manager, configuration, DATASET, threads=threads)
 
 
 def _same(one, other):
@@ -178,7 +178,7 @@ def test_without_labels_nnunet_resamples_the_image_alone(plans, monkeypatch):
 
     monkeypatch.setattr(ConfigurationManager, "resampling_fn_seg", property(asked))
     manager, configuration = _managers(plans, **{k: v for k, v in settings.items() if k != "spacing_mm"})
-    again, _, _ = preprocess(hu, None, {"spacing": list(settings["spacing_mm"])}, manager, configuration, DATASET)
+    again, _, _ = preprocess(hu[None], None, {"spacing": list(settings["spacing_mm"])}, manager, configuration, DATASET)
     _same(again, image)
 
 
@@ -210,10 +210,10 @@ def test_the_sample_of_intensities_is_nnunets(drawn):
     hu, labels = _scan((35, 12, 13))
     labels *= drawn
     image, seg, box = crop_to_nonzero(hu[None].astype(np.float32), labels[None].astype(np.float32))
-    assert nonzero_box(hu) == box != [[0, n] for n in hu.shape]
+    assert nonzero_box([hu]) == box != [[0, n] for n in hu.shape]
     stock, _ = DatasetFingerprintExtractor.collect_foreground_intensities(seg, image, num_samples=500)
     slabs = (labels[z : z + 16] > 0 for z in range(0, 35, 16))
-    np.testing.assert_array_equal(sample_intensities(hu, slabs, box, 500), stock[0])
+    np.testing.assert_array_equal(sample_intensities([hu], slabs, box, 500), stock)
 
 
 def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
@@ -255,7 +255,7 @@ def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
 def test_the_sample_of_organs_takes_the_memory_that_is_estimated(plans):
     manager, configuration = _managers(plans)
     hu, seg = np.ones((100, 100, 100), np.int16), np.ones((1, 100, 100, 100), np.int8)
-    frame = Frame.of(hu, {"spacing": [1.0, 0.8, 0.8]}, manager, configuration)
+    frame = Frame.of([hu], {"spacing": [1.0, 0.8, 0.8]}, manager, configuration)
     least, most = (estimate_memory(frame, hu.itemsize, drawn) for drawn in (0, hu.size))
     tracemalloc.start()
     try:
