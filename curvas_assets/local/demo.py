@@ -5,6 +5,7 @@ everything up to date and takes seconds. Any study whose patients are synthetic 
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import dagster as dg
 from dagster_graphql import DagsterGraphQLClient
 
-from curvas_assets.cohort.phantom import Disagreement, write_cohort
+from curvas_assets.cohort.phantom import CONTRASTS, Disagreement, write_cohort
 from curvas_assets.errors import CurvasError, StudyError
 from curvas_assets.local.deployment import DEMO_STUDY, LocalDeployment, require_port, state_of, typed_as
 from curvas_assets.local.processes import DagsterDev, end_cleanly_when_told, owner
@@ -114,7 +115,19 @@ def cohort_of(study: Study) -> dict[str, Any]:
     distribution, so that what its predictors say can be compared with the truth.
     """
     drawn = None if study.name in OF_HABITS else Disagreement()
-    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn}
+    images = {"images": images_of(study)} if study.channels else {}
+    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn, **images}
+
+
+def images_of(study: Study) -> dict[str, str]:
+    """File name → what phantoms show there: a CT where HU are normalised, else the MR sequence of the channel's name, or T1 and T2 in
+    turn.
+    """
+    sequences, shown = itertools.cycle(CONTRASTS), dict[str, str]()
+    for channel in study.images:
+        usual = next(sequences) if not channel.is_ct and channel.name not in CONTRASTS else channel.name
+        shown[channel.file] = "CT" if channel.is_ct else usual
+    return shown
 
 
 def chosen_executor(asked: str, tell: Progress) -> str:
@@ -129,7 +142,7 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
     """Make the phantom patients that are not in the bucket yet, and upload them."""
     objects = connect(settings)
     patients = sorted(patient for members in study.sets.values() for patient in members)
-    names = [study.image, *(annotator.file for annotator in study.annotators)]
+    names = [*study.image_files, *(annotator.file for annotator in study.annotators)]
     there = {item.key for item in objects.list(f"{settings.data_dir}/")}
     missing = [p for p in patients if any(f"{settings.data_dir}/{p}/{name}" not in there for name in names)]
     if not missing:

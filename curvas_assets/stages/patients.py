@@ -1,7 +1,7 @@
 """Patients' files in the bucket: whose folder is whose, and files as the intake validated them."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,21 @@ def fetch_patient(
     folder = scratch / folder_name
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Any]] = []
-    for name in ([study.image] if image else []) + [annotator.file for annotator in study.annotators]:
+    of_channels = {channel.file: channel.name for channel in study.channels}
+    for name in (study.image_files if image else []) + [annotator.file for annotator in study.annotators]:
         key = layout.patient_file(folder_name, name)
         info = objects.head(key)
         if info is None:
             continue
         objects.download(key, folder / name)
-        files.append({"name": name, "key": key, "size": info.size, "sha256": directories.sha256_of(folder / name)})
+        fetched = {"name": name, "key": key, "size": info.size, "sha256": directories.sha256_of(folder / name)}
+        files.append({**fetched, **({"channel": of_channels[name]} if name in of_channels else {})})
     return folder, files
 
 
 def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: list[str]) -> None:
-    """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in.
+    """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in. Further channels of a scan stay in
+    their own order: whoever reads them brings them into the one that the network knows.
 
     Every reader of annotations after the intake takes them from here.
 
@@ -91,7 +94,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             ) from error
-        if "facts" in record:
+        if "facts" in record and "channel" not in file:
             intake.bring_onto_scan(folder / file["name"], grid_of(record))
 
 
@@ -105,3 +108,18 @@ def scored_region(study: Study, record: dict[str, Any]) -> list[list[int]]:
     """Where a patient is scored, [start, stop] along (Z, Y, X), from the record of its scan."""
     facts = record["facts"]
     return facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in facts["shape"]]
+
+
+def shown_window(study: Study, facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The intensities of a patient's first channel between which pictures go from black to white; None for a CT's usual window.
+
+    Args:
+        study: whose first channel it is.
+        facts: from the record of the patient's scan.
+    """
+    first = study.images[0]
+    if first.is_ct:
+        return None
+    shares: dict[str, float] = facts["channels"][first.name]["percentiles"]
+    low, high = shares[str(intake.PERCENTILES[0])], shares[str(intake.PERCENTILES[-1])]
+    return low, max(high, low + 1e-6)

@@ -55,7 +55,7 @@ class _TrainingPatients:
             records = {patient: self.scan[patient].record() for patient in sorted(self.scan)}
             size = sum(file["size"] for record in records.values() for file in record["files"])
             scratch = self.held.enter_context(self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * size))
-            names = [study.image, *(annotator.file for annotator in study.annotators)]
+            names = [*study.image_files, *(annotator.file for annotator in study.annotators)]
             for patient, record in records.items():
                 fetch_files(self.tools.objects, record, scratch / patient, names)
                 for annotator in record.get("not_annotated", []):
@@ -97,7 +97,7 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
         facts = prepare_dataset(
             study,
             annotator,
-            {p: (at / study.image, *(at / label_files[a] for a in drawn[p])) for p, at in folders.items()},
+            {p: [at / f for f in (*study.image_files, *(label_files[a] for a in drawn[p]))] for p, at in folders.items()},
             Path(folder),
             all_annotations={p: [at / f for f in label_files.values()] for p, at in folders.items()},
             drawn_by=drawn,

@@ -66,7 +66,7 @@ def upload_patients(
         )
     there = folders_of_patients(study, patient_folders(objects, layout))
     chosen = choose_patients(study, asked, here)
-    names = [study.image, *(annotator.file for annotator in study.annotators)]
+    names = [*study.image_files, *(annotator.file for annotator in study.annotators)]
     done = Upload()
     for count, patient in enumerate(chosen, 1):
         at = f"{count} of {len(chosen)}, {patient}"

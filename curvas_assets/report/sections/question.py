@@ -21,7 +21,7 @@ def write(facts: Facts) -> list[Block]:
     """What is asked, the answer in two sentences, every predictor in one table, and what to think of before believing it."""
     w, study = facts.words, facts.study
     blocks: list[Block] = [
-        Text(w("question_text", annotators=len(study.annotators), organs=", ".join(facts.class_names[1:])))
+        Text(_question(facts)),
     ]
     if facts.by_family.empty:
         return [*blocks, Text(_families(facts))]
@@ -184,3 +184,12 @@ def _approximate(facts: Facts) -> list[Block]:
         return []
     counts = {f"{name}s": affected[name].nunique() for name in ("predictor", "patient")}
     return [Text(facts.words("approximate_text", volumes=len(affected), **counts))]
+
+
+def _question(facts: Facts) -> str:
+    """What is asked: of CTs, or of the channels that the study names."""
+    w, study = facts.words, facts.study
+    asked = {"annotators": len(study.annotators), "organs": ", ".join(facts.class_names[1:])}
+    if [channel.is_ct for channel in study.images] == [True]:
+        return w("question_text", **asked)
+    return w("question_text_channels", channels=", ".join(channel.name for channel in study.images), **asked)
