@@ -1,6 +1,7 @@
 """Intake: patients read from files, validated and described. `phantom` makes synthetic ones."""
 
 from curvas_assets.cohort.intake import (
+    PERCENTILES,
     Patient,
     body_region,
     bring_onto_scan,
@@ -11,6 +12,7 @@ from curvas_assets.cohort.intake import (
 from curvas_assets.errors import PatientError
 
 __all__ = [
+    "PERCENTILES",
     "Patient",
     "PatientError",
     "body_region",
