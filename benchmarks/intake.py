@@ -152,7 +152,10 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     with Clock() as clock:
         samples = made(folder / PATIENT, annotations, out)
     found = clock.facts() | {"stored": _stored(out, ANNOTATIONS[0]), "sample": samples[0]}
-    read, files = TrainingScans(study(), out / "again"), ((folder / PATIENT / IMAGE,), folder / PATIENT / annotations[0])
+    read, files = (
+        TrainingScans(study(), out / "again"),
+        ((folder / PATIENT / IMAGE,), folder / PATIENT / annotations[0]),
+    )
     scan, drawn = read.scan(PATIENT, files[0]), np.count_nonzero(np.asarray(read.labels(PATIENT, *files)[0]))
     frame = Frame.of(scan.channels(), scan.properties(), plans, configuration, scan.box)
     estimated = process + estimate_memory(frame, scan.channels()[0].itemsize, drawn)

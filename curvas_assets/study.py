@@ -1285,7 +1285,9 @@ def _siblings(location: Iterable[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        parts = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)]
+        parts = [
+            one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
+        ]
         model = parts[0] if parts else Annotator
     return sorted(model.model_fields)
 

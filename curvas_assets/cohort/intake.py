@@ -407,11 +407,16 @@ def _describe_images(
     patient; else `channels` holds those of each channel, and the body is that of the first CT among them.
     """
     described = [
-        ({"dtype": str(values.dtype), "stored_dtype": str(image.get_data_dtype())}, _describe_intensities(values, channel))
+        (
+            {"dtype": str(values.dtype), "stored_dtype": str(image.get_data_dtype())},
+            _describe_intensities(values, channel),
+        )
         for channel, image, values in zip(study.images, images, channels, strict=True)
     ]
-    of_ct = [values for channel, values in zip(study.images, channels, strict=True) if channel.is_ct][:1]
-    body = {"body_region": [[s.start, s.stop] for s in body_region(one, axial=grid.axial)] for one in of_ct}
+    body: dict[str, Any] = {}
+    for channel, values in zip(study.images, channels, strict=True):
+        if channel.is_ct and not body:
+            body["body_region"] = [[s.start, s.stop] for s in body_region(values, axial=grid.axial)]
     if not study.channels:
         ((stored, intensities),) = described
         return {**stored, **body}, intensities

@@ -168,7 +168,11 @@ def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Word
     share = f"{100 * apart.sum() / labelled.sum():.0f} %" if labelled.any() else "0 %"
     millimetres = pixel_mm(view.spacing_mm, view.orientation)
     shown = {"z": view.z, "low": low, "high": high, "share": share}
-    caption = words("contours_caption_channel", channel=view.channel, **shown) if view.channel else words("contours_caption", **shown)
+    caption = (
+        words("contours_caption_channel", channel=view.channel, **shown)
+        if view.channel
+        else words("contours_caption", **shown)
+    )
     panel = slice_panel(
         tinted(windowed(image, view.window), {DISSENSUS_COLOUR: apart}),
         millimetres,
@@ -222,7 +226,11 @@ def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: "Wo
         ),
     ]
     shown = {"z": view.z, "predictor": view.predictor}
-    caption = words("uncertainty_caption_channel", channel=view.channel, **shown) if view.channel else words("uncertainty_caption", **shown)
+    caption = (
+        words("uncertainty_caption_channel", channel=view.channel, **shown)
+        if view.channel
+        else words("uncertainty_caption", **shown)
+    )
     return Chart(
         name=f"uncertainty_{view.patient}",
         title=words("uncertainty_title", patient=view.patient),

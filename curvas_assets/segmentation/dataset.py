@@ -236,7 +236,9 @@ def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
     if not isinstance(files, Sequence) or isinstance(files, str) or number not in (None, len(files)):
         wanted = "every annotator's file"
         if number is not None:
-            wanted = "the image's and the annotation's path" if number == 2 else f"{number - 1} images and the annotation"
+            wanted = (
+                "the image's and the annotation's path" if number == 2 else f"{number - 1} images and the annotation"
+            )
         raise SegmentationError(
             told["attempted"], told["subject"], f"{files!r:.120}", f"Give {wanted} of each patient."
         )
@@ -292,7 +294,10 @@ def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, 
         "file_ending": ".nii.gz",
         RECORD: CANONICAL,
     }
-    named = {case.patient: {"images": [str(image) for image in case.images], "label": str(case.annotations[0])} for case in cases}
+    named = {
+        case.patient: {"images": [str(image) for image in case.images], "label": str(case.annotations[0])}
+        for case in cases
+    }
     reader = {"overwrite_image_reader_writer": "SimpleITKIO"}
     _write_json(folder / "dataset.json", {**dataset, **reader, "dataset": named})
     return dataset

@@ -146,9 +146,7 @@ def preprocess_image(
     return image
 
 
-def _inside(
-    frame: "Frame", channels: Channels, labels: npt.NDArray[np.uint8] | None
-) -> npt.NDArray[np.int8] | None:
+def _inside(frame: "Frame", channels: Channels, labels: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int8] | None:
     """0 where a masked normalisation looks, −1 elsewhere, in the frame; None if it looks everywhere."""
     outside = outside_body([frame.crop(one) for one in channels])
     if outside is None:
@@ -342,8 +340,8 @@ def _normalised(
     # NumPy's sums depend on how an array lies in memory: nnU-Net's is a crop of the whole, with its axes turned.
     whole = frame.view(np.array(voxels, np.float32, order="C"))
     everywhere = inside is None and masked
-    whole = run(whole, np.zeros(whole.shape, np.int8) if everywhere else inside)
-    return lambda z, moved=np.moveaxis(whole, first, 0): np.ascontiguousarray(moved[z])
+    moved = np.moveaxis(run(whole, np.zeros(whole.shape, np.int8) if everywhere else inside), first, 0)
+    return lambda z: np.ascontiguousarray(moved[z])
 
 
 def nonzero_box(channels: Channels) -> Box:

@@ -92,7 +92,11 @@ def _require_channels(study: Study, dataset: Mapping[str, Any], told: Told) -> N
     channels, wanted = dataset.get("channel_names", dataset.get("modality")), [one.name for one in study.images]
     one = "a patient here has one image" if len(wanted) == 1 else f"a patient here has {', '.join(wanted)}"
     if not isinstance(channels, Mapping) or len(channels) != len(wanted):
-        remedy = "Give what was trained on the CT alone." if study.image else "Give what was trained on these, in this order."
+        remedy = (
+            "Give what was trained on the CT alone."
+            if study.image
+            else "Give what was trained on these, in this order."
+        )
         raise told.refused(f"its channels are {channels!r:.200}, and {one}", remedy)
     if len(wanted) == 1:
         return
@@ -224,7 +228,9 @@ def _require_intensities(schemes: list[Any], masked: list[Any], statistics: Any,
     if len(schemes) != channels or len(masked) != channels:
         raise told.refused(
             f"its plans normalise {len(schemes)} channels",
-            "Give what was trained on the CT alone." if channels == 1 else f"Give what was trained on {channels} channels.",
+            "Give what was trained on the CT alone."
+            if channels == 1
+            else f"Give what was trained on {channels} channels.",
         )
     needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
     for number, scheme in enumerate(schemes):

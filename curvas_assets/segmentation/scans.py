@@ -17,19 +17,11 @@ import numpy.typing as npt
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError, SegmentationError
 from curvas_assets.fusing import fuse
-from curvas_assets.geometry import (
-    Grid,
-    is_same_order,
-    order_of,
-    reordered,
-    require_same_grid,
-    voxel_order,
-)
+from curvas_assets.geometry import Grid, is_same_order, order_of, reordered, require_same_grid, voxel_order
 from curvas_assets.nifti import read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_image
-
 
 Images = tuple[Path, ...]
 """A file for each channel of a scan, in the study's order."""
@@ -270,7 +262,9 @@ def _training_scan(study: Study, channels: Sequence[_Channel], names: Sequence[s
     for name, other in zip(names[1:], others, strict=True):
         require_one_grid(study, first.grid, other.grid, (names[0], name), patient)
         order = voxel_order(other.grid, first.grid)
-        if not is_same_order(order):  # of an oblique scan, headers that differ by a rounding may have two nearest orders
+        if not is_same_order(
+            order
+        ):  # of an oblique scan, headers that differ by a rounding may have two nearest orders
             np.save(other.file, reordered(np.load(other.file), order))
     facts = {"sitk_stuff": first.place, "spacing": list(np.abs(list(first.place["spacing"])[::-1]))}
     files = tuple(channel.file for channel in channels)

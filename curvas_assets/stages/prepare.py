@@ -97,7 +97,10 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
         facts = prepare_dataset(
             study,
             annotator,
-            {p: [at / f for f in (*study.image_files, *(label_files[a] for a in drawn[p]))] for p, at in folders.items()},
+            {
+                p: [at / f for f in (*study.image_files, *(label_files[a] for a in drawn[p]))]
+                for p, at in folders.items()
+            },
             Path(folder),
             all_annotations={p: [at / f for f in label_files.values()] for p, at in folders.items()},
             drawn_by=drawn,

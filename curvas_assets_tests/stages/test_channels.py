@@ -205,10 +205,9 @@ def test_the_dataset_is_that_of_nnunet_itself(plain, dataset, tmp_path):
 
 
 def test_a_prediction_is_nnunets_own_and_background_where_it_crops(plain, tools, model):
+    import torch
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    import torch
 
     with nnunet_folders(), quiet():
         stock = nnUNetPredictor(
