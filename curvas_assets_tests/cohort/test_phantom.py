@@ -63,7 +63,8 @@ def test_any_number_of_annotators_draws_every_organ(annotators):
 
 def test_an_mr_shows_the_organs_of_the_ct_and_nothing_around_the_body(tmp_path):
     scan, annotations = make_patient("PHANTOM001", seed=3, **SMALL)
-    for contrast, signal in CONTRASTS.items():
+    brightness: dict[str, float] = {}
+    for contrast in CONTRASTS:
         mr = make_mr("PHANTOM001", contrast, seed=3, **SMALL)
         assert mr.dtype == np.int16
         assert mr.min() == 0
@@ -72,7 +73,8 @@ def test_an_mr_shows_the_organs_of_the_ct_and_nothing_around_the_body(tmp_path):
         assert (mr[body] > 0).mean() > 0.95
         assert (mr > 0).mean() < 0.75  # so that nnU-Net normalises inside the body
         liver, kidney = (mr[annotations[0] == ORGANS[organ]].mean() for organ in ("liver", "kidney"))
-        assert kidney / liver == pytest.approx(signal["kidney"] / signal["liver"], rel=0.25)
+        brightness[contrast] = kidney / liver
+    assert brightness["T1"] < 1 < 2 < brightness["T2"]  # whatever the coils' sensitivity, which is the patient's own
     images = {"t1.nii.gz": "T1", "ct.nii.gz": "CT"}
     (folder,) = write_cohort(tmp_path, patients=["PHANTOM001"], seed=3, images=images, **SMALL)
     assert {path.name for path in folder.iterdir()} == {*images, *(f"annotation_{k}.nii.gz" for k in (1, 2, 3))}
