@@ -129,11 +129,12 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     def made(patient: Path, names: list[str], out: Path) -> list[str]:
         read, digests = TrainingScans(study(), out / "scans"), []
         for name in names:
-            scan, drawn = read.scan(PATIENT, patient / IMAGE), read.labels(PATIENT, patient / IMAGE, patient / name)
+            images = (patient / IMAGE,)
+            scan, drawn = read.scan(PATIENT, images), read.labels(PATIENT, images, patient / name)
             slabs = (drawn[0, z : z + DEPTH] > 0 for z in range(0, drawn.shape[1], DEPTH))
-            sample = sample_intensities(scan.voxels(), slabs, scan.box, SAMPLES)
+            (sample,) = sample_intensities(scan.channels(), slabs, scan.box, SAMPLES)
             case = preprocess(
-                scan.voxels(),
+                scan.channels(),
                 np.asarray(drawn[0]),
                 scan.properties(),
                 plans,
@@ -151,10 +152,13 @@ def _preprocess(folder: Path, annotations: list[str]) -> dict[str, Any]:
     with Clock() as clock:
         samples = made(folder / PATIENT, annotations, out)
     found = clock.facts() | {"stored": _stored(out, ANNOTATIONS[0]), "sample": samples[0]}
-    read, files = TrainingScans(study(), out / "again"), (folder / PATIENT / IMAGE, folder / PATIENT / annotations[0])
+    read, files = (
+        TrainingScans(study(), out / "again"),
+        ((folder / PATIENT / IMAGE,), folder / PATIENT / annotations[0]),
+    )
     scan, drawn = read.scan(PATIENT, files[0]), np.count_nonzero(np.asarray(read.labels(PATIENT, *files)[0]))
-    frame = Frame.of(scan.voxels(), scan.properties(), plans, configuration, scan.box)
-    estimated = process + estimate_memory(frame, scan.voxels().itemsize, drawn)
+    frame = Frame.of(scan.channels(), scan.properties(), plans, configuration, scan.box)
+    estimated = process + estimate_memory(frame, scan.channels()[0].itemsize, drawn)
     return found | {"process_GiB": process / 2**30, "estimated_GiB": estimated / 2**30}
 
 
@@ -172,7 +176,7 @@ def part_for_prediction(folder: Path) -> dict[str, Any]:
         image = open_image(patient / IMAGE, attempted="reading", subject=PATIENT, error=SegmentationError)
         voxels, spacing = read_voxels(image, "LPS")
         threads = preprocessing_threads()
-        preprocess(voxels[0], None, {"spacing": spacing}, plans, configuration, dataset, threads=threads)
+        preprocess(voxels, None, {"spacing": spacing}, plans, configuration, dataset, threads=threads)
         return image
 
     made(folder / "tiny" / PATIENT)

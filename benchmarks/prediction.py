@@ -92,13 +92,13 @@ def set_up(folder: Path, study: Study, shape: tuple[int, int, int], spacing_mm: 
     for patient in tests:
         for path in (folder / "tests" / patient).iterdir():
             tools.objects.upload(tools.layout.patient_file(patient, path.name), path)
-        shutil.copyfile(folder / "tests" / patient / study.image, folder / "input" / f"{patient}_0000.nii.gz")
+        shutil.copyfile(folder / "tests" / patient / study.image_files[0], folder / "input" / f"{patient}_0000.nii.gz")
     dict(cohort.take_in(tools, tests, StepChecks(*cohort.SCAN_CHECKS)))
     scans = artefacts(tools, table.SCAN, tests)
     dict(cohort.select_test_scans(tools, tests, StepChecks(*cohort.TEST_SCAN_CHECKS), scan=scans))
     write_cohort(folder / "training", patients=training, shape=(30, 56, 56), spacing_mm=(8, 6, 6), seed=5)
     for annotator in study.annotators:
-        names = study.image, annotator.file
+        names = study.image_files[0], annotator.file
         files = {p: (folder / "training" / p / names[0], folder / "training" / p / names[1]) for p in training}
         prepare_dataset(study, annotator.name, files, folder / "datasets" / annotator.name)
     for number, model in enumerate(study.models):

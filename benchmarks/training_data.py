@@ -47,7 +47,7 @@ def make_dataset(study: Study, shape: Sequence[int], folder: Path) -> Path:
     scans, dataset = folder / "scans", folder / "dataset"
     names = study.training_patients()
     write_cohort(scans, patients=names, shape=shape, spacing_mm=SPACING_MM, annotators=1, seed=1)
-    drawn = {name: (scans / name / study.image, scans / name / study.annotators[0].file) for name in names}
+    drawn = {name: (scans / name / study.image_files[0], scans / name / study.annotators[0].file) for name in names}
     with silent():
         prepare_dataset(study, ANNOTATOR, drawn, dataset)
     return dataset

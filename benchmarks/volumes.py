@@ -369,7 +369,10 @@ def part_prediction(shape: Shape) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cohort(folder, patients=study.training_patients(), shape=(30, 56, 56), spacing_mm=(8, 6, 6), seed=5)
-        scans = {p: (folder / p / study.image, folder / p / "annotation_1.nii.gz") for p in study.training_patients()}
+        scans = {
+            p: (folder / p / study.image_files[0], folder / p / "annotation_1.nii.gz")
+            for p in study.training_patients()
+        }
         prepare_dataset(study, "anno1", scans, folder / "dataset")
         train_model(study, ModelId("anno1", 7, "all"), folder / "dataset", folder / "model")
         plans = json.loads((folder / "model" / "plans.json").read_text())

@@ -305,6 +305,7 @@ def require_same_grid(
     attempted: str,
     subject: str,
     error: type[CurvasError],
+    what: str = "annotation",
 ) -> None:
     """Require that an annotation, in its scan's voxel order, has the scan's shape, voxel sizes and place.
 
@@ -318,6 +319,7 @@ def require_same_grid(
         attempted: what was attempted, for the message.
         subject: whose they are.
         error: the kind of error to raise.
+        what: what it is if it is no annotation, for the message.
 
     Raises:
         CurvasError: of the kind `error`; says in what they differ.
@@ -325,10 +327,10 @@ def require_same_grid(
     turned = reordered_grid(stored, order)
     also = "" if is_same_order(order) else f", in the scan's order {scan.orientation} (stored as {stored.orientation})"
     if turned.shape != scan.shape:
-        found = f"the annotation has {by(turned.shape)} voxels{also}, the image {by(scan.shape)} (Z × Y × X)"
+        found = f"the {what} has {by(turned.shape)} voxels{also}, the image {by(scan.shape)} (Z × Y × X)"
         raise error(attempted, subject, found, remedy)
     if _apart(turned.spacing_mm, scan.spacing_mm) > spacing_tolerance_mm:
-        found = f"the annotation's spacing is {mm(turned.spacing_mm)} mm{also}, the image's {mm(scan.spacing_mm)}"
+        found = f"the {what}'s spacing is {mm(turned.spacing_mm)} mm{also}, the image's {mm(scan.spacing_mm)}"
         raise error(attempted, subject, f"{found} (tolerance {spacing_tolerance_mm:g})", remedy)
     if not same_place(turned, scan, place_tolerance_mm):
         far = displacement_mm(turned, scan)

@@ -149,6 +149,54 @@ class Annotator(_Part):
         return name
 
 
+Normalisation = Literal["zscore", "ct", "rescale_to_0_1", "none"]
+"""How the intensities of a channel are brought to one scale before a network sees them."""
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Channel(_Part):
+    """One of the images of a patient that a network sees together, on the same voxels: an MR sequence, a CT, a PET."""
+
+    name: Annotated[str, Field(max_length=60)]
+    """Letters, digits, dashes and underscores, such as `T1`."""
+    file: NiftiFile
+    """NIfTI file with this image: in the patient's own folder, or with `{patient}` anywhere below the data prefix."""
+    normalisation: Normalisation = "zscore"
+    """nnU-Net's normalisation of the intensities. `zscore`: each scan has mean 0 and standard deviation 1. `ct`: HU, clipped and scaled
+    by statistics of all training patients; what a channel called `CT` has if nothing is said. `rescale_to_0_1`: each scan from its
+    smallest value to its largest. `none`: as they are."""
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether the intensities are Hounsfield units."""
+        return self.normalisation == "ct"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "normalisation" not in raw:
+            return {**raw, "normalisation": _usual_normalisation(raw.get("name"))}
+        return raw
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not CHANNEL_NAME.fullmatch(name):
+            raise ValueError("a channel's name is letters, digits, dashes and underscores")
+        return name
+
+
+def _usual_normalisation(name: Any) -> Normalisation:
+    return "ct" if isinstance(name, str) and name.casefold() == "ct" else "zscore"
+
+
+def _is_ct(raw: Any) -> bool:
+    """Whether an entry of `channels`, not validated yet, is in HU."""
+    if isinstance(raw, Channel):
+        return raw.normalisation == "ct"
+    return isinstance(raw, dict) and raw.get("normalisation", _usual_normalisation(raw.get("name"))) == "ct"
+
+
 class PatientIds(_Part):
     """How patients are called: a prefix and a number of fixed width, such as UKCHLL077; or ids of a pattern, or of any form, which are
     taken as they are written.
@@ -379,7 +427,8 @@ class Evaluation(_Part):
     """Where and how predictors are scored (`scoring/definitions.md`: accuracy, calibration, uncertainty)."""
 
     region: Literal["body", "image"] = "body"
-    """Voxels that count: `body` is the in-plane bounding box of CT > 0 HU, as in the challenge; `image` is the whole scan."""
+    """Voxels that count: `body` is the in-plane bounding box of CT > 0 HU, as in the challenge; `image` is the whole scan. Left out, it is
+    `body`; of a study without a CT it is `image`, and `body` is not allowed."""
     ece_bins: Annotated[Whole, Field(ge=2, le=1000)] = 50
     """Bins of the expected calibration error and of the reliability diagrams."""
     ace_bins: Annotated[Whole, Field(ge=2, le=1000)] = 20
@@ -544,8 +593,12 @@ class Study(_Part):
     """Title of the report."""
     synthetic: bool = False
     """Whether the patients are made up. Their scores are then never shown as comparable with the challenge's."""
-    image: NiftiFile = "image.nii.gz"
-    """NIfTI file with the CT in HU: in the patient's own folder, or with `{patient}` anywhere below the data prefix."""
+    image: NiftiFile | None = "image.nii.gz"
+    """NIfTI file with the CT in HU, in the patient's own folder, or with `{patient}` anywhere below the data prefix: short for one
+    channel called `CT`. Left out where there are `channels`."""
+    channels: Annotated[tuple[Channel, ...], Field(max_length=16)] = ()
+    """In place of `image`: the images of a patient that a network sees together, in this order, if they are several or no CT. They are on
+    the same voxels, as the annotations are; the first is the one that is shown."""
     annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
     """The experts, each with the file of their label map."""
     organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
@@ -605,6 +658,19 @@ class Study(_Part):
     prices: Prices = Prices()
     """Unit prices of the cost table."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_ct(cls, raw: Any) -> Any:
+        """What is left out beside `channels` is another than with the one CT: no image, and no body that HU would show."""
+        channels = raw.get("channels") if isinstance(raw, dict) else None
+        if not isinstance(channels, list | tuple) or not channels:
+            return raw
+        raw = {"image": None, **raw}
+        evaluation = raw.get("evaluation", {})
+        if isinstance(evaluation, dict) and "region" not in evaluation and not any(map(_is_ct, channels)):
+            raw["evaluation"] = {**evaluation, "region": "image"}
+        return raw
+
     @field_validator("sets", "groups", mode="before")
     @classmethod
     def _whole_ids(cls, raw: Any, info: ValidationInfo) -> Any:
@@ -645,6 +711,7 @@ class Study(_Part):
     def _problems(self) -> Iterator["Problem"]:
         """Contradictions within the study, each with its field."""
         names = self.annotator_names
+        yield from self._problems_of_channels()
         yield from _twice("annotators", [name.casefold() for name in names])
         yield from _twice("annotators.file", [below_data(file).casefold() for file in self.files])
         for file in self.files if not self.patients.has_form else ():
@@ -704,6 +771,16 @@ class Study(_Part):
         for several in spelt.values():
             if len(several) > 1:
                 yield ("sets",), f"{sorted(several)} differ only in upper and lower case: rename one of them"
+
+    def _problems_of_channels(self) -> Iterator["Problem"]:
+        if self.channels and self.image is not None:
+            yield ("image",), f"= {self.image!r}: the images are those of channels; leave out one of the two"
+        if not self.channels and self.image is None:
+            yield ("image",), "it is missing: name the CT's file, or give channels"
+        yield from _twice("channels", [channel.name.casefold() for channel in self.channels])
+        if self.evaluation.region == "body" and not any(channel.is_ct for channel in self.images) and self.images:
+            found = "= 'body': it is where a CT is above 0 HU, and no channel is a CT; write image, or leave it out"
+            yield ("evaluation", "region"), found
 
     def _problems_of_vessels(self) -> Iterator["Problem"]:
         where, named = ("evaluation", "vascular"), self.evaluation.vascular
@@ -862,12 +939,26 @@ class Study(_Part):
                     found = f"{metric!r} is not a metric with a better side; allowed are {sorted(better)}"
                     yield ("statistics", *where), found
 
+    # Images ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> tuple[Channel, ...]:
+        """The images of a patient that a network sees together, in the order of its input: `channels`, or the CT that `image` names."""
+        if self.channels or self.image is None:
+            return self.channels
+        return (Channel(name="CT", file=self.image, normalisation="ct"),)
+
+    @property
+    def image_files(self) -> list[str]:
+        """The files of `images`."""
+        return [channel.file for channel in self.images]
+
     # Names -----------------------------------------------------------------------------------------------------------
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files of a patient as the study names them: the scan, then the label map of each annotator."""
-        return (self.image, *(annotator.file for annotator in self.annotators))
+        """The files of a patient as the study names them: the scan's channels, then the label map of each annotator."""
+        return (*self.image_files, *(annotator.file for annotator in self.annotators))
 
     @property
     def annotator_names(self) -> list[str]:
@@ -1215,6 +1306,7 @@ LATER_FIELDS = (
     ("calibrated", ""),
     ("conformal", ""),
     ("compare_with", ""),
+    ("channels", ""),
 )
 """Fields that studies of earlier versions did not have: part, and field within it. They are hashed only if they are given."""
 UNSAID = (
@@ -1345,7 +1437,10 @@ def _siblings(location: Iterable[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Annotator
+        parts = [
+            one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
+        ]
+        model = parts[0] if parts else Annotator
     return sorted(model.model_fields)
 
 

@@ -29,9 +29,11 @@ from curvas_assets.geometry import (
     Grid,
     itk_affine,
     order_of,
+    reordered,
     reordered_grid,
     tilt_degrees,
     turned_degrees,
+    voxel_order,
 )
 from curvas_assets.inputs import existing_file
 
@@ -165,6 +167,27 @@ def read_voxels(image: Any, order: str | None) -> tuple[npt.NDArray[np.float32],
     spacing = spacing_of(image)
     voxels = np.ascontiguousarray(turn.forth(stored), np.float32)
     return voxels[None], [spacing[turn.axes.index(axis)] for axis in range(3)]
+
+
+def read_channels(images: Sequence[Any], order: str | None) -> tuple[list[npt.NDArray[np.float32]], list[float]]:
+    """The channels of a scan, as `read_voxels` gives one. Further channels are brought onto the voxels of the first.
+
+    Args:
+        images: of nibabel, which lie on the same voxels, in whatever orders.
+        order: that is wanted; None for that of the first image.
+
+    Returns:
+        float32 (Z, Y, X) of each, and the first one's mm along these axes.
+    """
+    first, *others = images
+    voxels, spacing = read_voxels(first, order)
+    grid, turn = Grid.of(first), Turn.to(order, first.affine)
+    channels = [voxels[0]]
+    for image in others:
+        stored = np.asanyarray(image.dataobj).transpose(2, 1, 0)
+        placed = reordered(stored, voxel_order(Grid.of(image), grid))
+        channels.append(np.ascontiguousarray(turn.forth(placed), np.float32))
+    return channels, spacing
 
 
 def turned_image(image: Any, order: str, voxels: npt.NDArray[Any] | None = None) -> Any:

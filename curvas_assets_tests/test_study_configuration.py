@@ -10,6 +10,8 @@
 - No ensemble is another one, or a single model, under another name: no patient counts twice.
 - With `rest: test` everybody else is a test patient, by one rule, written strictly; without it the file is as it was.
 - Without a test set, the patients that nnU-Net's folds hold out are scored, each by the models that did not see it.
+- Several channels, or one that is no CT, stand in place of the image; what is left out follows from them, and a study of one CT
+  keeps its fingerprints.
 - A tumour and its vessels are organs; studies that name none keep their fingerprints.
 - Every field says what it means: the reference of the study file is made from these sentences.
 """
@@ -508,6 +510,63 @@ def _part(annotation):
     """The model that a field holds, alone or in a tuple."""
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+T1, T2 = {"name": "T1", "file": "t1.nii.gz"}, {"name": "T2", "file": "mr/t2.nii", "normalisation": "rescale_to_0_1"}
+
+
+def _channels(*channels, **changes):
+    raw = _raw(channels=list(channels), **changes)
+    if "image" not in changes:
+        del raw["image"]
+    if "evaluation__region" not in changes:
+        del raw["evaluation"]["region"]
+    return raw
+
+
+def test_channels_stand_in_place_of_the_image(tmp_path):
+    study = _load(tmp_path, _channels(T1, T2))
+    assert [(one.name, one.normalisation) for one in study.images] == [("T1", "zscore"), ("T2", "rescale_to_0_1")]
+    assert (study.image, study.image_files, study.evaluation.region) == (None, ["t1.nii.gz", "mr/t2.nii"], "image")
+    assert Study.model_validate(study.model_dump(mode="json")) == study
+    assert Study.model_validate(study.model_dump()) == study
+    with_ct = _load(tmp_path, _channels(T1, {"name": "Ct", "file": "ct.nii.gz"}, evaluation__region="body"))
+    assert [one.is_ct for one in with_ct.images] == [False, True]
+    assert _load(tmp_path, _channels({"name": "a", "file": "a.nii", "normalisation": "ct"})).evaluation.region == "body"
+
+
+def test_a_study_of_one_ct_is_as_it_was():
+    study = load_study("phantom")
+    (ct,) = study.images
+    assert (ct.name, ct.file, ct.normalisation) == ("CT", study.image, "ct")
+    whole = study.model_dump(mode="json")
+    assert (whole.pop("channels"), whole["image"], whole["evaluation"]["region"]) == ([], "image.nii.gz", "body")
+    assert study.fingerprint("image", "channels") == study.fingerprint("image")
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (_channels(T1, image="image.nii.gz"), r"line \d+: image = 'image.nii.gz': .* leave out one of the two"),
+        (_raw(image=None), r"line \d+: image: it is missing"),
+        (_channels(T1, evaluation__region="body"), r"line \d+: evaluation.region = 'body': .* no channel is a CT"),
+        (_channels(T1, {**T2, "name": "t1"}), r"line \d+: channels: \['t1'\] may appear only once"),
+        (_channels(T1, {**T2, "file": "T1.nii.gz"}), r"\['t1.nii.gz'\] may appear only once"),
+        (
+            _channels(T1, {**T2, "normalisation": "log"}),
+            r"line \d+: channels.1.normalisation = 'log': .*'rescale_to_0_1'",
+        ),
+        (
+            _channels(T1, {**T2, "norm": "ct"}),
+            r"channels.1.norm = 'ct' is not a field .allowed: file, name, normalisation",
+        ),
+        (_channels({**T1, "name": "T 1"}), r"channels.0.name = 'T 1': a channel's name is letters"),
+        (_channels({**T1, "file": "../t1.nii"}), r"channels.0.file = '../t1.nii': allowed is the name of a file"),
+    ],
+)
+def test_channels_that_cannot_be_are_refused_with_their_line(tmp_path, raw, told):
+    with pytest.raises(StudyError, match=told):
+        _load(tmp_path, raw)
 
 
 @pytest.mark.parametrize(

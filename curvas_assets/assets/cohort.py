@@ -23,7 +23,7 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
         owners=OWNERS,
         kinds={"s3", "nifti"},
         description=(
-            f"`{study.image}` and {len(study.annotators)} annotations of each patient, as people put them into the "
+            f"`{'`, `'.join(study.image_files)}` and {len(study.annotators)} annotations of each patient, as people put them into the "
             "bucket. Never changed by the pipeline; observed by the sensor that registers patients."
         ),
     )

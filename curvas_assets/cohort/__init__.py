@@ -2,6 +2,7 @@
 
 from curvas_assets.cohort.files import LocalPatients, PatientFiles, find_patients
 from curvas_assets.cohort.intake import (
+    PERCENTILES,
     Patient,
     body_region,
     bring_onto_scan,
@@ -13,6 +14,7 @@ from curvas_assets.cohort.intake import (
 from curvas_assets.errors import PatientError
 
 __all__ = [
+    "PERCENTILES",
     "LocalPatients",
     "Patient",
     "PatientError",

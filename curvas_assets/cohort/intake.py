@@ -1,4 +1,4 @@
-"""Reading one patient: a CT and one label map per annotator, validated to the last byte and described.
+"""Reading one patient: a CT, or the channels of a scan, and one label map per annotator, validated to the last byte and described.
 
 A defect raises a PatientError that says what was found and what to do. Something odd but usable gives a warning.
 Nothing is stored here, and nothing but the patient's files is read.
@@ -28,7 +28,7 @@ from curvas_assets.inputs import existing_folder, to_array
 from curvas_assets.machine import available_memory
 from curvas_assets.nifti import judge_file, read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
-from curvas_assets.study import Annotator, Study, load_study
+from curvas_assets.study import Annotator, Channel, Study, load_study
 
 Labels = npt.NDArray[np.uint8]
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
@@ -48,6 +48,10 @@ RESAMPLE = (
     "Resample(annotation, image, Transform(), sitkNearestNeighbor)), and look at it over the scan; do not copy one header over the "
     "other, which moves labels. If it does not fit then, it is another scan's."
 )
+RESAMPLE_CHANNEL = (
+    "Resample the channel onto the voxels of the first by their place in the world, linearly (SimpleITK: Resample(channel, first, "
+    "Transform(), sitkLinear)), and look at one over the other; if they do not fit then, register them first."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Patient:
 
     Args:
         id: the patient's whole name, e.g. UKCHLL077.
-        scan: CT in HU, int16 (or float32 if the file holds fractions), (Z, Y, X).
+        scan: CT in HU, or the first channel, int16 (or float32 if the file holds fractions), (Z, Y, X).
         annotations: one label map per annotator in the study's order, uint8 (R, Z, Y, X).
         grid: of the image as nibabel reads it. ITK reads the same, or the patient is refused.
         facts: geometry, intensities, organ volumes and agreement, ready for JSON.
@@ -65,6 +69,7 @@ class Patient:
         not_annotated: annotators who did not annotate this patient: their map is blank (`intake.blank_annotation`), or there is
             none (`intake.missing_annotation`). Maps of zeros stand for them among `annotations`; they are no reference and
             train nothing.
+        further_channels: the other channels of the study, in its order, on the voxels of the first.
     """
 
     id: str
@@ -75,6 +80,12 @@ class Patient:
     warnings: tuple[str, ...] = ()
     exclusions: tuple[dict[str, str], ...] = field(default=())
     not_annotated: tuple[str, ...] = ()
+    further_channels: tuple[npt.NDArray[Any], ...] = ()
+
+    @property
+    def channels(self) -> tuple[npt.NDArray[Any], ...]:
+        """All channels, (Z, Y, X) each."""
+        return (self.scan, *self.further_channels)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -90,8 +101,8 @@ class Patient:
 def read_patient(source: PatientFiles | str | Path, study: Study | str | Path) -> Patient:
     """Read, validate and describe a patient.
 
-    An annotation in another voxel order of the scan's own space is brought into the scan's order: voxels are moved in
-    the array, never in the world, and `facts` and `warnings` say so.
+    An annotation, or a further channel, in another voxel order of the scan's own space is brought into the scan's order: voxels
+    are moved in the array, never in the world, and `facts` and `warnings` say so.
 
     Args:
         source: the patient's files, as `find_patients` finds them; or the patient's own folder, named like the patient, with or
@@ -101,46 +112,60 @@ def read_patient(source: PatientFiles | str | Path, study: Study | str | Path) -
     Raises:
         PatientError: there is no such folder, a file is missing (but for those that `require_files` allows), unreadable, truncated, larger than its header or the study
             says, not 3-D or no scalars; axes are not perpendicular; nibabel and ITK read the geometry differently; an
-            annotation lies elsewhere than the scan; a label is not the study's; a voxel is NaN or infinite; nobody annotated.
+            annotation or a further channel lies elsewhere than the scan; a label is not the study's; a voxel is NaN or infinite; nobody annotated.
             Nothing of the patient is to be used then. Or more memory is needed than is free, which may be retried.
     """
     study = load_study(study)
     files = _files(source, study, "reading a patient")
     patient, missing = files.patient, require_files(files, study)
-    image = _load(files, study.image, study)
-    grid = Grid.of(image)
-    _require_memory(image, grid, study, patient)
+    images = [_load(files, file, study) for file in study.image_files]
+    names = [files.told(file) for file in study.image_files]
+    grid = Grid.of(images[0])
+    orders = [
+        _order_of_channel(study, patient, grid, image, name, names[0])
+        for image, name in zip(images, names, strict=True)
+    ]
+    _require_memory(images, grid, study, patient)
     annotations = np.empty((len(study.annotators), *grid.shape), np.uint8)
 
     def keep(r: int, z0: int, slab: Labels) -> None:
         annotations[r, z0 : z0 + len(slab)] = slab
 
     with ThreadPoolExecutor(READERS) as threads:
-        reading = threads.submit(_scan, image, patient, files.told(study.image))
-        found = threads.submit(_annotations, files, study, grid, study.image, missing, keep)
-        scan = reading.result()  # if both are at fault, the scan is told of
+        reading = [threads.submit(_scan, *each, patient) for each in zip(images, names, orders, strict=True)]
+        found = threads.submit(_annotations, files, study, grid, study.image_files[0], missing, keep)
+        channels = [one.result() for one in reading]  # if both are at fault, the scan is told of
         read = found.result()
+    reordered = [
+        (name, Grid.of(image).orientation)
+        for name, image, order in zip(names, images, orders, strict=True)
+        if not geometry.is_same_order(order)
+    ]
+    moved = [
+        f"{name} is stored in the voxel order {was}, {names[0]} in {grid.orientation}: it was reordered, and every voxel stays at its place"
+        for name, was in reordered
+    ]
+    stored, intensities = _describe_images(study, images, channels, grid)
     facts = {
-        "shape": list(scan.shape),
+        "shape": list(grid.shape),
         "spacing_mm": list(grid.spacing_mm),
-        "extent_mm": [round(n * s, 3) for n, s in zip(scan.shape, grid.spacing_mm, strict=True)],
+        "extent_mm": [round(n * s, 3) for n, s in zip(grid.shape, grid.spacing_mm, strict=True)],
         "orientation": grid.orientation,
-        "dtype": str(scan.dtype),
-        "stored_dtype": str(image.get_data_dtype()),
-        "body_region": [[s.start, s.stop] for s in body_region(scan, axial=grid.axial)],
+        **stored,
         "reordered": read.reordered,
-        **_describe_intensities(scan),
+        **intensities,
         **_describe_annotations(annotations, study, grid.voxel_ml, read.not_annotated),
     }
     return Patient(
         patient,
-        scan,
+        channels[0],
         annotations,
         grid,
         facts,
-        (*read.warnings, *implausible_intensities(facts)),
+        (*moved, *read.warnings, *implausible_intensities(facts)),
         tuple(read.exclusions),
         tuple(read.not_annotated),
+        tuple(channels[1:]),
     )
 
 
@@ -330,21 +355,24 @@ def _slabs(image: Any, patient: str, name: str) -> Any:
     return read_slabs(image, attempted=f"reading {name}", subject=patient, error=PatientError)
 
 
-def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
+def _require_memory(images: Sequence[Any], grid: Grid, study: Study, patient: str) -> None:
     """An error if the scan and its annotations need more memory than is free, which says so before the process is killed.
 
     A voxel takes its bytes as it is read, beside it those of what it becomes (int16 or float32) if that is another type, a
-    byte for each annotator, and one for an annotation that is reordered.
+    byte for each annotator, and one for an annotation that is reordered. Channels are counted like that one by one.
     """
-    read = read_type(image)
-    becomes = {np.dtype(np.int16): 0, np.dtype(np.float32): 2}.get(read, 4)
-    needed = math.prod(grid.shape) * (read.itemsize + becomes + len(study.annotators) + 1)
+    voxels, types, each = math.prod(grid.shape), [read_type(image) for image in images], 0
+    for read in types:
+        each += read.itemsize + {np.dtype(np.int16): 0, np.dtype(np.float32): 2}.get(read, 4)
+    needed = voxels * (each + len(study.annotators) + 1)
     available = available_memory()
     if needed > available:
+        kinds = " and ".join(str(read) for read in dict.fromkeys(types))
+        of = f"{len(images)} channels of " if len(images) > 1 else ""
         raise PatientError(
-            f"reading {told(study.image, patient)}",
+            f"reading {', '.join(told(file, patient) for file in study.image_files)}",
             patient,
-            f"about {needed / 2**30:.1f} GiB of memory are needed for {geometry.by(grid.shape)} voxels of {read} with "
+            f"about {needed / 2**30:.1f} GiB of memory are needed for {of}{geometry.by(grid.shape)} voxels of {kinds} with "
             f"{len(study.annotators)} annotations, and {available / 2**30:.1f} GiB are free",
             "Give the step more memory; a scan of whole HU takes the least as int16.",
             may_retry=True,  # other steps give memory back
@@ -354,14 +382,39 @@ def _require_memory(image: Any, grid: Grid, study: Study, patient: str) -> None:
 # The scan ------------------------------------------------------------------------------------------------------------
 
 
-def _scan(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
-    """The CT as int16 if it holds whole HU, else float32."""
+def _order_of_channel(
+    study: Study, patient: str, grid: Grid, image: Any, name: str, first: str
+) -> npt.NDArray[np.float64]:
+    """How a channel is reordered onto the first one; a PatientError if it lies elsewhere."""
+    order = geometry.voxel_order(Grid.of(image), grid)
+    geometry.require_same_grid(
+        Grid.of(image),
+        order,
+        grid,
+        spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+        place_tolerance_mm=study.intake.origin_tolerance_mm,
+        remedy=RESAMPLE_CHANNEL,
+        attempted=f"comparing {name} with {first}",
+        subject=patient,
+        error=PatientError,
+        what="channel",
+    )
+    return order
+
+
+def _scan(image: Any, name: str, order: npt.NDArray[np.float64], patient: str) -> npt.NDArray[Any]:
+    """A channel as int16 if it holds whole numbers that fit, as of HU, else float32; in the order of the first."""
     slabs = _slabs(image, patient, name)
     _, first = next(slabs)
     values = np.empty(image.shape[::-1], first.dtype.newbyteorder("="))
     values[: len(first)] = first
     for z0, slab in slabs:
         values[z0 : z0 + len(slab)] = slab
+    kept = _smallest(values, patient, name)
+    return kept if geometry.is_same_order(order) else geometry.reordered(kept, order)
+
+
+def _smallest(values: npt.NDArray[Any], patient: str, name: str) -> npt.NDArray[Any]:
     if not np.issubdtype(values.dtype, np.integer):
         bad = sum(int((~np.isfinite(values[z : z + BLOCK])).sum()) for z in range(0, len(values), BLOCK))
         if bad:
@@ -378,25 +431,59 @@ def _scan(image: Any, patient: str, name: str) -> npt.NDArray[Any]:
     return values.astype(np.int16 if fits else np.float32, copy=False)
 
 
-def _describe_intensities(scan: npt.NDArray[Any]) -> dict[str, Any]:
+def _describe_images(
+    study: Study, images: Sequence[Any], channels: Sequence[npt.NDArray[Any]], grid: Grid
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the scan is stored and where its body is, and what its intensities are. Of the one CT that `image` names they are facts of the
+    patient; else `channels` holds those of each channel, and the body is that of the first CT among them.
+    """
+    described = [
+        (
+            {"dtype": str(values.dtype), "stored_dtype": str(image.get_data_dtype())},
+            _describe_intensities(values, channel),
+        )
+        for channel, image, values in zip(study.images, images, channels, strict=True)
+    ]
+    body: dict[str, Any] = {}
+    for channel, values in zip(study.images, channels, strict=True):
+        if channel.is_ct and not body:
+            body["body_region"] = [[s.start, s.stop] for s in body_region(values, axial=grid.axial)]
+    if not study.channels:
+        ((stored, intensities),) = described
+        return {**stored, **body}, intensities
+    return body, {"channels": {one.name: a | b for one, (a, b) in zip(study.channels, described, strict=True)}}
+
+
+def _describe_intensities(scan: npt.NDArray[Any], channel: Channel) -> dict[str, Any]:
+    unit = "hu_" if channel.is_ct else ""
     sample = scan[:: max(1, scan.shape[0] // 64), ::2, ::2] if scan.size > 1 << 24 else scan
     low, high = SOFT_TISSUE_HU
-    soft = int(np.count_nonzero((sample >= low) & (sample <= high)))
-    return {
-        "hu_range": [float(scan.min()), float(scan.max())],
-        "hu_percentiles": dict(
+    described: dict[str, Any] = {
+        f"{unit}range": [float(scan.min()), float(scan.max())],
+        f"{unit}percentiles": dict(
             zip([str(p) for p in PERCENTILES], np.percentile(sample, PERCENTILES).round(2).tolist(), strict=True)
         ),
-        "soft_tissue_share": round(soft / sample.size, 4),
     }
+    if unit:
+        soft = int(np.count_nonzero((sample >= low) & (sample <= high)))
+        described["soft_tissue_share"] = round(soft / sample.size, 4)
+    return described
 
 
 def implausible_intensities(facts: Mapping[str, Any]) -> list[str]:
-    """Why the intensities of a CT may not be Hounsfield units, a sentence each; empty if they look like it.
+    """Why the intensities of a CT may not be Hounsfield units, or another channel tells nothing, a sentence each; empty if they look
+    like it.
 
     Args:
-        facts: `hu_range`, and `soft_tissue_share` if it is known, as `Patient.facts` holds them.
+        facts: `hu_range`, and `soft_tissue_share` if it is known, or these of several `channels`, as `Patient.facts` holds them.
+            A channel that is no CT has a `range`.
     """
+    if "channels" in facts:
+        each: Mapping[str, Mapping[str, Any]] = facts["channels"]
+        return [f"{name}: {doubt}" for name, one in each.items() for doubt in implausible_intensities(one)]
+    if "hu_range" not in facts:
+        low, high = facts["range"]
+        return [f"every voxel of this channel is {low:g}"] if low == high else []
     low, high = facts["hu_range"]
     told = f"the intensities may be no Hounsfield units ({low:g} … {high:g}): "
     if low == high:

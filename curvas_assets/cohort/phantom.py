@@ -3,6 +3,7 @@
 For the demo, tests and benchmarks. Nothing here resembles a patient; what is realistic is what the pipeline depends on:
 intensities that overlap, anisotropic voxels, a thin and winding pancreas on which annotators agree least, an annotator who
 draws generously, one who draws tightly, one who leaves out tails. A patient depends on the seed and its own name only.
+The same patients may have been scanned by MR: two sequences on the same voxels, without a unit, exactly 0 around the body.
 
 Annotators may instead disagree by a known distribution (`Disagreement`). What they do not know is then known here: the
 probability that an annotator gives a voxel to an organ (`true_response`), and its entropy (`true_ambiguity`). A study of a
@@ -54,6 +55,16 @@ PROTOCOLS = {
     "B": Protocol({"liver": 80, "kidney": 215, "pancreas": 110, "spleen": 135, "vessel": 280}, 14),  # arterial
     "C": Protocol({"liver": 100, "kidney": 165, "pancreas": 85, "spleen": 110, "vessel": 140}, 28),  # low dose
 }
+
+
+_TISSUES = ("fat", "soft", "bowel", "fluid", "spleen", "vessel", "liver", "kidney", "pancreas", "bone")
+CONTRASTS: Mapping[str, Mapping[str, float]] = {
+    "T1": dict(zip(_TISSUES, (260, 110, 90, 45, 95, 200, 150, 130, 175, 80), strict=True)),
+    "T2": dict(zip(_TISSUES, (210, 60, 90, 320, 170, 30, 80, 190, 115, 120), strict=True)),
+}
+"""MR sequence → mean signal of each tissue, before the patient's own factor."""
+MR_NOISE = 8.0
+"""Standard deviation of the noise in these units."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ def write_cohort(
     groups: Mapping[str, str] | None = None,
     organs: Mapping[str, int] | None = None,
     disagreement: Disagreement | None = None,
+    images: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write a cohort as a user would have it: `<patient>/image.nii.gz`, `<patient>/annotation_<k>.nii.gz`.
 
@@ -137,12 +149,13 @@ def write_cohort(
             than the aorta is among them, the patients have a tumour.
         disagreement: the distribution that annotators' boundaries are drawn from. Left out: a faithful, a generous, a tight
             annotator (`HANDS`), and further ones of their own habits.
+        images: file name → what it shows: `CT`, or one of `CONTRASTS`. `image.nii.gz`, the CT, if left out.
 
     Returns:
         The patients' folders.
 
     Raises:
-        PatientError: a folder cannot be made, or patients, shape, spacing, annotators, groups or organs are not as said.
+        PatientError: a folder cannot be made, or patients, shape, spacing, annotators, groups, organs or images are not as said.
     """
     told: Any = {"attempted": "writing a cohort", "subject": "the cohort", "error": PatientError}
     names = _names(patients)
@@ -153,6 +166,7 @@ def write_cohort(
     if not isinstance(groups, Mapping | None):
         remedy = "Give a mapping: patient → A, B or C."
         raise PatientError("writing a cohort", "the cohort", f"groups {groups!r:.80}", remedy)
+    kinds = _kinds(images)
     root = made_folder(folder, **told)
     written: list[Path] = []
     for name in names:
@@ -169,11 +183,25 @@ def write_cohort(
         )
         target = made_folder(root / name, **told)
         affine = _affine(shape, spacing_mm)
-        _save(scan, affine, target / "image.nii.gz")
+        for file, kind in kinds.items():
+            shown = scan
+            if kind != "CT":
+                shown = make_mr(name, kind, shape=shape, spacing_mm=spacing_mm, seed=seed, organs=organs)
+            _save(shown, affine, target / file)
         for k, annotation in enumerate(annotations, 1):
             _save(annotation, affine, target / f"annotation_{k}.nii.gz")
         written.append(target)
     return written
+
+
+def _kinds(images: Any) -> dict[str, str]:
+    """File name → what it shows."""
+    if images is None:
+        return {"image.nii.gz": "CT"}
+    if not isinstance(images, Mapping) or not images or not set(images.values()) <= {"CT", *CONTRASTS}:
+        remedy = f"Give a mapping: file name → CT, {' or '.join(CONTRASTS)}."
+        raise PatientError("writing a cohort", "the cohort", f"images {images!r:.200}", remedy)
+    return dict(images)
 
 
 def _names(patients: Any) -> list[str]:
@@ -210,6 +238,30 @@ def make_patient(
         *(Hand(rng.normal(0, 1.2), rng.uniform(0.8, 1.6), rng.uniform(0.7, 1)) for _ in range(3, annotators)),
     ]
     return scan, np.stack([body.drawn_by(hand, labels, rng) for hand in hands[:annotators]])
+
+
+def make_mr(
+    name: str,
+    contrast: str,
+    *,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    seed: int = 0,
+    organs: Mapping[str, int] | None = None,
+) -> npt.NDArray[np.int16]:
+    """An MR of one patient, int16 without a unit (Z, Y, X), 0 around the body and nowhere in it. It shows the organs that the CT of
+    `make_patient` shows.
+
+    Args:
+        name: as for `make_patient`, like what follows.
+        contrast: of `CONTRASTS`.
+        shape: voxels (Z, Y, X).
+        spacing_mm: voxel size along (Z, Y, X).
+        seed: of the cohort.
+        organs: organ → its label.
+    """
+    body, _ = _anatomy(name, shape, spacing_mm, seed, _labels(organs))
+    return body.mr(CONTRASTS[contrast], _generator(name, seed, MR_KEY + list(CONTRASTS).index(contrast)))
 
 
 def true_response(
@@ -264,6 +316,8 @@ def _generator(name: str, seed: int, *key: int) -> np.random.Generator:
 
 TUMOUR_KEY = 1 << 16
 """Of the tumour's random numbers, beyond those of the annotators."""
+MR_KEY = 1 << 17
+"""Of those of the first MR sequence."""
 
 
 def _anatomy(
@@ -489,6 +543,30 @@ class _Anatomy:
             + rng.standard_normal(self.space.shape, dtype=np.float32) * (0.8 * protocol.noise_hu)
         )
         return np.clip(np.round(scan), -1024, 3071).astype(np.int16)
+
+    def mr(self, signal: Mapping[str, float], rng: np.random.Generator) -> npt.NDArray[np.int16]:
+        """Sensitivity of the coils and gain are the patient's own."""
+        scan = np.full(self.space.shape, signal["fat"], dtype=np.float32)
+
+        def fill(field: Field, value: float) -> None:
+            share = np.clip(field / 3 + 0.5, 0, 1)
+            scan[...] = scan * (1 - share) + value * share
+
+        fill(self.body - 18, signal["soft"])
+        fill(self.bowel, signal["bowel"])
+        fill(self.stomach, signal["fluid"])
+        fill(self.spleen, signal["spleen"] + rng.normal(0, 5))
+        fill(self.aorta, signal["vessel"] + rng.normal(0, 8))
+        for name in ("liver", "kidney", "pancreas"):
+            fill(self.organs[name], signal[name] + rng.normal(0, 6))
+        if self.tumour is not None:
+            self.tumour.fill(fill, signal)
+        fill(self.pelvis, signal["fluid"])
+        fill(self.spine, signal["bone"])
+        scan += self.space.waves(rng, 4, 0.6 * MR_NOISE)
+        scan += rng.standard_normal(self.space.shape, dtype=np.float32) * (0.8 * MR_NOISE)
+        scan *= np.exp(self.space.waves(rng, 60, 0.15)) * np.float32(rng.uniform(0.7, 1.6))
+        return np.where(self.body > 0, np.clip(np.round(scan), 1, 4095), 0).astype(np.int16)
 
     def drawn_by(self, hand: Hand, labels: Mapping[str, int], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         """The label map one annotator draws. The three organs of the demo are drawn whether or not they are asked for, so that

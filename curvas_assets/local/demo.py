@@ -5,6 +5,7 @@ everything up to date and takes seconds. Any study whose patients are synthetic 
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import dagster as dg
 from dagster_graphql import DagsterGraphQLClient
 
-from curvas_assets.cohort.phantom import Disagreement, write_cohort
+from curvas_assets.cohort.phantom import CONTRASTS, Disagreement, write_cohort
 from curvas_assets.errors import CurvasError, StudyError
 from curvas_assets.file_paths import ANY, PATIENT, below_data
 from curvas_assets.local.deployment import DEMO_STUDY, LocalDeployment, require_port, state_of, typed_as
@@ -142,7 +143,19 @@ def cohort_of(study: Study) -> dict[str, Any]:
     distribution, so that what its predictors say can be compared with the truth.
     """
     drawn = None if study.name in OF_HABITS else Disagreement()
-    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn}
+    images = {"images": images_of(study)} if study.channels else {}
+    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn, **images}
+
+
+def images_of(study: Study) -> dict[str, str]:
+    """File name → what phantoms show there: a CT where HU are normalised, else the MR sequence of the channel's name, or T1 and T2 in
+    turn.
+    """
+    sequences, shown = itertools.cycle(CONTRASTS), dict[str, str]()
+    for channel in study.images:
+        usual = next(sequences) if not channel.is_ct and channel.name not in CONTRASTS else channel.name
+        shown[channel.file] = "CT" if channel.is_ct else usual
+    return shown
 
 
 def chosen_executor(asked: str, tell: Progress) -> str:

@@ -96,7 +96,7 @@ def missing_files(study: Study, data: Path) -> Iterator[str]:
 
 def _files_of_scans(study: Study) -> list[str]:
     """The files of a patient's scan: those of its channels, or the one that `image` names."""
-    return [channel.file for channel in getattr(study, "images", ())] or [study.image]
+    return study.image_files
 
 
 def _patients_with(study: Study, pattern: str, paths: list[str]) -> set[str]:

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from curvas_assets.errors import ReportError
 from curvas_assets.report.chart import Chart, Scene, Surface, Swatch
-from curvas_assets.report.slices import contours, map_panel, segmentation_panel, slice_panel, tinted, windowed
+from curvas_assets.report.slices import (
+    Window,
+    contours,
+    map_panel,
+    segmentation_panel,
+    slice_panel,
+    tinted,
+    windowed,
+)
 from curvas_assets.report.style import (
     CT_WINDOW_HU,
     DISSENSUS_COLOUR,
@@ -36,7 +44,7 @@ class SliceView:
     Args:
         patient: the patient's id.
         z: index of the slice.
-        image: CT, HU, (Y, X) in array order.
+        image: (Y, X) in array order, of a CT in HU.
         annotations: label maps (R, Y, X).
         annotators: whose they are; the study's, in order, when left out.
         spacing_mm: voxel size along (Z, Y, X).
@@ -47,6 +55,8 @@ class SliceView:
         mutual_information: nats (Y, X), or None.
         case: why this patient is shown: `typical`, `worst` of a metric, `outlier` in one; empty for no reason.
         metric: which, if there is one.
+        channel: what the image shows if it is no CT, such as T1; empty for a CT.
+        window: intensities that are shown black and white; None for a CT's soft-tissue window.
     """
 
     patient: str
@@ -62,6 +72,8 @@ class SliceView:
     annotators: tuple[str, ...] = ()
     case: str = ""
     metric: str = ""
+    channel: str = ""
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         maps = [m for m in (self.segmentation, self.predictive_entropy, self.mutual_information) if m is not None]
@@ -140,7 +152,7 @@ def why_shown(view: SliceView, words: "Words") -> str:
 
 
 def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Words") -> Chart:
-    """Each annotator's contours on the CT, dissensus highlighted.
+    """Each annotator's contours on the scan, dissensus highlighted.
 
     Args:
         view: the slice.
@@ -152,11 +164,17 @@ def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Word
     maps = radiological(view.annotations, view.orientation)
     apart = dissensus(maps) if len(maps) else np.zeros(image.shape, bool)
     labelled = np.any(maps > 0, axis=0) if len(maps) else apart
-    low, high = (f"{limit:.0f}".replace("-", "−") for limit in CT_WINDOW_HU)
+    low, high = (f"{limit:.0f}".replace("-", "−") for limit in view.window or CT_WINDOW_HU)
     share = f"{100 * apart.sum() / labelled.sum():.0f} %" if labelled.any() else "0 %"
     millimetres = pixel_mm(view.spacing_mm, view.orientation)
+    shown = {"z": view.z, "low": low, "high": high, "share": share}
+    caption = (
+        words("contours_caption_channel", channel=view.channel, **shown)
+        if view.channel
+        else words("contours_caption", **shown)
+    )
     panel = slice_panel(
-        tinted(windowed(image), {DISSENSUS_COLOUR: apart}),
+        tinted(windowed(image, view.window), {DISSENSUS_COLOUR: apart}),
         millimetres,
         [*contours(maps, annotators, millimetres), Swatch(colour=DISSENSUS_COLOUR, name=words("dissensus"))],
         titles=(words("x_pixels"), words("y_pixels")),
@@ -164,7 +182,7 @@ def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Word
     return Chart(
         name=f"annotators_{view.patient}",
         title=words("contours_title", patient=view.patient),
-        caption=f"{why_shown(view, words)} {words('contours_caption', z=view.z, low=low, high=high, share=share)}".strip(),
+        caption=f"{why_shown(view, words)} {caption}".strip(),
         rows=[[panel]],
         size_in=(5.2, 5.2),
         height_px=520,
@@ -174,7 +192,7 @@ def annotators_on_slice(view: SliceView, annotators: Sequence[str], words: "Word
 
 
 def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: "Words") -> Chart:
-    """Segmentation on the CT, predictive entropy and mutual information, side by side.
+    """Segmentation on the scan, predictive entropy and mutual information, side by side.
 
     Args:
         view: the slice.
@@ -195,7 +213,9 @@ def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: "Wo
     millimetres = pixel_mm(view.spacing_mm, view.orientation)
     across, down = words("x_pixels"), words("y_pixels")
     panels = [
-        segmentation_panel(image, labels, class_names, millimetres, words("segmentation"), titles=(across, down)),
+        segmentation_panel(
+            image, labels, class_names, millimetres, words("segmentation"), titles=(across, down), window=view.window
+        ),
         *(
             map_panel(radiological(nats, view.orientation), millimetres, words.metric(name), titles=(across, ""))
             for name, nats in (
@@ -205,10 +225,16 @@ def uncertainty_on_slice(view: SliceView, class_names: Sequence[str], words: "Wo
             if nats is not None
         ),
     ]
+    shown = {"z": view.z, "predictor": view.predictor}
+    caption = (
+        words("uncertainty_caption_channel", channel=view.channel, **shown)
+        if view.channel
+        else words("uncertainty_caption", **shown)
+    )
     return Chart(
         name=f"uncertainty_{view.patient}",
         title=words("uncertainty_title", patient=view.patient),
-        caption=f"{why_shown(view, words)} {words('uncertainty_caption', z=view.z, predictor=view.predictor)}".strip(),
+        caption=f"{why_shown(view, words)} {caption}".strip(),
         rows=[panels],
         size_in=(3.3 * len(panels), 3.4),
         height_px=430,

@@ -16,6 +16,7 @@ from curvas_assets.report import paper
 from curvas_assets.report.chart import Axis, Chart, Line, Panel, Scale
 from curvas_assets.report.slices import (
     Slice,
+    Window,
     coloured,
     contours,
     map_panel,
@@ -54,16 +55,18 @@ def preview_scan(
     annotation_slices: Sequence[Slice],
     spacing_mm: tuple[float, ...],
     *,
+    window: Window | None = None,
     orientation: Orientation = DEFAULT_ORIENTATION,
     annotators: Sequence[str] | None = None,
     title: str | None = None,
 ) -> bytes:
-    """One CT slice with each annotator's contours.
+    """One slice of a scan with each annotator's contours.
 
     Args:
-        image_slice: CT, HU, (Y, X).
+        image_slice: (Y, X), of a CT in HU.
         annotation_slices: label maps (Y, X), one per annotator; may be empty.
         spacing_mm: voxel size along (Z, Y, X) or (Y, X).
+        window: intensities that are shown black and white; a CT's soft-tissue window if left out.
         orientation: directions of the array axes X, Y, Z, or the image's affine.
         annotators: names for the legend; 1…R when left out.
         title: heading of the picture.
@@ -78,7 +81,7 @@ def preview_scan(
     millimetres = pixel_mm(spacing_mm, orientation)
     names = annotators or [str(1 + index) for index in range(len(annotation_slices))]
     maps = [radiological(labels, orientation) for labels in annotation_slices]
-    pixels = windowed(radiological(image_slice, orientation))
+    pixels = windowed(radiological(image_slice, orientation), window)
     panel = slice_panel(pixels, millimetres, contours(maps, names, millimetres))
     return _drawn([panel], (4.2, 4.4), title)
 

@@ -18,9 +18,13 @@ Pixels = npt.NDArray[np.uint8]
 """RGB, (Y, X, 3)."""
 
 
-def windowed(image: Slice) -> Pixels:
-    """A CT slice, HU, in the soft-tissue window."""
-    low, high = CT_WINDOW_HU
+Window = tuple[float, float]
+"""Intensities that are shown black and white."""
+
+
+def windowed(image: Slice, window: Window | None = None) -> Pixels:
+    """A slice in shades of grey; of a CT, in HU, without a window in that of soft tissue."""
+    low, high = window or CT_WINDOW_HU
     grey = np.clip((image - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
@@ -99,19 +103,21 @@ def segmentation_panel(
     title: str,
     *,
     titles: tuple[str, str] = ("", ""),
+    window: Window | None = None,
 ) -> Panel:
-    """Organs in their colours on the CT, or on black without one.
+    """Organs in their colours on the scan, or on black without one.
 
     Args:
-        image: CT, HU, (Y, X), or None.
+        image: (Y, X), of a CT in HU, or None.
         labels: label map (Y, X).
         class_names: background and organs; a label beyond them is called by its number.
         pixel_mm: width and height of a pixel.
         title: above.
         titles: of the axes.
+        window: as for `windowed`.
     """
     present = [int(label) for label in np.unique(labels) if label > 0]
-    below = np.zeros((*labels.shape, 3), np.uint8) if image is None else windowed(image)
+    below = np.zeros((*labels.shape, 3), np.uint8) if image is None else windowed(image, window)
     swatches = [
         Swatch(
             colour=colour_of(ORGAN_COLOURS, label - 1),

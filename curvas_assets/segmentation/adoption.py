@@ -55,7 +55,7 @@ class AdoptedModel:
         best_ema_dice: its exponential moving average of the pseudo-Dice; None if the checkpoint does not say.
         curve: per epoch, as `train_model` gives it; without rows if the checkpoint holds none.
         voxel_order: of the scans that it knows, such as LPS; None if nobody says.
-        normalisation: of intensities, nnU-Net's name.
+        normalisation: of intensities, nnU-Net's name; of several channels one after the other.
         unseen: in words, how we know that the model learned from none of the patients it predicts for scoring.
         seen: what its folder says about that: patients or cases under `trained_on` or `left_out`; empty if it says
             nothing.
@@ -112,7 +112,7 @@ def adopt_model(
     path = _checkpoint(source, model, ask)
     state, snapshots = _load(path, model), _snapshots(path)
     _require_configuration(study, state, ask)
-    parts = require_plans(plans, study.plans.configuration, ask)
+    parts = require_plans(plans, study.plans.configuration, ask, channels=len(study.images))
     seen = _seen(model, source, str(dataset.get("file_ending", ".nii.gz")))
     adopted = AdoptedModel(
         checkpoint=path.name,
@@ -120,7 +120,7 @@ def adopt_model(
         **_progress(state),
         curve=_curve(state.get("logging") or {}),
         voxel_order=order,
-        normalisation=str(parts.normalization_schemes[0]),
+        normalisation=", ".join(map(str, parts.normalization_schemes)),
         unseen=_require_unseen(study, model, seen, ask),
         seen=seen,
         snapshots=len(snapshots),
@@ -177,7 +177,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
     dataset, fingerprint = _json(source / "dataset.json", subject), _json(source / "dataset_fingerprint.json", subject)
     require_classes(study, dataset, ask)
     require_labels(study, annotator, dataset, ask, several=True)
-    configuration = require_plans(plans, study.plans.configuration, ask).configuration
+    configuration = require_plans(plans, study.plans.configuration, ask, channels=len(study.images)).configuration
     if "data_identifier" not in configuration:
         raise ask.refused("its plans name no folder of cases (data_identifier)", "Give the plans that nnU-Net 2 wrote.")
     cases = {path.name.removesuffix(".b2nd") for path in (source / configuration["data_identifier"]).glob("*.b2nd")}
@@ -192,7 +192,7 @@ def adopt_dataset(study: Study | str | Path, annotator: str, source: str | Path,
         )
     several = study.fusion(annotator) in KEPT_APART
     for case in cases:
-        _require_case(source / configuration["data_identifier"], case, len(study.class_names), ask, several=several)
+        _require_case(source / configuration["data_identifier"], case, study, ask, several=several)
     orders = {case: _order_of_case(source / configuration["data_identifier"] / f"{case}.pkl", ask) for case in cases}
     order = READERS[plans["image_reader_writer"]] or _one_order(orders, ask) or recorded_order(dataset, ask)
     splits = _splits(study, source, cases, ask)
@@ -418,9 +418,9 @@ def _require_usable(study: Study, model: ModelId, folder: Path, adopted: Adopted
 # Cases of a dataset ---------------------------------------------------------------------------------------------------
 
 
-def _require_case(folder: Path, case: str, classes: int, ask: Told, *, several: bool) -> None:
-    """Require that a preprocessed case is whole: one channel, and labels of the study on the same voxels, of one annotator or,
-    if `several`, of each.
+def _require_case(folder: Path, case: str, study: Study, ask: Told, *, several: bool) -> None:
+    """Require that a preprocessed case is whole: the study's channels, and labels of the study on the same voxels, of one annotator
+    or, if `several`, of each.
     """
     import blosc2
     import numpy as np
@@ -437,10 +437,12 @@ def _require_case(folder: Path, case: str, classes: int, ask: Told, *, several: 
             "Preprocess it again.",
         ) from error
     wanted = (max(1, shapes[1][0]) if several and len(shapes[1]) == 4 else 1, *shapes[0][1:])
-    if len(shapes[0]) != 4 or shapes[0][0] != 1 or shapes[1] != wanted:
+    channels, classes = [channel.name for channel in study.images], len(study.class_names)
+    if len(shapes[0]) != 4 or shapes[0][0] != len(channels) or shapes[1] != wanted:
+        of = f"{channels[0]} alone" if len(channels) == 1 else ", ".join(channels)
         raise ask.refused(
             f"{case} has an image of {shapes[0]} and labels of {shapes[1]} (channel, z, y, x)",
-            "Give what was preprocessed of the CT alone, by nnU-Net 2.6 or newer.",
+            f"Give what was preprocessed of the {of}, by nnU-Net 2.6 or newer.",
         )
     strange = [int(label) for label in found if not -1 <= label < classes]
     if strange:

@@ -30,9 +30,9 @@ from curvas_assets.geometry import by
 from curvas_assets.inputs import as_path, existing_file, made_folder
 from curvas_assets.machine import available_memory
 from curvas_assets.predictors import KEPT_APART, Fusion
-from curvas_assets.segmentation.requirements import FUSED
+from curvas_assets.segmentation.requirements import FUSED, channel_names
 from curvas_assets.segmentation.runtime import PLANS_NAME, dataset_name, nnunet_folders, preprocessing_threads, quiet
-from curvas_assets.segmentation.scans import TrainingScan, TrainingScans, unusable
+from curvas_assets.segmentation.scans import Images, TrainingScan, TrainingScans, unusable
 from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import FOLDS, SPLIT_SEED, Plans, Study, load_study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, RECORD
@@ -56,6 +56,7 @@ class DatasetFacts:
     planner: str
     configuration: str
     intensity: dict[str, float]
+    """Of the annotated voxels of the first channel; the fingerprint has all channels."""
     seconds: float
     digest: str
     voxel_order: str | None = None
@@ -84,8 +85,9 @@ def prepare_dataset(
     Args:
         study: plans and training settings; the study itself, or its name or path for `load_study`.
         annotator: whose label maps these are, or a fusion of several (`Study.fusion`).
-        scans: patient → (image, annotation), NIfTI files on the same voxels of the world, each in any voxel order. For a
-            fusion: (image, annotation of each who annotated this patient).
+        scans: patient → (image, annotation), NIfTI files on the same voxels of the world, each in any voxel order; of a study
+            with several channels an image of each, in their order. For a fusion: (image, annotation of each who annotated
+            this patient).
         folder: receives `dataset.json`, `dataset_fingerprint.json`, `nnUNetPlans.json`, `splits_final.json` and the
             preprocessed cases; a stock nnU-Net can use it as a folder of `nnUNet_preprocessed`.
         all_annotations: patient → every annotator's file; needed for `plans.shared_intensity_statistics`.
@@ -111,8 +113,8 @@ def prepare_dataset(
         raise SegmentationError(
             "preparing the dataset", annotator, "no training patient", "Name patients in the study's training sets."
         )
-    fusion = study.fusion(annotator)
-    files = {patient: _files(patient, of, None if fusion else 2) for patient, of in scans.items()}
+    fusion, channels = study.fusion(annotator), len(study.images)
+    files = {p: _split(_files(p, of, None if fusion else channels + 1), channels) for p, of in scans.items()}
     names = {patient: list((drawn_by or {}).get(patient, ())) for patient in files} if fusion else {}
     _require_names(told, files, names)
     annotations = {patient: _files(patient, files) for patient, files in (all_annotations or {}).items()}
@@ -123,13 +125,13 @@ def prepare_dataset(
     attempted, subject = told["attempted"], told["subject"]
     with (
         tempfile.TemporaryDirectory(prefix="nnunet-", dir=folder.parent) as scratch,
-        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(files, channels=fusion in KEPT_APART)),
+        told_of_disk(attempted, subject, folder.parent, lambda: _needed_bytes(files, kept_apart=fusion in KEPT_APART)),
     ):
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         scans_read = TrainingScans(study, Path(scratch, "scans")) if read is None else read
         with nnunet_folders(raw=raw, preprocessed=preprocessed, results=Path(scratch, "results")):
             cases = [
-                _Case(p, image, drawn, fusion, annotations.get(p), scans_read) for p, (image, *drawn) in files.items()
+                _Case(p, images, drawn, fusion, annotations.get(p), scans_read) for p, (images, drawn) in files.items()
             ]
             made = preprocessed / name
             made.mkdir(parents=True)
@@ -190,32 +192,41 @@ def content_of(path: Path) -> bytes:
     return json.dumps({k: v for k, v in json.loads(content).items() if k != RECORD}, indent=1).encode()
 
 
-def _require_names(told: dict[str, Any], files: Mapping[str, Sequence[Path]], names: Mapping[str, list[str]]) -> None:
+Files = tuple[Images, list[Path]]
+"""Images of a patient, and label maps."""
+
+
+def _split(files: list[Path], channels: int) -> Files:
+    return tuple(files[:channels]), files[channels:]
+
+
+def _require_names(told: dict[str, Any], files: Mapping[str, Files], names: Mapping[str, list[str]]) -> None:
     """Require of a fusion, whose names these are, one name for each annotation, and at least one."""
     for patient, annotators in names.items():
-        if len(set(annotators)) != len(files[patient]) - 1 or not annotators:
+        _, drawn = files[patient]
+        if len(set(annotators)) != len(drawn) or not annotators:
             raise SegmentationError(
                 told["attempted"],
                 told["subject"],
-                f"{len(files[patient]) - 1} annotations of {patient}, by {annotators or 'nobody'}",
+                f"{len(drawn)} annotations of {patient}, by {annotators or 'nobody'}",
                 "Name the annotator of each annotation in drawn_by.",
             )
 
 
-def _needed_bytes(scans: Mapping[str, Sequence[Path]], *, channels: bool = False) -> int:
+def _needed_bytes(files: Mapping[str, Files], *, kept_apart: bool = False) -> int:
     """Disk that a dataset takes while it is made, about: images (float32), labels (int16) and scans as stored (float32 at most).
 
     Args:
-        scans: patient → image and annotations.
-        channels: whether each annotation is kept.
+        files: of each patient.
+        kept_apart: whether each annotation is kept.
     """
     needed = 0
-    for image, *drawn in scans.values():
+    for images, drawn in files.values():
         try:
-            voxels = int(np.prod(nib.Nifti1Image.from_filename(image).shape, dtype=np.int64))
+            voxels = int(np.prod(nib.Nifti1Image.from_filename(images[0]).shape, dtype=np.int64))
         except DAMAGED:  # reported where it is read
             continue
-        needed += (8 + 2 * (len(drawn) if channels else 1)) * voxels
+        needed += (8 * len(images) + 2 * (len(drawn) if kept_apart else 1)) * voxels
     return needed
 
 
@@ -223,7 +234,11 @@ def _files(patient: str, files: Any, number: int | None = None) -> list[Path]:
     """A patient's existing files, `number` of them, or any if None; anything else raises a SegmentationError."""
     told: Any = {"attempted": "preparing the dataset", "subject": str(patient), "error": SegmentationError}
     if not isinstance(files, Sequence) or isinstance(files, str) or number not in (None, len(files)):
-        wanted = "every annotator's file" if number is None else "the image's and the annotation's path"
+        wanted = "every annotator's file"
+        if number is not None:
+            wanted = (
+                "the image's and the annotation's path" if number == 2 else f"{number - 1} images and the annotation"
+            )
         raise SegmentationError(
             told["attempted"], told["subject"], f"{files!r:.120}", f"Give {wanted} of each patient."
         )
@@ -235,33 +250,33 @@ class _Case:
     """A training patient: files, and what is read of them when it is needed."""
 
     patient: str
-    image: Path
+    images: Images
     annotations: Sequence[Path]
     fusion: Fusion | None
     everybodys: Sequence[Path] | None
     read: TrainingScans
 
     def scan(self) -> TrainingScan:
-        return self.read.scan(self.patient, self.image)
+        return self.read.scan(self.patient, self.images)
 
     def labels(self) -> PackedLabels:
         """The label map that is learned, (1, Z, Y, X); of `random` and `soft` that of each annotator, (R, Z, Y, X)."""
         if self.fusion == "majority" or self.fusion == "staple":
-            return self.read.fused(self.patient, self.image, self.annotations, self.fusion)
-        drawn = [self.read.labels(self.patient, self.image, annotation) for annotation in self.annotations]
+            return self.read.fused(self.patient, self.images, self.annotations, self.fusion)
+        drawn = [self.read.labels(self.patient, self.images, annotation) for annotation in self.annotations]
         return drawn[0] if self.fusion is None else PackedLabels.stacked(drawn)
 
     def forget(self) -> None:
         for annotation in self.annotations:
-            self.read.forget(self.patient, self.image, annotation)
+            self.read.forget(self.patient, self.images, annotation)
 
     def foreground(self, study: Study) -> PackedLabels:
         """Where intensities are sampled: in the annotator's organs, or in anybody's if several are fused, or if the
         statistics are shared.
         """
         if study.plans.shared_intensity_statistics:
-            return self.read.unions(self.patient, self.image, self.everybodys or ())
-        return self.labels() if self.fusion is None else self.read.unions(self.patient, self.image, self.annotations)
+            return self.read.unions(self.patient, self.images, self.everybodys or ())
+        return self.labels() if self.fusion is None else self.read.unions(self.patient, self.images, self.annotations)
 
 
 def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, Any]:
@@ -273,13 +288,16 @@ def _write_raw(study: Study, cases: Sequence[_Case], folder: Path) -> dict[str, 
     """
     folder.mkdir(parents=True)
     dataset = {
-        "channel_names": {"0": "CT"},
+        "channel_names": channel_names(study),
         "labels": {name: label for label, name in enumerate(study.class_names)},
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
         RECORD: CANONICAL,
     }
-    named = {case.patient: {"images": [str(case.image)], "label": str(case.annotations[0])} for case in cases}
+    named = {
+        case.patient: {"images": [str(image) for image in case.images], "label": str(case.annotations[0])}
+        for case in cases
+    }
     reader = {"overwrite_image_reader_writer": "SimpleITKIO"}
     _write_json(folder / "dataset.json", {**dataset, **reader, "dataset": named})
     return dataset
@@ -298,37 +316,41 @@ def _fingerprint(study: Study, annotator: str, cases: Sequence[_Case]) -> dict[s
             "Give all annotations, or switch the setting off.",
         )
     number = int(study.plans.intensity_samples // len(cases))
-    samples: list[npt.NDArray[Any]] = []
+    samples: list[list[npt.NDArray[Any]]] = []
     shapes: list[list[int]] = []
     for case in cases:
         scan, drawn = case.scan(), case.foreground(study)
         case.labels()  # refused now rather than after planning, if it does not fit
         slabs = (drawn[0, z : z + DEPTH] > 0 for z in range(0, drawn.shape[1], DEPTH))
-        samples.append(sample_intensities(scan.voxels(), slabs, scan.box, number))
+        samples.append(sample_intensities(scan.channels(), slabs, scan.box, number))
         shapes.append([stop - start for start, stop in scan.box])
-    intensities = np.concatenate(samples)
-    if not intensities.size:
+    intensities = [np.concatenate(of_channel) for of_channel in zip(*samples, strict=True)]
+    if not intensities[0].size:
         raise SegmentationError(
             "preparing the dataset", annotator, "no voxel of any organ is annotated", "Check the annotations' labels."
         )
-    low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5))
     return {
         "spacings": [list(map(float, case.scan().facts["spacing"])) for case in cases],
         "shapes_after_crop": shapes,
         "foreground_intensity_properties_per_channel": {
-            "0": {
-                "mean": float(np.mean(intensities)),
-                "median": float(median),
-                "std": float(np.std(intensities)),
-                "min": float(np.min(intensities)),
-                "max": float(np.max(intensities)),
-                "percentile_99_5": float(high),
-                "percentile_00_5": float(low),
-            }
+            str(number): _statistics(of_channel) for number, of_channel in enumerate(intensities)
         },
         "median_relative_size_after_cropping": float(
             np.median([np.prod(s) / np.prod(case.scan().grid.shape) for s, case in zip(shapes, cases, strict=True)])
         ),
+    }
+
+
+def _statistics(intensities: npt.NDArray[Any]) -> dict[str, float]:
+    low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5))
+    return {
+        "mean": float(np.mean(intensities)),
+        "median": float(median),
+        "std": float(np.std(intensities)),
+        "min": float(np.min(intensities)),
+        "max": float(np.max(intensities)),
+        "percentile_99_5": float(high),
+        "percentile_00_5": float(low),
     }
 
 
@@ -453,6 +475,7 @@ def _preprocess_case(
         Frame,
         estimate_memory,
         is_known,
+        looks_at_scans,
         preprocess,
         preprocess_image,
         preprocess_labels,
@@ -460,32 +483,40 @@ def _preprocess_case(
     )
 
     scan, threads, drawn = case.scan(), preprocessing_threads(), case.labels()
-    voxels, properties, channels = scan.voxels(), scan.properties(), range(drawn.shape[0])
+    images, properties, channels = scan.channels(), scan.properties(), range(drawn.shape[0])
     if not is_known(configuration):
-        each = [preprocess(voxels, drawn[r], scan.properties(), plans, configuration, dataset) for r in channels]
+        each = [preprocess(images, drawn[r], scan.properties(), plans, configuration, dataset) for r in channels]
         image, _, properties = each[0]
         seg = np.concatenate([labels for _, labels, _ in each if labels is not None])
         if len(each) > 1:
             properties["class_locations"] = _by_channel([facts["class_locations"] for _, _, facts in each])
         save_case(target, image, seg, properties, configuration)
         return seg
-    frame = Frame.of(voxels, properties, plans, configuration, scan.box)
+    frame = Frame.of(images, properties, plans, configuration, scan.box)
     most = max(int(np.count_nonzero(drawn[r])) for r in channels)
-    needed = estimate_memory(frame, voxels.itemsize, most, channels=len(channels))
+    needed = estimate_memory(
+        frame,
+        sum(one.itemsize for one in images),
+        most,
+        channels=len(channels),
+        images=len(images),
+        whole=looks_at_scans(configuration),
+    )
     _require_memory(case.patient, frame.shape, frame.wanted, needed)
     if len(channels) == 1:
-        seg = preprocess_labels(frame, voxels, drawn[0], configuration, threads=threads)
+        seg = preprocess_labels(frame, images, drawn[0], configuration, threads=threads)
         properties["class_locations"] = sample_organs(seg, plans, dataset)
     else:
         seg, sampled = np.empty((len(channels), *frame.wanted), np.int16), []
         for r in channels:
-            seg[r] = preprocess_labels(frame, voxels, drawn[r], configuration, threads=threads)[0]
+            seg[r] = preprocess_labels(frame, images, drawn[r], configuration, threads=threads)[0]
             sampled.append(sample_organs(seg[r : r + 1], plans, dataset))
         properties["class_locations"] = _by_channel(sampled)
     settings = [plans.foreground_intensity_properties_per_channel, plans.transpose_forward, configuration.configuration]
-    depends_on = json.dumps([str(scan.file), *settings], sort_keys=True, default=str)
+    depends_on = json.dumps([list(map(str, scan.files)), *settings], sort_keys=True, default=str)
     made = case.read.images.get(depends_on)
-    image = None if made else preprocess_image(frame, voxels, plans, configuration, threads=threads)
+    own = None if shared or len(channels) > 1 else drawn[0]  # an image of several annotators depends on none of them
+    image = None if made else preprocess_image(frame, images, plans, configuration, labels=own, threads=threads)
     save_case(target, image, seg, properties, configuration)
     stored = target.with_name(f"{target.name}.b2nd")
     if made:

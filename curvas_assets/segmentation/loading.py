@@ -34,7 +34,7 @@ from curvas_assets.study import MOST_LOADER_WORKERS
 PHASES = ("train", "validation")
 Phase = Literal["train", "validation"]
 Batch = dict[str, Any]
-"""`data` float32 (B, 1, Z, Y, X), `target` int16 of the same shape for each output of the network, `keys`: the patients."""
+"""`data` float32 (B, C, Z, Y, X), `target` int16 (B, 1, Z, Y, X) for each output of the network, `keys`: the patients."""
 SEQUENCE = 2
 """Number of the rule by which batches are drawn. Another rule gives other batches, and other models."""
 

@@ -26,7 +26,13 @@ from curvas_assets.inputs import as_path
 from curvas_assets.machine import available_memory
 from curvas_assets.predictors import FLIP, SNAPSHOT
 from curvas_assets.segmentation.export import Export, SoftmaxSlab
-from curvas_assets.segmentation.preprocessing import SLICES_IN_FLIGHT, is_known, preprocess
+from curvas_assets.segmentation.preprocessing import (
+    NORMALISING_BYTES,
+    SLICES_IN_FLIGHT,
+    is_known,
+    looks_at_scans,
+    preprocess,
+)
 from curvas_assets.segmentation.requirements import Told, recorded_order, require_classes, require_plans
 from curvas_assets.segmentation.runtime import (
     choose_device,
@@ -35,10 +41,11 @@ from curvas_assets.segmentation.runtime import (
     preprocessing_threads,
     quiet,
 )
+from curvas_assets.segmentation.scans import require_one_grid
 from curvas_assets.segmentation.training import BEST, SNAPSHOT_FILE
 from curvas_assets.storage.encoding import EncodedSlab
 from curvas_assets.study import Study, load_study
-from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, read_voxels
+from curvas_assets.voxel_order import CANONICAL, DAMAGED, READERS, RECORD, Turn, open_image, read_channels
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +60,14 @@ class PreparedScan:
     """One patient's scan, and what models with equal preprocessing share of it.
 
     Args:
-        image: the file.
+        images: the file of each channel.
         patient: whose it is.
-        grid: of the file.
+        grid: of the first file.
         preprocessed: `Predictor.sharing` of a model → the network's input and nnU-Net's properties. Whoever needs an
             entry no longer may remove it; it is made again if it is asked for.
     """
 
-    image: Path
+    images: tuple[Path, ...]
     patient: str
     grid: Grid
     preprocessed: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict, repr=False)
@@ -175,15 +182,28 @@ class Predictor:
         self._room_for_weights: float | None = None
         self._loading = threading.Lock()
 
-    def open(self, image: str | Path, patient: str) -> PreparedScan:
+    def open(self, image: str | Path | Sequence[str | Path], patient: str) -> PreparedScan:
         """A patient's scan; nothing is decoded before the first model needs it.
 
+        Args:
+            image: the file, or of a study with several channels one for each, in their order.
+            patient: whose it is.
+
         Raises:
-            SegmentationError: there is no such file, it is no 3-D NIfTI, or its grid is sheared.
+            SegmentationError: there is no such file, it is no 3-D NIfTI, its grid is sheared, or channels are missing or lie on
+                other voxels than the first.
         """
         told: Any = {"attempted": "opening the scan", "subject": str(patient), "error": SegmentationError}
-        opened = open_image(image, **told)
-        return PreparedScan(Path(opened.get_filename()), str(patient), Grid.of(opened))
+        files = list(image) if isinstance(image, list | tuple) else [image]
+        wanted = [channel.name for channel in self.study.images]
+        if len(files) != len(wanted):
+            found = f"{len(files)} images, and the study has {len(wanted)}: {', '.join(wanted)}"
+            raise SegmentationError(told["attempted"], told["subject"], found, "Give one file of each, in this order.")
+        opened = [open_image(file, **told) for file in files]
+        paths, grids = [Path(one.get_filename()) for one in opened], [Grid.of(one) for one in opened]
+        for path, grid in zip(paths[1:], grids[1:], strict=True):
+            require_one_grid(self.study, grids[0], grid, (paths[0].name, path.name), str(patient))
+        return PreparedScan(tuple(paths), str(patient), grids[0])
 
     def prepare(
         self, scan: PreparedScan, model_folder: str | Path, *, variant: str = "", checked: bool = False
@@ -262,7 +282,14 @@ class Predictor:
 
     def _memory(self, scan: PreparedScan, model: _Model) -> StepMemory:
         spacing_mm, ours = model.configuration.configuration["spacing"], is_known(model.configuration)
-        return estimate_steps(scan.grid, spacing_mm, len(self.study.class_names), preprocessing_is_ours=ours)
+        return estimate_steps(
+            scan.grid,
+            spacing_mm,
+            len(self.study.class_names),
+            preprocessing_is_ours=ours,
+            channels=len(scan.images),
+            whole=looks_at_scans(model.configuration),
+        )
 
     def pinned(self) -> AbstractContextManager[int]:
         """The number of torch's threads, fixed for a block in which threads of this process predict.
@@ -297,8 +324,10 @@ class Predictor:
         model = self.load(model_folder)
         voxels = np.linspace(-200, 200, 7 * 6 * 5, dtype=np.float32).reshape(7, 6, 5)
         length = 0.8 * max(model.configuration.spacing)
-        nib.save(nib.Nifti1Image(voxels, np.diag([-length, -length, length, 1.0])), scratch / "rehearsal.nii.gz")
-        scan = self.open(scratch / "rehearsal.nii.gz", "a rehearsal")
+        files = [scratch / f"rehearsal_{number}.nii.gz" for number in range(len(self.study.images))]
+        for file in files:
+            nib.save(nib.Nifti1Image(voxels, np.diag([-length, -length, length, 1.0])), file)
+        scan = self.open(files, "a rehearsal")
         turn = self._turn(scan, model)
         data, properties = self._preprocess(scan, model)
         logits = torch.zeros((len(self.study.class_names), *data.shape[1:]))
@@ -349,7 +378,7 @@ class Predictor:
                 "Materialise trained_model again.",
             ) from error
         require_classes(self.study, dataset, told)
-        require_plans(plans_json, name, told)
+        require_plans(plans_json, name, told, channels=len(self.study.images))
         reader = plans_json["image_reader_writer"]
         order = READERS[reader] or recorded_order(dataset, told) or self.unrecorded_order()
         device = choose_device(self.study.prediction.device)
@@ -434,13 +463,14 @@ class Predictor:
         if found is None:
             told: Any = {"attempted": "reading the scan", "subject": scan.patient, "error": SegmentationError}
             try:
-                voxels, spacing = read_voxels(open_image(scan.image, **told), model.order)
+                channels, spacing = read_channels([open_image(image, **told) for image in scan.images], model.order)
             except DAMAGED as error:
-                damage = f"{scan.image.name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
+                named = " or ".join(image.name for image in scan.images)
+                damage = f"{named} is damaged or cut short ({' '.join(str(error).split())[:200]})"
                 raise SegmentationError("reading the scan", scan.patient, damage, "Upload it again.") from error
             with nnunet_folders(), quiet():
                 data, _, properties = preprocess(
-                    voxels[0],
+                    channels,
                     None,
                     {"spacing": spacing},
                     model.plans,
@@ -557,7 +587,13 @@ def _require_fitting(network: Any, weights: Mapping[str, Any]) -> None:
 
 
 def estimate_memory(
-    grid: Grid, target_spacing_mm: Sequence[float], classes: int, *, preprocessing_is_ours: bool = True
+    grid: Grid,
+    target_spacing_mm: Sequence[float],
+    classes: int,
+    *,
+    preprocessing_is_ours: bool = True,
+    channels: int = 1,
+    whole: bool = False,
 ) -> int:
     """Host memory that predicting one scan takes at most, beside torch and nnU-Net themselves, bytes.
 
@@ -569,17 +605,28 @@ def estimate_memory(
         target_spacing_mm: of the network's input.
         classes: C, background included.
         preprocessing_is_ours: whether `preprocessing` does it without nnU-Net.
+        channels: images that the network sees together.
+        whole: whether the normalisation of one of them looks at the whole scan.
     """
-    return estimate_steps(grid, target_spacing_mm, classes, preprocessing_is_ours=preprocessing_is_ours).alone
+    return estimate_steps(
+        grid, target_spacing_mm, classes, preprocessing_is_ours=preprocessing_is_ours, channels=channels, whole=whole
+    ).alone
 
 
 def estimate_steps(
-    grid: Grid, target_spacing_mm: Sequence[float], classes: int, *, preprocessing_is_ours: bool = True
+    grid: Grid,
+    target_spacing_mm: Sequence[float],
+    classes: int,
+    *,
+    preprocessing_is_ours: bool = True,
+    channels: int = 1,
+    whole: bool = False,
 ) -> StepMemory:
     """The same, step by step, as far as steps of different volumes run side by side.
 
     Preprocessing holds the scan as it is read, at most in float64 twice (nibabel scales it, then shifts it), then in
     float32, perhaps with its axes changed, beside the result and the slices in flight (`benchmarks.intake` measures it).
+    Channels are read one after the other and kept in float32.
     nnU-Net's own resamples float64 copies: 9.0 GiB measured at 866 × 512 × 512 from 1.0 to 1.1 mm, 9.3 by this estimate.
     A stored volume takes less than a byte a voxel; it is in memory twice when it is sent.
     """
@@ -588,10 +635,11 @@ def estimate_steps(
     network_voxels = voxels * float(np.prod(spacing_mm) / np.prod(target))
     slices = SLICES_IN_FLIGHT * 8 * float(np.prod(grid.shape[1:], dtype=float))
     in_flight = 6 * 4 * classes * DEPTH * int(np.prod(grid.shape[1:], dtype=np.int64))
-    ours = max(16 * voxels, 8 * voxels + 4 * network_voxels + slices)
+    others, result = 4 * (channels - 1) * voxels, 4 * (channels + (channels > 1)) * network_voxels
+    ours = max(16 * voxels + others, (8 + NORMALISING_BYTES * whole) * voxels + others + result + slices)
     return StepMemory(
-        preparing=int(ours if preprocessing_is_ours else 26 * voxels + 20 * network_voxels),
-        prepared=int(4 * network_voxels),
+        preparing=int(ours if preprocessing_is_ours else channels * (26 * voxels + 20 * network_voxels)),
+        prepared=int(4 * channels * network_voxels),
         window=int(2 * (2 * classes + 2) * network_voxels),
         export=int(2 * classes * network_voxels + 2 * voxels) + in_flight,
         slabs=in_flight,

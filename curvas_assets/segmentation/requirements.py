@@ -10,7 +10,7 @@ from typing import Any
 
 from curvas_assets.errors import SegmentationError
 from curvas_assets.predictors import KEPT_APART
-from curvas_assets.study import Study
+from curvas_assets.study import Channel, Normalisation, Study
 from curvas_assets.voxel_order import READERS, RECORD, is_order
 
 FUSED = "fused_labels"
@@ -18,6 +18,14 @@ FUSED = "fused_labels"
 annotated and a digest of the preprocessed labels."""
 SKIMAGE, TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
 """nnU-Net's two ways to resample probabilities that `prediction` reproduces slab by slab: both linear."""
+
+SCHEMES: dict[Normalisation, str] = {
+    "ct": "CT",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_to_0_1",
+    "none": "noNorm",
+}
+"""Normalisation of a channel → the name by which nnU-Net's planner knows it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Told:
 
 
 def require_classes(study: Study, dataset: Mapping[str, Any], told: Told) -> None:
-    """`dataset.json` has the study's classes with the study's values, and one channel.
+    """`dataset.json` has the study's classes with the study's values, and the study's channels in their order.
 
     Raises:
         SegmentationError: it has other classes, regions or an ignore label; it is nnU-Net 1's; it has other channels.
@@ -60,25 +68,59 @@ def require_classes(study: Study, dataset: Mapping[str, Any], told: Told) -> Non
         raise told.refused(f"{theirs}: not whole numbers", "Give each class one whole number.")
     if dict(labels) != wanted:
         raise told.refused(theirs, "Give what was trained for the study's organs, with their names and values.")
-    _require_one_channel(dataset, told)
+    _require_channels(study, dataset, told)
 
 
-def _require_one_channel(dataset: Mapping[str, Any], told: Told) -> None:
-    channels = dataset.get("channel_names", dataset.get("modality"))
-    if not isinstance(channels, Mapping) or len(channels) != 1:
+def channel_names(study: Study) -> dict[str, str]:
+    """`channel_names` of `dataset.json`: of each channel its own name, if nnU-Net's planner finds its normalisation by that name, else
+    the normalisation's.
+
+    nnU-Net knows nothing else of a normalisation than the name of the channel; a name that it does not know means z-score.
+    """
+    known = {name.casefold() for name in SCHEMES.values()} | {"rgb_to_0_1"}
+
+    def named(channel: Channel) -> str:
+        wanted, given = SCHEMES[channel.normalisation], channel.name.casefold()
+        finds = given == wanted.casefold() or (channel.normalisation == "zscore" and given not in known)
+        return channel.name if finds else wanted
+
+    return {str(number): named(channel) for number, channel in enumerate(study.images)}
+
+
+def _require_channels(study: Study, dataset: Mapping[str, Any], told: Told) -> None:
+    """As many channels as the study has, and of several the same in the same order, as far as names tell."""
+    channels, wanted = dataset.get("channel_names", dataset.get("modality")), [one.name for one in study.images]
+    one = "a patient here has one image" if len(wanted) == 1 else f"a patient here has {', '.join(wanted)}"
+    if not isinstance(channels, Mapping) or len(channels) != len(wanted):
+        remedy = (
+            "Give what was trained on the CT alone."
+            if study.image
+            else "Give what was trained on these, in this order."
+        )
+        raise told.refused(f"its channels are {channels!r:.200}, and {one}", remedy)
+    if len(wanted) == 1:
+        return
+    theirs, ours = [channels.get(str(number)) for number in range(len(wanted))], channel_names(study).values()
+    if strange := [
+        f"{their!r} in place of {name}"
+        for their, name, written in zip(theirs, wanted, ours, strict=True)
+        if str(their).casefold() not in (name.casefold(), written.casefold())
+    ]:
         raise told.refused(
-            f"its channels are {channels!r:.200}, and a patient here has one image",
-            "Give what was trained on the CT alone.",
+            f"its channels are {channels!r:.200}, and {one}: {', '.join(strange)}",
+            "Give what was trained on these channels in this order; if they only have other names, give both the same, in "
+            "dataset.json or in channels of the study file.",
         )
 
 
-def require_plans(plans: Mapping[str, Any], name: str, told: Told) -> Any:
+def require_plans(plans: Mapping[str, Any], name: str, told: Told, *, channels: int = 1) -> Any:
     """nnU-Net's configuration of that name in these plans, everything in it known.
 
     Args:
         plans: of a `plans.json`.
         name: of the configuration.
         told: for whom.
+        channels: that a patient has.
 
     Raises:
         SegmentationError: there is no such configuration, it needs another stage, or one of its parts (reader, axes,
@@ -100,7 +142,8 @@ def require_plans(plans: Mapping[str, Any], name: str, told: Told) -> Any:
             for what in ("data", "seg", "probabilities")
         }
         preprocessor = parts["preprocessor_name"]
-        channels = plans.get("foreground_intensity_properties_per_channel") or plans.get(
+        masked = list(parts["use_mask_for_norm"])
+        statistics = plans.get("foreground_intensity_properties_per_channel") or plans.get(
             "foreground_intensity_properties_by_modality"
         )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, RecursionError) as error:
@@ -118,7 +161,7 @@ def require_plans(plans: Mapping[str, Any], name: str, told: Told) -> Any:
         raise told.refused(f"its spacing is {spacing}, its patch {patch}", f"Plan {name} with {dimensions} axes.")
     _require_frame(plans, told)
     _require_known_classes(plans, preprocessor, schemes, told)
-    _require_intensities(schemes, channels, told)
+    _require_intensities(schemes, masked, statistics, channels, told)
     for what, (function, _) in resampling.items():
         _require_known("resampling function", function, "preprocessing/resampling", told, what)
     require_linear(*resampling["probabilities"], told)
@@ -180,19 +223,25 @@ def _require_known(kind: str, name: Any, below: str, told: Told, what: str = "")
     return found
 
 
-def _require_intensities(schemes: list[Any], channels: Any, told: Told) -> None:
-    """One normalisation, and for CT the intensity statistics it takes."""
-    if len(schemes) != 1:
-        raise told.refused(f"its plans normalise {len(schemes)} channels", "Give what was trained on the CT alone.")
-    statistics = channels.get("0") if isinstance(channels, Mapping) else None
-    needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
-    if schemes == ["CTNormalization"] and (
-        not isinstance(statistics, Mapping) or not all(isinstance(statistics.get(one), int | float) for one in needed)
-    ):
+def _require_intensities(schemes: list[Any], masked: list[Any], statistics: Any, channels: int, told: Told) -> None:
+    """A normalisation of each channel, and of each CT the intensity statistics it takes."""
+    if len(schemes) != channels or len(masked) != channels:
         raise told.refused(
-            f"its plans normalise as CT, and hold no statistics of intensities ({', '.join(needed)})",
-            "Give the plans.json that nnU-Net wrote.",
+            f"its plans normalise {len(schemes)} channels",
+            "Give what was trained on the CT alone."
+            if channels == 1
+            else f"Give what was trained on {channels} channels.",
         )
+    needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
+    for number, scheme in enumerate(schemes):
+        held = statistics.get(str(number)) if isinstance(statistics, Mapping) else None
+        if scheme == "CTNormalization" and (
+            not isinstance(held, Mapping) or not all(isinstance(held.get(one), int | float) for one in needed)
+        ):
+            raise told.refused(
+                f"its plans normalise as CT, and hold no statistics of intensities ({', '.join(needed)})",
+                "Give the plans.json that nnU-Net wrote.",
+            )
 
 
 def require_linear(function: Any, options: Mapping[str, Any], told: Told) -> float:

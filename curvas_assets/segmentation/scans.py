@@ -23,26 +23,29 @@ from curvas_assets.storage.labels import PackedLabels
 from curvas_assets.study import Study
 from curvas_assets.voxel_order import CANONICAL, DAMAGED, itk_reads, open_image, turned_image
 
+Images = tuple[Path, ...]
+"""A file for each channel of a scan, in the study's order."""
+
 
 @dataclass(frozen=True)
 class TrainingScan:
-    """A CT in the canonical order.
+    """A scan in the canonical order.
 
     Args:
-        file: of its voxels as they are stored, (Z, Y, X), for NumPy.
+        files: of each channel's voxels as they are stored, (Z, Y, X), for NumPy.
         grid: of the voxels.
-        box: of the voxels that are not 0, [start, stop] along (Z, Y, X).
-        facts: `spacing` (mm along Z, Y, X) and ITK's geometry, as nnU-Net's reader gives them.
+        box: of the voxels that are not 0 in a channel, [start, stop] along (Z, Y, X).
+        facts: `spacing` (mm along Z, Y, X) and ITK's geometry, as nnU-Net's reader gives them: those of the first channel.
     """
 
-    file: Path
+    files: tuple[Path, ...]
     grid: Grid
     box: list[list[int]]
     facts: dict[str, Any]
 
-    def voxels(self) -> npt.NDArray[Any]:
-        """CT in HU (Z, Y, X), mapped from its file."""
-        return np.load(self.file, mmap_mode="r")
+    def channels(self) -> list[npt.NDArray[Any]]:
+        """The voxels of each channel (Z, Y, X), mapped from their files."""
+        return [np.load(file, mmap_mode="r") for file in self.files]
 
     def properties(self) -> dict[str, Any]:
         """The facts, for nnU-Net to add its own."""
@@ -50,14 +53,14 @@ class TrainingScan:
 
 
 class TrainingScans:
-    """Reads scans and label maps when they are first asked for, and keeps them: CTs on disk, label maps compressed in memory.
+    """Reads scans and label maps when they are first asked for, and keeps them: scans on disk, label maps compressed in memory.
 
     A label map is forgotten when its case is preprocessed, unless annotators share their statistics of intensities: these
     are of everybody's label maps, which are all kept then.
 
     Args:
         study: organs and tolerances.
-        folder: receives voxels as they are stored, two bytes each of a CT, and images that annotators share.
+        folder: receives voxels as they are stored, two bytes each of a CT, and preprocessed images that annotators share.
     """
 
     def __init__(self, study: Study, folder: str | Path):
@@ -65,62 +68,69 @@ class TrainingScans:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.images: dict[str, Path] = {}
         """Preprocessed images that several annotators may share, by all that they depend on."""
-        self._scans: dict[tuple[str, Path], TrainingScan] = {}
-        self._labels: dict[tuple[str, Path, Path], PackedLabels] = {}
-        self._fused: dict[tuple[str, Path, str, tuple[Path, ...]], PackedLabels] = {}
+        self._scans: dict[tuple[str, Images], TrainingScan] = {}
+        self._labels: dict[tuple[str, Images, Path], PackedLabels] = {}
+        self._fused: dict[tuple[str, Images, str, tuple[Path, ...]], PackedLabels] = {}
 
-    def scan(self, patient: str, image: Path) -> TrainingScan:
-        """A patient's CT. What prediction takes as unscaled (also a slope of 0 or NaN) is unscaled here too.
+    def scan(self, patient: str, images: Images) -> TrainingScan:
+        """A patient's scan, of one file per channel. What prediction takes as unscaled (also a slope of 0 or NaN) is unscaled here
+        too.
 
         Raises:
-            SegmentationError: the file is damaged, or ITK, by which nnU-Net reads, has another geometry of it.
+            SegmentationError: a file is damaged, ITK, by which nnU-Net reads, has another geometry of it, or channels lie on
+                different voxels.
         """
-        if (patient, image) not in self._scans:
-            self._scans[patient, image] = _saying_whose(
-                "reading the scan", patient, lambda: _read_scan(image, patient, self.folder / f"{len(self._scans)}.npy")
-            )
-        return self._scans[patient, image]
+        if (patient, images) not in self._scans:
+            number = len(self._scans)
 
-    def labels(self, patient: str, image: Path, annotation: Path) -> PackedLabels:
+            def read() -> TrainingScan:
+                targets = [self.folder / f"{number}_{channel}.npy" for channel in range(len(images))]
+                channels = [_read_channel(file, patient, to) for file, to in zip(images, targets, strict=True)]
+                return _training_scan(self.study, channels, [file.name for file in images], patient)
+
+            self._scans[patient, images] = _saying_whose("reading the scan", patient, read)
+        return self._scans[patient, images]
+
+    def labels(self, patient: str, images: Images, annotation: Path) -> PackedLabels:
         """A label map of a patient on the voxels of the scan: uint8 (1, Z, Y, X), whatever order its file has.
 
         Raises:
             SegmentationError: the file is damaged, or lies elsewhere than the scan.
         """
-        key = patient, image, annotation
+        key = patient, images, annotation
         if key not in self._labels:
-            grid = self.scan(patient, image).grid
+            grid = self.scan(patient, images).grid
             self._labels[key] = _saying_whose(
                 "reading the annotation", patient, lambda: _read_labels(self.study, annotation, grid, patient)
             )
         return self._labels[key]
 
-    def forget(self, patient: str, image: Path, annotation: Path) -> None:
+    def forget(self, patient: str, images: Images, annotation: Path) -> None:
         """Free a label map's memory; it is read again if it is asked for."""
-        self._labels.pop((patient, image, annotation), None)
-        for key in [key for key in self._fused if key[:2] == (patient, image) and annotation in key[3]]:
+        self._labels.pop((patient, images, annotation), None)
+        for key in [key for key in self._fused if key[:2] == (patient, images) and annotation in key[3]]:
             del self._fused[key]
 
     def fused(
-        self, patient: str, image: Path, annotations: Sequence[Path], rule: Literal["majority", "staple"]
+        self, patient: str, images: Images, annotations: Sequence[Path], rule: Literal["majority", "staple"]
     ) -> PackedLabels:
         """One label map of several annotators', as `labels`.
 
         Raises:
             SegmentationError: as `labels`.
         """
-        key = patient, image, rule, tuple(annotations)
+        key = patient, images, rule, tuple(annotations)
         if key not in self._fused:
-            drawn = PackedLabels.stacked([self.labels(patient, image, annotation) for annotation in annotations])
+            drawn = PackedLabels.stacked([self.labels(patient, images, annotation) for annotation in annotations])
             dense = fuse(drawn, rule, len(self.study.organs))
-            self._fused[key] = PackedLabels(1, self.scan(patient, image).grid.shape)
+            self._fused[key] = PackedLabels(1, self.scan(patient, images).grid.shape)
             self._fused[key].put_whole(0, dense)
         return self._fused[key]
 
-    def unions(self, patient: str, image: Path, annotations: Sequence[Path]) -> PackedLabels:
+    def unions(self, patient: str, images: Images, annotations: Sequence[Path]) -> PackedLabels:
         """1 where any annotator sees an organ, as `labels`."""
-        grid = self.scan(patient, image).grid
-        drawn = [self.labels(patient, image, annotation) for annotation in annotations]
+        grid = self.scan(patient, images).grid
+        drawn = [self.labels(patient, images, annotation) for annotation in annotations]
         union = PackedLabels(1, grid.shape)
         for z0 in range(0, grid.shape[0], DEPTH):
             anywhere = np.any([one[0, z0 : z0 + DEPTH] for one in drawn], axis=0)
@@ -147,8 +157,17 @@ def _saying_whose(attempt: str, patient: str, read: Callable[[], Any]) -> Any:
         raise unusable(attempt, patient, error) from error
 
 
-def _read_scan(path: Path, patient: str, target: Path) -> TrainingScan:
-    """A CT, whose voxels are written to `target`.
+@dataclass(frozen=True)
+class _Channel:
+    """A channel as `TrainingScan` describes it, with the `place` that ITK reads of it."""
+
+    file: Path
+    grid: Grid
+    place: dict[str, Any]
+
+
+def _read_channel(path: Path, patient: str, target: Path) -> _Channel:
+    """A channel, whose voxels are written to `target`.
 
     The file is read to its end, because ITK accepts one that is cut short or damaged, and reads NaN and infinity as 0,
     without a word. Voxels without a scale are taken from this reading; with one, the file is read again, by ITK, whose
@@ -199,7 +218,7 @@ def _finite(image: Any, told: dict[str, Any]) -> Iterator[npt.NDArray[Any]]:
         yield slab
 
 
-def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], target: Path) -> TrainingScan:
+def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], target: Path) -> _Channel:
     """As `_read_by_itk`, of voxels without a scale; ITK reads the header alone.
 
     A slope of 0 or NaN means "no scale" in NIfTI, and prediction reads it so; ITK would add the intercept.
@@ -219,26 +238,64 @@ def _read_by_slabs(path: Path, image: Any, slabs: Iterator[npt.NDArray[Any]], ta
     placed.SetSpacing(reader.GetSpacing())
     placed.SetOrigin(reader.GetOrigin())
     placed.SetDirection(reader.GetDirection())
-    return _training_scan(placed, image, np.load(target, mmap_mode="r"), target)
+    return _channel(placed, image, target)
 
 
-def _read_by_itk(path: Path, image: Any, target: Path) -> TrainingScan:
+def _read_by_itk(path: Path, image: Any, target: Path) -> _Channel:
     """As nnU-Net's reader `SimpleITKIO`, but for its copy as float32."""
     import SimpleITK as sitk
 
     read = sitk.ReadImage(str(path))
-    voxels = sitk.GetArrayViewFromImage(read)
-    np.save(target, voxels)
-    return _training_scan(read, image, voxels, target)
+    np.save(target, sitk.GetArrayViewFromImage(read))
+    return _channel(read, image, target)
 
 
-def _training_scan(read: Any, image: Any, voxels: npt.NDArray[Any], target: Path) -> TrainingScan:
+def _channel(read: Any, image: Any, target: Path) -> _Channel:
+    place = {"spacing": read.GetSpacing(), "origin": read.GetOrigin(), "direction": read.GetDirection()}
+    return _Channel(target, Grid.of(image), place)
+
+
+def _training_scan(study: Study, channels: Sequence[_Channel], names: Sequence[str], patient: str) -> TrainingScan:
     from curvas_assets.segmentation.preprocessing import nonzero_box
 
-    spacing = read.GetSpacing()
-    place = {"spacing": spacing, "origin": read.GetOrigin(), "direction": read.GetDirection()}
-    facts = {"sitk_stuff": place, "spacing": list(np.abs(list(spacing)[::-1]))}
-    return TrainingScan(target, Grid.of(image), nonzero_box(voxels), facts)
+    first, *others = channels
+    for name, other in zip(names[1:], others, strict=True):
+        require_one_grid(study, first.grid, other.grid, (names[0], name), patient)
+        order = voxel_order(other.grid, first.grid)
+        if not is_same_order(
+            order
+        ):  # of an oblique scan, headers that differ by a rounding may have two nearest orders
+            np.save(other.file, reordered(np.load(other.file), order))
+    facts = {"sitk_stuff": first.place, "spacing": list(np.abs(list(first.place["spacing"])[::-1]))}
+    files = tuple(channel.file for channel in channels)
+    return TrainingScan(files, first.grid, nonzero_box([np.load(file, mmap_mode="r") for file in files]), facts)
+
+
+def require_one_grid(study: Study, grid: Grid, other: Grid, names: tuple[str, str], patient: str) -> None:
+    """Require that a further channel of a scan lies on the voxels of the first, in whatever order.
+
+    Args:
+        study: its tolerances.
+        grid: of the first channel.
+        other: of the further one.
+        names: of their files.
+        patient: whose they are.
+
+    Raises:
+        SegmentationError: it lies elsewhere.
+    """
+    require_same_grid(
+        other,
+        voxel_order(other, grid),
+        grid,
+        spacing_tolerance_mm=study.intake.spacing_tolerance_mm,
+        place_tolerance_mm=study.intake.origin_tolerance_mm,
+        remedy="Resample it onto the voxels of the first channel.",
+        attempted=f"comparing {names[1]} with {names[0]}",
+        subject=patient,
+        error=SegmentationError,
+        what="channel",
+    )
 
 
 def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLabels:

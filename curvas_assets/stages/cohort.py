@@ -12,7 +12,7 @@ from curvas_assets.errors import PatientError
 from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.patients import fetch_patient, scored_region, uploaded
+from curvas_assets.stages.patients import fetch_patient, scored_region, shown_window, uploaded
 from curvas_assets.stages.stored import Artefacts, Markdown, Outcome, Picture, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import tables
@@ -30,7 +30,7 @@ SCAN_CHECKS = (
     Check("labels_are_complete", "Every annotator drew every organ, in whole numbers and the scan's voxel order."),
     Check(
         "intensities_are_plausible",
-        "HU as of a CT: air below -500, some soft tissue, something above 0, nothing beyond ±32768.",
+        "Of a CT, HU: air below -500, some soft tissue, something above 0, nothing beyond ±32768. Of another channel, not one value alone.",
     ),
 )
 GONE = "its files are gone from the bucket since it was taken in"
@@ -104,7 +104,7 @@ def select_test_scans(
         checks["region_is_not_empty"].look(patient)
         bridged = {
             "patient": patient,
-            "files": [file for file in record["files"] if file["name"] == study.image],
+            "files": [file for file in record["files"] if file["name"] in study.image_files],
             "shape": shape,
             "spacing_mm": facts["spacing_mm"],
             "affine": record["affine"],
@@ -197,6 +197,7 @@ def _preview(study: Study, patient: intake.Patient) -> Picture:
         patient.scan[z],
         list(patient.annotations[:, z]),
         patient.grid.spacing_mm,
+        window=shown_window(study, patient.facts),
         orientation=patient.grid.orientation,
         annotators=study.annotator_names,
         title=f"{patient.id}, slice {z}",

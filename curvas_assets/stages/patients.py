@@ -85,6 +85,7 @@ def fetch_patient(
         PatientError: as `Found.files_of`.
     """
     paths, files = dict[str, Path](), list[dict[str, Any]]()
+    of_channels = {channel.file: channel.name for channel in there.study.channels}
     placed = any(
         PATIENT in name or ANY in name for name in there.study.files
     )  # else a file's name says where it stands
@@ -94,7 +95,9 @@ def fetch_patient(
         local.parent.mkdir(parents=True, exist_ok=True)
         objects.download(key, local)
         sha256 = directories.sha256_of(local)
-        files.append({"name": name, "key": key, "size": there.objects[path].size, "sha256": sha256, **elsewhere})
+        channel = {"channel": of_channels[name]} if name in of_channels else {}
+        size = there.objects[path].size
+        files.append({"name": name, "key": key, "size": size, "sha256": sha256, **elsewhere, **channel})
     files.sort(key=lambda file: there.study.files.index(file["name"]))
     return PatientFiles(patient, paths, tuple(there.found.shown(patient))), files
 
@@ -105,7 +108,8 @@ def _place(folder: Path, file: Mapping[str, Any]) -> Path:
 
 
 def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, names: Collection[str]) -> PatientFiles:
-    """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in.
+    """The files of a validated patient on the scan's voxels, whatever order an annotation is stored in. Further channels of a scan stay in
+    their own order: whoever reads them brings them into the one that the network knows.
 
     Every reader of annotations after the intake takes them from here.
 
@@ -134,7 +138,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 "the file has changed since it was taken in",
                 "Materialise scan (and test_scan) of this patient again, then repeat.",
             ) from error
-        if "facts" in record:
+        if "facts" in record and "channel" not in file:
             intake.bring_onto_scan(path, grid_of(record), record["patient"])
     return PatientFiles(record["patient"], paths)
 
@@ -149,3 +153,18 @@ def scored_region(study: Study, record: dict[str, Any]) -> list[list[int]]:
     """Where a patient is scored, [start, stop] along (Z, Y, X), from the record of its scan."""
     facts = record["facts"]
     return facts["body_region"] if study.evaluation.region == "body" else [[0, n] for n in facts["shape"]]
+
+
+def shown_window(study: Study, facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The intensities of a patient's first channel between which pictures go from black to white; None for a CT's usual window.
+
+    Args:
+        study: whose first channel it is.
+        facts: from the record of the patient's scan.
+    """
+    first = study.images[0]
+    if first.is_ct:
+        return None
+    shares: dict[str, float] = facts["channels"][first.name]["percentiles"]
+    low, high = shares[str(intake.PERCENTILES[0])], shares[str(intake.PERCENTILES[-1])]
+    return low, max(high, low + 1e-6)

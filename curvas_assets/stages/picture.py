@@ -21,7 +21,7 @@ from curvas_assets.predictors import EnsembleId, predictor_of
 from curvas_assets.report import OrganView, SliceView, most_disputed_slice
 from curvas_assets.report.pictures import most_wrong_slice
 from curvas_assets.report.verdict import leading_predictor
-from curvas_assets.stages.patients import fetch_files, grid_of
+from curvas_assets.stages.patients import fetch_files, grid_of, shown_window
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.statistics import directions
 from curvas_assets.statistics.outliers import find_outliers, worst_of
@@ -137,12 +137,14 @@ def _picture(
     patient = case.patient
     record = tables.read_json(objects, layout.scan(patient))
     volume = open_softmax(objects, layout.softmax(patient, predictor))
-    files, blank = fetch_files(objects, record, scratch, study.files), record.get("not_annotated", [])
+    first, *_ = study.image_files
+    wanted = [first, *(annotator.file for annotator in study.annotators)]
+    files, blank = fetch_files(objects, record, scratch, wanted), record.get("not_annotated", [])
     drawn = [i for i, name in enumerate(study.annotator_names) if name not in blank]
     annotations = read_annotations(files, study, not_annotated=blank).only(drawn)
     labels = _labels(volume)
     z = most_disputed_slice(annotations) if case.kind == "typical" else most_wrong_slice(annotations, labels)
-    image = np.asarray(nib.Nifti1Image.from_filename(files[study.image]).dataobj[:, :, z]).T
+    image = np.asarray(nib.Nifti1Image.from_filename(files[first]).dataobj[:, :, z]).T
     grid = grid_of(record)
     view = SliceView(
         patient=patient,
@@ -156,6 +158,8 @@ def _picture(
         segmentation=labels[z],
         case=case.kind,
         metric=case.metric,
+        channel="" if study.images[0].is_ct else study.images[0].name,
+        window=shown_window(study, record["facts"]),
         **_maps(objects, layout, patient, predictor, volume, z, scratch),
     )
     step = tuple(-(-n // LARGEST_3D) for n in labels.shape)

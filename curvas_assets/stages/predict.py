@@ -222,10 +222,10 @@ class _Cells:
             turn.until_computed(self._first)
             while len(self._folders) > 1:
                 shutil.rmtree(self._folders.pop(0), ignore_errors=True)
-            folder, image = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image
+            folder, images = Path(tempfile.mkdtemp(dir=self.scratch)), self.tools.study.image_files
             try:
-                files = fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, [image])
-                self._scan = self.predictor.open(files[image], patient)
+                files = fetch_files(self.tools.objects, self.test_scan[patient].record(), folder, images)
+                self._scan = self.predictor.open([files[image] for image in images], patient)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise

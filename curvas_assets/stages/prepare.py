@@ -104,7 +104,7 @@ def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks
         facts = prepare_dataset(
             study,
             annotator,
-            {p: (of[study.image], *(of[label_files[a]] for a in drawn[p])) for p, of in files.items()},
+            {p: [of[f] for f in (*study.image_files, *(label_files[a] for a in drawn[p]))] for p, of in files.items()},
             Path(folder),
             all_annotations={p: [of[f] for f in label_files.values() if f in of] for p, of in files.items()},
             drawn_by=drawn,

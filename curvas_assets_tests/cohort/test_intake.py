@@ -4,7 +4,7 @@
 - Every defect is refused with the patient, what was found and what to do: no scalars, no header, any bytes at all.
 - A small file behind which there is a large one is refused by its header, and not unpacked.
 - A patient for whom memory does not suffice is refused before the reading, and may be tried again.
-- Intensities that may be no HU are a warning.
+- Intensities that may be no HU are a warning. Beside another channel the CT is judged and shows the body, whichever comes first.
 - A blank map means what the study says, and so does one that is missing; a patient whom nobody annotated is refused.
 - Near-integer labels of a scale slope are rounded and said; an absent organ is a warning and a row for the ledger.
 - Ids with and without the prefix are one patient.
@@ -381,6 +381,26 @@ def test_an_organ_absent_for_one_annotator_is_a_warning_and_a_row_of_the_ledger(
 def test_fractional_hounsfield_units_stay_fractional(patient):
     _change(patient / "image.nii.gz", lambda voxels, affine: (voxels + np.float32(0.25), affine))
     assert read_patient(patient, STUDY).scan.dtype == np.float32
+
+
+def test_beside_another_channel_the_ct_is_judged_and_shows_the_body(tmp_path):
+    raw = STUDY.model_dump(mode="json", exclude={"image"})
+    raw["channels"] = [{"name": "PET", "file": "pet.nii.gz"}, {"name": "ct", "file": "ct.nii.gz"}]
+    study, images = type(STUDY).model_validate(raw), {"pet.nii.gz": "T2", "ct.nii.gz": "CT"}
+    (folder,) = write_cohort(tmp_path, patients=["PHANTOM001"], shape=SHAPE, spacing_mm=SPACING, seed=1, images=images)
+    patient = read_patient(folder, study)
+    scan, annotations = make_patient("PHANTOM001", shape=SHAPE, spacing_mm=SPACING, seed=1)
+    pet, ct = patient.channels
+    assert patient.scan is pet
+    np.testing.assert_array_equal(ct, scan)
+    np.testing.assert_array_equal(read_annotations(folder, study), annotations)
+    facts = patient.facts
+    assert facts["body_region"] == [[s.start, s.stop] for s in body_region(scan)]
+    assert {"range", "percentiles"} <= set(facts["channels"]["PET"])
+    assert {"hu_range", "soft_tissue_share"} <= set(facts["channels"]["ct"])
+    _change(folder / "ct.nii.gz", lambda voxels, affine: (voxels.clip(0), affine))
+    (doubt,) = read_patient(folder, study).warnings
+    assert doubt.startswith("ct: the intensities may be no Hounsfield units (0 …")
 
 
 def test_the_body_region_is_the_in_plane_box_of_positive_hu():

@@ -2,14 +2,15 @@
 
 - A patient depends on the seed and its own name only.
 - Intensities are Hounsfield units of an abdomen; every annotator draws every organ; they agree least on the pancreas.
+- An MR shows the same organs on the same voxels, is 0 around the body and nowhere in it, and leaves the CT as it was.
 - Groups change enhancement and noise, shape and spacing are as asked, and any number of annotators draws.
 """
 
 import numpy as np
 import pytest
 
-from curvas_assets.cohort import read_patient
-from curvas_assets.cohort.phantom import ORGANS, PROTOCOLS, make_patient, write_cohort
+from curvas_assets.cohort import PatientError, read_patient
+from curvas_assets.cohort.phantom import CONTRASTS, ORGANS, PROTOCOLS, make_mr, make_patient, write_cohort
 from curvas_assets.study import load_study
 
 SMALL = {"shape": (32, 64, 64), "spacing_mm": (7.5, 5.25, 5.25)}
@@ -58,3 +59,24 @@ def test_any_number_of_annotators_draws_every_organ(annotators):
     assert annotations.shape == (annotators, *SMALL["shape"])
     for annotation in annotations:
         assert set(np.unique(annotation)) == {0, *ORGANS.values()}
+
+
+def test_an_mr_shows_the_organs_of_the_ct_and_nothing_around_the_body(tmp_path):
+    scan, annotations = make_patient("PHANTOM001", seed=3, **SMALL)
+    brightness: dict[str, float] = {}
+    for contrast in CONTRASTS:
+        mr = make_mr("PHANTOM001", contrast, seed=3, **SMALL)
+        assert mr.dtype == np.int16
+        assert mr.min() == 0
+        body = scan > -600  # bowel and stomach hold air
+        assert (mr[~body] == 0).mean() > 0.8
+        assert (mr[body] > 0).mean() > 0.95
+        assert (mr > 0).mean() < 0.75  # so that nnU-Net normalises inside the body
+        liver, kidney = (mr[annotations[0] == ORGANS[organ]].mean() for organ in ("liver", "kidney"))
+        brightness[contrast] = kidney / liver
+    assert brightness["T1"] < 1 < 2 < brightness["T2"]  # whatever the coils' sensitivity, which is the patient's own
+    images = {"t1.nii.gz": "T1", "ct.nii.gz": "CT"}
+    (folder,) = write_cohort(tmp_path, patients=["PHANTOM001"], seed=3, images=images, **SMALL)
+    assert {path.name for path in folder.iterdir()} == {*images, *(f"annotation_{k}.nii.gz" for k in (1, 2, 3))}
+    with pytest.raises(PatientError, match=r"images \{'x.nii': 'PET'\}.*CT, T1 or T2"):
+        write_cohort(tmp_path / "b", images={"x.nii": "PET"}, **SMALL)

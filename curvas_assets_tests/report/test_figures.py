@@ -5,6 +5,7 @@
 - Undefined and infinite values are not drawn but counted in the caption.
 - Below eight points there is no density and no box, for the screen and for print: the points, larger, and their mean.
 - Pooling reliability bins and averaging risk–coverage curves is right by hand.
+- A slice of a channel that is no CT is shown between its own intensities, and called by its name.
 - Dissensus, and surfaces in millimetres, are right by hand; surfaces keep their volume and stay below the triangles allowed.
 - A forest shows each pair's mean, bound and verdict, and the margin on the worse side; shares of variance and foretold standard
   errors are drawn as they were computed.
@@ -16,6 +17,7 @@
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -339,6 +341,21 @@ def test_the_share_of_dissensus_is_told():
     empty = SliceView("p", 0, np.zeros((1, 4)), np.zeros((2, 1, 4), int), (1, 1, 1))
     assert "(0 % of the voxels" in annotators_on_slice(empty, ["a", "b"], EN).caption
     assert paper.image(annotators_on_slice(empty, ["a", "b"], EN)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("words", "ct"), [(EN, "on the CT"), (Words("fr"), "sur le scanner")])
+def test_a_slice_of_another_channel_is_called_by_its_name_and_shown_between_its_intensities(words, ct):
+    view = replace(make_slice(STUDY), image=make_slice(STUDY).image + 1000, channel="T2", window=(860.0, 1240.0))
+    drawn, maps = annotators_on_slice(view, ["a"], words), uncertainty_on_slice(view, STUDY.class_names, words)
+    assert "860" in drawn.caption
+    assert "1240" in drawn.caption
+    for chart in (drawn, maps):
+        assert "T2" in chart.caption
+        assert ct not in chart.caption
+    assert ct in annotators_on_slice(make_slice(STUDY), ["a"], words).caption
+    brighter = annotators_on_slice(replace(view, window=(0.0, 900.0)), ["a"], words)
+    means = [chart.rows[0][0].marks[0].pixels.mean() for chart in (drawn, brighter)]
+    assert means[0] < means[1]
 
 
 def test_a_slice_without_maps_has_no_uncertainty_picture():

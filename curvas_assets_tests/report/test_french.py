@@ -132,6 +132,7 @@ def test_notes_of_scores_are_french():
 def test_doubts_of_the_intake_are_french(hu_range):
     doubts = implausible_intensities({"hu_range": hu_range})
     doubts += implausible_intensities({"hu_range": (-1024, 2000), "soft_tissue_share": 0.0001})
+    doubts += implausible_intensities({"channels": {"T1": {"range": (3, 3)}, "CT": {"hu_range": hu_range}}})
     assert doubts
     assert unsaid(doubts) == set()
     assert not [told for told in map(in_french, doubts) if "voxel is" in told or "every" in told or "beyond" in told]

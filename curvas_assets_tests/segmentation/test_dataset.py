@@ -272,14 +272,15 @@ def test_a_scan_is_what_nnunets_reader_reads_and_read_once_if_it_has_no_scale(
     if slope == 1:
         monkeypatch.setattr(sitk, "ReadImage", None)
         np.testing.assert_array_equal(itks, voxels.T)
-    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, tmp_path / "scan.nii.gz")
-    assert read.voxels().dtype == itks.dtype
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, (tmp_path / "scan.nii.gz",))
+    (ours,) = read.channels()
+    assert ours.dtype == itks.dtype
     assert itks.dtype == dtype or (slope != 1 and dtype.kind != "f")
-    np.testing.assert_array_equal(read.voxels(), itks)
-    np.testing.assert_array_equal(read.voxels().astype(np.float32), expected)
+    np.testing.assert_array_equal(ours, itks)
+    np.testing.assert_array_equal(ours.astype(np.float32), expected)
     assert read.properties() == properties
     assert repr(read.properties()) == repr(properties)  # also the signs of zeros
-    assert read.box == nonzero_box(expected)
+    assert read.box == nonzero_box([expected])
     assert read.box[2][0] == 3
 
 
@@ -299,7 +300,7 @@ def test_a_scan_whose_file_is_cut_short_or_damaged_is_refused(scans, tmp_path, d
     patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
     path = _written(tmp_path / damage, nib.Nifti1Image.from_filename(image), order, slope)
     assert nib.load(path).get_data_dtype() == np.int16
-    TrainingScans(tiny_study(), tmp_path / "sound").scan(patient, path)
+    TrainingScans(tiny_study(), tmp_path / "sound").scan(patient, (path,))
     whole = path.read_bytes()
     at = 2 * len(whole) // 3
     path.write_bytes(whole[:at] + (bytes([whole[at] ^ 1]) + whole[at + 1 :] if damage.startswith("bit") else b""))
@@ -315,9 +316,9 @@ def test_a_scan_of_slope_0_or_nan_has_no_intercept_as_prediction_reads_it(scans,
     patient, (image, _) = next(iter(_scans(scans, 1).items()))
     sound = nib.Nifti1Image.from_filename(image)
     path = _written(tmp_path / "scan.nii.gz", sound, order, slope, 5)
-    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, path)
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, (path,))
     (predicted,), spacing = read_voxels(nib.Nifti1Image.from_filename(path), "LPS")
-    np.testing.assert_array_equal(read.voxels(), predicted)
+    np.testing.assert_array_equal(read.channels(), [predicted])
     np.testing.assert_array_equal(predicted, read_voxels(sound, "LPS")[0][0])
     assert read.properties()["spacing"] == spacing
 
@@ -329,8 +330,8 @@ def test_a_file_of_the_same_name_that_is_not_compressed_is_not_read_in_its_place
     path = _written(tmp_path / "scan.nii.gz", sound, order)
     other = _written(tmp_path / "scan.nii", sound, order)
     other.write_bytes(other.read_bytes()[:352].ljust(other.stat().st_size, b"\0"))
-    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, path)
-    np.testing.assert_array_equal(read.voxels(), read_voxels(sound, "LPS")[0][0])
+    read = TrainingScans(tiny_study(), tmp_path / "read").scan(patient, (path,))
+    np.testing.assert_array_equal(read.channels(), read_voxels(sound, "LPS")[0])
 
 
 def test_a_scan_with_nan_is_refused(scans, tmp_path):
@@ -406,7 +407,7 @@ def test_for_the_challenges_scans_the_winners_plans_are_planned_and_the_study_sa
     patient, (image, annotation) = next(iter(_scans(scans, 1).items()))
     read = TrainingScans(study, tmp_path / "scans")
     with nnunet_folders(raw=tmp_path / "raw", preprocessed=tmp_path / "made", results=tmp_path / "results"):
-        _write_raw(study, [_Case(patient, image, [annotation], None, None, read)], tmp_path / "raw" / name)
+        _write_raw(study, [_Case(patient, (image,), [annotation], None, None, read)], tmp_path / "raw" / name)
         (tmp_path / "made" / name).mkdir(parents=True)
         # The medians of the challenge's 20 training patients, as the winner's plans record them.
         fingerprint = {

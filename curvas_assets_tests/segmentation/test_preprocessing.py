@@ -2,9 +2,11 @@
 
 - Preprocessing gives nnU-Net's own arrays and properties, to the bit: voxels of any shape, axes in any order, a CT that is
   0 around the body, crops at the border, no organ, no resampling, thick slices along any axis, two-dimensional plans.
+- So it does for several channels of different types and extents, by each of nnU-Net's normalisations, inside the body or
+  everywhere, with labels drawn outside the body and without labels.
 - Resampling gives nnU-Net's own values to the bit for any shapes, on flat ground and where labels tie, by any number of
   threads.
-- The sample of intensities is the one that nnU-Net's fingerprint extractor draws.
+- The sample of intensities is the one that nnU-Net's fingerprint extractor draws, of each channel.
 - Settings that are not known here, and scans with NaN, go to nnU-Net itself; without labels it resamples no mask.
 - A whole dataset has the arrays and the fingerprint of nnU-Net's own functions.
 - The sample of organs takes no more memory than is estimated for it.
@@ -77,7 +79,7 @@ def _both(plans, hu, labels, spacing_mm, threads=2, **settings):
         hu[None].astype(np.float32), seg, {"spacing": list(spacing_mm)}, manager, configuration, DATASET
     )
     properties = {"spacing": list(spacing_mm)}
-    return stock, preprocess(hu, labels, properties, manager, configuration, DATASET, threads=threads)
+    return stock, preprocess(hu[None], labels, properties, manager, configuration, DATASET, threads=threads)
 
 
 def _same(one, other):
@@ -119,6 +121,54 @@ def test_preprocessing_is_nnunets_to_the_bit(plans, name):
     assert {k: repr(v) for k, v in properties.items()} == {k: repr(v) for k, v in ours_told.items()}
     for label, places in properties["class_locations"].items():
         np.testing.assert_array_equal(places, ours_told["class_locations"][label])
+
+
+def _channels(shape):
+    """Sequences that are 0 around the body, each of an extent of its own, beside a CT and a map of fractions."""
+    hu, labels = _scan(shape)
+    random = np.random.default_rng(1)
+    first, second = np.where(hu == 0, 0, hu + 700).astype(np.int16), (hu / np.float32(7)).astype(np.float32)
+    second[:4], second[:, 5:9, 3:8] = 0, 0  # fewer slices, and a hole that the first fills only in part
+    third, fourth = (random.random(shape) * (first > 0)).astype(np.float32), np.where(first, hu, 0).astype(np.float64)
+    return [first, second, third, fourth], labels
+
+
+Z, CT, SHARE, NONE = "ZScoreNormalization", "CTNormalization", "RescaleTo01Normalization", "NoNormalization"
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize(
+    ("name", "schemes", "masked"),
+    [
+        ("coarser along z", [Z, Z], [True, True]),
+        ("axes turned", [Z, Z], [True, True]),
+        ("thick along y", [Z, SHARE, CT, NONE], [True, False, False, False]),
+        ("finer along all axes", [Z, SHARE, NONE, CT], [False] * 4),
+        ("as it is", [Z, CT], [True, False]),
+    ],
+)
+def test_channels_are_preprocessed_as_nnunet_does_to_the_bit(plans, name, schemes, masked, drawn):
+    channels, labels = _channels((14, 23, 26))
+    channels, plans = channels[: len(schemes)], deepcopy(plans)
+    statistics = plans["foreground_intensity_properties_per_channel"]["0"]
+    plans["foreground_intensity_properties_per_channel"] = {str(c): statistics for c in range(len(schemes))}
+    settings = {k: v for k, v in SETTINGS[name].items() if k != "spacing_mm"}
+    manager, configuration = _managers(plans, **settings, normalization_schemes=schemes, use_mask_for_norm=masked)
+    assert is_known(configuration)
+    stacked, given = np.stack([one.astype(np.float32) for one in channels]), labels if drawn else None
+    image, seg, told = DefaultPreprocessor(verbose=False).run_case_npy(
+        stacked, given if given is None else given[None].astype(np.float32), {"spacing": list(SETTINGS[name]["spacing_mm"])},
+        manager, configuration, DATASET,
+    )  # fmt: skip
+    before = [one.copy() for one in channels]
+    own = {"spacing": list(SETTINGS[name]["spacing_mm"])}
+    ours, ours_seg, own = preprocess(channels, given, own, manager, configuration, DATASET, threads=2)
+    _same(ours, image)
+    if drawn:
+        _same(ours_seg, seg)
+        assert -1 in seg
+    assert told["bbox_used_for_cropping"] == own["bbox_used_for_cropping"] != [[0, n] for n in channels[0].shape]
+    assert all((one == kept).all() for one, kept in zip(channels, before, strict=True))
 
 
 def test_a_scan_without_organs_or_labels_or_zeros_is_nnunets_to_the_bit(plans):
@@ -178,7 +228,7 @@ def test_without_labels_nnunet_resamples_the_image_alone(plans, monkeypatch):
 
     monkeypatch.setattr(ConfigurationManager, "resampling_fn_seg", property(asked))
     manager, configuration = _managers(plans, **{k: v for k, v in settings.items() if k != "spacing_mm"})
-    again, _, _ = preprocess(hu, None, {"spacing": list(settings["spacing_mm"])}, manager, configuration, DATASET)
+    again, _, _ = preprocess(hu[None], None, {"spacing": list(settings["spacing_mm"])}, manager, configuration, DATASET)
     _same(again, image)
 
 
@@ -210,10 +260,20 @@ def test_the_sample_of_intensities_is_nnunets(drawn):
     hu, labels = _scan((35, 12, 13))
     labels *= drawn
     image, seg, box = crop_to_nonzero(hu[None].astype(np.float32), labels[None].astype(np.float32))
-    assert nonzero_box(hu) == box != [[0, n] for n in hu.shape]
+    assert nonzero_box([hu]) == box != [[0, n] for n in hu.shape]
     stock, _ = DatasetFingerprintExtractor.collect_foreground_intensities(seg, image, num_samples=500)
     slabs = (labels[z : z + 16] > 0 for z in range(0, 35, 16))
-    np.testing.assert_array_equal(sample_intensities(hu, slabs, box, 500), stock[0])
+    np.testing.assert_array_equal(sample_intensities([hu], slabs, box, 500), stock)
+
+
+def test_the_sample_of_intensities_of_channels_is_nnunets():
+    channels, labels = _channels((35, 12, 13))
+    stacked = np.stack([one.astype(np.float32) for one in channels])
+    image, seg, box = crop_to_nonzero(stacked, labels[None].astype(np.float32))
+    assert nonzero_box(channels) == nonzero_box(stacked) == box
+    stock, _ = DatasetFingerprintExtractor.collect_foreground_intensities(seg, image, num_samples=500)
+    slabs = (labels[z : z + 16] > 0 for z in range(0, 35, 16))
+    np.testing.assert_array_equal(sample_intensities(channels, slabs, box, 500), stock)
 
 
 def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
@@ -255,7 +315,7 @@ def test_a_dataset_is_that_of_nnunets_own_functions(dataset, scans, tmp_path):
 def test_the_sample_of_organs_takes_the_memory_that_is_estimated(plans):
     manager, configuration = _managers(plans)
     hu, seg = np.ones((100, 100, 100), np.int16), np.ones((1, 100, 100, 100), np.int8)
-    frame = Frame.of(hu, {"spacing": [1.0, 0.8, 0.8]}, manager, configuration)
+    frame = Frame.of([hu], {"spacing": [1.0, 0.8, 0.8]}, manager, configuration)
     least, most = (estimate_memory(frame, hu.itemsize, drawn) for drawn in (0, hu.size))
     tracemalloc.start()
     try:

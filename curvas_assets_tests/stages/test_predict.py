@@ -180,9 +180,9 @@ def test_at_most_two_patients_files_are_there_though_no_cell_reaches_the_network
     there = []
 
     class Watched(Predictor):
-        def open(self, image, patient):
-            there.append({path for path in image.parent.parent.iterdir() if path.name != "models"})
-            return super().open(image, patient)
+        def open(self, images, patient):
+            there.append({path for path in images[0].parent.parent.iterdir() if path.name != "models"})
+            return super().open(images, patient)
 
         def _preprocess(self, scan, model):
             raise SegmentationError("reading the scan", scan.patient, "it is damaged", "Upload it again.")

@@ -21,10 +21,7 @@ MAIN = ("general", "annotator", "individual")
 def write(facts: Facts) -> list[Block]:
     """What is asked, the answer in two sentences, every predictor in one table, and what to think of before believing it."""
     w, study = facts.words, facts.study
-    said = {"organs": ", ".join(facts.class_names[1:]), "n": len(study.organs)}
-    several = len(study.annotators) > 1
-    asked = w("question_text", annotators=len(study.annotators), **said) if several else w("question_of_one", **said)
-    blocks: list[Block] = [Text(asked)]
+    blocks: list[Block] = [Text(_question(facts))]
     if facts.by_family.empty:
         return [*blocks, Text(_families(facts))]
     table, *details = predictor_tables(facts)
@@ -196,3 +193,14 @@ def _approximate(facts: Facts) -> list[Block]:
         return []
     counts = {f"{name}s": affected[name].nunique() for name in ("predictor", "patient")}
     return [Text(facts.words("approximate_text", volumes=len(affected), **counts))]
+
+
+def _question(facts: Facts) -> str:
+    """What is asked: of CTs, or of the channels that the study names."""
+    w, study = facts.words, facts.study
+    is_ct = [channel.is_ct for channel in study.images] == [True]
+    images = w("of_ct") if is_ct else w("on_channels", channels=w.joined([channel.name for channel in study.images]))
+    said = {"images": images, "organs": ", ".join(facts.class_names[1:]), "n": len(study.organs)}
+    if len(study.annotators) == 1:
+        return w("question_of_one", **said)
+    return w("question_text", annotators=len(study.annotators), **said)
