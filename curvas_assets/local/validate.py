@@ -81,7 +81,7 @@ def missing_files(study: Study, data: Path) -> Iterator[str]:
     folder = existing_folder(data.expanduser(), **told)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.nii*") if path.is_file()]
     patients = sorted({one for members in study.sets.values() for one in members if one not in study.exclusions})
-    scans = {file: _patients_with(study, file, paths) for file in _files_of_scans(study)}
+    scans = {file: _patients_with(study, file, paths) for file in study.image_files}
     drawn = {annotator.name: _patients_with(study, annotator.file, paths) for annotator in study.annotators}
     for file, of in scans.items():
         if without := [one for one in patients if one not in of]:
@@ -92,11 +92,6 @@ def missing_files(study: Study, data: Path) -> Iterator[str]:
         absent = [one for one in patients if one not in drawn[annotator.name]]
         if absent and len(absent) == len(patients):
             yield f"annotators: {annotator.name} has no file {annotator.file} of any patient in {folder}"
-
-
-def _files_of_scans(study: Study) -> list[str]:
-    """The files of a patient's scan: those of its channels, or the one that `image` names."""
-    return study.image_files
 
 
 def _patients_with(study: Study, pattern: str, paths: list[str]) -> set[str]:
