@@ -114,7 +114,7 @@ def cohort_of(study: Study) -> dict[str, Any]:
     distribution, so that what its predictors say can be compared with the truth.
     """
     drawn = None if study.name in OF_HABITS else Disagreement()
-    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn}
+    return {**COHORT, "organs": study.labels, "annotators": len(study.annotators), "disagreement": drawn}
 
 
 def chosen_executor(asked: str, tell: Progress) -> str:
@@ -137,7 +137,7 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
         return
     tell(f"cohort: making {len(missing)} phantom patients, {len(study.annotators)} annotators, seed {PHANTOM_SEED}")
     groups = {p: study.patient_group(p) or "A" for p in missing}
-    write_cohort(folder, patients=missing, groups=groups, **cohort_of(study))
+    write_cohort(folder, patients=missing, groups=groups, label_values=study.label_values, **cohort_of(study))
     for count, patient in enumerate(missing, 1):
         for name in names:
             objects.upload(f"{settings.data_dir}/{patient}/{name}", folder / patient / name)
