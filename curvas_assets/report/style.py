@@ -70,8 +70,20 @@ FAMILY_DASHES: dict[str, Dash] = {
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 ANNOTATOR_COLOURS = (SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE)
-ORGAN_COLOURS = (VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, BLACK)
-"""By label − 1."""
+# fmt: off
+ORGAN_COLOURS = (
+    VERMILION, SKY, GREEN, PURPLE, ORANGE, BLUE, YELLOW, BLACK,
+    "#0000FF", "#00FF00", "#FF00E1", "#694BD2", "#FF005A", "#4BA500", "#695A00", "#00FF96",
+    "#871E1E", "#00FFFF", "#FFA587", "#C3E196", "#870078", "#F087FF", "#FF3CA5", "#FF0000",
+    "#0F5A00", "#A5F000", "#5A3C69", "#B42DFF", "#A5A5FF", "#FFD278", "#87C3B4", "#A51E5A",
+    "#969600", "#A59669", "#0F3C96", "#005A4B", "#FFD2FF", "#FF695A", "#87FFC3", "#B4F069",
+    "#003CF0", "#0087FF", "#784B2D", "#C3873C", "#B40000", "#A500B4", "#69C369", "#965AB4",
+    "#C39696", "#4BE13C", "#2D8796", "#9687B4", "#F06987", "#3C4B1E", "#874B5A", "#004B69",
+    "#69873C", "#FFE1B4", "#00C3D2", "#5A00B4", "#B4E1FF", "#964B0F", "#D23CB4", "#E15AFF",
+)
+# fmt: on
+"""By class − 1. Those after the eighth were chosen one by one, each as far as possible (CIELAB) from all before it, grey and white: no
+palette of so many is told apart with a colour blindness, so names stand beside them."""
 DISSENSUS_COLOUR = YELLOW
 
 CT_WINDOW_HU = (-160.0, 240.0)
