@@ -192,7 +192,9 @@ def test_a_value_that_nobody_named_is_refused_with_a_remedy(merged, tmp_path):
     strict = MERGED.model_copy(update={"ignored_labels": (9,)})
     for name in ("label_values", "labels"):
         strict.__dict__.pop(name, None)
-    with pytest.raises(PatientError, match=r"label 255 \(allowed: 0 background, 2 kidney, 4 liver, .*9 ignored") as told:
+    with pytest.raises(
+        PatientError, match=r"label 255 \(allowed: 0 background, 2 kidney, 4 liver, .*9 ignored"
+    ) as told:
         read_patient(folder, strict)
     assert "ignored_labels" in told.value.remedy
     with pytest.raises(SegmentationError, match="label 255, which is no organ"):

@@ -480,7 +480,9 @@ def test_a_tumour_and_its_vessels_are_organs(tmp_path, vascular, told):
 
 def test_studies_without_another_reference_or_vessels_keep_their_fingerprints(tmp_path):
     raw = load_study("phantom").model_dump(mode="json")
-    before = {field: value for field, value in raw["evaluation"].items() if field not in ("reference", "vascular", "organs")}
+    before = {
+        field: value for field, value in raw["evaluation"].items() if field not in ("reference", "vascular", "organs")
+    }
     study = load_study("phantom")
     content = json.dumps({"evaluation": before}, sort_keys=True).encode()
     assert study.fingerprint("evaluation") == hashlib.sha256(content).hexdigest()[:12]

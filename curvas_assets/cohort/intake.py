@@ -194,7 +194,9 @@ def bring_onto_scan(path: str | Path, scan: Grid) -> bool:
     labels: npt.NDArray[np.uint8 | np.uint16] = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, path.parent.name, path.name):
         whole = np.rint(slab)
-        if whole.min() < 0 or whole.max() > MOST_VALUE:  # only where `ignored_labels: rest` makes such values background
+        if (
+            whole.min() < 0 or whole.max() > MOST_VALUE
+        ):  # only where `ignored_labels: rest` makes such values background
             whole = np.where((whole < 0) | (whole > MOST_VALUE), 0, whole)
         if whole.max() > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)
@@ -471,7 +473,9 @@ def _look_for_organs(read: _Read, study: Study, patient: str, annotator: Annotat
     present = {study.label_values.class_of(value) for value in read.voxels[annotator.name]}
     if not present - {0} and study.intake.blank_annotation == "not_annotated":
         only = " but for ignored labels" if read.voxels[annotator.name] else ""
-        reason = f"{annotator.file} is blank{only}: not annotated, so it trains nothing and nothing is scored against it"
+        reason = (
+            f"{annotator.file} is blank{only}: not annotated, so it trains nothing and nothing is scored against it"
+        )
         read.not_annotated.append(annotator.name)
         read.warnings.append(reason)
         read.exclusions.append({**row, "organ": "", "reason": reason})
@@ -483,9 +487,7 @@ def _look_for_organs(read: _Read, study: Study, patient: str, annotator: Annotat
             read.exclusions.append({**row, "organ": organ, "reason": reason})
 
 
-def _labels(
-    slab: npt.NDArray[Any], study: Study, patient: str, name: str
-) -> tuple[Labels, dict[int, int], float]:
+def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tuple[Labels, dict[int, int], float]:
     """A slab's classes, how often each value of the file occurs, and the largest distance of a value from a whole number."""
     whole, worst = slab, 0.0
     if not np.issubdtype(slab.dtype, np.integer):

@@ -189,9 +189,7 @@ class StageNeeds:
             # Logits of every class at full size, beside the scan.
             prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=longer, scratch_gib=20, **gpu),
             # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
-            ensembling=Needs(
-                cpus=2, memory_gib=max(8, ceil(_streamed_gib(study))), hours=2 * longer, scratch_gib=20
-            ),
+            ensembling=Needs(cpus=2, memory_gib=max(8, ceil(_streamed_gib(study))), hours=2 * longer, scratch_gib=20),
             scoring=Needs(
                 cpus=2,
                 memory_gib=4

@@ -87,7 +87,9 @@ def test_sixty_four_organs_are_stored_within_bounds_and_scored_alike():
     owner = rng.integers(0, classes, shape)
     logits = rng.choice([4.0, 12.0], (*shape, 1)) * np.eye(classes)[owner] + rng.standard_normal((*shape, classes))
     softmax = np.moveaxis(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True), -1, 0).astype(np.float32)
-    middle = np.floor(2**15 / (1.2 * classes)) / 2**15 + 0.49 * 2**-15  # each organ is rounded down by nearly half a step
+    middle = (
+        np.floor(2**15 / (1.2 * classes)) / 2**15 + 0.49 * 2**-15
+    )  # each organ is rounded down by nearly half a step
     softmax[1:, 0, 0] = middle
     softmax[0, 0, 0] = 1 - (classes - 1) * middle
     annotations = np.stack([owner, np.where(rng.random(shape) < 0.2, 0, owner)])

@@ -23,6 +23,8 @@ def write(facts: Facts) -> list[Block]:
     blocks: list[Block] = [
         Text(w("question_text", annotators=len(study.annotators), organs=", ".join(facts.class_names[1:])))
     ]
+    if len(study.scored_organs) < len(study.organs):
+        blocks.append(Text(w("scored_organs_text", organs=", ".join(map(w.organ, study.scored_organs)))))
     if facts.by_family.empty:
         return [*blocks, Text(_families(facts))]
     table, *details = predictor_tables(facts)
