@@ -61,8 +61,12 @@ def majority(drawn: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     disputed = np.any([one != drawn[0] for one in drawn[1:]], axis=0) if len(drawn) > 1 else np.zeros(fused.shape, bool)
     votes = drawn[:, disputed]
     if votes.size:
-        counts = np.stack([np.count_nonzero(votes == label, axis=0) for label in range(int(votes.max()) + 1)])
-        fused[disputed] = counts.argmax(axis=0)
+        leading, most = np.zeros(votes.shape[1:], np.uint8), np.zeros(votes.shape[1:], np.int64)
+        for label in np.unique(votes):  # ascending, and one at a time: 64 organs would take as many arrays
+            count = np.count_nonzero(votes == label, axis=0)
+            leading[count > most] = label
+            most = np.maximum(most, count)
+        fused[disputed] = leading
     return fused
 
 
@@ -121,7 +125,10 @@ def _boxes(drawn: LabelMaps, organs: int) -> dict[int, tuple[slice, slice, slice
         slab = drawn[:, z0 : z0 + FEW]
         if not slab.any():
             continue
-        for organ, (z, y, x) in seen.items():
+        for organ in map(int, np.unique(slab[slab > 0])):
+            if organ not in seen:
+                continue
+            z, y, x = seen[organ]
             anywhere = np.any(slab == organ, axis=0)
             in_plane = anywhere.any(axis=0)
             z[z0 : z0 + FEW] = anywhere.any(axis=(1, 2))

@@ -30,6 +30,7 @@ from pydantic import (
 from curvas_assets.errors import StudyError
 from curvas_assets.file_paths import ANY, PATIENT, below_data, open_part
 from curvas_assets.inputs import as_path
+from curvas_assets.label_values import MOST_VALUE, LabelValues
 from curvas_assets.predictors import (
     CALIBRATIONS,
     FLIP,
@@ -120,12 +121,32 @@ def _count_or_auto(value: Any) -> Any:
     return value
 
 
+def _values(value: Any) -> Any:
+    """A value, or several that are merged; a list of one is that one. One message for both forms."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(type(one) is int and 1 <= one <= MOST_VALUE for one in several):
+        raise ValueError(f"allowed is a label value, 1 to {MOST_VALUE}, or a list of values that are merged")
+    return several[0] if len(several) == 1 else tuple(several)
+
+
+def _ignored(value: Any) -> Any:
+    """One message for both forms."""
+    if value == "rest" or (
+        isinstance(value, list | tuple) and all(type(one) is int and 1 <= one <= MOST_VALUE for one in value)
+    ):
+        return value
+    raise ValueError(f"allowed is a list of label values, 1 to {MOST_VALUE}, or rest: all that organs does not name")
+
+
+MOST_ORGANS = 64
 MOST_COUNTED = 256
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Millimetres = Annotated[Number, Field(gt=0, le=100)]
 NiftiFile = Annotated[str, Field(max_length=200), AfterValidator(_patients_path), AfterValidator(_nifti)]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
+_Value = Annotated[int, Field(ge=1, le=MOST_VALUE)]
+Values = Annotated[_Value | Annotated[tuple[_Value, ...], Field(min_length=1)], BeforeValidator(_values)]
 
 
 class _Part(BaseModel):
@@ -441,6 +462,9 @@ class Evaluation(_Part):
     cut at several heights, as in the challenge of 2025."""
     vascular: Vascular = Vascular()
     """The tumour and the vessels, if patients are to be scored on how far the one involves the others."""
+    organs: tuple[str, ...] = ()
+    """Organs that are scored; left out: all. The others are segmented as before, and no score or mean over organs is of them. Scores of
+    the whole image, such as `ece`, are of all classes in any case. Changing this makes only scores, and what follows from them, stale."""
 
 
 class CheapEnsembles(_Part):
@@ -601,8 +625,12 @@ class Study(_Part):
     the same voxels, as the annotations are; the first is the one that is shown."""
     annotators: tuple[Annotator, ...] = Field(min_length=1, max_length=50)
     """The experts, each with the file of their label map."""
-    organs: dict[str, Annotated[Whole, Field(ge=1, le=8)]] = Field(min_length=1)
-    """Organ → label value. The labels are 1, 2, 3 … without gaps."""
+    organs: dict[str, Values] = Field(min_length=1)
+    """Organ → its value in the label files, 1 to 65535, or a list of values that are merged, such as those of both kidneys. Up to 64
+    organs."""
+    ignored_labels: Annotated[tuple[_Value, ...] | Literal["rest"], BeforeValidator(_ignored)] = ()
+    """Values of the label files that are read as background, or `rest`: all that `organs` does not name. Any other value that `organs`
+    does not name is refused."""
     patients: PatientIds = PatientIds()
     """How patients are called. Left out: any ids."""
     sets: dict[SetName, tuple[str, ...]]
@@ -722,17 +750,12 @@ class Study(_Part):
                 yield ("patients",), found
         for field, values in (("seeds", self.seeds), ("folds", self.folds), ("training.sets", self.training.sets)):
             yield from _twice(field, values)
-        yield from _twice("organs", list(self.organs.values()))
+        yield from self._problems_of_values()
         yield from _twice("organs", [organ.casefold() for organ in self.organs])
         for organ in self.organs:
             if not KEY.fullmatch(organ) or organ.lower() in RESERVED or organ.isdigit() or len(organ) > 60:
                 allowed = f"letters, digits and dashes, no mere number, and not one of {', '.join(RESERVED)}"
                 yield ("organs", organ), f"{organ!r} is not a valid organ name: allowed are {allowed}"
-        if sorted(self.organs.values()) != list(range(1, len(self.organs) + 1)):
-            found = (
-                f"labels are {sorted(self.organs.values())}, allowed is 1 … {len(self.organs)} without gaps (nnU-Net)"
-            )
-            yield ("organs",), found
         yield from _twice("sets", [one for members in self.sets.values() for one in members])
         yield from self._problems_of_case()
         yield from _twice("groups", [one for members in self.groups.values() for one in members])
@@ -755,6 +778,9 @@ class Study(_Part):
                 )
         if self.name in self.compare_with:
             yield ("compare_with", self.name), "it is this study: name others"
+        yield from _twice("evaluation.organs", self.evaluation.organs)
+        if unknown_organs := [organ for organ in self.evaluation.organs if organ not in self.organs]:
+            yield ("evaluation", "organs"), f"{unknown_organs}, allowed are {sorted(self.organs)}"
         yield from self._problems_of_vessels()
         yield from self._problems_of_labels()
         yield from self._problems_of_ensembles()
@@ -781,6 +807,24 @@ class Study(_Part):
         if self.evaluation.region == "body" and not any(channel.is_ct for channel in self.images) and self.images:
             found = "= 'body': it is where a CT is above 0 HU, and no channel is a CT; write image, or leave it out"
             yield ("evaluation", "region"), found
+
+    def _problems_of_values(self) -> Iterator["Problem"]:
+        """Each value of the label files stands for one organ, or is ignored."""
+        if len(self.organs) > MOST_ORGANS:
+            yield ("organs",), f"{len(self.organs)} organs, allowed are up to {MOST_ORGANS}"
+        taken: dict[int, str] = {}
+        for organ, values in self.organs.items():
+            several = (values,) if isinstance(values, int) else values
+            yield from _twice(f"organs.{organ}", several)
+            for value in dict.fromkeys(several):
+                if taken.setdefault(value, organ) != organ:
+                    yield ("organs", organ), f"the value {value} is that of {taken[value]} already: it has one organ"
+        if self.ignored_labels != "rest":
+            yield from _twice("ignored_labels", self.ignored_labels)
+            for value in dict.fromkeys(self.ignored_labels):
+                if value in taken:
+                    found = f"the value {value} is that of {taken[value]}: leave it out here, or there"
+                    yield ("ignored_labels",), found
 
     def _problems_of_vessels(self) -> Iterator["Problem"]:
         where, named = ("evaluation", "vascular"), self.evaluation.vascular
@@ -964,10 +1008,29 @@ class Study(_Part):
     def annotator_names(self) -> list[str]:
         return [a.name for a in self.annotators]
 
+    @cached_property
+    def label_values(self) -> LabelValues:
+        """The values of label files and the classes they stand for: every reader and writer of such a file goes by it."""
+        values = {organ: (of,) if isinstance(of, int) else of for organ, of in self.organs.items()}
+        return LabelValues(dict(sorted(values.items(), key=lambda item: min(item[1]))), self.ignored_labels)
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Organ → class, 1 … n without gaps, in the order of the smallest value in the files. Everything but the files of people has
+        these: label maps in memory, nnU-Net's datasets, probabilities, scores.
+        """
+        classes = {organ: label for label, organ in enumerate(self.label_values.organs, 1)}
+        return {organ: classes[organ] for organ in self.organs}
+
     @property
     def class_names(self) -> list[str]:
-        """`background`, then the organs in the order of their labels: the first axis of a softmax."""
-        return ["background", *sorted(self.organs, key=lambda organ: self.organs[organ])]
+        """`background`, then the organs in the order of their classes: the first axis of a softmax."""
+        return ["background", *self.label_values.organs]
+
+    @property
+    def scored_organs(self) -> list[str]:
+        """The organs that are scored, in the order of their classes."""
+        return [organ for organ in self.class_names[1:] if organ in (self.evaluation.organs or self.organs)]
 
     @property
     def label_names(self) -> list[str]:
@@ -1295,6 +1358,7 @@ LATER_FIELDS = (
     ("training", "snapshots"),
     ("evaluation", "reference"),
     ("evaluation", "vascular"),
+    ("evaluation", "organs"),
     ("statistics", "comparisons"),
     ("statistics", "margins"),
     ("report", "data_statement"),
@@ -1302,6 +1366,7 @@ LATER_FIELDS = (
     ("patients", "pattern"),
     ("intake", "missing_annotation"),
     ("training_labels", ""),
+    ("ignored_labels", ""),
     ("cheap_ensembles", ""),
     ("calibrated", ""),
     ("conformal", ""),

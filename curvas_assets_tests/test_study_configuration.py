@@ -13,6 +13,8 @@
 - Several channels, or one that is no CT, stand in place of the image; what is left out follows from them, and a study of one CT
   keeps its fingerprints.
 - A tumour and its vessels are organs; studies that name none keep their fingerprints.
+- Organs have any values of the label files, or several; a value belongs to one organ. Studies of values 1 … n are as before.
+- Which organs are scored changes scores, and neither intake, datasets, models, predictions nor calibrations.
 - Every field says what it means: the reference of the study file is made from these sentences.
 """
 
@@ -27,6 +29,7 @@ from pydantic import BaseModel
 
 from curvas_assets.errors import StudyError
 from curvas_assets.predictors import CALIBRATIONS, FUSIONS
+from curvas_assets.stages.table import ASSETS
 from curvas_assets.study import EnsembleId, Family, ModelId, Study, built_in_studies, load_study
 
 
@@ -246,7 +249,19 @@ def test_annotators_organs_seeds_and_folds_are_configuration(tmp_path):
         ({"training__epoch": 3}, r"training.epoch = 3 is not a field \(allowed: .*epochs"),
         ({"plans__planner": "Big"}, r"plans.planner = 'Big': .*nnUNetPlannerResEncM"),
         ({"plans__features_per_stage": [8, 16]}, r"plans.features_per_stage"),
-        ({"organs": {"liver": 2}}, r"organs: labels are \[2\], allowed is 1"),
+        ({"organs": {"liver": 0}}, r"organs.liver = 0: allowed is a label value, 1 to 65535, or a list"),
+        ({"organs": {"liver": [1, 65536]}}, r"organs.liver = \[1, 65536\]: allowed is a label value"),
+        ({"organs": {"liver": []}}, r"organs.liver = \[\]: allowed is a label value"),
+        ({"organs": {"liver": True}}, r"organs.liver = True: allowed is a label value"),
+        ({"organs": {"liver": "2"}}, r"organs.liver = '2': allowed is a label value"),
+        ({"organs": {"liver": [2, 2]}}, r"organs.liver: \[2\] may appear only once"),
+        ({"organs": {"liver": 2, "spleen": [3, 2]}}, r"organs.spleen: the value 2 is that of liver already"),
+        ({"organs": {f"o{n}": n for n in range(1, 66)}}, "organs: 65 organs, allowed are up to 64"),
+        ({"ignored_labels": [2]}, r"ignored_labels: the value 2 is that of kidney"),
+        ({"ignored_labels": [7, 7]}, r"ignored_labels: \[7\] may appear only once"),
+        ({"ignored_labels": "others"}, r"ignored_labels = 'others': allowed is a list of label values, .* or rest"),
+        ({"evaluation__organs": ["spleen"]}, r"evaluation.organs: \['spleen'\], allowed are"),
+        ({"evaluation__organs": ["liver", "liver"]}, r"evaluation.organs: \['liver'\] may appear only once"),
         ({"sets__test": ["PHANTOM001"]}, r"sets: \['PHANTOM001'\] may appear only once"),
         ({"sets__test": ["X1"]}, r"sets.test: 'X1' it is not PHANTOM with up to 3 digits"),
         ({"sets__test": "all"}, r"sets.test = 'all': allowed is a list"),
@@ -591,7 +606,9 @@ def test_a_tumour_and_its_vessels_are_organs(tmp_path, vascular, told):
 
 def test_studies_without_another_reference_or_vessels_keep_their_fingerprints(tmp_path):
     raw = load_study("phantom").model_dump(mode="json")
-    before = {field: value for field, value in raw["evaluation"].items() if field not in ("reference", "vascular")}
+    before = {
+        field: value for field, value in raw["evaluation"].items() if field not in ("reference", "vascular", "organs")
+    }
     study = load_study("phantom")
     content = json.dumps({"evaluation": before}, sort_keys=True).encode()
     assert study.fingerprint("evaluation") == hashlib.sha256(content).hexdigest()[:12]
@@ -610,3 +627,47 @@ def test_a_metric_that_the_study_does_not_have_answers_no_question(tmp_path):
     assert (
         _load(tmp_path, _raw(statistics__primary=primary, evaluation__vascular=vascular)).statistics.primary == primary
     )
+
+
+def test_values_of_label_files_become_classes_in_the_order_of_their_smallest(tmp_path):
+    raw = _raw(checks__volume_ml={}, organs={"pancreas": 9, "kidney": [8, 3], "liver": [7]}, ignored_labels=[255])
+    study = _load(tmp_path, raw)
+    assert study.organs == {"pancreas": 9, "kidney": (8, 3), "liver": 7}
+    assert study.labels == {"pancreas": 3, "kidney": 1, "liver": 2}
+    assert list(study.labels) == list(study.organs)
+    assert study.class_names == ["background", "kidney", "liver", "pancreas"]
+    assert study.label_values.organs == {"kidney": (8, 3), "liver": (7,), "pancreas": (9,)}
+    assert not study.label_values.is_plain
+    assert Study.model_validate(study.model_dump(mode="json")) == study
+    assert all(load_study(name).label_values.is_plain for name in built_in_studies())
+    assert all(load_study(name).labels == load_study(name).organs for name in built_in_studies())
+    many = _load(tmp_path, _raw(checks__volume_ml={}, organs={f"o{n}": 1000 - n for n in range(64)}))
+    assert len(many.class_names) == 65
+    assert many.class_names[1] == "o63"
+
+
+def test_a_wrong_value_is_told_with_its_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    lines = yaml.safe_dump(_raw(organs={"liver": 2, "spleen": 2}, checks__volume_ml={}), sort_keys=False).splitlines()
+    path.write_text("\n".join(lines))
+    with pytest.raises(StudyError, match=rf"line {lines.index('  spleen: 2') + 1}: organs.spleen: the value 2"):
+        load_study(path)
+
+
+def test_which_organs_are_scored_changes_scores_alone(tmp_path):
+    raw = load_study("phantom-full").model_dump(mode="json")
+    whole = Study.model_validate(raw)
+    some = Study.model_validate(raw | {"evaluation": {**raw["evaluation"], "organs": ["liver", "pancreas"]}})
+    assert some.calibrated_ids
+    assert (whole.scored_organs, some.scored_organs) == (whole.class_names[1:], ["pancreas", "liver"])
+    changed = {row.name for row in ASSETS if row.version(whole) != row.version(some)}
+    assert changed == {"scores", "leaderboard", "figures", "report"}
+
+
+@pytest.mark.parametrize("change", [{"ignored_labels": "rest"}, {"ignored_labels": [9]}, {"organs": {"liver": 4}}])
+def test_other_values_of_label_files_are_taken_in_again(change):
+    raw = load_study("phantom").model_dump(mode="json")
+    changed = Study.model_validate(raw | {"checks": {}} | change)
+    study = Study.model_validate(raw | {"checks": {}})
+    rows = {row.name for row in ASSETS if row.version(study) != row.version(changed)}
+    assert {"scan", "preprocessed_dataset", "scores", "ensemble_softmax"} <= rows

@@ -11,6 +11,7 @@ from curvas_assets.stages import compare as stage
 from curvas_assets.stages import needs, table
 from curvas_assets.stages.stored import Artefact
 from curvas_assets.statistics import rank_among_teams
+from curvas_assets.statistics.challenge import TEAM_ORGANS
 from curvas_assets.study import Study
 
 
@@ -38,12 +39,13 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition | dg
     @declare.table(table.LEADERBOARD, stage.LEADERBOARD_CHECK)
     def leaderboard(study_scores: Artefact):
         """The three families among the challenge's teams, with what may be compared and what may not."""
+        alike = len(study.organs) == len(TEAM_ORGANS)  # with further classes, scores of the whole image are others
         board = rank_among_teams(
             study_scores.table(),
             region=study.evaluation.region,
             synthetic=study.synthetic,
             reference=study.evaluation.reference,
-            organs=study.class_names[1:],
+            organs=study.scored_organs if alike else study.class_names[1:],
         )
         return table_output(table.LEADERBOARD, board, stage.LEADERBOARD_CHECK, stage.not_ranked(board))
 

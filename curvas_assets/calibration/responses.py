@@ -36,8 +36,9 @@ BETAS = np.geomspace(1 / 20, 20, 40)
 MOST_CELLS = 1 << 19
 """Of the joint histogram, before it is folded into sums."""
 LEAST_CELLS = 1 << 12
-MOST_ORGANS = 8
-"""Whose bins fit into the key of a cell."""
+KEYED_ORGANS = 8
+"""Whose bins fit into the key of a cell. Of more organs, the key is 64 bits of a hash of the bins, which are kept beside it: among
+as many cells as there may be, two of different bins share one with a probability of 1e-8."""
 SURE = 1e-3
 """Organs below this leave a background of 1, as far as the bins of the log-odds can tell."""
 EMPTY = np.uint64(2**64 - 1)
@@ -98,8 +99,7 @@ def count_responses(
         progress: told how many slabs of how many are counted.
 
     Raises:
-        CalibrationError: shapes or labels do not fit together, there are more organs than are counted jointly, or no voxel
-            is left.
+        CalibrationError: shapes or labels do not fit together, or no voxel is left.
         CorruptArtefactError, MissingArtefactError: of a stored volume that cannot be read.
     """
     zs, ys, xs = region
@@ -128,13 +128,6 @@ def _require_fitting(predictors: Mapping[str, SoftmaxVolume], annotations: Any) 
                 f"softmax of shape {tuple(volume.shape)} against annotations {tuple(annotations.shape)}",
                 "Give probabilities and annotations on the same voxels.",
             )
-        if volume.shape[0] - 1 > MOST_ORGANS:
-            raise CalibrationError(
-                "counting a predictor's probabilities",
-                name,
-                f"{volume.shape[0] - 1} organs",
-                f"At most {MOST_ORGANS} are counted jointly.",
-            )
 
 
 def _slabs(
@@ -160,7 +153,9 @@ class _Counter:
         self._annotators, self._organs, self._levels = annotators, organs, levels
         self._tables = tables_of(levels)
         self._codes, self._positives = (np.zeros((organs, levels.size), np.int64) for _ in range(2))
+        self._keys = keys_of(organs)
         self._cells = np.full((LEAST_CELLS, 2), EMPTY, np.uint64)
+        self._bins = np.zeros((LEAST_CELLS, organs if organs > KEYED_ORGANS else 0), np.uint8)
         self._filled, self._voxels = 0, 0
         self._log_odds, self._partition = np.zeros(1), np.zeros(1)
         self._sums = np.zeros((2, BETAS.size))
@@ -180,14 +175,14 @@ class _Counter:
         for z in range(drawn.shape[1]):
             if self._filled > MOST_CELLS:
                 self._fold()
-            self._cells, self._filled = _count(
-                np.array([z0 + z, y0, x0]), codes, drawn[:, z], self._tables, self._codes, self._positives,
-                self._log_odds, self._cells, self._filled,
+            self._cells, self._bins, self._filled = _count(
+                np.array([z0 + z, y0, x0]), codes, drawn[:, z], self._tables, self._keys, self._codes, self._positives,
+                self._log_odds, self._cells, self._bins, self._filled,
             )  # fmt: skip
 
     def _fold(self) -> None:
         """Sum up the joint histogram, and empty it."""
-        _fold(self._cells, self._organs, self._tables.log_odds, BETAS, self._sums, self._partition)
+        _fold(self._cells, self._bins, self._organs, self._tables.log_odds, BETAS, self._sums, self._partition)
         self._cells.fill(EMPTY)
         self._filled = 0
 
@@ -217,6 +212,15 @@ class Tables(NamedTuple):
     bins: npt.NDArray[np.uint8]
     soft: int
     log_odds: npt.NDArray[np.float64]
+
+
+def keys_of(organs: int) -> npt.NDArray[np.uint64]:
+    """What each bin of each organ adds (exclusive or) to the key of a cell, (organs, 256): the bin in a byte of its own, or, of
+    more organs than a key has bytes, random bits (Zobrist's hash).
+    """
+    if organs > KEYED_ORGANS:
+        return np.random.default_rng(organs).integers(0, 2**64, (organs, 256), np.uint64)
+    return np.arange(256, dtype=np.uint64) << (8 * np.arange(organs, dtype=np.uint64)[:, None])
 
 
 def logs_of(levels: Levels) -> npt.NDArray[np.float64]:
@@ -251,17 +255,20 @@ def _bin(d, logs, soft, bins):
 
 
 @njit(cache=True, nogil=True)
-def _count(begin, codes, drawn, tables, histogram, positives, log_odds, cells, filled):
-    """Count one slice: label maps (R, height, width), and codes from `begin` on; returns the joint histogram, which may grow: (key, voxels)."""
+def _count(begin, codes, drawn, tables, keys, histogram, positives, log_odds, cells, kept, filled):
+    """Count one slice: label maps (R, height, width), and codes from `begin` on; returns the joint histogram, which may grow:
+    (key, voxels), the bins of each cell (none where the key tells them), and how many cells are filled.
+    """
     annotators, height, width = drawn.shape
     organs = codes.shape[0]
     z, y0, x0 = begin
     own = np.empty(width, np.uint64)
+    bins = np.empty((width, kept.shape[1]), np.uint8)
     special = np.empty(width, np.bool_)
     odds, given = np.empty(organs), np.empty(organs + 1, np.int64)
     for y in range(height):
         if 2 * (filled + width) > len(cells):
-            cells = _grown(cells)
+            cells, kept = _grown(cells, kept)
         special[:] = False
         for r in range(annotators):
             labels = drawn[r, y]
@@ -269,28 +276,34 @@ def _count(begin, codes, drawn, tables, histogram, positives, log_odds, cells, f
                 special[i] |= labels[i] != 0
         own[:] = np.uint64(0)
         for c in range(organs):
-            line, counts, shift = codes[c, z, y0 + y, x0 : x0 + width], histogram[c], np.uint64(8 * c)
+            line, counts, of_organ = codes[c, z, y0 + y, x0 : x0 + width], histogram[c], keys[c]
             for i in range(width):
                 counts[line[i]] += 1
             for i in range(width):
                 special[i] |= line[i] >= tables.soft
             for i in range(width):
-                own[i] |= np.uint64(tables.bins[line[i]]) << shift
-        run, before = 0, own[0]
+                own[i] ^= of_organ[tables.bins[line[i]]]
+            if kept.shape[1] > 0:
+                for i in range(width):
+                    bins[i, c] = tables.bins[line[i]]
         for i in range(width):
             if special[i]:
-                own[i] = _look(i, z, y0 + y, x0, y, codes, drawn, tables, positives, log_odds, odds, given)
+                own[i] = _look(
+                    i, z, y0 + y, x0, y, codes, drawn, tables, keys, positives, log_odds, odds, given, bins[i]
+                )
+        run, before = 0, own[0]
+        for i in range(width):
             if own[i] == before:
                 run += 1
                 continue
-            filled += _note(cells, before, run)
+            filled += _note(cells, kept, before, run, bins[i - 1])
             run, before = 1, own[i]
-        filled += _note(cells, before, run)
-    return cells, filled
+        filled += _note(cells, kept, before, run, bins[width - 1])
+    return cells, kept, filled
 
 
 @njit(cache=True, nogil=True)
-def _look(i, z, yy, x0, y, codes, drawn, tables, positives, log_odds, odds, given):
+def _look(i, z, yy, x0, y, codes, drawn, tables, keys, positives, log_odds, odds, given, bins):
     """The cell of a voxel whose background is not surely 1, or that an annotator gave to an organ, whose answers are noted."""
     foreground = 0.0
     for c in range(odds.size):
@@ -299,7 +312,10 @@ def _look(i, z, yy, x0, y, codes, drawn, tables, positives, log_odds, odds, give
     key = np.uint64(0)
     for c in range(odds.size):
         odds[c] = tables.logs[codes[c, z, yy, x0 + i]] - background
-        key |= np.uint64(_bin(odds[c], tables.logs, tables.soft, tables.log_odds.size)) << np.uint64(8 * c)
+        b = _bin(odds[c], tables.logs, tables.soft, tables.log_odds.size)
+        key ^= keys[c, b]
+        if bins.size > 0:
+            bins[c] = b
     given[:] = 0
     for r in range(drawn.shape[0]):
         given[drawn[r, y, i]] += 1
@@ -311,7 +327,7 @@ def _look(i, z, yy, x0, y, codes, drawn, tables, positives, log_odds, odds, give
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _note(cells, key, voxels):
+def _note(cells, kept, key, voxels, bins):
     """Add voxels to a cell of the joint histogram; 1 if it is new."""
     mask = np.uint64(len(cells) - 1)
     at = ((key * GOLDEN) >> np.uint64(32)) & mask
@@ -319,6 +335,8 @@ def _note(cells, key, voxels):
         if cells[at, 0] == EMPTY:
             cells[at, 0] = key
             cells[at, 1] = np.uint64(voxels)
+            for c in range(kept.shape[1]):
+                kept[at, c] = bins[c]
             return 1
         at = (at + np.uint64(1)) & mask
     cells[at, 1] += np.uint64(voxels)
@@ -326,18 +344,18 @@ def _note(cells, key, voxels):
 
 
 @njit(cache=True, nogil=True)
-def _grown(cells):
+def _grown(cells, kept):
     """The same histogram in a table of twice the size."""
-    more = np.empty((2 * len(cells), 2), np.uint64)
+    more, bins = np.empty((2 * len(cells), 2), np.uint64), np.empty((2 * len(cells), kept.shape[1]), np.uint8)
     more[:, 0] = EMPTY
     for i in range(len(cells)):
         if cells[i, 0] != EMPTY:
-            _note(more, cells[i, 0], cells[i, 1])
-    return more
+            _note(more, bins, cells[i, 0], cells[i, 1], kept[i])
+    return more, bins
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fold(cells, organs, log_odds, betas, slopes, partition):
+def _fold(cells, kept, organs, log_odds, betas, slopes, partition):
     """Add, over the cells, the derivatives of ln(1 + Σ e^(β d)) by β at the given β, and its value at 1."""
     powers = np.empty((log_odds.size, betas.size))
     for k in range(log_odds.size):
@@ -352,7 +370,7 @@ def _fold(cells, organs, log_odds, betas, slopes, partition):
         second[:] = 0.0
         at_one, voxels = 0.0, np.float64(cells[i, 1])
         for c in range(organs):
-            k = (cells[i, 0] >> np.uint64(8 * c)) & np.uint64(255)
+            k = np.uint64(kept[i, c]) if kept.shape[1] > 0 else (cells[i, 0] >> np.uint64(8 * c)) & np.uint64(255)
             d, own = log_odds[k], powers[k]
             at_one += np.exp(d)
             for b in range(betas.size):

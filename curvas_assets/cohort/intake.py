@@ -7,7 +7,8 @@ Nothing is stored here, and nothing but the patient's files is read.
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -25,6 +26,7 @@ from curvas_assets.errors import CurvasError, PatientError
 from curvas_assets.file_paths import told
 from curvas_assets.geometry import Grid
 from curvas_assets.inputs import existing_folder, to_array
+from curvas_assets.label_values import MOST_VALUE, LabelValues
 from curvas_assets.machine import available_memory
 from curvas_assets.nifti import judge_file, read_slabs, read_type
 from curvas_assets.storage.labels import PackedLabels
@@ -61,7 +63,8 @@ class Patient:
     Args:
         id: the patient's whole name, e.g. UKCHLL077.
         scan: CT in HU, or the first channel, int16 (or float32 if the file holds fractions), (Z, Y, X).
-        annotations: one label map per annotator in the study's order, uint8 (R, Z, Y, X).
+        annotations: one label map per annotator in the study's order, uint8 (R, Z, Y, X), with the study's classes
+            (`Study.labels`) in place of the files' values.
         grid: of the image as nibabel reads it. ITK reads the same, or the patient is refused.
         facts: geometry, intensities, organ volumes and agreement, ready for JSON.
         warnings: what is odd, each a sentence.
@@ -155,6 +158,7 @@ def read_patient(source: PatientFiles | str | Path, study: Study | str | Path) -
         "reordered": read.reordered,
         **intensities,
         **_describe_annotations(annotations, study, grid.voxel_ml, read.not_annotated),
+        **_describe_values(study.label_values, read.voxels),
     }
     return Patient(
         patient,
@@ -183,7 +187,7 @@ def read_annotations(
         not_annotated: annotators whose files may be missing, because the intake found that they did not annotate this patient.
 
     Returns:
-        uint8 (R, Z, Y, X), sliced as a NumPy array is; zeros of those whose file is missing.
+        uint8 (R, Z, Y, X), with the study's classes (`Study.labels`); sliced as a NumPy array is; zeros of those whose file is missing.
 
     Raises:
         PatientError: as `read_patient`, for the annotations.
@@ -202,7 +206,7 @@ def read_annotations(
 
 
 def bring_onto_scan(path: str | Path, scan: Grid, patient: str = "") -> bool:
-    """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is.
+    """Rewrite a validated annotation on the voxels of its scan, for readers that take the file as it is. It keeps its values.
 
     Args:
         path: the annotation, which `read_patient` has taken in; replaced if its voxel order or its header is not the scan's.
@@ -226,9 +230,16 @@ def bring_onto_scan(path: str | Path, scan: Grid, patient: str = "") -> bool:
         raise PatientError(f"reordering {path.name}", patient, found, "Materialise its scan again.")
     if geometry.is_same_order(order) and geometry.displacement_mm(turned, scan) <= SAME_MM:
         return False
-    labels = np.empty(image.shape[::-1], np.uint8)
+    labels: npt.NDArray[np.uint8 | np.uint16] = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, patient, path.name):
-        labels[z0 : z0 + len(slab)] = np.rint(slab)
+        whole = np.rint(slab)
+        if (
+            whole.min() < 0 or whole.max() > MOST_VALUE
+        ):  # only where `ignored_labels: rest` makes such values background
+            whole = np.where((whole < 0) | (whole > MOST_VALUE), 0, whole)
+        if whole.max() > np.iinfo(labels.dtype).max:
+            labels = labels.astype(np.uint16)
+        labels[z0 : z0 + len(slab)] = whole
     labels = geometry.reordered(labels, order)
     written = nib.Nifti1Image(labels.transpose(2, 1, 0), scan.affine)
     written.set_sform(scan.affine, 1)
@@ -506,12 +517,13 @@ def implausible_intensities(facts: Mapping[str, Any]) -> list[str]:
 
 @dataclass
 class _Read:
-    """What reading the annotations found beside their labels."""
+    """What reading the annotations found beside their labels. `voxels`: annotator → value of the file → how many voxels have it."""
 
     warnings: list[str] = field(default_factory=list)
     exclusions: list[dict[str, str]] = field(default_factory=list)
     not_annotated: list[str] = field(default_factory=list)
     reordered: dict[str, str] = field(default_factory=dict)
+    voxels: dict[str, Counter[int]] = field(default_factory=dict)
 
 
 def _annotations(
@@ -548,7 +560,7 @@ def _annotations(
         )
         same_order = geometry.is_same_order(order)
         turned = np.empty(() if same_order else annotation.shape[::-1], np.uint8)
-        present = np.zeros(len(study.organs) + 1, np.int64)
+        voxels = read.voxels[annotator.name] = Counter()
         rounded = 0.0
         for z0, slab in _slabs(annotation, patient, name):
             labels, drawn, far = _labels(slab, study, patient, name)
@@ -556,7 +568,7 @@ def _annotations(
                 keep(r, z0, labels)
             else:
                 turned[z0 : z0 + len(labels)] = labels
-            present += drawn
+            voxels.update(drawn)
             rounded = max(rounded, far)
         if not same_order:
             turned = geometry.reordered(turned, order)
@@ -569,7 +581,7 @@ def _annotations(
             )
         if rounded > ROUNDED:
             read.warnings.append(f"{name}: labels were up to {rounded:.2g} from an integer and were rounded")
-        _look_for_organs(read, study, patient, annotator, name, present)
+        _look_for_organs(read, study, patient, annotator, name)
     if len(read.not_annotated) == len(study.annotators):
         raise PatientError(
             "reading the annotations",
@@ -588,25 +600,22 @@ def _note_not_annotated(read: _Read, patient: str, annotator: Annotator, why: st
     read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": "", "reason": reason})
 
 
-def _look_for_organs(
-    read: _Read, study: Study, patient: str, annotator: Annotator, name: str, present: npt.NDArray[np.int64]
-) -> None:
+def _look_for_organs(read: _Read, study: Study, patient: str, annotator: Annotator, name: str) -> None:
     """Report a blank map with the study's meaning of it, and organs that an annotator did not draw as absent."""
-    if not present[1:].any() and study.intake.blank_annotation == "not_annotated":
-        _note_not_annotated(read, patient, annotator, f"{name} is blank")
+    present = {study.label_values.class_of(value) for value in read.voxels[annotator.name]}
+    if not present - {0} and study.intake.blank_annotation == "not_annotated":
+        only = " but for ignored labels" if read.voxels[annotator.name] else ""
+        _note_not_annotated(read, patient, annotator, f"{name} is blank{only}")
         return
-    for organ, label in study.organs.items():
-        if not present[label]:
+    for organ, label in study.labels.items():
+        if label not in present:
             reason = f"{name} has no {organ}: taken as absent, which counts in training and scores"
             read.warnings.append(reason)
             read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": organ, "reason": reason})
 
 
-def _labels(
-    slab: npt.NDArray[Any], study: Study, patient: str, name: str
-) -> tuple[Labels, npt.NDArray[np.int64], float]:
-    """A slab's labels as whole numbers, how often each organ's occurs, and the largest distance from a whole number."""
-    allowed = {0: "background", **{label: organ for organ, label in study.organs.items()}}
+def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tuple[Labels, dict[int, int], float]:
+    """A slab's classes, how often each value of the file occurs, and the largest distance of a value from a whole number."""
     whole, worst = slab, 0.0
     if not np.issubdtype(slab.dtype, np.integer):
         bad = int((~np.isfinite(slab)).sum())
@@ -616,19 +625,44 @@ def _labels(
             )
         whole = np.round(slab)
         worst = float(np.abs(slab - whole).max())
-    found, times = np.unique(whole[whole != 0], return_counts=True)  # nearly all is background
-    strange = [f"{label:g}" for label in found if label not in allowed]
+    values = study.label_values
+    labels, voxels = values.read(whole)
+    strange = values.unknown(voxels)
     if strange or worst > study.intake.label_tolerance:
-        what = f"label {', '.join(strange[:5])}" if strange else f"labels up to {worst:.3g} from an integer"
+        what = f"label {_few(map(str, strange))}" if strange else f"labels up to {worst:.3g} from an integer"
+        allowed = [(0, "background"), *((value, organ) for organ, of in values.organs.items() for value in of)]
+        ignored = [] if values.ignored == "rest" else [(value, "ignored") for value in values.ignored]
         raise PatientError(
             f"reading {name}",
             patient,
-            f"{what} (allowed: {', '.join(f'{k} {v}' for k, v in sorted(allowed.items()))})",
-            "Map the labels to the study's, or add the organ to the study.",
+            f"{what} (allowed: {_few((f'{value} {of}' for value, of in sorted(allowed + ignored)), 20)})",
+            "Add the values to organs in the study, or to ignored_labels if they are to be read as background."
+            if strange
+            else "Export the label map again with whole numbers.",
         )
-    drawn = np.zeros(len(allowed), np.int64)
-    drawn[found.astype(np.int64)] = times
-    return whole.astype(np.uint8, copy=False), drawn, worst
+    return labels, voxels, worst
+
+
+def _few(words: Iterable[str], most: int = 5) -> str:
+    """The first of some words, and how many there are beside."""
+    named = list(words)
+    return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")
+
+
+def _describe_values(values: LabelValues, voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
+    """Annotator → how many voxels had which value: of each organ, and of those that were ignored. Nothing where the values
+    of files are the study's classes.
+    """
+    if values.is_plain:
+        return {}
+    described: dict[str, Any] = {}
+    for annotator, found in voxels.items():
+        organs = {
+            organ: {str(value): found[value] for value in of if value in found} for organ, of in values.organs.items()
+        }
+        ignored = {str(value): found[value] for value in sorted(found) if values.class_of(value) == 0}
+        described[annotator] = {"organs": organs, "ignored": ignored}
+    return {"label_values": described}
 
 
 def _describe_annotations(
@@ -653,7 +687,7 @@ def _describe_annotations(
             a.name: None if a.name in not_annotated else round(float(c[label]) * voxel_ml, 3)
             for a, c in zip(study.annotators, counts, strict=True)
         }
-        for organ, label in study.organs.items()
+        for organ, label in study.labels.items()
     }
     agreement: dict[str, dict[str, float | None]] = {}
     for (i, j), of_pair in joint.items():
@@ -661,7 +695,7 @@ def _describe_annotations(
         names = f"{study.annotators[i].name}–{study.annotators[j].name}"
         agreement[names] = {}
         blank = {study.annotators[i].name, study.annotators[j].name} & set(not_annotated)
-        for organ, label in study.organs.items():
+        for organ, label in study.labels.items():
             total = int(counts[i][label] + counts[j][label])
             agreement[names][organ] = round(2 * int(both[label]) / total, 4) if total and not blank else None
     return {"organ_volumes_ml": volumes, "dice_between_annotators": agreement}

@@ -26,6 +26,7 @@ from scipy.special import entr, ndtr
 
 from curvas_assets.errors import PatientError
 from curvas_assets.inputs import as_shape, as_spacing, made_folder
+from curvas_assets.label_values import LabelValues
 
 Field = npt.NDArray[np.float32]
 ORGANS = {"pancreas": 1, "kidney": 2, "liver": 3}
@@ -134,6 +135,7 @@ def write_cohort(
     organs: Mapping[str, int] | None = None,
     disagreement: Disagreement | None = None,
     images: Mapping[str, str] | None = None,
+    label_values: LabelValues | None = None,
 ) -> list[Path]:
     """Write a cohort as a user would have it: `<patient>/image.nii.gz`, `<patient>/annotation_<k>.nii.gz`.
 
@@ -150,6 +152,7 @@ def write_cohort(
         disagreement: the distribution that annotators' boundaries are drawn from. Left out: a faithful, a generous, a tight
             annotator (`HANDS`), and further ones of their own habits.
         images: file name → what it shows: `CT`, or one of `CONTRASTS`. `image.nii.gz`, the CT, if left out.
+        label_values: values that the files have in place of the labels; of merged ones the first. Left out: the labels.
 
     Returns:
         The patients' folders.
@@ -189,7 +192,8 @@ def write_cohort(
                 shown = make_mr(name, kind, shape=shape, spacing_mm=spacing_mm, seed=seed, organs=organs)
             _save(shown, affine, target / file)
         for k, annotation in enumerate(annotations, 1):
-            _save(annotation, affine, target / f"annotation_{k}.nii.gz")
+            values = annotation if label_values is None else label_values.written(annotation)
+            _save(values, affine, target / f"annotation_{k}.nii.gz")
         written.append(target)
     return written
 

@@ -144,7 +144,7 @@ def cohort_of(study: Study) -> dict[str, Any]:
     """
     drawn = None if study.name in OF_HABITS else Disagreement()
     images = {"images": images_of(study)} if study.channels else {}
-    return {**COHORT, "organs": study.organs, "annotators": len(study.annotators), "disagreement": drawn, **images}
+    return {**COHORT, "organs": study.labels, "annotators": len(study.annotators), "disagreement": drawn, **images}
 
 
 def images_of(study: Study) -> dict[str, str]:
@@ -179,7 +179,7 @@ def upload_cohort(study: Study, settings: S3Settings, folder: Path, tell: Progre
         return
     tell(f"cohort: making {len(missing)} phantom patients, {len(study.annotators)} annotators, seed {PHANTOM_SEED}")
     groups = {p: study.patient_group(p) or "A" for p in missing}
-    write_cohort(folder, patients=missing, groups=groups, **cohort_of(study))
+    write_cohort(folder, patients=missing, groups=groups, label_values=study.label_values, **cohort_of(study))
     for count, patient in enumerate(missing, 1):
         for name, key in zip(made, places[patient], strict=True):
             objects.upload(key, folder / patient / name)

@@ -136,6 +136,10 @@ class Needs:
         return pod
 
 
+MOST_CLASSES_MEASURED = 9
+"""Eight organs and the background: up to here, hours and what is held beside the voxels were measured; beyond, they grow with them."""
+
+
 @dataclass(frozen=True)
 class StageNeeds:
     """What each stage of one study needs."""
@@ -158,6 +162,7 @@ class StageNeeds:
         """
         plans, training = study.plans, study.training
         annotators, classes = len(study.annotators), len(study.class_names)
+        longer = max(1.0, classes / MOST_CLASSES_MEASURED)
         workers, batch_gib = training.most_loader_workers, _batch_gib(study)
         gpu: dict[str, Any] = {
             "gpus": 1,
@@ -182,15 +187,15 @@ class StageNeeds:
                 **gpu,
             ),
             # Logits of every class at full size, beside the scan.
-            prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=1, scratch_gib=20, **gpu),
+            prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=longer, scratch_gib=20, **gpu),
             # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
-            ensembling=Needs(cpus=2, memory_gib=8, hours=2, scratch_gib=20),
+            ensembling=Needs(cpus=2, memory_gib=max(8, ceil(_streamed_gib(study))), hours=2 * longer, scratch_gib=20),
             scoring=Needs(
                 cpus=2,
                 memory_gib=4
                 + annotators
                 + ceil(_counted_gib(study) + STAPLE_GIB * (study.evaluation.reference == "staple")),
-                hours=1,
+                hours=longer,
                 scratch_gib=5,
             ),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
@@ -202,6 +207,16 @@ def _kept_gib(study: Study) -> float:
     from curvas_assets.segmentation.snapshots import most_kept  # its package is not needed to start
 
     return most_kept(study.training.snapshots) * WEIGHTS_GIB.get(study.plans.planner, LARGE_WEIGHTS_GIB)
+
+
+def _streamed_gib(study: Study) -> float:
+    """What the ensembles of one pass over their members hold, GiB, for slices of 512 × 512 voxels: 16 slices of codes of each
+    member, and of probabilities in sums and means of each ensemble. Next to nothing with few classes.
+    """
+    classes, members = len(study.class_names), max((len(study.members(one)) for one in study.ensemble_ids), default=0)
+    if classes <= MOST_CLASSES_MEASURED:
+        return 0
+    return 2 + classes * (0.008 * members + 0.05 * len(study.ensemble_ids))
 
 
 def _counted_gib(study: Study) -> float:
@@ -220,7 +235,9 @@ def _counted_gib(study: Study) -> float:
     groups, classes = ceil(len(study.annotators) / 4), len(study.class_names)
     vessels = bool(study.evaluation.vascular.vessels)
     counted = predictors * ((0.008 + 0.002 * groups) * classes + 0.035 + 0.005 * vessels)
-    return counted + variants * (0.008 * classes + 0.035)
+    # Then four predictors at a time are scored from int64 copies of what was counted: little up to eight organs.
+    scored = 4 * 0.004 * groups * max(0, classes - MOST_CLASSES_MEASURED)
+    return counted + scored + variants * (0.008 * classes + 0.035)
 
 
 def _kept_labels_gib(study: Study) -> float:

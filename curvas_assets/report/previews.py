@@ -46,6 +46,8 @@ DEFAULT_ORIENTATION = "LPS"
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "pseudo_dice", "ema_dice", "learning_rate", "seconds")
 MOST_MARKED = 30
 """Epochs up to which each is marked on its line."""
+MOST_PANELS = 8
+"""Organs whose probabilities are shown side by side."""
 FAINTEST = 0.01
 """Probability below which the CT alone is shown."""
 
@@ -95,7 +97,8 @@ def preview_softmax(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> bytes:
-    """One slice of a softmax: the probability of each organ, over the CT where it is given.
+    """One slice of a softmax: the probability of each organ, over the CT where it is given. Of more than eight organs, those that
+    have most of the slice.
 
     Args:
         image_slice: CT, HU, (Y, X), or None.
@@ -124,13 +127,17 @@ def preview_softmax(
     names = list(class_names or [str(c) for c in range(organs + 1)])[1:]
     millimetres = pixel_mm(spacing_mm, orientation)
     scan = None if image_slice is None else windowed(radiological(image_slice, orientation))
+    shown = np.sort(np.argsort(-probabilities[1:].sum(axis=(1, 2)), kind="stable")[:MOST_PANELS])
+    if len(shown) < organs:
+        title = f"{title or 'softmax'}, the {len(shown)} of {organs} organs with most of it"
     panels = []
-    for name, probability in zip(names, radiological(probabilities[1:], orientation), strict=True):
+    for c in map(int, shown):
+        name, probability = names[c], radiological(probabilities[1 + c], orientation)
         pixels = coloured(probability, 1.0)
         if scan is not None:
             pixels = np.where(probability[..., None] < FAINTEST, scan, 0.7 * pixels + 0.3 * scan).astype(np.uint8)
         panels.append(slice_panel(pixels, millimetres, title=name, scale=Scale(1.0, "probability")))
-    return _drawn(panels, (min(2.6 * organs, 10.4) + 0.6, 3.0), title)
+    return _drawn(panels, (min(2.6 * len(shown), 10.4) + 0.6, 3.0), title)
 
 
 def preview_uncertainty(

@@ -99,6 +99,17 @@ def checked_names(annotators: Any, count: int) -> list[str]:
     return names
 
 
+def checked_scored(names: Any, organs: Mapping[str, int]) -> dict[str, int]:
+    """The organs that are scored → label, by label; all for None. A ScoringError of anything but a collection of their names."""
+    if names is None:
+        return dict(organs)
+    named = list(names) if isinstance(names, list | tuple | set | frozenset) else []
+    if not named or not all(isinstance(name, str) and name in organs for name in named):
+        remedy = f"Give one or more of {', '.join(organs)}, or None for all."
+        raise _refused("the organs", f"scored_organs = {names!r:.200}", remedy)
+    return {name: label for name, label in organs.items() if name in named}
+
+
 def checked_region(region: Any) -> tuple[slice, slice, slice] | None:
     """Slices along (Z, Y, X), or None for the whole image.
 

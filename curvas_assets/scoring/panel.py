@@ -24,6 +24,7 @@ from curvas_assets.scoring.arguments import (
     checked_organs,
     checked_reference,
     checked_region,
+    checked_scored,
     checked_spacing,
     checked_threshold,
     checked_vessels,
@@ -87,6 +88,8 @@ class PatientReference:
         reference: what `dice` and `confidence` compare with: `consensus`, `majority`, `staple` or `thresholds`.
         tumour: the organ that is a tumour, if its involvement of vessels is to be scored.
         vessels: the organs that are vessels; given with a tumour, and only then.
+        scored_organs: organs that are scored; None for all. Of the others there is no row but as the tumour or a vessel, and
+            they are in no mean over organs. Metrics of the whole image are of all classes in any case.
 
     Raises:
         ScoringError: annotations that are not label maps, an empty region, nobody annotated, or any other argument that is not
@@ -109,6 +112,7 @@ class PatientReference:
         reference: str = "consensus",
         tumour: str = "",
         vessels: Sequence[str] = (),
+        scored_organs: Collection[str] | None = None,
     ):
         self.annotations = checked_annotations(annotations)
         names = checked_names(annotators, self.annotations.shape[0])
@@ -120,6 +124,7 @@ class PatientReference:
             self.annotations = self.annotations.only(chosen) if packed else np.asarray(self.annotations)[chosen]
         self.spacing_mm = checked_spacing(spacing_mm)
         self.organs = checked_organs(organs)
+        self.scored_organs = checked_scored(scored_organs, self.organs)
         self.region = region_of(self.annotations.shape[1:], checked_region(region))
         if any(span.stop <= span.start for span in self.region):
             raise ScoringError(
@@ -244,19 +249,22 @@ class PatientReference:
         approximate: bool,
     ) -> PatientScores:
         """The scores that follow from what a pass found."""
-        reference = references.comparison(self.reference, found, further)
-        ranks = found.ranks or [rank_organ(predictor, self.annotations, c, self.region) for c in self.organs.values()]
+        reference, organs = references.comparison(self.reference, found, further), self.scored_organs
+        if found.ranks:
+            ranks = [found.ranks[c - 1] for c in organs.values()]
+        else:
+            ranks = [rank_organ(predictor, self.annotations, c, self.region) for c in organs.values()]
         rows: list[Row] = [
-            *accuracy.overlap(found, self.organs, reference),
-            *accuracy.surfaces(found, self.organs, self.annotations, self.region, self.spacing_mm, self.tolerance_mm),
-            *accuracy.volumes(found, self.organs, found.soft_voxels, self.voxel_mm3),
-            *calibration.calibration(found, self.organs, self.ece_bins, self.ace_bins),
-            *uncertainty.aleatoric(found, self.organs, reference),
-            *uncertainty.epistemic(found, of_members, self.organs),
-            *failure.failure(found, ranks, self.organs),
+            *accuracy.overlap(found, organs, reference),
+            *accuracy.surfaces(found, organs, self.annotations, self.region, self.spacing_mm, self.tolerance_mm),
+            *accuracy.volumes(found, organs, found.soft_voxels, self.voxel_mm3),
+            *calibration.calibration(found, organs, self.ece_bins, self.ace_bins),
+            *uncertainty.aleatoric(found, organs, reference),
+            *uncertainty.epistemic(found, of_members, organs),
+            *failure.failure(found, ranks, organs),
         ]
         if further is not None and self.reference == "thresholds":
-            rows += references.cut_by_cut(found, further, self.organs)
+            rows += references.cut_by_cut(found, further, organs)
         if further is not None and anatomy is not None:
             rows += vascular.involvement_rows(found, further, anatomy, self.organs)
         table = pd.DataFrame(
@@ -317,6 +325,7 @@ def score(
     reference: str = "consensus",
     tumour: str = "",
     vessels: Sequence[str] = (),
+    scored_organs: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Score one predictor of one patient on every metric.
 
@@ -335,6 +344,7 @@ def score(
         reference: what `dice` and `confidence` compare with: `consensus`, `majority`, `staple` or `thresholds`.
         tumour: the organ that is a tumour, if its involvement of vessels is to be scored.
         vessels: the organs that are vessels; given with a tumour, and only then.
+        scored_organs: organs that are scored; None for all.
 
     Returns:
         Long table: metric, organ, annotator, value, unit, note.
@@ -355,6 +365,7 @@ def score(
         reference=reference,
         tumour=tumour,
         vessels=vessels,
+        scored_organs=scored_organs,
     )
     return patient.score(softmax, members).table
 

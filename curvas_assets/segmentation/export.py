@@ -19,7 +19,7 @@ from curvas_assets.codes import DEPTH, LEAST_FOREGROUND, MOST_FOREGROUND
 from curvas_assets.errors import SoftmaxError
 from curvas_assets.probabilities import SLACK, require_probabilities
 from curvas_assets.segmentation.requirements import Told, require_linear
-from curvas_assets.storage.encoding import UNIFORM, EncodedSlab, encode, search_tables, settle
+from curvas_assets.storage.encoding import MOST_OFF, UNIFORM, EncodedSlab, encode, search_tables, settle
 from curvas_assets.voxel_order import Turn
 
 if TYPE_CHECKING:
@@ -267,4 +267,5 @@ def _unsettled(
     certain = background >= 1
     whole = (background.double().clamp(min=0) + foreground - 1).abs() <= UNIFORM * (1 - 1e-6)
     exact = (certain == (foreground < LEAST_FOREGROUND)) & (certain == (coded < LEAST_FOREGROUND))
-    return ~(whole & (exact | (labels > 0)) & (kept == labels) & (coded <= MOST_FOREGROUND))
+    balanced = (coded - foreground).abs() <= MOST_OFF
+    return ~(whole & balanced & (exact | (labels > 0)) & (kept == labels) & (coded <= MOST_FOREGROUND))

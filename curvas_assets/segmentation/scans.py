@@ -92,10 +92,11 @@ class TrainingScans:
         return self._scans[patient, images]
 
     def labels(self, patient: str, images: Images, annotation: Path) -> PackedLabels:
-        """A label map of a patient on the voxels of the scan: uint8 (1, Z, Y, X), whatever order its file has.
+        """A label map of a patient on the voxels of the scan: uint8 (1, Z, Y, X), whatever order its file has, with the study's
+        classes in place of the file's values.
 
         Raises:
-            SegmentationError: the file is damaged, or lies elsewhere than the scan.
+            SegmentationError: the file is damaged, lies elsewhere than the scan, or has a value that the study does not know.
         """
         key = patient, images, annotation
         if key not in self._labels:
@@ -122,7 +123,7 @@ class TrainingScans:
         key = patient, images, rule, tuple(annotations)
         if key not in self._fused:
             drawn = PackedLabels.stacked([self.labels(patient, images, annotation) for annotation in annotations])
-            dense = fuse(drawn, rule, len(self.study.organs))
+            dense = fuse(drawn, rule, len(self.study.labels))
             self._fused[key] = PackedLabels(1, self.scan(patient, images).grid.shape)
             self._fused[key].put_whole(0, dense)
         return self._fused[key]
@@ -318,7 +319,11 @@ def _read_labels(study: Study, path: Path, scan: Grid, patient: str) -> PackedLa
     same_order = is_same_order(order)
     whole = np.empty(() if same_order else drawn.shape[::-1], np.uint8)
     for z0, slab in read_slabs(drawn, attempted=f"reading {path.name}", subject=patient, error=SegmentationError):
-        values = (slab if slab.dtype.kind in "iu" else np.rint(slab)).astype(np.uint8, copy=False)
+        values, voxels = study.label_values.read(slab if slab.dtype.kind in "iu" else np.rint(slab))
+        if strange := study.label_values.unknown(voxels):
+            found = f"label {', '.join(map(str, strange[:5]))}, which is no organ of the study and is not ignored"
+            remedy = "Add it to organs or to ignored_labels in the study, or map it in the file."
+            raise SegmentationError(f"reading {path.name}", patient, found, remedy)
         if same_order:
             labels.put(0, z0, values)
         else:

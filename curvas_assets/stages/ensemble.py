@@ -20,7 +20,7 @@ from curvas_assets.storage.softmax import SoftmaxVolume, SoftmaxWriter
 from curvas_assets.study import ModelId
 
 MAPS = ("entropy", "mutual_information", "labels")
-MAP_BYTES = 2 + 2 + 1
+MAP_BYTES = 2 + 2 + 2
 """Bytes per voxel of entropy, mutual information and label: the most that an ensemble's maps can take in scratch."""
 OF_A_MEMBER = 2
 """Sizes of its largest member that an ensemble's volume is given room for in scratch: its own is about one."""
@@ -172,6 +172,7 @@ class _Ensemble:
                 self.first.grid,
                 kind="labels" if kind == "labels" else "entropy",
                 scratch=scratch,
+                values=self.tools.study.label_values,
             )
             self.maps[kind] = stack.enter_context(writer)
 

@@ -133,7 +133,8 @@ def reference_of(tools: Toolkit, patient: str, record: dict[str, Any], scratch: 
     return PatientReference(
         read_annotations(files, study, not_annotated=blank),
         grid_of(record).spacing_mm,
-        organs=study.organs,
+        organs=study.labels,
+        scored_organs=study.scored_organs,
         region=(z, y, x),
         ece_bins=study.evaluation.ece_bins,
         ace_bins=study.evaluation.ace_bins,

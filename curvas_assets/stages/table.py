@@ -99,9 +99,16 @@ def _of_training(study: Study) -> str:
 
 
 def _of_calibrators(study: Study) -> str:
-    """Where nothing is calibrated, nothing can change."""
+    """Where nothing is calibrated, nothing can change. All organs are calibrated, whichever are scored."""
     parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs", "members")
-    return f"1-{study.fingerprint(*parts) if study.calibrated_ids else 'none'}"
+    every = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"organs": ()})})
+    return f"1-{every.fingerprint(*parts) if study.calibrated_ids else 'none'}"
+
+
+def _of_ensembles(study: Study) -> str:
+    """Label maps have the study's own values."""
+    values = () if study.label_values.is_plain else ("organs",)
+    return f"3-{study.fingerprint('members', 'held_out', *values)}"
 
 
 def _of_variants(study: Study) -> str:
@@ -130,7 +137,7 @@ SCAN = Asset(
     jobs=("take_in_scans",),
     needs="intake",
     cost="preparation",
-    version=_settings(2, "image", "channels", "annotators", "organs", "patients", "intake"),
+    version=_settings(2, "image", "channels", "annotators", "organs", "ignored_labels", "patients", "intake"),
     at=Layout.scan,
     axis="patient",
     after=(PATIENT_FILES,),
@@ -172,7 +179,7 @@ PREPROCESSED_DATASET = Asset(
     jobs=("prepare_datasets",),
     needs="dataset",
     cost="preparation",
-    version=_settings(2, "plans", "organs", "training_patients", "channels"),
+    version=_settings(2, "plans", "organs", "ignored_labels", "training_patients", "channels"),
     at=Layout.dataset,
     axis="annotator",
     inputs=(SCAN,),
@@ -232,7 +239,7 @@ ENSEMBLE_SOFTMAX = Asset(
     jobs=("build_ensembles",),
     needs="ensembling",
     cost="ensembling",
-    version=_settings(3, "members", "held_out"),
+    version=_of_ensembles,
     at=_volume,
     beside=_prediction,
     axis="patient_by_ensemble",
@@ -261,7 +268,7 @@ SCORES = Asset(
     jobs=("score_patients",),
     needs="scoring",
     cost="evaluation",
-    version=_settings(7, "evaluation", "organs", "annotators", "members", "held_out", "calibrated"),
+    version=_settings(7, "evaluation", "organs", "ignored_labels", "annotators", "members", "held_out", "calibrated"),
     at=Layout.scores,
     axis="test_patient",
     inputs=(SOFTMAX, VARIANT_SOFTMAX, ENSEMBLE_SOFTMAX, CALIBRATORS, SCAN),

@@ -23,6 +23,7 @@ from numba import njit, prange
 
 from curvas_assets.errors import CorruptArtefactError, StorageError
 from curvas_assets.geometry import Grid
+from curvas_assets.label_values import LabelValues
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.storage.digests import read_soundly, sha256_of
 from curvas_assets.storage.objects import ObjectStore, staged
@@ -59,6 +60,8 @@ class MapWriter:
         grid: of the scan.
         kind: `entropy` (nats), `labels` or `probability` (float32, as it is).
         scratch: where the file grows; None takes the system's temporary folder.
+        values: of `labels`: the study's own values, which the map has in place of the classes that are written; None keeps
+            the classes.
     """
 
     def __init__(
@@ -69,9 +72,13 @@ class MapWriter:
         *,
         kind: Kind,
         scratch: Path | None = None,
+        values: LabelValues | None = None,
     ):
         self.store, self.key, self.shape = store, key, grid.shape
         self.kind, self.dtype = kind, np.dtype(DTYPES[kind])
+        self._values = values if kind == "labels" else None
+        if self._values is not None:
+            self.dtype = self._values.value_type.newbyteorder("<")
         header = nib.Nifti1Header()
         header.set_data_dtype(self.dtype)
         header.set_data_shape(self.shape[::-1])
@@ -122,7 +129,7 @@ class MapWriter:
             with PARALLEL:
                 _in_steps(np.ascontiguousarray(slab, np.float32), steps)
         else:
-            steps[...] = slab
+            steps[...] = slab if self._values is None else self._values.written(slab.astype(np.uint8, copy=False))
         self._file.write(steps.data)
 
 

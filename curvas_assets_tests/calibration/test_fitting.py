@@ -4,6 +4,7 @@
   are NumPy's.
 - Isotonic curves are scikit-learn's, everywhere, for one patient and for several, of which each weighs the same.
 - A temperature is within 0.5 % of a minimisation over all voxels, of unsure and of confident networks, and costs no more.
+- Of more organs than a key has bytes, sums and temperatures are the same: hashed keys find the cells that plain ones do.
 - A joint histogram that is full, and is folded on the way, tells the same.
 - Of many voxels, every so many slabs are read, each as it is.
 - On held-out patients whose true response is known, the calibration error to the mean response falls by 30 % or more; a
@@ -14,6 +15,7 @@
 - What does not fit together is refused, by name.
 """
 
+import io
 import re
 
 import numpy as np
@@ -39,6 +41,7 @@ from curvas_assets.scoring import PatientReference
 from curvas_assets.scoring.one_pass import Setting, count_all
 from curvas_assets.storage.encoding import search_tables
 from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.softmax import read_softmax, write_softmax
 from curvas_assets_tests.calibration.patients import NAMES, ORGANS, SHAPE, SPACING, patient, stored
 from curvas_assets_tests.storage.first_format import first_format
 
@@ -119,6 +122,33 @@ def test_sums_over_voxels_are_numpys(store):
         assert found.slopes[0, at] == pytest.approx(slope.sum(), rel=5e-3)
         curvature = (powers * odds**2).sum(axis=0) / (1 + powers.sum(axis=0)) - slope**2
         assert found.slopes[1, at] == pytest.approx(curvature.sum(), rel=2e-2)
+
+
+def test_hashed_keys_find_the_cells_that_plain_ones_do(store, monkeypatch):
+    one = patient(7)
+    plain = counted(store, one)
+    monkeypatch.setattr(responses, "KEYED_ORGANS", 2)
+    hashed = counted(store, one)
+    np.testing.assert_array_equal(hashed.codes, plain.codes)
+    np.testing.assert_array_equal(hashed.positives, plain.positives)
+    np.testing.assert_allclose(hashed.slopes, plain.slopes, rtol=1e-9)
+    assert (hashed.log_odds, hashed.partition) == pytest.approx((plain.log_odds, plain.partition), rel=1e-12)
+
+
+def test_a_temperature_of_twenty_organs_is_that_of_a_minimisation_over_all_voxels():
+    classes, shape, rng = 21, (4, 20, 24), np.random.default_rng(5)
+    logits = 3.0 * rng.standard_normal((classes, *shape))
+    truth = np.exp(logits) / np.exp(logits).sum(axis=0)
+    drawn = (rng.random((3, *shape))[:, None] > truth.cumsum(axis=0)[None]).sum(axis=1).clip(0, classes - 1)
+    said = np.exp(2 * logits) / np.exp(2 * logits).sum(axis=0)
+    file = io.BytesIO()
+    write_softmax(file, said.astype(np.float32))
+    volume = read_softmax(file)
+    region = tuple(slice(0, n) for n in shape)
+    fitted = fit_temperature([count_responses({"it": volume}, drawn.astype(np.uint8), region)["it"]])
+    best = best_temperature([(logits_of(volume), answers_to(drawn, classes))])
+    assert fitted.temperature == pytest.approx(best, rel=5e-3)
+    assert 1.5 < best < 2.5
 
 
 def test_annotators_who_did_not_annotate_are_no_answers(store):

@@ -319,7 +319,9 @@ def _classwise_ece(case: Case) -> Values:
             )
             for c in range(CLASSES)
         ]
-        found |= {(organ, r): each[label] for organ, label in ORGANS.items()} | {("", r): float(np.mean(each))}
+        found |= {(organ, r): each[label] for organ, label in ORGANS.items()} | {
+            ("", r): float(np.mean([each[c] for c in (0, *ORGANS.values())]))
+        }
     return found
 
 

@@ -2,6 +2,7 @@
 
 - Every registered metric has an oracle, an independent implementation, and agrees with it on three ensembles: of a typical
   patient, of one without some organs, and of an overconfident network with ties. Each has a finite value in one of them.
+- So it does with 14 organs, of which all or some are scored; the stored volume of 64 organs keeps its bounds and scores.
 - On reference cases of other people's making every value of an array agrees, and those of the volume that is stored of it
   agree within the format's bounds. These cases are not part of this project: `CURVAS_ORACLES` names their folder, and without
   it their tests are skipped.
@@ -55,6 +56,56 @@ def test_every_metric_agrees_with_its_oracle(case, metric):
     rows = _scores(case).query("metric == @metric")
     found = {(row.organ, row.annotator): row.value for row in rows.itertuples()}
     assert found == pytest.approx(ORACLES[metric](_case(case)), abs=TOLERANCES.get(metric, 1e-6), rel=1e-6, nan_ok=True)
+
+
+MANY = {**oracles.ORGANS, **{f"organ{c}": c for c in range(4, 15)}}
+
+
+@pytest.mark.parametrize("scored", [tuple(MANY), ("kidney", "organ9", "organ14")], ids=["all", "some"])
+def test_every_metric_of_fourteen_organs_agrees_with_its_oracle(monkeypatch, scored):
+    monkeypatch.setattr(oracles, "CLASSES", 1 + len(MANY))
+    monkeypatch.setattr(oracles, "THRESHOLD", 0.1 * math.log(1 + len(MANY)))
+    monkeypatch.setattr(oracles, "ORGANS", {organ: MANY[organ] for organ in scored})
+    case = CASES["typical"]()
+    assert set(np.unique(case.annotations)) == {0, *MANY.values()}
+    given = (case.mean, case.annotations, oracles.SPACING_MM)
+    table = score(*given, organs=MANY, members=case.members, scored_organs=None if len(scored) == len(MANY) else scored)
+    cuts = score(*given, organs=MANY, reference="thresholds", scored_organs=scored)
+    table = pd.concat([table, cuts[cuts["metric"].str.startswith("dice_cut")]])
+    assert set(table["organ"]) == {"", *scored}
+    table = table[table["annotator"] != "mean"]
+    for metric, rows in table.groupby("metric"):
+        found = {(row.organ, row.annotator): row.value for row in rows.itertuples()}
+        expected = ORACLES[str(metric)](case)
+        assert found == pytest.approx(expected, abs=TOLERANCES.get(str(metric), 1e-6), rel=1e-6, nan_ok=True), metric
+    assert set(table["metric"]) == {metric for metric in ORACLES if METRICS[metric].only != "vessels"}
+
+
+def test_sixty_four_organs_are_stored_within_bounds_and_scored_alike():
+    classes, shape = 65, (6, 20, 24)
+    rng = np.random.default_rng(4)
+    owner = rng.integers(0, classes, shape)
+    logits = rng.choice([4.0, 12.0], (*shape, 1)) * np.eye(classes)[owner] + rng.standard_normal((*shape, classes))
+    softmax = np.moveaxis(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True), -1, 0).astype(np.float32)
+    middle = (
+        np.floor(2**15 / (1.2 * classes)) / 2**15 + 0.49 * 2**-15
+    )  # each organ is rounded down by nearly half a step
+    softmax[1:, 0, 0] = middle
+    softmax[0, 0, 0] = 1 - (classes - 1) * middle
+    annotations = np.stack([owner, np.where(rng.random(shape) < 0.2, 0, owner)])
+    file = io.BytesIO()
+    write_softmax(file, softmax)
+    volume = read_softmax(file)
+    np.testing.assert_array_equal(volume.labels(0, shape[0]), softmax.argmax(axis=0))
+    assert np.abs(volume.slab(0, shape[0]) - softmax).max() <= 3e-4
+    organs = {f"organ{c}": c for c in range(1, classes)}
+    exact, stored = (score(one, annotations, (5, 1, 1), organs=organs) for one in (softmax, volume))
+    both = exact.merge(stored, on=["metric", "organ", "annotator"])
+    assert len(both) == len(exact)
+    assert set(exact["organ"]) == {"", *organs}
+    apart = (both["value_x"] - both["value_y"]).abs()
+    for metric, bound in {"dice": 0, "hausdorff": 0, "volume_annotator": 0, "auroc": 5e-4, "brier": 1e-4}.items():
+        assert apart[both["metric"] == metric].max() <= bound, metric
 
 
 def test_every_metric_has_an_oracle_and_a_finite_value():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from curvas_assets.errors import SoftmaxError
 from curvas_assets.segmentation import export as module
 from curvas_assets.segmentation.export import Export, encode_tensor
-from curvas_assets.storage.encoding import encode, search_tables
+from curvas_assets.storage.encoding import decode, encode, search_tables
 from curvas_assets.voxel_order import Turn
 from curvas_assets_tests.strategies import softmaxes
 
@@ -35,6 +35,18 @@ def _same(ours, theirs):
 def test_codes_of_tensors_are_those_of_arrays(softmax, scale):
     softmax = softmax * np.float32(scale)
     _same(encode_tensor(torch.from_numpy(softmax)), encode(softmax))
+
+
+def test_codes_of_many_organs_are_those_of_arrays():
+    """Of 64, whose roundings add up: each is rounded down by nearly half a step."""
+    middle = np.floor(2**15 / 78) / 2**15 + 0.49 * 2**-15
+    small = np.float32(np.floor(2**15 / 800) / 2**15 + 0.49 * 2**-15)
+    softmax = np.full((65, 1, 2, 8), middle, np.float32)
+    softmax[1:, 0, 1] = small
+    softmax[0] = 1 - softmax[1:].sum(axis=0, dtype=np.float64)
+    codes = encode(softmax)
+    _same(encode_tensor(torch.from_numpy(softmax)), codes)
+    assert np.abs(decode(codes.codes, search_tables().levels) - softmax).max() <= 2e-4 + 2**-15
 
 
 def _one_organ(p):

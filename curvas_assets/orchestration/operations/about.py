@@ -28,6 +28,7 @@ def about_study(study: Study, known: Collection[str] = ()) -> dict[str, Any]:
         "annotators": ", ".join(study.annotator_names),
         **({"trained on": ", ".join(study.label_names)} if study.training_labels else {}),
         "organs": ", ".join(study.class_names[1:]),
+        **({"organs that are scored": ", ".join(study.scored_organs)} if study.evaluation.organs else {}),
         "models": len(study.models),
         "ensembles": ", ".join(map(str, study.ensemble_ids)),
         **{f"{name} set": len(members) for name, members in study.sets.items()},

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from curvas_assets.calibration import CalibratedVolume, Calibrator
 from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, UnsafeNameError
+from curvas_assets.label_values import LabelValues
 from curvas_assets.orchestration.operations.transfer import human_bytes, same_content
 from curvas_assets.stages.calibrated import base_of, calibrators_of
 from curvas_assets.stages.patients import Uploaded, uploaded
@@ -100,7 +101,7 @@ def download(
     predicted = set(study.predicted_patients())
     for count, item in enumerate(items, 1):
         try:
-            size = _fetch(objects, item, folder, probabilities=probabilities)
+            size = _fetch(objects, item, folder, study.label_values, probabilities=probabilities)
         except MissingArtefactError:
             if item.patient and item.patient not in predicted:
                 unscored[item.patient] = None
@@ -178,7 +179,7 @@ def _items(
         yield _Item("figures", layout.figures(), PurePosixPath("figures"), "folder")
 
 
-def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bool) -> int:
+def _fetch(objects: ObjectStore, item: _Item, folder: Path, values: LabelValues, *, probabilities: bool) -> int:
     """Bytes of an artefact that now stands in the folder; a MissingArtefactError if there is none."""
     target = folder / item.target
     if item.kind == "folder":
@@ -195,7 +196,7 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
         objects.download(item.key, target)
         return target.stat().st_size
     if item.kind == "calibrated":
-        return _export_calibrated(objects, item, target, probabilities=probabilities)
+        return _export_calibrated(objects, item, target, values, probabilities=probabilities)
     if item.kind == "files":
         found = item.files
     else:
@@ -212,7 +213,7 @@ def _fetch(objects: ObjectStore, item: _Item, folder: Path, *, probabilities: bo
         fetched = True
     if item.kind == "volume":
         own = {path.name for path in paths}  # an ensemble's label map comes from the bucket
-        write_nifti(target, probabilities=probabilities, again=fetched, kept=own)
+        write_nifti(target, probabilities=probabilities, again=fetched, kept=own, values=values)
     return sum(info.size for info, _ in found)
 
 
@@ -227,7 +228,9 @@ def _calibrators(objects: ObjectStore, layout: Layout, study: Study, what: What)
         return {}
 
 
-def _export_calibrated(objects: ObjectStore, item: _Item, target: Path, *, probabilities: bool) -> int:
+def _export_calibrated(
+    objects: ObjectStore, item: _Item, target: Path, values: LabelValues, *, probabilities: bool
+) -> int:
     """Write the label map, and the probabilities, of a calibrated predictor; made again whenever volume or calibrator changed.
 
     Raises:
@@ -244,7 +247,7 @@ def _export_calibrated(objects: ObjectStore, item: _Item, target: Path, *, proba
     again = not (told.is_file() and told.read_text() == made_of)
     if again:
         told.unlink(missing_ok=True)  # what is cut short is made again
-    written = export_nifti(volume, target, probabilities=probabilities, again=again)
+    written = export_nifti(volume, target, probabilities=probabilities, again=again, values=values)
     told.write_text(made_of)
     return sum(path.stat().st_size for path in written)
 
@@ -261,7 +264,14 @@ def _current(objects: ObjectStore, key: str) -> list[ObjectInfo]:
     return [info for info in found if not info.key.startswith(f"{volume}/") or info.key.startswith(stay)]
 
 
-def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collection[str] = ()) -> None:
+def write_nifti(
+    folder: Path,
+    *,
+    probabilities: bool,
+    again: bool,
+    kept: Collection[str] = (),
+    values: LabelValues | None = None,
+) -> None:
     """Beside a downloaded volume, what viewers open: `labels.nii.gz`, and `probability_<class>.nii.gz` of each organ.
 
     Args:
@@ -269,14 +279,14 @@ def write_nifti(folder: Path, *, probabilities: bool, again: bool, kept: Collect
         probabilities: write them too.
         again: replace files that are there.
         kept: names of files that stay in any case.
+        values: the study's own label values, which the label map has; None gives it the classes 1 … n.
 
     Raises:
         CorruptArtefactError: the volume is damaged.
         MissingArtefactError: there is no volume.
     """
-    export_nifti(
-        open_softmax(FolderObjects(folder), VOLUME), folder, probabilities=probabilities, again=again, kept=kept
-    )
+    volume = open_softmax(FolderObjects(folder), VOLUME)
+    export_nifti(volume, folder, probabilities=probabilities, again=again, kept=kept, values=values)
 
 
 def export_nifti(
@@ -286,6 +296,7 @@ def export_nifti(
     probabilities: bool,
     again: bool,
     kept: Collection[str] = (),
+    values: LabelValues | None = None,
 ) -> list[Path]:
     """Write `labels.nii.gz`, and `probability_<class>.nii.gz` of each organ, of a volume, in one pass over it.
 
@@ -295,6 +306,7 @@ def export_nifti(
         probabilities: write them too.
         again: replace files that are there.
         kept: names of files that stay in any case.
+        values: the study's own label values, which the label map has; None gives it the classes 1 … n.
 
     Returns:
         The files that were wanted, which are there now.
@@ -319,6 +331,7 @@ def export_nifti(
                     volume.grid,
                     kind="labels" if name == "labels" else "probability",
                     scratch=folder,
+                    values=values,
                 )
             )
             for name in wanted

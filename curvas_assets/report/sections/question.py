@@ -22,6 +22,8 @@ def write(facts: Facts) -> list[Block]:
     """What is asked, the answer in two sentences, every predictor in one table, and what to think of before believing it."""
     w, study = facts.words, facts.study
     blocks: list[Block] = [Text(_question(facts))]
+    if len(study.scored_organs) < len(study.organs):
+        blocks.append(Text(w("scored_organs_text", organs=", ".join(map(w.organ, study.scored_organs)))))
     if facts.by_family.empty:
         return [*blocks, Text(_families(facts))]
     table, *details = predictor_tables(facts)
