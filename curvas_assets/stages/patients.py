@@ -89,7 +89,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 f"fetching {file['name']}",
                 record["patient"],
                 "the file has changed since it was taken in",
-                "Materialise scan (and test_scan) of this patient again, then repeat.",
+                "Materialise scan of this patient again, then test_scan or training_cases, then repeat.",
             ) from error
         if "facts" in record:
             intake.bring_onto_scan(folder / file["name"], grid_of(record))

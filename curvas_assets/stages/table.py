@@ -45,6 +45,7 @@ class Asset:
         fits: whether it is fitted on validation patients, whose partitions of its inputs alone it reads.
         per_run: partitions that one run takes.
         followed: whether the sensor for new patients makes it, too.
+        bridge: whether it passes on only a part of what it reads, and so often stays as it was.
         tools: with which it is made, for the UI's icons.
         beside: the prefix below which its volume and what belongs to it stand; if not given, the artefact's own place.
         meanwhile: where unfinished work on a partition is kept, so that it can be continued.
@@ -66,6 +67,7 @@ class Asset:
     fits: bool = False
     per_run: int = 1
     followed: bool = False
+    bridge: bool = False
     tools: frozenset[str] = field(default_factory=frozenset)
     beside: Callable[[Layout, str], str] | None = None
     meanwhile: Callable[[Layout, str], str] | None = None
@@ -93,15 +95,20 @@ def _settings(number: int, *parts: str) -> Callable[[Study], str]:
     return lambda study: f"{number}-{study.fingerprint(*parts)}"
 
 
+def _of_training_cases(study: Study) -> str:
+    everybodys = "-everybodys" if study.plans.shared_intensity_statistics else ""
+    return f"1-{study.fingerprint('image', 'annotators', 'training_patients')}{everybodys}"
+
+
 def _of_training(study: Study) -> str:
     held_out = f"-{study.fingerprint('held_out')}" if study.cross_validated else ""
     return f"2-{study.fingerprint('plans', 'training')}{held_out}"
 
 
 def _of_calibrators(study: Study) -> str:
-    """Where nothing is calibrated, nothing can change."""
-    parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs", "members")
-    return f"1-{study.fingerprint(*parts) if study.calibrated_ids else 'none'}"
+    """Where nothing is calibrated, nothing can change. Other members of an ensemble make another volume of it."""
+    parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs")
+    return f"2-{study.fingerprint(*parts) if study.calibrated_ids else 'none'}"
 
 
 def _of_variants(study: Study) -> str:
@@ -151,6 +158,7 @@ TEST_SCAN = Asset(
     inputs=(SCAN,),
     per_run=100,
     followed=True,
+    bridge=True,
     tools=frozenset({"json"}),
 )
 COHORT = Asset(
@@ -165,6 +173,21 @@ COHORT = Asset(
     tools=frozenset({"parquet"}),
     schemas={"cohort": schemas.COHORT},
 )
+TRAINING_CASES = Asset(
+    "training_cases",
+    kind="record",
+    group="dataset",
+    jobs=("select_training_cases",),
+    needs="table",
+    cost="preparation",
+    version=_of_training_cases,
+    at=Layout.training_cases,
+    axis="annotator",
+    inputs=(SCAN,),
+    per_run=100,
+    bridge=True,
+    tools=frozenset({"json"}),
+)
 PREPROCESSED_DATASET = Asset(
     "preprocessed_dataset",
     kind="folder",
@@ -175,7 +198,7 @@ PREPROCESSED_DATASET = Asset(
     version=_settings(2, "plans", "organs", "training_patients"),
     at=Layout.dataset,
     axis="annotator",
-    inputs=(SCAN,),
+    inputs=(TRAINING_CASES,),
     per_run=5,
     tools=frozenset({"nnunet", "blosc2"}),
 )
@@ -232,7 +255,7 @@ ENSEMBLE_SOFTMAX = Asset(
     jobs=("build_ensembles",),
     needs="ensembling",
     cost="ensembling",
-    version=_settings(3, "members", "held_out"),
+    version=lambda _: "4",  # each was made of the members that its record names: see `Staleness`
     at=_volume,
     beside=_prediction,
     axis="patient_by_ensemble",
