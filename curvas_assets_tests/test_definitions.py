@@ -54,7 +54,7 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 22
+    assert len(graph.get_all_asset_keys()) == 23
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -116,7 +116,7 @@ def _edited(**edits) -> Study:
         ({"calibrated": {"isotonic": ["ensemble_all"]}}, {"calibrators", "scores", "study_scores", "predictor_cost"}),
         (
             {"seeds": [1, 445566, 778899]},
-            {"ensemble_softmax", "scores", "study_scores", "volume_intervals", "predictor_cost"},
+            {"scores", "study_scores", "volume_intervals", "predictor_cost"},  # ensembles by their own members
         ),
         ({"conformal": {"of": ["ensemble_anno1"]}}, {"volume_intervals"}),
         ({"training": {"epochs": 8}}, {"trained_model"}),
@@ -128,7 +128,6 @@ def _edited(**edits) -> Study:
             {
                 "trained_model",
                 "variant_softmax",
-                "ensemble_softmax",
                 "scores",
                 "study_scores",
                 "volume_intervals",

@@ -145,6 +145,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     assert cohort.loc["PHANTOM007", "shape"] == "30 × 56 × 56"
     assert cohort.loc["PHANTOM002", "reason"].startswith("annotation_2.nii.gz is missing: not annotated")
 
+    _ok(lineage.run("select_training_cases"))
     _ok(lineage.run("prepare_datasets"))
     # An interrupted training: its checkpoint is in the bucket, the next run goes on from it.
     model = str(study.models[0])

@@ -15,8 +15,17 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The datasets of one study."""
     declare = Declarations(study, partitions)
 
+    @declare.cells(table.TRAINING_CASES, ())
+    def training_cases(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
+        """The training patients' files that one training label learns from: the bridge from the cohort to the datasets.
+
+        It contains nothing of other annotators, so a further annotator makes no dataset again, and trains no model again,
+        but those of fused labels, which learn from all.
+        """
+        yield from declare.make(table.TRAINING_CASES, stage.select_training_cases, (), context, bucket, scan=scan)
+
     @declare.cells(table.PREPROCESSED_DATASET, stage.CHECKS)
-    def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
+    def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, training_cases: Artefacts):
         """The training patients as one annotator drew them, or several whose labels are fused (`training_labels` in the study
         file), fingerprinted, planned and preprocessed by nnU-Net.
 
@@ -24,7 +33,12 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
         scan's own voxels.
         """
         yield from declare.make(
-            table.PREPROCESSED_DATASET, stage.prepare_datasets, stage.CHECKS, context, bucket, scan=scan
+            table.PREPROCESSED_DATASET,
+            stage.prepare_datasets,
+            stage.CHECKS,
+            context,
+            bucket,
+            training_cases=training_cases,
         )
 
-    return [preprocessed_dataset]
+    return [training_cases, preprocessed_dataset]

@@ -17,12 +17,13 @@ import pandas as pd
 
 from curvas_assets.machine import usable_cores
 from curvas_assets.orchestration.asset_keys import key_of
+from curvas_assets.orchestration.dagster_internals import StaleStatus
 from curvas_assets.orchestration.environment import Deployment
 from curvas_assets.orchestration.execution import GPU_POOL, StageNeeds
 from curvas_assets.orchestration.launches import batches
 from curvas_assets.orchestration.ledger import newest_rows
 from curvas_assets.orchestration.scope import Scope
-from curvas_assets.orchestration.staleness import Staleness
+from curvas_assets.orchestration.staleness import NEW_CODE, NEW_INPUT, REMOVED_INPUT, Staleness
 from curvas_assets.orchestration.under_way import UnderWay
 from curvas_assets.stages.sizes import StudySizes, prior, voxels_in, weights_fetched
 from curvas_assets.stages.table import (
@@ -118,10 +119,8 @@ def forecast_study(
         assets: that would be made; all if not given.
     """
     instance = staleness.instance
-    graph = staleness.graph
-    there = [row for row in ASSETS if row is not VARIANT_SOFTMAX or study.variants]
-    rows = [row for row in there if graph.has(key_of(row)) and not graph.get(key_of(row)).is_external]
-    coming = to_come(staleness, scope, [row for row in rows if assets is None or row.name in assets])
+    rows = _rows(study, staleness)
+    coming = coming_of_study(study, staleness, scope, assets)
     newest = {row: newest_rows(instance, key_of(row), NEWEST_CELLS if row.axis else 1) for row in rows}
     sizes = study_sizes(study, instance, newest)
     under_way = UnderWay(staleness.graph, instance, backfills=False)
@@ -132,30 +131,100 @@ def forecast_study(
     return forecast(stages, study.prices)
 
 
+def _rows(study: Study, staleness: Staleness) -> list[Asset]:
+    """The assets that the study has and this deployment makes."""
+    graph = staleness.graph
+    there = [row for row in ASSETS if row is not VARIANT_SOFTMAX or study.variants]
+    return [row for row in there if graph.has(key_of(row)) and not graph.get(key_of(row)).is_external]
+
+
+def coming_of_study(
+    study: Study, staleness: Staleness, scope: Scope, assets: Collection[str] | None = None
+) -> dict[str, list[str]]:
+    """What `to_come` says of the study's assets, or of those that are named."""
+    return to_come(staleness, scope, [row for row in _rows(study, staleness) if assets is None or row.name in assets])
+
+
 def to_come(staleness: Staleness, scope: Scope, rows: Sequence[Asset]) -> dict[str, list[str]]:
     """Asset → partitions that will be made (`""` of a table): those that are due, and those made from them.
 
-    A cell that is up to date counts too if one of its inputs will be made again. It may be spared in the end, if the
-    input turns out as it was.
+    A cell that is up to date counts too if one of its inputs will be made again, unless that is expected to turn out as it
+    was (`_likely_as_it_was`). It may be spared in the end, if another input turns out as it was.
     """
     graph = staleness.graph
     coming: dict[dg.AssetKey, set[str | None]] = {}
+    changing: dict[dg.AssetKey, set[str | None]] = {}
+    """Of what is to come, what is likely to become another than it was."""
     by_key = {key_of(row): row for row in rows}
     for key in graph.toposorted_asset_keys:
         if key not in by_key:
             continue
         definition = graph.get(key).partitions_def
         found = set(scope.due(staleness, key))
-        above = [parent for parent in graph.get(key).parent_keys if coming.get(parent)]
+        above = [parent for parent in graph.get(key).parent_keys if changing.get(parent)]
         for partition in staleness.partitions(key) if above else ():
             if partition in found or not scope.includes(definition, partition):
                 continue
             if not scope.elsewhere and staleness.elsewhere(key, partition):
                 continue
-            if any(not coming[parent].isdisjoint(staleness.inputs(key, partition, parent)) for parent in above):
+            if any(not changing[parent].isdisjoint(staleness.inputs(key, partition, parent)) for parent in above):
                 found.add(partition)
         coming[key] = found
+        changing[key] = {one for one in found if not _likely_as_it_was(staleness, by_key[key], key, one)}
     return {row.name: sorted(str(one or "") for one in coming[key]) for key, row in by_key.items() if coming.get(key)}
+
+
+def _likely_as_it_was(staleness: Staleness, row: Asset, key: dg.AssetKey, partition: str | None) -> bool:
+    """Whether a partition that will be made again is expected to turn out as it was.
+
+    That is so of a bridge all of whose changed inputs are read again because the study file now says otherwise how to read
+    them, as when an annotator joins: the patients' other files are taken to be as they were. And of what is made again only
+    because this version of the platform gives it other inputs than the one that made it.
+    """
+    if not staleness.made(key, partition):
+        return False
+    if reasons := staleness.status(key, partition).reasons:
+        if all(one.startswith((NEW_INPUT, REMOVED_INPUT)) for one in reasons):
+            return True
+        if any(one != NEW_CODE for one in reasons):
+            return False
+    if not row.bridge:
+        return False
+    above = (
+        (parent, one)
+        for parent in staleness.graph.get(key).parent_keys
+        for one in staleness.inputs(key, partition, parent)
+    )
+    found = [staleness.status(parent, one) for parent, one in above]
+    return all(one.status is StaleStatus.FRESH or NEW_CODE in one.reasons for one in found)
+
+
+def told_of_trainings(staleness: Staleness, coming: Mapping[str, Collection[str]]) -> list[str]:
+    """A sentence about models that exist and will be trained again, with the cause; none if there are none.
+
+    Args:
+        staleness: what there is.
+        coming: what is to come, from `to_come`.
+    """
+    key, above = key_of(TRAINED_MODEL), key_of(PREPROCESSED_DATASET)
+    again = [one for one in coming.get(TRAINED_MODEL.name, ()) if staleness.made(key, one)]
+    if not again:
+        return []
+    datasets = sorted({str(one) for model in again for one in staleness.inputs(key, model, above)})
+    reasons = {reason for model in again for reason in staleness.status(key, model).reasons}
+    reasons |= {
+        reason for one in datasets if staleness.made(above, one) for reason in staleness.status(above, one).reasons
+    }
+    cause = (
+        "the study file has other training patients, organs, plans or settings of the training than they were made with"
+        if NEW_CODE in reasons
+        else "files of training patients, or the datasets themselves, are others than they learned from"
+    )
+    many = f"{len(again)} models that exist" if len(again) > 1 else "1 model that exists"
+    return [
+        f"{many} will be trained again, and all that is made from {'them' if len(again) > 1 else 'it'}, because {cause}. "
+        "If that is not meant, undo the change before a launch: until then they are kept."
+    ]
 
 
 def study_sizes(

@@ -150,6 +150,7 @@ class Partitions:
         mappings: dict[tuple[Axis, Axis], dg.PartitionMapping] = {
             ("patient", "test_patient"): dg.IdentityPartitionMapping(),
             ("patient", "annotator"): self.training_patients,
+            ("annotator", "annotator"): dg.IdentityPartitionMapping(),
             ("annotator", "model"): self.annotator_of_model,
             ("model", "patient_by_model"): self.same("model"),
             ("patient_by_model", "patient_by_variant"): self._of_same_patient(

@@ -13,10 +13,11 @@ The rules are those of Dagster's `CachingStaleStatusResolver`, without its limit
 more partitions, and queries the database twice for each cell and input. Here a whole asset is read at once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import dagster as dg
 
@@ -32,6 +33,7 @@ from curvas_assets.orchestration.dagster_internals import (
     partition_loading_context,
 )
 from curvas_assets.orchestration.partitions import StudyGrid, by_dimension, current_keys
+from curvas_assets.stages.stored import AVERAGED
 from curvas_assets.stages.table import (
     CALIBRATORS,
     ENSEMBLE_SOFTMAX,
@@ -40,6 +42,7 @@ from curvas_assets.stages.table import (
     SCORES,
     SOFTMAX,
     TRAINED_MODEL,
+    TRAINING_CASES,
 )
 from curvas_assets.storage.layout import Cell, patient_of
 
@@ -51,11 +54,13 @@ AT_ONCE = 500
 """Events of one query."""
 MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
+NEW_CODE, NEW_INPUT, REMOVED_INPUT = "has a new code version", "has a new dependency on", "removed dependency on"
+"""Reasons why a partition is out of date, or how they begin, in Dagster's words."""
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
 OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)
 """What is made of models for each patient, in order."""
-NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in OF_MODELS}
+NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in (TRAINING_CASES, *OF_MODELS)}
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class Staleness:
 
     @cached_property
     def _not_needed(self) -> dict[dg.AssetKey, set[str]]:
-        """Missing models whose predictions were uploaded, and datasets whose models were all made elsewhere; and what
-        these models would make of patients on whom things are only fitted.
+        """Missing models whose predictions were uploaded, and datasets whose models were all made elsewhere, with the training
+        cases of these and of uploaded datasets; and what these models would make of patients on whom things are only fitted.
         """
         dataset_key, model_key, softmax_key = map(key_of, UPLOADABLE)
         if not all(self.graph.has(key) for key in (dataset_key, model_key, softmax_key)):
@@ -133,9 +138,13 @@ class Staleness:
             elsewhere = self._of(model_key).uploaded(str(model)) if there else model in models
             for dataset in self._parent_partitions(model_key, model, dataset_key):
                 made_of.setdefault(str(dataset), []).append(elsewhere)
+        datasets = {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)}
+        theirs = {str(one) for one in self.partitions(dataset_key) if self._of(dataset_key).uploaded(str(one))}
+        missing = {dataset for dataset in datasets if not self._of(dataset_key).has(dataset)}
         return {
             model_key: {str(model) for model in models},
-            dataset_key: {dataset for dataset, elsewhere in made_of.items() if all(elsewhere)},
+            dataset_key: datasets,
+            key_of(TRAINING_CASES): theirs | missing,
             **self._not_predicted({str(model) for model in models if not self._of(model_key).has(model)}),
         }
 
@@ -281,20 +290,33 @@ class Staleness:
         node, records = self.graph.get(key), self._of(key)
         provenance = records.provenance(partition)
         if provenance and node.code_version and node.code_version != provenance.code_version:
-            yield "has a new code version"
+            yield NEW_CODE
+        if partition is not None and (members := records.averaged(partition)) is not None:
+            yield from self._other_members(key, partition, members)
         parents = sorted(node.parent_keys)
         if provenance:
             for removed in sorted(set(provenance.input_data_versions) - set(parents)):
-                yield f"removed dependency on {name_of(removed)}"
+                yield f"{REMOVED_INPUT} {name_of(removed)}"
         for parent in parents:
             name, of_parent = name_of(parent), self._of(parent)
             if provenance and not provenance.has_input_asset(parent):
                 if self._parent_partitions(key, partition, parent):  # else it takes nothing from it, as before
-                    yield f"has a new dependency on {name}"
+                    yield f"{NEW_INPUT} {name}"
                 continue
             for one in self._parent_partitions(key, partition, parent):
                 if self._has_changed(provenance, records.latest(partition), of_parent, one):
                     yield f"{name}{f' of {one}' if one else ''} has a new data version"
+
+    def _other_members(self, key: dg.AssetKey, partition: str, averaged: Collection[str]) -> Iterator[str]:
+        """Whether an ensemble is the mean of others than its members now. A code version with the members of all ensembles
+        would make each of them stale as soon as one has another member.
+        """
+        volumes = {key_of(row) for row in PREDICTED} & set(self.graph.get(key).parent_keys)
+        members = {Cell.of(str(one)).predictor for above in volumes for one in self.inputs(key, partition, above)}
+        if joined := sorted(members - set(averaged)):
+            yield f"has new members: {', '.join(joined)}"
+        if left := sorted(set(averaged) - members):
+            yield f"has lost members: {', '.join(left)}"
 
     @staticmethod
     def _has_changed(provenance: DataProvenance | None, made: int, parent: "_Records", one: str | None) -> bool:
@@ -431,11 +453,15 @@ class _Records:
         """What it was made from; None if that was not recorded."""
         if not self.partitioned:
             return extract_data_provenance_from_entry(self._only.event_log_entry) if self._only else None
-        return self._read.get(str(partition), (None, False))[0]
+        return self._read.get(str(partition), _UNKNOWN).provenance
 
     def uploaded(self, partition: str) -> bool:
         """Whether people uploaded what stands there."""
-        return self._read.get(partition, (None, False))[1]
+        return self._read.get(partition, _UNKNOWN).uploaded
+
+    def averaged(self, partition: str) -> Sequence[str] | None:
+        """The members that an ensemble is the mean of; None of anything else."""
+        return self._read.get(partition, _UNKNOWN).averaged
 
     @cached_property
     def _only(self) -> dg.EventLogRecord | None:
@@ -456,10 +482,10 @@ class _Records:
         return {partition: tags[DATA_VERSION] for partition, tags in found.items() if DATA_VERSION in tags}
 
     @cached_property
-    def _read(self) -> dict[str, tuple[DataProvenance | None, bool]]:
-        """Partition → what it was made from, and whether it was uploaded."""
+    def _read(self) -> dict[str, "_Made"]:
+        """Partition → what its latest event says of how it was made."""
         ids = sorted(self._latest.values())
-        found: dict[str, tuple[DataProvenance | None, bool]] = {}
+        found: dict[str, _Made] = {}
         parsed: dict[tuple[tuple[str, str], ...], DataProvenance | None] = {}
         """Cells of one run share what they were made from."""
         for start in range(0, len(ids), AT_ONCE):
@@ -469,10 +495,31 @@ class _Records:
                 shared = tuple((k, v) for k, v in tags.items() if k != DATA_VERSION and not k.startswith(OF_CELL))
                 if shared not in parsed:
                     parsed[shared] = DataProvenance.from_tags(tags)
-                made = record.asset_materialization.metadata.get(MADE) if record.asset_materialization else None
-                uploaded = made is not None and made.value == ELSEWHERE
-                found[str(record.partition_key)] = parsed[shared], uploaded
+                told = record.asset_materialization.metadata if record.asset_materialization else {}
+                made, averaged = told.get(MADE), told.get(AVERAGED)
+                found[str(record.partition_key)] = _Made(
+                    parsed[shared],
+                    uploaded=made is not None and made.value == ELSEWHERE,
+                    averaged=averaged.value if isinstance(averaged, dg.JsonMetadataValue) else None,  # type: ignore[arg-type]
+                )
         return found
+
+
+class _Made(NamedTuple):
+    """How a partition was made, as far as its event says.
+
+    Args:
+        provenance: what it was made from.
+        uploaded: whether people uploaded it.
+        averaged: of an ensemble, its members.
+    """
+
+    provenance: DataProvenance | None = None
+    uploaded: bool = False
+    averaged: Sequence[str] | None = None
+
+
+_UNKNOWN = _Made()
 
 
 def _dimensions(definition: dg.MultiPartitionsDefinition) -> list[str]:

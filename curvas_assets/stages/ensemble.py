@@ -12,7 +12,7 @@ from curvas_assets.ensembling import EnsembleSlab, stream_ensembles
 from curvas_assets.geometry import by
 from curvas_assets.report import previews
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.stored import Artefacts, Outcome, Picture, Stored
+from curvas_assets.stages.stored import AVERAGED, Artefacts, Outcome, Picture, Stored
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.maps import MapWriter
@@ -218,6 +218,7 @@ class _Ensemble:
                 "patient": self.patient,
                 "ensemble": self.name,
                 "members": len(self.members),
+                AVERAGED: list(self.members),
                 "shape": by(self.first.shape),
                 "bytes": facts.size + sum(one.facts.size for one in self.maps.values() if one.facts),
                 **{f"mean {what} (nats)": total / voxels for what, total in self._sums.items()},

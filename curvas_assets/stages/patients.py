@@ -91,7 +91,7 @@ def fetch_patient(
     )  # else a file's name says where it stands
     for name, path in there.found.files_of(patient).items():
         key, elsewhere = layout.data_file(path), {"path": path} if placed else {}
-        local = paths[name] = _place(scratch / patient, {"name": name, **elsewhere})
+        local = paths[name] = place_of(scratch / patient, {"name": name, **elsewhere})
         local.parent.mkdir(parents=True, exist_ok=True)
         objects.download(key, local)
         sha256 = directories.sha256_of(local)
@@ -102,7 +102,7 @@ def fetch_patient(
     return PatientFiles(patient, paths, tuple(there.found.shown(patient))), files
 
 
-def _place(folder: Path, file: Mapping[str, Any]) -> Path:
+def place_of(folder: Path, file: Mapping[str, Any]) -> Path:
     """Where a file of a record stands in a folder: as below the data prefix, or as in the patient's own folder."""
     return folder / file.get("path", file["name"])
 
@@ -127,7 +127,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
     for file in record["files"]:
         if file["name"] not in names:
             continue
-        path = paths[file["name"]] = _place(folder, file)
+        path = paths[file["name"]] = place_of(folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             directories.download_verified(objects, file["key"], path, file["sha256"])
@@ -136,7 +136,7 @@ def fetch_files(objects: ObjectStore, record: dict[str, Any], folder: Path, name
                 f"fetching {told(file['name'], record['patient'])}",
                 record["patient"],
                 "the file has changed since it was taken in",
-                "Materialise scan (and test_scan) of this patient again, then repeat.",
+                "Materialise scan of this patient again, then test_scan or training_cases, then repeat.",
             ) from error
         if "facts" in record and "channel" not in file:
             intake.bring_onto_scan(path, grid_of(record), record["patient"])

@@ -2,16 +2,18 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from curvas_assets.cohort import PatientFiles
-from curvas_assets.errors import MissingArtefactError, SegmentationError
+from curvas_assets.errors import MissingArtefactError, PatientError, SegmentationError
 from curvas_assets.geometry import order_of
 from curvas_assets.predictors import Fusion
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
 from curvas_assets.stages.checks import Check, StepChecks
-from curvas_assets.stages.patients import fetch_files
+from curvas_assets.stages.patients import fetch_files, place_of
 from curvas_assets.stages.stored import Artefacts, Outcome, Stored, one_by_one
 from curvas_assets.stages.toolkit import Toolkit
 from curvas_assets.storage import directories, tables
@@ -31,87 +33,148 @@ CHECKS = (
 )
 
 
+def select_training_cases(
+    tools: Toolkit, labels: Sequence[str], checks: StepChecks, *, scan: Artefacts
+) -> Iterator[tuple[str, Outcome]]:
+    """What a dataset needs to know of the training patients: of each the image, and the label maps that this label takes.
+
+    It contains nothing of other annotators, so that one who joins or leaves changes the datasets of fused labels alone, and
+    those that share statistics of intensities.
+    """
+    study, layout = tools.study, tools.layout
+    records = {patient: scan[patient] for patient in sorted(scan)}
+    read: dict[str, Mapping[str, Any]] = {}
+
+    def bridge(label: str) -> Stored:
+        for patient, artefact in records.items():
+            if patient not in read:
+                read[patient] = artefact.record()
+        cases = {patient: training_case(study, label, read[patient]) for patient in records}
+        key = layout.training_cases(label)
+        version = tables.write_json(tools.objects, key, {"label": label, "cases": cases})
+        omitted = [patient for patient, case in cases.items() if not case["annotators"]]
+        files = [file for case in cases.values() for file in case["files"]]
+        facts = {
+            "label": label,
+            "cases": len(cases) - len(omitted),
+            "not annotated": ", ".join(omitted) or "none",
+            "files": len(files),
+            "bytes of files": sum(file["size"] for file in files),
+        }
+        return Stored(key, version, facts)
+
+    yield from one_by_one(bridge)(labels)
+
+
+def training_case(study: Study, label: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training label's dataset takes of a patient: files, grid, and whose label maps, by name.
+
+    Args:
+        study: who draws what.
+        label: an annotator, or a fusion of all: then it takes the label maps of all who annotated this patient.
+        record: of the patient's scan. Where nobody of the label annotated the patient, the case has no file.
+
+    Raises:
+        PatientError: the record lacks one of the files, because the scan was taken in when the study had other annotators.
+    """
+    blank = record.get("not_annotated", ())
+    drawn = {one.name: one.file for one in study.annotators if one.name not in blank}
+    names = sorted(drawn) if study.fusion(label) else [name for name in (label,) if name in drawn]
+    read = drawn.values() if study.plans.shared_intensity_statistics else [drawn[name] for name in names]
+    wanted = {*study.image_files, *read} if names else set()
+    files = [file for file in record["files"] if file["name"] in wanted]
+    if unread := sorted(wanted - {file["name"] for file in files}):
+        raise PatientError(
+            "selecting training cases",
+            record["patient"],
+            f"{', '.join(unread)} was not read when the scan was taken in",
+            "Materialise scan of this patient again; if it is refused, its run says why.",
+        )
+    return {
+        "patient": record["patient"],
+        "annotators": names,
+        "files": files,
+        "affine": record["affine"],
+        "facts": {"shape": record["facts"]["shape"]},
+    }
+
+
 def prepare_datasets(
-    tools: Toolkit, annotators: Sequence[str], checks: StepChecks, *, scan: Artefacts
+    tools: Toolkit, annotators: Sequence[str], checks: StepChecks, *, training_cases: Artefacts
 ) -> Iterator[tuple[str, Outcome]]:
     """Datasets of annotators, and of fusions of all, from the same training patients, whose files are fetched and read once."""
     with ExitStack() as held:
-        training = _TrainingPatients(tools, scan, held)
+        training = _TrainingPatients(tools, annotators, training_cases, held)
         yield from one_by_one(lambda annotator: _prepare(tools, annotator, training, checks))(annotators)
 
 
 class _TrainingPatients:
-    """Image and annotations of every training patient, in scratch from the first time they are asked for until `held` ends."""
+    """Images and annotations of the training patients, in scratch from the first time they are asked for until `held` ends."""
 
-    def __init__(self, tools: Toolkit, scan: Artefacts, held: ExitStack):
-        self.tools, self.scan, self.held = tools, scan, held
-        self._scratch = Path()
-        self._files: dict[str, PatientFiles] = {}
-        self._not_annotated: dict[str, list[str]] = {}
-        self._read: TrainingScans | None = None
+    def __init__(self, tools: Toolkit, labels: Sequence[str], training_cases: Artefacts, held: ExitStack):
+        self.tools, self.labels, self.training_cases, self.held = tools, labels, training_cases, held
+        self._fetched: dict[Path, str] = {}
+        """File in scratch → digest of what was fetched."""
 
-    def files(self) -> dict[str, PatientFiles]:
-        """Patient → files, in scratch."""
-        if not self._files:
-            study = self.tools.study
-            records = {patient: self.scan[patient].record() for patient in sorted(self.scan)}
-            size = sum(file["size"] for record in records.values() for file in record["files"])
-            self._scratch = self.held.enter_context(
-                self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * size)
-            )
-            for patient, record in records.items():
-                files = fetch_files(self.tools.objects, record, self._scratch / patient, study.files)
-                for annotator in record.get("not_annotated", []):
-                    self._not_annotated.setdefault(annotator, []).append(patient)
-                self._files[patient] = files
-        return self._files
+    @cached_property
+    def folder(self) -> Path:
+        """With room for the files of all labels, and what is made of them."""
+        sizes: dict[tuple[str, str], int] = {}
+        for label in self.labels:
+            with suppress(MissingArtefactError):  # of that label alone, which fails when its turn comes
+                for patient, case in self.cases(label).items():
+                    sizes.update({(patient, file["name"]): file["size"] for file in case["files"]})
+        return self.held.enter_context(
+            self.tools.scratch("preprocessed_dataset", PREPROCESSING_GROWTH * sum(sizes.values()))
+        )
 
-    @property
-    def scratch(self) -> Path:
-        """The folder of these files, for what is made of them."""
-        self.files()
-        return self._scratch
+    def cases(self, label: str) -> dict[str, dict[str, Any]]:
+        """Patient → the case that a label has of it."""
+        return self.training_cases[label].record()["cases"]
 
+    def fetch(self, case: Mapping[str, Any]) -> PatientFiles:
+        """The files of this case, in scratch, annotations on the voxels of the scan; each is fetched once for all labels."""
+        folder = self.folder / case["patient"]
+        places = {file["name"]: place_of(folder, file) for file in case["files"]}
+        new = [file for file in case["files"] if self._fetched.get(places[file["name"]]) != file["sha256"]]
+        fetch_files(self.tools.objects, dict(case), folder, [file["name"] for file in new])
+        self._fetched.update({places[file["name"]]: file["sha256"] for file in new})
+        return PatientFiles(case["patient"], places)
+
+    @cached_property
     def read(self) -> TrainingScans:
         """What has been read of them, for the datasets of all annotators."""
-        if self._read is None:
-            scratch = self.held.enter_context(tempfile.TemporaryDirectory(dir=self.scratch, prefix="scans-"))
-            self._read = TrainingScans(self.tools.study, scratch)
-        return self._read
-
-    def drawn_by(self, label: str) -> dict[str, list[str]]:
-        """Patient → the annotators whose label maps a training label takes, by name: of those who annotated the patient, as the
-        intake's ledger tells, the one, or all if it fuses them. Patients whom nobody of these annotated are left out.
-        """
-        study = self.tools.study
-        asked = sorted(study.annotator_names) if study.fusion(label) else [label]
-        drawn = {p: [a for a in asked if p not in self._not_annotated.get(a, ())] for p in self.files()}
-        return {patient: annotators for patient, annotators in drawn.items() if annotators}
+        scratch = self.held.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix="scans-"))
+        return TrainingScans(self.tools.study, scratch)
 
 
 def _prepare(tools: Toolkit, annotator: str, training: _TrainingPatients, checks: StepChecks) -> Stored:
     study, key = tools.study, tools.layout.dataset(annotator)
     fusion, label_files = study.fusion(annotator), {one.name: one.file for one in study.annotators}
-    drawn = training.drawn_by(annotator)
-    files = {patient: of for patient, of in training.files().items() if patient in drawn}
-    omitted = [patient for patient in training.files() if patient not in drawn]
+    cases = training.cases(annotator)
+    drawn = {patient: case["annotators"] for patient, case in cases.items() if case["annotators"]}
+    omitted = [patient for patient in cases if patient not in drawn]
     incomplete = incompletely_drawn(study, drawn) if fusion else []
     checks["training_patients_are_complete"].look(annotator, [*(f"did not annotate {p}" for p in omitted), *incomplete])
     if omitted:
         tools.warn(f"{annotator} did not annotate {', '.join(omitted)}: not in this dataset")
         require_enough(study, annotator, list(drawn), omitted)
-    with tempfile.TemporaryDirectory(dir=training.scratch) as folder:
+    files = {patient: training.fetch(cases[patient]) for patient in drawn}
+    with tempfile.TemporaryDirectory(dir=training.folder) as folder:
         facts = prepare_dataset(
             study,
             annotator,
             {p: [of[f] for f in (*study.image_files, *(label_files[a] for a in drawn[p]))] for p, of in files.items()},
             Path(folder),
-            all_annotations={p: [of[f] for f in label_files.values() if f in of] for p, of in files.items()},
+            all_annotations={
+                p: [of[file["name"]] for file in cases[p]["files"] if file["name"] not in study.image_files]
+                for p, of in files.items()
+            },
             drawn_by=drawn,
             on_progress=lambda done, total, patient: tools.tell(
                 f"{annotator}: {patient} preprocessed, {done} of {total}"
             ),
-            read=training.read(),
+            read=training.read,
         )
         stored = directories.write_directory(tools.objects, key, Path(folder))
     described = facts.as_dict()

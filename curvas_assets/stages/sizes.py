@@ -23,8 +23,8 @@ from curvas_assets.stages.table import (
     SCAN,
     SCORES,
     SOFTMAX,
-    TEST_SCAN,
     TRAINED_MODEL,
+    TRAINING_CASES,
     VARIANT_SOFTMAX,
     Asset,
 )
@@ -100,6 +100,9 @@ class StudySizes:
         if row is SCAN:
             read = self.voxels_of(partition) * (1 + len(study.annotators))
             return Sizes(read, read, 1)
+        if row is TRAINING_CASES:
+            patients = len(study.training_patients())  # whose records it reads
+            return Sizes(patients, patients, patients)
         if row is PREPROCESSED_DATASET:
             voxels, fusion, others = self.training_voxels, study.fusion(partition), len(study.annotators) - 1
             work = 1 + FUSED_WORK * others if fusion else 1.0
@@ -193,7 +196,7 @@ class StudySizes:
             dataset_bytes: of one preprocessed dataset.
             model_bytes: of one trained model.
         """
-        if row is TEST_SCAN or row.axis is None or not partitions:
+        if row.bridge or row.axis is None or not partitions:
             return 0.0
         if row is PREPROCESSED_DATASET:
             return PREPROCESSING_GROWTH * sum(map(self.file_bytes, self.study.training_patients()))

@@ -14,6 +14,9 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.schemas import TableSchema
 from curvas_assets.storage.softmax import SoftmaxVolume, open_softmax
 
+AVERAGED = "averaged"
+"""Metadata of an ensemble of a patient: the names of the members that it is the mean of."""
+
 
 @dataclass(frozen=True)
 class Picture:

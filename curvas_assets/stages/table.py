@@ -45,6 +45,7 @@ class Asset:
         fits: whether it is fitted on validation patients, whose partitions of its inputs alone it reads.
         per_run: partitions that one run takes.
         followed: whether the sensor for new patients makes it, too.
+        bridge: whether it passes on only a part of what it reads, and so often stays as it was.
         tools: with which it is made, for the UI's icons.
         beside: the prefix below which its volume and what belongs to it stand; if not given, the artefact's own place.
         meanwhile: where unfinished work on a partition is kept, so that it can be continued.
@@ -66,6 +67,7 @@ class Asset:
     fits: bool = False
     per_run: int = 1
     followed: bool = False
+    bridge: bool = False
     tools: frozenset[str] = field(default_factory=frozenset)
     beside: Callable[[Layout, str], str] | None = None
     meanwhile: Callable[[Layout, str], str] | None = None
@@ -93,22 +95,28 @@ def _settings(number: int, *parts: str) -> Callable[[Study], str]:
     return lambda study: f"{number}-{study.fingerprint(*parts)}"
 
 
+def _of_training_cases(study: Study) -> str:
+    everybodys = "-everybodys" if study.plans.shared_intensity_statistics else ""
+    return f"1-{study.fingerprint('image', 'channels', 'annotators', 'training_patients')}{everybodys}"
+
+
 def _of_training(study: Study) -> str:
     held_out = f"-{study.fingerprint('held_out')}" if study.cross_validated else ""
     return f"2-{study.fingerprint('plans', 'training')}{held_out}"
 
 
 def _of_calibrators(study: Study) -> str:
-    """Where nothing is calibrated, nothing can change. All organs are calibrated, whichever are scored."""
-    parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs", "members")
+    """Where nothing is calibrated, nothing can change. Other members of an ensemble make another volume of it. All organs are
+    calibrated, whichever are scored.
+    """
+    parts = ("calibrated", "fitting_patients", "evaluation", "annotators", "organs")
     every = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"organs": ()})})
-    return f"1-{every.fingerprint(*parts) if study.calibrated_ids else 'none'}"
+    return f"2-{every.fingerprint(*parts) if study.calibrated_ids else 'none'}"
 
 
 def _of_ensembles(study: Study) -> str:
-    """Label maps have the study's own values."""
-    values = () if study.label_values.is_plain else ("organs",)
-    return f"3-{study.fingerprint('members', 'held_out', *values)}"
+    """Label maps have the study's own values. Each was made of the members that its record names: see `Staleness`."""
+    return "4" if study.label_values.is_plain else f"4-{study.fingerprint('organs')}"
 
 
 def _of_variants(study: Study) -> str:
@@ -158,6 +166,7 @@ TEST_SCAN = Asset(
     inputs=(SCAN,),
     per_run=100,
     followed=True,
+    bridge=True,
     tools=frozenset({"json"}),
 )
 COHORT = Asset(
@@ -172,6 +181,21 @@ COHORT = Asset(
     tools=frozenset({"parquet"}),
     schemas={"cohort": schemas.COHORT},
 )
+TRAINING_CASES = Asset(
+    "training_cases",
+    kind="record",
+    group="dataset",
+    jobs=("select_training_cases",),
+    needs="table",
+    cost="preparation",
+    version=_of_training_cases,
+    at=Layout.training_cases,
+    axis="annotator",
+    inputs=(SCAN,),
+    per_run=100,
+    bridge=True,
+    tools=frozenset({"json"}),
+)
 PREPROCESSED_DATASET = Asset(
     "preprocessed_dataset",
     kind="folder",
@@ -182,7 +206,7 @@ PREPROCESSED_DATASET = Asset(
     version=_settings(2, "plans", "organs", "ignored_labels", "training_patients", "channels"),
     at=Layout.dataset,
     axis="annotator",
-    inputs=(SCAN,),
+    inputs=(TRAINING_CASES,),
     per_run=5,
     tools=frozenset({"nnunet", "blosc2"}),
 )

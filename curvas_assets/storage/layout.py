@@ -78,6 +78,10 @@ class Layout:
         """The record that says whose study these prefixes are."""
         return f"{self.artifacts}/study.json"
 
+    def training_cases(self, label: str) -> str:
+        """The record of the files that a training label's dataset is made of."""
+        return f"{self.artifacts}/training_cases/{label}.json"
+
     def dataset(self, annotator: str) -> str:
         """The folder of the preprocessed dataset of an annotator."""
         return f"{self.artifacts}/preprocessing/{annotator}"

@@ -125,6 +125,7 @@ def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("patient", patients)
         done = _run(definitions, instance, "take_in_scans", patients)
+        _run(definitions, instance, "select_training_cases", STUDY.annotator_names)
         _run(definitions, instance, "prepare_datasets", STUDY.annotator_names)
     assert len(shared) == 1  # scans are read once for all annotators of a step
     records = {p: tables.read_json(platform, Layout().scan(p)) for p in patients}

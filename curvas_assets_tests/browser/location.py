@@ -127,6 +127,7 @@ def _launches(asset: str) -> list[dict[str, str]]:
     spans = {
         "scan": [(PATIENTS[0], PATIENTS[-1])],
         "test_scan": [(TESTS[0], TESTS[-1])],
+        "training_cases": [("anno1", "anno3")],
         "preprocessed_dataset": [("anno1", "anno3")],
         "trained_model": [(MODELS[0], MODELS[-1])],
         "softmax": [(f"{MODELS[0]}|{DONE}", f"{MODELS[-1]}|{DONE}")],

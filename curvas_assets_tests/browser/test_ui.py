@@ -27,7 +27,16 @@ from curvas_assets_tests.browser.serving import served
 MODELS = [f"anno{n}_init1_foldall" for n in (1, 2, 3)]
 CELL = (MODELS[1], "PHANTOM008")
 ASSETS = (
-    *("patient_files", "scan", "test_scan", "cohort", "preprocessed_dataset", "trained_model", "softmax"),
+    *(
+        "patient_files",
+        "scan",
+        "test_scan",
+        "cohort",
+        "training_cases",
+        "preprocessed_dataset",
+        "trained_model",
+        "softmax",
+    ),
     *("ensemble_softmax", "scores", "study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
     *("published_table", "published_comparison", "variance_components", "volume_intervals", "predictor_cost"),
     *("variant_softmax", "calibrators"),

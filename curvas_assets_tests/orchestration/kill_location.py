@@ -51,9 +51,16 @@ def build(study: Study) -> dg.Definitions:
         _asset("scan", partitions.patient, {}, needs.intake, 50),
         _asset("test_scan", partitions.test_patient, {"scan": by(partition_mapping=same)}, needs.intake, 50),
         _asset(
-            "preprocessed_dataset",
+            "training_cases",
             partitions.annotator,
             {"scan": by(partition_mapping=partitions.training_patients)},
+            needs.table,
+            100,
+        ),
+        _asset(
+            "preprocessed_dataset",
+            partitions.annotator,
+            {"training_cases": by(partition_mapping=same)},
             needs.dataset,
             1,
         ),

@@ -14,8 +14,9 @@ from curvas_assets.orchestration.cells import cell_event, materialise, provenanc
 from curvas_assets.orchestration.execution import executor
 from curvas_assets.orchestration.partitions import Partitions, dimension_tags
 from curvas_assets.orchestration.staleness import ELSEWHERE, MADE, Staleness
-from curvas_assets.stages.stored import Stored, one_by_one
-from curvas_assets.stages.table import ASSETS, PATIENT_FILES, SOFTMAX, STAGES, Asset
+from curvas_assets.stages.stored import AVERAGED, Stored, one_by_one
+from curvas_assets.stages.table import ASSETS, ENSEMBLE_SOFTMAX, PATIENT_FILES, SOFTMAX, STAGES, Asset
+from curvas_assets.storage.layout import Cell
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
@@ -104,7 +105,9 @@ class DummyLineage:
                 if key in self.broken:
                     raise self.broken[key]
                 self.made.append((row.name, key))
-                return Stored(f"{row.name}/{key}", self._version(row.name, key), {"key": key})
+                return Stored(
+                    f"{row.name}/{key}", self._version(row.name, key), {"key": key, **self._told(row.name, key)}
+                )
 
             yield from materialise(context, MeteredObjects(FolderObjects("unused")), one_by_one(produce))
 
@@ -149,7 +152,15 @@ class DummyLineage:
                 if but in one.split("|"):
                     continue
                 stored = Stored("key", self._version(key.to_user_string(), one))
-                self.instance.report_runless_asset_event(cell_event(definition, one, stored, {}, tags))
+                told = self._told(key.to_user_string(), one)
+                self.instance.report_runless_asset_event(cell_event(definition, one, stored, told, tags))
+
+    def _told(self, asset: str, key: str) -> dict[str, list[str]]:
+        """What an ensemble says of its members."""
+        if asset != ENSEMBLE_SOFTMAX.name:
+            return {}
+        cell = Cell.of(key)
+        return {AVERAGED: [str(one) for one in self.study.members(cell.predictor, cell.patient)]}
 
     def _version(self, asset: str, key: str) -> str:
         return self.versions.get(f"{asset} {key}", self.versions.get(key, key))

@@ -205,7 +205,15 @@ def _everything_made(study, instance):
     events, tests = Events(study, instance), study.predicted_patients()
     instance.add_dynamic_partitions("patient", [*study.training_patients(), *tests])
     instance.add_dynamic_partitions("test_patient", tests)
-    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax"):
+    for asset in (
+        "scan",
+        "test_scan",
+        "training_cases",
+        "preprocessed_dataset",
+        "trained_model",
+        "softmax",
+        "ensemble_softmax",
+    ):
         events.tell(asset, *map(str, events.staleness.partitions(dg.AssetKey(asset))))
     events.tell("calibrators")
     events.tell("scores", *tests)

@@ -123,7 +123,7 @@ def _many(train, test):
 @pytest.mark.parametrize(("training", "scored"), [(99, 99), (100, 100), (101, 101), (5, 1000)])
 def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
     study = _many(training, scored)
-    tables = ("cohort", "preprocessed_dataset", "study_scores")
+    tables = ("cohort", "training_cases", "preprocessed_dataset", "study_scores")
     with dg.DagsterInstance.ephemeral() as instance:
         events = Events(study, instance)
         train, test = study.sets["train"], study.sets["test"]
@@ -133,6 +133,7 @@ def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
         events.tell("scores", *test)
         events.tell("cohort")
         events.tell("study_scores")
+        events.tell("training_cases", *study.annotator_names)
         events.tell("preprocessed_dataset", *study.annotator_names)
         assert events.due(*tables) == []
         events.tell("scores", test[0], version="1")
@@ -144,7 +145,11 @@ def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
         events.tell("scan", test[-1], version="2")
         assert events.due(*tables) == ["cohort", "study_scores"]
         events.tell("scan", train[-1], version="2")
-        assert events.due(*tables) == ["cohort", "preprocessed_dataset", "study_scores"]
+        assert events.due(*tables) == ["cohort", "training_cases", "study_scores"]
+        events.tell("training_cases", *study.annotator_names)
+        assert events.due("training_cases", "preprocessed_dataset") == []  # the scans' files are as they were
+        events.tell("training_cases", *study.annotator_names, version="2")
+        assert events.due("training_cases", "preprocessed_dataset") == ["preprocessed_dataset"]
 
 
 def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
@@ -155,7 +160,8 @@ def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
         events.tell("scan", "PHANTOM0001", "PHANTOM0002")
         staleness = events.staleness
         missing = staleness.missing_parents(dg.AssetKey("preprocessed_dataset"), "anno1")
-        assert missing == ["scan of PHANTOM0003"]
+        assert missing == ["training_cases of anno1"]
+        assert staleness.missing_parents(dg.AssetKey("training_cases"), "anno1") == ["scan of PHANTOM0003"]
 
 
 def test_sets_groups_and_exclusions_make_the_table_due_and_leave_orphans():
@@ -203,7 +209,7 @@ def test_under_cross_validation_only_models_that_did_not_see_a_patient_predict_i
     patients = lineage.study.scored_patients()
     lineage.instance.add_dynamic_partitions("patient", patients)
     lineage.instance.add_dynamic_partitions("test_patient", patients)
-    for asset in ("scan", "test_scan", "preprocessed_dataset", "trained_model"):
+    for asset in ("scan", "test_scan", "training_cases", "preprocessed_dataset", "trained_model"):
         keys = lineage.staleness.partitions(dg.AssetKey(asset))
         assert lineage.run(asset, str(keys[0]), str(keys[-1])).success
     wanted = {f"{model}|{p}" for p in patients for model in lineage.study.models_of(p)}
@@ -244,7 +250,9 @@ def test_ensembles_are_made_again_of_those_who_are_members_now(change, written):
     assert lineage.due() == {}
     edited = lineage.as_in(study)
     due = edited.due()
-    assert due["ensemble_softmax"] == [f"{e}|{patient}" for e in study.ensemble_ids]
+    there = {str(e): first.members(e) for e in first.ensemble_ids}
+    other = [str(e) for e in study.ensemble_ids if study.members(e) != there.get(str(e))]
+    assert due["ensemble_softmax"] == [f"{e}|{patient}" for e in other]  # and not those whose members are as they were
     assert due["scores"] == [patient]
     new = [str(m) for m in study.models if m not in first.models]
     assert due.get("trained_model", []) == new  # and no other model again

@@ -82,8 +82,15 @@ def scans(tools):
 
 @pytest.fixture(scope="module")
 def datasets(tools, scans):
+    return prepared(tools, LABELS)
+
+
+def prepared(tools, labels) -> tuple[dict[str, Stored], StepChecks]:
+    """The datasets of these labels, from their training cases."""
     taken = artefacts(tools, table.SCAN, STUDY.training_patients())
-    return run(prepare.prepare_datasets, prepare.CHECKS, tools, LABELS, scan=taken)
+    run(prepare.select_training_cases, (), tools, labels, scan=taken)
+    cases = artefacts(tools, table.TRAINING_CASES, labels)
+    return run(prepare.prepare_datasets, prepare.CHECKS, tools, labels, training_cases=cases)
 
 
 def test_datasets_are_of_those_who_annotated_and_say_so(tools, datasets, tmp_path):
@@ -156,15 +163,15 @@ def test_a_dataset_that_was_downloaded_is_uploaded_as_what_it_was(tools, dataset
 
 def test_the_order_of_annotators_in_the_study_file_changes_no_dataset(tools, scans, datasets):
     turned = study_of(*LABELS, annotators=[one.model_dump() for one in reversed(STUDY.annotators)])
-    taken = artefacts(tools, table.SCAN, STUDY.training_patients())
-    made, _ = run(prepare.prepare_datasets, prepare.CHECKS, replace(tools, study=turned), FUSIONS, scan=taken)
+    made, _ = prepared(replace(tools, study=turned), FUSIONS)
     for rule in FUSIONS:
         assert made[rule].data_version == datasets[0][rule].data_version
 
 
 def test_an_added_label_makes_nothing_stale_and_a_changed_annotator_every_fused_dataset(tools, scans, tmp_path):
     plain = study_of()
-    for row in (table.SCAN, table.TEST_SCAN, table.PREPROCESSED_DATASET, table.TRAINED_MODEL, table.SOFTMAX):
+    cases = table.TRAINING_CASES
+    for row in (table.SCAN, table.TEST_SCAN, cases, table.PREPROCESSED_DATASET, table.TRAINED_MODEL, table.SOFTMAX):
         assert row.version(STUDY) == row.version(plain) == row.version(study_of("soft", "anno3"))
     files = [one.model_dump() for one in STUDY.annotators]
     renamed = [{**files[0], "name": "senior"}, *files[1:]]

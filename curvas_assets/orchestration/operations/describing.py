@@ -8,7 +8,12 @@ from pydantic import Field
 
 from curvas_assets.orchestration import metadata
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets.orchestration.forecasting import Capacity, forecast_study
+from curvas_assets.orchestration.forecasting import (
+    Capacity,
+    coming_of_study,
+    forecast_study,
+    told_of_trainings,
+)
 from curvas_assets.orchestration.operations import about, leftovers, selection
 from curvas_assets.orchestration.operations.making import chosen_assets
 from curvas_assets.orchestration.operations.operation import NoSettings, Operation, Session
@@ -59,10 +64,12 @@ def _what_is_to_come(
     shown, sentence = as_shown(found), in_words(found)
     known = set(session.known())
     notes = about.what_a_forecast_leaves_out(session.study, known, folders)
-    session.tell("\n".join([sentence, str(capacity), *notes, shown.to_string(index=False)]))
+    again = told_of_trainings(staleness, coming_of_study(session.study, staleness, scope, assets))
+    session.tell("\n".join([sentence, *again, str(capacity), *notes, shown.to_string(index=False)]))
     coming = shown[shown["to come"] > 0]
     return {
         "still to come": dg.MetadataValue.text(sentence),
+        **({"trained again": dg.MetadataValue.text(" ".join(again))} if again else {}),
         **({"forecast": metadata.table(coming)} if len(coming) else {}),
         "capacity": dg.MetadataValue.text(str(capacity)),
         **({"patients not counted": dg.MetadataValue.text(" ".join(notes))} if notes else {}),

@@ -67,5 +67,5 @@ def test_each_asset_stands_below_one_prefix():
     below = {prefix: assets_below(LAYOUT, prefix, assets) for prefix in prefixes}
     assert sorted(asset for found in below.values() for asset in found) == sorted(assets)
     assert below["data"] == [PATIENT_FILES]
-    assert below["artifacts"] == ["preprocessed_dataset", "trained_model"]
+    assert below["artifacts"] == ["preprocessed_dataset", "trained_model", "training_cases"]
     assert below["output"] == ["ensemble_softmax", "scan", "softmax", "test_scan", "variant_softmax"]

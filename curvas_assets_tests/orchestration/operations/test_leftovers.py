@@ -41,6 +41,7 @@ TEST = PHANTOM.sets["test"][0]
 OURS = [
     f"data/{TEST}/image.nii.gz",
     "data/PHANTOM999/image.nii.gz",
+    "artifacts/training_cases/anno1.json",
     "artifacts/preprocessing/anno1/manifest.json",
     f"artifacts/models/{PHANTOM.models[0]}/manifest.json",
     f"artifacts/training/{PHANTOM.models[0]}/manifest.json",
@@ -62,6 +63,7 @@ ORPHANS = {
         "artifacts/preprocessing/anno9/manifest.json",
         "artifacts/preprocessing/anno9/v/x",
     ],
+    ("training_cases", "anno9"): ["artifacts/training_cases/anno9.json"],
     ("trained_model", "anno1_init5_foldall"): [
         "artifacts/models/anno1_init5_foldall/manifest.json",
         "artifacts/training/anno1_init5_foldall/manifest.json",
@@ -146,7 +148,7 @@ def test_orphans_are_chosen_by_what_they_are_of(objects):
         return {(o.asset, o.partition) for o in leftovers.chosen(found, only)}
 
     assert cells("all") == set(ORPHANS)
-    assert cells("anno9") == {("preprocessed_dataset", "anno9")}
+    assert cells("anno9") == {("preprocessed_dataset", "anno9"), ("training_cases", "anno9")}
     assert cells("PHANTOM001", "scan") == {c for c in ORPHANS if "PHANTOM001" in c[1] or c[0] == "scan"}
     for wrong in (["nobody"], [], ["anno2"]):
         with pytest.raises(StudyError, match="names no orphan"):

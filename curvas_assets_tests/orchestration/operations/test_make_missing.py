@@ -23,10 +23,11 @@ from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, jo
 STUDY = LINEAGE.study
 TESTS = sorted(STUDY.sets["test"])
 EVERYTHING = [
-    *("scan", "test_scan", "preprocessed_dataset", "trained_model", "softmax", "variant_softmax", "ensemble_softmax"),
-    "scores",
+    *("scan", "test_scan", "training_cases", "preprocessed_dataset", "trained_model"),
+    *("softmax", "variant_softmax", "ensemble_softmax", "scores"),
 ]
 """Also variants of models, of which this study has none."""
+MODELS_ALONE = ["training_cases", "preprocessed_dataset", "trained_model"]
 MODELS = [str(m) for m in STUDY.models]
 
 
@@ -59,7 +60,7 @@ def made(lineage, asset):
 
 def up_to_models(lineage, *tests):
     lineage.register(*tests)
-    ok, _ = make_missing(lineage, stages=["take_in_scans", "test_scan", "preprocessed_dataset", "trained_model"])
+    ok, _ = make_missing(lineage, stages=["take_in_scans", "test_scan", *MODELS_ALONE])
     assert ok
 
 
@@ -102,7 +103,7 @@ def test_a_stage_of_several_partitioned_assets_makes_what_it_can_of_each(lineage
     assert not ok
     assert lineage.made == [("test_scan", patient) for patient in TESTS[:2]]
     assert all(f"scores {patient}" in says for patient in TESTS[:2])  # nothing is predicted yet
-    ok, _ = make_missing(lineage, stages=["preprocessed_dataset", "trained_model", "softmax", "ensemble_softmax"])
+    ok, _ = make_missing(lineage, stages=[*MODELS_ALONE, "softmax", "ensemble_softmax"])
     assert ok
     assert make_missing(lineage, stages=["select_test_scans"]) == (True, "")
     assert lineage.made == [("scores", patient) for patient in TESTS[:2]]
@@ -167,7 +168,7 @@ def test_what_was_made_elsewhere_is_left_alone_unless_asked_for(lineage):
     lineage.upload("softmax", *(f"{model}|{TESTS[0]}" for model in MODELS))
     assert make_missing(lineage, stale=True) == (True, "")
     assert {asset for asset, _ in lineage.made} == {"ensemble_softmax", "scores"}
-    assert make_missing(lineage, stages=["preprocessed_dataset", "trained_model"], elsewhere=True) == (True, "")
+    assert make_missing(lineage, stages=MODELS_ALONE, elsewhere=True) == (True, "")
     assert made(lineage, "trained_model") == set(MODELS)
     assert make_missing(lineage, stale=True) == (True, "")
     assert lineage.made == []  # the uploaded volumes stay, though the models are new
