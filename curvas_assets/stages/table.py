@@ -20,7 +20,7 @@ Axis = Literal[
     "patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_variant", "patient_by_ensemble"
 ]
 """The axis along which an asset is partitioned: a field of `curvas_assets.orchestration.partitions.Partitions`."""
-Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "report"]
+Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "preview", "report"]
 """A field of `curvas_assets.orchestration.execution.StageNeeds`."""
 REPORT = "write_report"
 """The job that makes the report on the whole study; it runs after the others."""
@@ -273,6 +273,21 @@ SCORES = Asset(
         "reliability": schemas.RELIABILITY,
         "risk_coverage": schemas.RISK_COVERAGE,
     },
+)
+VIEWER_PREVIEW = Asset(
+    "viewer_preview",
+    kind="folder",
+    group="report",
+    jobs=("preview_patients",),
+    needs="preview",
+    cost="reporting",
+    version=_settings(1, "organs", "annotators", "members", "held_out"),
+    at=Layout.preview,
+    axis="test_patient",
+    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),
+    per_run=20,
+    followed=True,
+    tools=frozenset({"nifti", "json"}),
 )
 STUDY_SCORES = Asset(
     "study_scores",
