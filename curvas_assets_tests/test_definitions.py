@@ -54,7 +54,7 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 22
+    assert len(graph.get_all_asset_keys()) == 23
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key

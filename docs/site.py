@@ -43,6 +43,7 @@ PACKAGES = (
     "scoring",
     "statistics",
     "report",
+    "sharing",
     "storage",
     "stages",
     "orchestration",

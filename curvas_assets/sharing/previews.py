@@ -241,7 +241,15 @@ def scaled(values: Numbers, low: float, high: float) -> tuple[Labels, float, flo
     return stored.astype(np.uint8), slope, low
 
 
-def nifti(stored: Labels, grid: Grid, *, slope: float = 1.0, intercept: float = 0.0, description: str = "") -> bytes:
+def nifti(
+    stored: Labels,
+    grid: Grid,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    description: str = "",
+    are_labels: bool = False,
+) -> bytes:
     """A compressed NIfTI file of 8-bit values; the same values give the same bytes.
 
     Args:
@@ -250,6 +258,7 @@ def nifti(stored: Labels, grid: Grid, *, slope: float = 1.0, intercept: float = 
         slope: of the values.
         intercept: of the values.
         description: up to 79 characters for the header.
+        are_labels: the header says so; viewers draw contours of labels then.
     """
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint8)
@@ -259,26 +268,30 @@ def nifti(stored: Labels, grid: Grid, *, slope: float = 1.0, intercept: float = 
     header.set_zooms(grid.spacing_mm[::-1])
     header.set_xyzt_units("mm")
     header.set_slope_inter(slope, intercept)
+    if are_labels:
+        header.set_intent("label")
     header["descrip"] = description.encode()[:79]
     header["magic"], header["vox_offset"] = b"n+1", HEADER_BYTES
     return gzip.compress(header.binaryblock + b"\0\0\0\0" + np.ascontiguousarray(stored).tobytes(), 9, mtime=0)
 
 
-def centre_mm(weights: Numbers, grid: Grid) -> list[float] | None:
-    """World coordinates (RAS+, mm) of the centre of mass; None of nothing."""
-    total = float(weights.sum(dtype=np.float64))
-    if not total:
+def centre_mm(mask: Numbers, grid: Grid) -> list[float] | None:
+    """A point (RAS+, mm) in the middle of the largest connected part of a mask, inside it; None of nothing.
+
+    Two kidneys have their centre of mass between them: there is nothing to be seen there.
+
+    Args:
+        mask: bool (Z, Y, X).
+        grid: where its voxels lie.
+    """
+    from scipy import ndimage
+
+    parts, count = ndimage.label(mask)
+    if not count:
         return None
-    z, y, x = (
-        float(
-            (
-                np.arange(n) * weights.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
-            ).sum()
-        )
-        / total
-        for axis, n in enumerate(weights.shape)
-    )
-    return [round(float(v), 2) for v in (grid.affine @ [x, y, z, 1.0])[:3]]
+    largest = np.argwhere(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
+    away = (largest - largest.mean(axis=0)) * np.array(grid.spacing_mm)
+    return _world(largest[int((away**2).sum(axis=1).argmin())], grid)
 
 
 def most_uncertain_mm(entropy: Numbers, grid: Grid) -> list[float] | None:
@@ -292,7 +305,11 @@ def most_uncertain_mm(entropy: Numbers, grid: Grid) -> list[float] | None:
     plane = entropy[tuple(at)]
     place = list(map(int, np.unravel_index(int(plane.argmax()), plane.shape)))
     place.insert(grid.axial, fullest)
-    z, y, x = place
+    return _world(place, grid)
+
+
+def _world(voxel: Sequence[int] | Numbers, grid: Grid) -> list[float]:
+    z, y, x = map(float, voxel)
     return [round(float(v), 2) for v in (grid.affine @ [x, y, z, 1.0])[:3]]
 
 

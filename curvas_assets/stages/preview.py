@@ -170,7 +170,7 @@ def write_preview(
         information = BlockMeans(plan)
         for z0, slab in _slabs(path, patient):
             information.add(z0, slab)
-        writer.map("mutual_information", information.values(), top, "nat")
+        writer.map("mutual_information", information.values(), top, "nat", shown=top / 2)
     writer.map("uncertainty", uncertainty, 1.0, "")
     writer.map("risk", risk, 1.0, "")
     facts = {
@@ -182,9 +182,9 @@ def write_preview(
         "orientation": grid.orientation,
         "volumes": writer.volumes,
         "most_uncertain_mm": previews.most_uncertain_mm(entropy, plan.grid),
-        "centre_mm": previews.centre_mm(np.ones(plan.shape), plan.grid),
+        "centre_mm": previews.centre_mm(np.ones(plan.shape, np.bool_), plan.grid),
         "organs": {
-            organ: previews.centre_mm((labels == label).sum(axis=0), plan.grid)
+            organ: previews.centre_mm(_drawn(labels == label), plan.grid)
             for label, organ in enumerate(study.class_names)
             if label
         },
@@ -212,9 +212,22 @@ class _Writer:
         number = sum(one["kind"] == kind for one in self.volumes) + 1
         self._write(f"{kind}_{number}" if kind == "annotation" else kind, kind, name, labels, 1.0, 0.0)
 
-    def map(self, name: str, values: npt.NDArray[np.float32], top: float, unit: str) -> None:
+    def map(
+        self, name: str, values: npt.NDArray[np.float32], top: float, unit: str, *, shown: float | None = None
+    ) -> None:
+        """Values from 0 to `top`, of which colours tell those up to `shown` apart."""
         stored, slope, _ = previews.scaled(values, 0.0, top)
-        self._write(name, "map", name, stored, slope, 0.0, unit=unit, top=top, largest=round(float(values.max()), 4))
+        self._write(
+            name,
+            "map",
+            name,
+            stored,
+            slope,
+            0.0,
+            unit=unit,
+            top=top if shown is None else shown,
+            largest=round(float(values.max()), 4),
+        )
 
     def _write(
         self, file: str, kind: str, name: str, stored: previews.Labels, slope: float, low: float, **more: Any
@@ -224,7 +237,8 @@ class _Writer:
             self.plan.grid,
             slope=slope,
             intercept=low,
-            description=f"{name}, means of {by(self.plan.block)} voxels",
+            description=f"{name}, blocks of {by(self.plan.block)} voxels",
+            are_labels=kind in ("segmentation", "annotation"),
         )
         (self.folder / f"{file}.nii.gz").write_bytes(content)
         self.volumes.append({"file": f"{file}.nii.gz", "kind": kind, "name": name, "bytes": len(content), **more})
@@ -279,6 +293,11 @@ def _uncertainty(plan: Plan, volume: Volume) -> tuple[npt.NDArray[np.float32], n
             whole[somewhere] = values
             means.add_part(z0 + part[0].start, whole)
     return entropy.values(), uncertainty.values()
+
+
+def _drawn(of_maps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Where an organ is (R, Z, Y, X), as the segmentation has it; if it has none, as any annotator does."""
+    return of_maps[0] if of_maps[0].any() else of_maps.any(axis=0)
 
 
 def stored_preview(artefact: Artefact, into: Path) -> dict[str, Any]:

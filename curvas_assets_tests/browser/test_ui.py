@@ -30,7 +30,7 @@ ASSETS = (
     *("patient_files", "scan", "test_scan", "cohort", "preprocessed_dataset", "trained_model", "softmax"),
     *("ensemble_softmax", "scores", "study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
     *("published_table", "published_comparison", "variance_components", "volume_intervals", "predictor_cost"),
-    *("variant_softmax", "calibrators"),
+    *("variant_softmax", "calibrators", "viewer_preview"),
 )
 RUN_MS = 240_000
 """How long a launched run may take until the UI shows it: a process starts and loads the definitions, on loaded cores."""

@@ -271,7 +271,7 @@
     words();
     if (!document.createElement("canvas").getContext("webgl2")) { tell(WORDS.no_webgl); state("failed"); return; }
     nv = new window.Niivue({
-      isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.8], crosshairWidth: 0.6,
+      isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.8], crosshairWidth: 1, crosshairWidthUnit: "mm",
       multiplanarShowRender: 1, show3Dcrosshair: true, logLevel: "error", loadingText: "", viewModeHotKey: "", clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "", isColorbar: false, dragAndDropEnabled: true,
     });
@@ -283,7 +283,7 @@
     byId("help-button").onclick = function () { byId("help").showModal(); };
     byId("layout").onchange = function (event) { layout(event.target.value); };
     byId("place").onchange = function (event) { goTo(event.target.value); event.target.value = ""; };
-    byId("contours").onchange = function (event) { nv.overlayOutlineWidth = event.target.checked ? 1 : 0; nv.updateGLVolume(); };
+    byId("contours").onchange = function (event) { nv.setAtlasOutline(event.target.checked ? 1 : 0); };
     byId("predictor").onchange = function (event) {
       window.location.hash = new URLSearchParams({ patient: loaded.patient.id, predictor: event.target.value });
     };

@@ -39,6 +39,7 @@ OPERATIONS = {
     "upload_preprocessing",
     "upload_predictions",
     "download",
+    "share",
     "make_missing",
     "redo",
     "refresh_scores",
