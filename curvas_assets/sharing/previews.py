@@ -139,11 +139,11 @@ def bounding_box(maps: Any, depth: int = DEPTH) -> list[tuple[int, int]] | None:
     """
     found = [np.zeros(n, np.bool_) for n in maps.shape[1:]]
     for z0 in range(0, maps.shape[1], depth):
-        slab: npt.NDArray[np.bool_] = np.asarray(maps[:, z0 : z0 + depth]).any(axis=0)
+        slab: Any = np.asarray(maps[:, z0 : z0 + depth]).any(axis=0)
         if slab.any():
-            found[0][z0 : z0 + len(slab)] = slab.any(axis=2).any(axis=1)
-            found[1] |= slab.any(axis=2).any(axis=0)
-            found[2] |= slab.any(axis=1).any(axis=0)
+            found[0][z0 : z0 + len(slab)] = slab.any(axis=(1, 2))
+            found[1] |= slab.any(axis=(0, 2))
+            found[2] |= slab.any(axis=(0, 1))
     if not found[0].any():
         return None
     return [(int(where.argmax()), len(where) - int(where[::-1].argmax())) for where in found]

@@ -295,8 +295,10 @@ def _uncertainty(plan: Plan, volume: Volume) -> tuple[npt.NDArray[np.float32], n
     return entropy.values(), uncertainty.values()
 
 
-def _drawn(of_maps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Where an organ is (R, Z, Y, X), as the segmentation has it; if it has none, as any annotator does."""
+def _drawn(of_maps: Any) -> Any:
+    """Where an organ is, bool (Z, Y, X), of its masks in all label maps (R, Z, Y, X): by the segmentation, or if it has none, by any
+    annotator.
+    """
     return of_maps[0] if of_maps[0].any() else of_maps.any(axis=0)
 
 

@@ -109,6 +109,14 @@ def _of_variants(study: Study) -> str:
     return f"1-{study.fingerprint('prediction')}-{study.training.snapshots}"
 
 
+def _of_previews(study: Study) -> str:
+    """Which predictor is shown is a setting, too; what it is made of is told by its volume."""
+    from curvas_assets.report.verdict import leading_predictor  # which needs pandas
+
+    stored = [name for name in study.predictors if study.predicted_by(name) != "calibrated"]
+    return f"1-{study.fingerprint('organs', 'annotators')}-{leading_predictor(study, stored)}"
+
+
 def _volume(layout: Layout, key: str) -> str:
     cell = Cell.of(key)
     return layout.softmax(cell.patient, cell.predictor)
@@ -281,7 +289,7 @@ VIEWER_PREVIEW = Asset(
     jobs=("preview_patients",),
     needs="preview",
     cost="reporting",
-    version=_settings(1, "organs", "annotators", "members", "held_out"),
+    version=_of_previews,
     at=Layout.preview,
     axis="test_patient",
     inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),

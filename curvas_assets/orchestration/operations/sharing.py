@@ -101,7 +101,7 @@ def _share(session: Session, settings: Share) -> dg.Output[None]:
     if not done.patients:
         session.context.log.warning("no patient is in the viewer: run preview_patients first")
     session.tell(f"{len(done.patients)} patients, {human_bytes(done.size)}, as a zip {human_bytes(zipped)}")
-    places = {"bundle": dg.MetadataValue.path(str(target))} if target is not None else {}
+    places: dict[str, dg.MetadataValue] = {"bundle": dg.MetadataValue.path(str(target))} if target is not None else {}
     if settings.into_bucket:
         places["in the bucket"] = dg.MetadataValue.text(f"{tools.objects.name}/{session.layout.bundle()}")
     return dg.Output(
