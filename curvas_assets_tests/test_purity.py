@@ -25,7 +25,18 @@ PURE = (
     "sharing",
     *(
         f"stages.{name}"
-        for name in ("cohort", "prepare", "train", "predict", "ensemble", "calibrate", "score", "compare", "preview", "write_up")
+        for name in (
+            "cohort",
+            "prepare",
+            "train",
+            "predict",
+            "ensemble",
+            "calibrate",
+            "score",
+            "compare",
+            "preview",
+            "write_up",
+        )
     ),
     "stages.places",
 )
