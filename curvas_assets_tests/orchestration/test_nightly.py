@@ -214,6 +214,7 @@ def _everything_made(study, instance):
         events.tell(asset, *map(str, events.staleness.partitions(dg.AssetKey(asset))))
     events.tell("calibrators")
     events.tell("scores", *tests)
+    events.tell("viewer_preview", *tests)
     return events
 
 
