@@ -15,6 +15,7 @@ from curvas_assets.assets import (
     predictions,
     report,
     scores,
+    viewer,
 )
 from curvas_assets.orchestration import execution, operations, schedules, sensors
 from curvas_assets.orchestration.bucket import Bucket
@@ -30,7 +31,7 @@ from curvas_assets.study import Study, load_study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-GROUPS = (cohort, dataset, models, predictions, ensembles, calibration, scores, comparisons, intervals)
+GROUPS = (cohort, dataset, models, predictions, ensembles, calibration, scores, viewer, comparisons, intervals)
 WIPE = (
     "\n\n*Wipe* in this page's menu forgets **all** partitions of the asset, whichever are selected (a limit of Dagster). To make "
     "some again, launch the job `redo`, or select them and press *Materialize*."

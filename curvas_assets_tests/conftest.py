@@ -30,6 +30,7 @@ LONG = (
         "report/test_document.py",
         "scoring/test_panel.py",
         "report/test_browser.py",
+        "sharing/test_bundle.py",
         "test_study.py",
         "test_five_annotators.py",
     ),

@@ -24,9 +24,21 @@ PURE = (
     "statistics",
     "storage.softmax",
     "report.document",
+    "sharing",
     *(
         f"stages.{name}"
-        for name in ("cohort", "prepare", "train", "predict", "ensemble", "calibrate", "score", "compare", "write_up")
+        for name in (
+            "cohort",
+            "prepare",
+            "train",
+            "predict",
+            "ensemble",
+            "calibrate",
+            "score",
+            "compare",
+            "preview",
+            "write_up",
+        )
     ),
     "stages.places",
 )

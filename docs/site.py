@@ -46,6 +46,7 @@ PACKAGES = (
     "scoring",
     "statistics",
     "report",
+    "sharing",
     "storage",
     "stages",
     "orchestration",

@@ -151,6 +151,7 @@ class StageNeeds:
     prediction: Needs
     ensembling: Needs
     scoring: Needs
+    preview: Needs
     report: Needs
 
     @classmethod
@@ -198,6 +199,8 @@ class StageNeeds:
                 hours=longer,
                 scratch_gib=5,
             ),
+            # Streamed: measured at full size with three annotators, 0.6 GiB (docs/sharing.md).
+            preview=Needs(cpus=2, memory_gib=3, hours=0.2, scratch_gib=5),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
 

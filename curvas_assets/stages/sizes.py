@@ -26,6 +26,7 @@ from curvas_assets.stages.table import (
     TRAINED_MODEL,
     TRAINING_CASES,
     VARIANT_SOFTMAX,
+    VIEWER_PREVIEW,
     Asset,
 )
 from curvas_assets.statistics.forecast import Prior, Sizes
@@ -65,6 +66,7 @@ STARTS = {
     VARIANT_SOFTMAX.name: 3.5,
     ENSEMBLE_SOFTMAX.name: 0.6,
     SCORES.name: 0.9,
+    VIEWER_PREVIEW.name: 0.6,
 }
 """What a run's first cell takes longer, s: libraries are loaded. From a demo on two cores at load 1 to 2."""
 COMPILING = {PREPROCESSED_DATASET.name: 2.0, SOFTMAX.name: 9.0, ENSEMBLE_SOFTMAX.name: 6.0, SCORES.name: 14.0}
@@ -126,6 +128,9 @@ class StudySizes:
         if row is SCORES:
             read = self.voxels_of(partition) * self._volumes_read(partition)
             return Sizes(read, read, 1)
+        if row is VIEWER_PREVIEW:
+            voxels = self.voxels_of(partition)
+            return Sizes(voxels, voxels, 1)
         if row is CALIBRATORS:
             return Sizes(SMALL_TABLE_SECONDS + COUNTING_SECONDS * self._counted_voxels, 1, 1)
         if row.axis is None:
@@ -268,6 +273,9 @@ def prior(study: Study, row: Asset, *, gpu: bool) -> Prior:
     if row is SCORES:
         origin = "75 s for the 13 volumes of a patient of full size, on two cores"
         return Prior(75 / (13 * FULL_SIZE), VOLUME_BYTES, 1e6, origin, each=1.5, **_starts(row))
+    if row is VIEWER_PREVIEW:
+        origin = "a patient of full size with three annotators, on two loaded cores"
+        return Prior(40 / FULL_SIZE, VOLUME_BYTES + FILE_BYTES, 2e6, origin, each=0.3, **_starts(row))
     if row.axis is None:
         return Prior(1.0, 1e6, 1e6, "the demo's tables and report; more patients take longer")
     return Prior(0.15, 2300, 570, "0.15 s on two loaded cores")

@@ -20,7 +20,7 @@ Axis = Literal[
     "patient", "test_patient", "annotator", "model", "patient_by_model", "patient_by_variant", "patient_by_ensemble"
 ]
 """The axis along which an asset is partitioned: a field of `curvas_assets.orchestration.partitions.Partitions`."""
-Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "report"]
+Need = Literal["table", "intake", "dataset", "training", "prediction", "ensembling", "scoring", "preview", "report"]
 """A field of `curvas_assets.orchestration.execution.StageNeeds`."""
 REPORT = "write_report"
 """The job that makes the report on the whole study; it runs after the others."""
@@ -122,6 +122,14 @@ def _of_ensembles(study: Study) -> str:
 def _of_variants(study: Study) -> str:
     """Snapshots are numbered among as many as a training keeps. Their weights and those of flips are told by `softmax`."""
     return f"1-{study.fingerprint('prediction')}-{study.training.snapshots}"
+
+
+def _of_previews(study: Study) -> str:
+    """Which predictor is shown is a setting, too; what it is made of is told by its volume."""
+    from curvas_assets.report.verdict import leading_predictor  # which needs pandas
+
+    stored = [name for name in study.predictors if study.predicted_by(name) != "calibrated"]
+    return f"1-{study.fingerprint('organs', 'annotators')}-{leading_predictor(study, stored)}"
 
 
 def _volume(layout: Layout, key: str) -> str:
@@ -304,6 +312,21 @@ SCORES = Asset(
         "reliability": schemas.RELIABILITY,
         "risk_coverage": schemas.RISK_COVERAGE,
     },
+)
+VIEWER_PREVIEW = Asset(
+    "viewer_preview",
+    kind="folder",
+    group="report",
+    jobs=("preview_patients",),
+    needs="preview",
+    cost="reporting",
+    version=_of_previews,
+    at=Layout.preview,
+    axis="test_patient",
+    inputs=(SOFTMAX, ENSEMBLE_SOFTMAX, SCAN),
+    per_run=20,
+    followed=True,
+    tools=frozenset({"nifti", "json"}),
 )
 STUDY_SCORES = Asset(
     "study_scores",

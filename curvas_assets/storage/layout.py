@@ -106,6 +106,10 @@ class Layout:
         """A map (NIfTI) of an ensemble of a patient: its entropy, mutual information or labels."""
         return f"{self.prediction(patient, ensemble)}/{name}.nii.gz"
 
+    def preview(self, patient: str) -> str:
+        """The folder of a patient's preview, which the viewer of a shared bundle shows."""
+        return f"{self.output}/{patient}/preview"
+
     def scores(self, patient: str) -> str:
         """The folder of the tables of scores of a patient."""
         return f"{self.metrics}/{patient}/scores"
@@ -149,3 +153,7 @@ class Layout:
     def figures(self) -> str:
         """The folder of the report's figures."""
         return f"{self.reports}/figures"
+
+    def bundle(self) -> str:
+        """The folder of the bundle that was shared last: one zip file."""
+        return f"{self.reports}/bundle"

@@ -134,6 +134,7 @@ def _launches(asset: str) -> list[dict[str, str]]:
         "variant_softmax": [],  # the study has no variants of models
         "ensemble_softmax": [(f"{ensembles[0]}|{DONE}", f"{ensembles[-1]}|{DONE}")],
         "scores": [(DONE, DONE)],
+        "viewer_preview": [(DONE, DONE)],
     }.get(asset)
     if spans is None:
         return [{}]

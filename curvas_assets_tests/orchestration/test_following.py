@@ -67,11 +67,11 @@ def test_a_new_patient_is_taken_from_scan_to_scores_and_nobody_else(lineage):
         ["select_test_scans"],
         ["predict"],
         ["build_ensembles"],
-        ["score_patients"],
+        ["score_patients", "preview_patients"],
         [],
     ]
     assert lineage.due() == {}
-    assert len(lineage.made) == 1 + 1 + 9 + 4 + 1
+    assert len(lineage.made) == 1 + 1 + 9 + 4 + 1 + 1
     assert all(NEW in key for _, key in lineage.made)
 
 
@@ -125,7 +125,7 @@ def test_what_failed_is_asked_for_again_when_its_model_is_new(lineage):
     lineage.broken.clear()
     assert lineage.run("trained_model", model).success
     asked = [sorted(set(sensor.tick())) for _ in range(4)]
-    assert asked == [["predict"], ["build_ensembles"], ["score_patients"], []]
+    assert asked == [["predict"], ["build_ensembles"], ["preview_patients", "score_patients"], []]
 
 
 def test_the_sensor_asks_with_the_real_definitions(bucket_environment, monkeypatch):
@@ -196,6 +196,7 @@ def test_calibrators_do_not_wait_for_who_was_not_taken_in(bucket_environment, mo
         tell("test_scan", "PHANTOM005")
         assert fits() == []
         tell("ensemble_softmax", *(f"{one}|PHANTOM006" for one in study.ensemble_ids))
+        tell("viewer_preview", "PHANTOM006")
         context = dg.build_sensor_context(instance=instance, repository_def=repository, resources={"bucket": Bucket()})
         told = sensor.evaluate_tick(context).skip_message
         assert told.endswith("these wait for ensemble_softmax of ensemble_all|PHANTOM005")

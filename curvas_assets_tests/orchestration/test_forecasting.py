@@ -79,7 +79,7 @@ def test_an_empty_ledger_rests_on_priors(ledger):
     found = ledger.forecast()
     assert found["to_come"].to_dict() == {
         **{"scan": 8, "test_scan": 3, "training_cases": 3, "preprocessed_dataset": 3, "trained_model": 9},
-        **{"softmax": 27, "ensemble_softmax": 12, "scores": 3, "total": 68},
+        **{"softmax": 27, "ensemble_softmax": 12, "scores": 3, "viewer_preview": 3, "total": 71},
     }
     assert (found["done"] == 0).all()
     assert found.drop("total")["basis"].str.startswith("prior: ").all()
@@ -98,7 +98,7 @@ def test_what_is_made_from_what_is_to_come_is_to_come_and_uploads_cost_nothing(l
     found = ledger.forecast()
     assert found["to_come"].drop("total").to_dict() == {
         **{"scan": 0, "test_scan": 0, "training_cases": 0, "preprocessed_dataset": 0, "trained_model": 0},
-        **{"softmax": 3, "ensemble_softmax": 6, "scores": 3},  # of the annotator, and of all
+        **{"softmax": 3, "ensemble_softmax": 6, "scores": 3, "viewer_preview": 3},  # of the annotator, and of all
     }
     assert found.loc["trained_model", "basis"] == "all are made"
     assert (found.loc["softmax", "done"], found.loc["ensemble_softmax", "done"]) == (24, 6)

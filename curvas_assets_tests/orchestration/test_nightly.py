@@ -60,7 +60,7 @@ def test_a_changed_annotation_is_taken_in_and_scored(lineage):
     lineage.change_files(ONE, "b")
     lineage.versions[f"scan {ONE}"] = "another annotation"
     assert night(lineage) == (True, "")
-    assert lineage.made == [("scan", ONE), ("test_scan", ONE), ("scores", ONE)]
+    assert lineage.made == [("scan", ONE), ("test_scan", ONE), ("scores", ONE), ("viewer_preview", ONE)]
     assert lineage.due() == {}
     assert night(lineage) == (True, "")
     assert lineage.made == []
@@ -80,7 +80,7 @@ def test_a_changed_image_is_predicted_at_night_only_if_that_is_allowed(lineage):
     assert lineage.made == []
     lineage.versions.update({f"{model}|{ONE}": "of the new image" for model in MODELS})
     assert night(lineage, predict=True) == (True, "")
-    assert len(lineage.made) == 9 + 4 + 1
+    assert len(lineage.made) == 9 + 4 + 1 + 1
     assert all(key.endswith(ONE) for _, key in lineage.made)
     assert lineage.due() == {}
 
@@ -107,8 +107,13 @@ def test_members_that_changed_are_averaged_before_anything_is_scored(lineage):
         ("ensemble_softmax", f"ensemble_anno1|{ONE}"),
         ("ensemble_softmax", f"ensemble_all|{ONE}"),
         ("scores", ONE),
+        ("viewer_preview", ONE),
     ]
-    assert lineage.due().keys() == {"ensemble_softmax", "scores"}  # of the other, who was not asked for
+    assert lineage.due().keys() == {
+        "ensemble_softmax",
+        "scores",
+        "viewer_preview",
+    }  # of the other, who was not asked for
 
 
 def test_a_model_that_was_trained_anew_is_the_nights_only_with_the_switch(lineage):
@@ -119,7 +124,7 @@ def test_a_model_that_was_trained_anew_is_the_nights_only_with_the_switch(lineag
     lineage.change_files(ONE, "b")
     lineage.versions[f"scan {ONE}"] = "another annotation"
     assert night(lineage) == (True, "")  # the predictions there are, of this very image, are scored
-    assert lineage.made == [("scan", ONE), ("test_scan", ONE), ("scores", ONE)]
+    assert lineage.made == [("scan", ONE), ("test_scan", ONE), ("scores", ONE), ("viewer_preview", ONE)]
     assert night(lineage, predict=True) == (True, "")
     assert lineage.made[:2] == [("softmax", f"{MODELS[0]}|{ONE}"), ("softmax", f"{MODELS[0]}|{OTHER}")]
 
@@ -133,7 +138,7 @@ def test_a_new_patient_is_not_the_nights_and_a_complete_one_is(lineage):
     assert lineage.made == []
     lineage.upload("softmax", *(f"{model}|{NEW}" for model in MODELS))
     assert night(lineage) == (True, "")
-    assert [asset for asset, _ in lineage.made] == ["ensemble_softmax"] * 4 + ["scores"]
+    assert [asset for asset, _ in lineage.made] == ["ensemble_softmax"] * 4 + ["scores", "viewer_preview"]
 
 
 def test_an_uploaded_prediction_of_another_image_holds_its_patient_up(lineage):
@@ -217,6 +222,7 @@ def _everything_made(study, instance):
         events.tell(asset, *map(str, events.staleness.partitions(dg.AssetKey(asset))))
     events.tell("calibrators")
     events.tell("scores", *tests)
+    events.tell("viewer_preview", *tests)
     return events
 
 

@@ -43,10 +43,11 @@ def lineage():
 def test_a_changed_annotation_scores_that_patient_again_and_predicts_nothing(lineage):
     lineage.versions[f"scan {TESTS[0]}"] = "changed annotation"
     assert lineage.run("scan", TESTS[0]).success
-    assert lineage.due() == {"test_scan": [TESTS[0]], "scores": [TESTS[0]]}
+    assert lineage.due() == {"test_scan": [TESTS[0]], "scores": [TESTS[0]], "viewer_preview": [TESTS[0]]}
     assert lineage.run("test_scan", TESTS[0]).success
-    assert lineage.due() == {"scores": [TESTS[0]]}
+    assert lineage.due() == {"scores": [TESTS[0]], "viewer_preview": [TESTS[0]]}
     assert lineage.run("scores", TESTS[0]).success
+    assert lineage.run("viewer_preview", TESTS[0]).success
     assert lineage.due() == {}
 
 
@@ -55,7 +56,8 @@ def test_a_changed_image_reaches_that_patients_predictions_and_nobody_elses(line
     assert lineage.run("scan", TESTS[0]).success
     assert lineage.run("test_scan", TESTS[0]).success
     due = lineage.due()
-    assert due == {"softmax": [f"{model}|{TESTS[0]}" for model in lineage.study.models], "scores": [TESTS[0]]}
+    cells = [f"{model}|{TESTS[0]}" for model in lineage.study.models]
+    assert due == {"softmax": cells, "scores": [TESTS[0]], "viewer_preview": [TESTS[0]]}
 
 
 def test_a_changed_metric_definition_makes_scores_stale_and_no_prediction(lineage):
@@ -98,6 +100,7 @@ def test_a_new_patient_is_missing_everywhere_and_nothing_else_is_due(lineage):
         "softmax": 9,
         "ensemble_softmax": 4,
         "scores": 1,
+        "viewer_preview": 1,
     }
 
 
@@ -322,6 +325,7 @@ def _uploaded(instance, **changes):
     events.tell("ensemble_softmax", *(f"{one}|{patient}" for one in study.ensemble_ids for patient in tests))
     events.tell("calibrators")
     events.tell("scores", *tests)
+    events.tell("viewer_preview", *tests)
     return events
 
 

@@ -96,7 +96,7 @@ def test_a_new_patients_variants_come_between_models_and_ensembles(lineage):
         ["predict"],
         ["predict_variants", "build_ensembles"],  # that of the models needs no variant
         ["build_ensembles"],
-        ["score_patients"],
+        ["score_patients", "preview_patients"],
     ]
     assert {key for asset, key in lineage.made if asset == "variant_softmax"} == {f"{v}|{OTHER}" for v in VARIANTS}
     assert lineage.due() == {}
@@ -111,7 +111,7 @@ def test_a_model_that_was_trained_again_reaches_its_variants_through_its_own_vol
     assert ("ensemble_softmax", [f"{name}|{ONE}" for name in ("ensemble_all", SNAPSHOTS)]) in ran
     lineage.versions |= {f"{SECOND}|{ONE}": "again"}
     assert lineage.run("softmax", f"{SECOND}|{ONE}").success
-    assert lineage.due() == {"ensemble_softmax": [f"ensemble_all|{ONE}"], "scores": [ONE]}
+    assert lineage.due() == {"ensemble_softmax": [f"ensemble_all|{ONE}"], "scores": [ONE], "viewer_preview": [ONE]}
 
 
 def test_variants_that_changed_reach_their_ensembles_and_the_scores(lineage):

@@ -32,6 +32,7 @@ SHARED = (
     "columns",
     "metrics",
     "questions",
+    "viewer",
 )
 """Sections of a language's file that every language has."""
 

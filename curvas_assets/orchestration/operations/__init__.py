@@ -3,12 +3,14 @@
 import dagster as dg
 
 from curvas_assets.orchestration.bucket import Bucket
-from curvas_assets.orchestration.operations import describing, downloading, making, removing, uploading
+from curvas_assets.orchestration.operations import describing, downloading, making, removing, sharing, uploading
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.study import Study
 
 OPERATIONS = tuple(
-    operation for module in (uploading, downloading, making, describing, removing) for operation in module.OPERATIONS
+    operation
+    for module in (uploading, downloading, sharing, making, describing, removing)
+    for operation in module.OPERATIONS
 )
 """All of them, in the order of the README."""
 

@@ -124,6 +124,10 @@ class Words:
         """Which values of a metric are better."""
         return {"higher": self("higher"), "lower": self("lower")}.get(direction, self("neither"))
 
+    def viewer(self) -> dict[str, str]:
+        """All words of the viewer's page, which fills in the `{…}` itself."""
+        return dict(self._said["viewer"])
+
     def reason(self, reason: str) -> str:
         """Why something is out of date, as the lineage says it in English."""
         for english, here in self._said.get("reasons", {}).items():

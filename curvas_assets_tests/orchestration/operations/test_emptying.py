@@ -68,4 +68,4 @@ def test_each_asset_stands_below_one_prefix():
     assert sorted(asset for found in below.values() for asset in found) == sorted(assets)
     assert below["data"] == [PATIENT_FILES]
     assert below["artifacts"] == ["preprocessed_dataset", "trained_model", "training_cases"]
-    assert below["output"] == ["ensemble_softmax", "scan", "softmax", "test_scan", "variant_softmax"]
+    assert below["output"] == ["ensemble_softmax", "scan", "softmax", "test_scan", "variant_softmax", "viewer_preview"]

@@ -8,7 +8,7 @@
 - `about` tells study, versions, store, counts and what is still to come; `forecast` tells the latter for what one would make.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
-- A download of what is not there fails, saying so.
+- A download of what is not there fails, saying so; so does sharing without a report, or to nowhere.
 """
 
 import json
@@ -39,6 +39,7 @@ OPERATIONS = {
     "upload_preprocessing",
     "upload_predictions",
     "download",
+    "share",
     "make_missing",
     "redo",
     "refresh_scores",
@@ -324,3 +325,16 @@ def test_a_download_of_what_is_not_there_says_so(platform, tmp_path):
     ok, says, _ = platform.run("download", what="scores", folder=str(tmp_path / "down"))
     assert not ok
     assert "nothing of scores is in the bucket" in says
+
+
+def test_sharing_without_a_report_says_what_to_run(platform, tmp_path):
+    ok, said, _ = platform.run("share")
+    assert not ok
+    assert "Set folder or into_bucket" in said
+    ok, said, _ = platform.run("share", folder=str(tmp_path))
+    assert not ok
+    assert "Run write_report first" in said
+    (tmp_path / "curvas-bundle.zip").touch()
+    ok, said, _ = platform.run("share", folder=str(tmp_path))
+    assert not ok
+    assert "it is there already" in said

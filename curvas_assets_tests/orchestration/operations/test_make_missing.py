@@ -24,7 +24,7 @@ STUDY = LINEAGE.study
 TESTS = sorted(STUDY.sets["test"])
 EVERYTHING = [
     *("scan", "test_scan", "training_cases", "preprocessed_dataset", "trained_model"),
-    *("softmax", "variant_softmax", "ensemble_softmax", "scores"),
+    *("softmax", "variant_softmax", "ensemble_softmax", "scores", "viewer_preview"),
 ]
 """Also variants of models, of which this study has none."""
 MODELS_ALONE = ["training_cases", "preprocessed_dataset", "trained_model"]
