@@ -21,6 +21,7 @@ PURE = (
     "ensembling",
     "statistics",
     "storage.softmax",
+    "submission",
     "report.document",
     *(
         f"stages.{name}"

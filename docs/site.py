@@ -44,6 +44,7 @@ PACKAGES = (
     "statistics",
     "report",
     "storage",
+    "submission",
     "stages",
     "orchestration",
     "local",

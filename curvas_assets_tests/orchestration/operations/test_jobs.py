@@ -39,6 +39,7 @@ OPERATIONS = {
     "upload_preprocessing",
     "upload_predictions",
     "download",
+    "export_submission",
     "make_missing",
     "redo",
     "refresh_scores",
