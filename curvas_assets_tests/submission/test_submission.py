@@ -261,6 +261,7 @@ def test_an_export_holds_what_predicts_and_no_people(platform, exported, tmp_pat
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     weights = {f"models/{ONE}/fold_all/checkpoint_{name}.pth" for name in ("best", "snapshot1")}
     assert files == {RECORD_FILE, f"models/{ONE}/plans.json", f"models/{ONE}/dataset.json", *weights}
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
     assert not {"checkpoint_snapshot1.pth"} & {path.name for path in exported(FLIPS).rglob("*")}
     text = "".join(path.read_text() for path in folder.rglob("*.json"))
     people = [*ORDERS, "PHANTOM001", "PHANTOM004", *(a.file for a in STUDY.annotators if a.file not in ("annotation",))]

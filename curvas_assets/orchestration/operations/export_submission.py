@@ -99,7 +99,10 @@ def export_submission(
         made_of={"models": versions, **(code or {})},
     )
     write_submission(submission, folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        path.chmod(0o644)  # the container's user is another one
+    size = sum(path.stat().st_size for path in files)
     tell(f"{predictor}: {len(members)} members, {human_bytes(size)}")
     return Exported(submission, size)
 
