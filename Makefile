@@ -70,7 +70,7 @@ install: $(INSTALLED)
 
 # torch and torchvision first and together: nnunetv2 needs both, of the same build.
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { echo "Python 3.11.5 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile $$(grep -E '^(torch|torchvision)==' requirements.lock)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock

@@ -23,6 +23,7 @@ PURE = (
     "ensembling",
     "statistics",
     "storage.softmax",
+    "submission",
     "report.document",
     "sharing",
     *(

@@ -48,6 +48,7 @@ PACKAGES = (
     "report",
     "sharing",
     "storage",
+    "submission",
     "stages",
     "orchestration",
     "local",

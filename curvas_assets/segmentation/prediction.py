@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -372,7 +373,7 @@ class Predictor:
             dataset = json.loads((folder / "dataset.json").read_text())
             checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
             name = checkpoint["init_args"]["configuration"]
-        except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError, EOFError, UnpicklingError) as error:
             raise told.refused(
                 f"{folder} lacks plans.json, dataset.json or exactly one fold_*/{BEST} ({type(error).__name__})",
                 "Materialise trained_model again.",

@@ -1,13 +1,17 @@
-"""The download as an operation: artefacts into a folder of the machine of the run."""
+"""Downloads as operations: artefacts, or a predictor for a challenge, into a folder of the machine of the run."""
 
 from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
+from curvas_assets.errors import StudyError
 from curvas_assets.orchestration.operations import selection
 from curvas_assets.orchestration.operations.download import What, download
+from curvas_assets.orchestration.operations.export_submission import export_submission
 from curvas_assets.orchestration.operations.operation import FOLDER, Operation, Session
+from curvas_assets.orchestration.provenance import code_facts
+from curvas_assets.submission.record import Sockets
 
 
 class Download(dg.Config):
@@ -63,4 +67,53 @@ def _download(session: Session, settings: Download) -> dg.Output[None]:
     )
 
 
-OPERATIONS = (Operation("download", "Fetches artefacts into a local folder.", Download, _download),)
+class ExportSubmission(dg.Config):
+    predictor: str = Field(
+        description="One model, ensemble or calibrated predictor, such as anno1_init112233_foldall, ensemble_all or "
+        "isotonic_ensemble_all."
+    )
+    folder: str = Field(description=f"{FOLDER} New or empty, or with an earlier export, which is replaced.")
+    image: str = Field(default=Sockets.image, description="Folder below images/ in which the challenge puts the scan.")
+    labels: str = Field(default=Sockets.labels, description="Folder below images/ for the label map.")
+    confidence: str = Field(
+        default=Sockets.confidence,
+        description="Folder below images/ for an organ's confidence, with {organ} in its name.",
+    )
+
+
+def _export_submission(session: Session, settings: ExportSubmission) -> dg.Output[None]:
+    chosen = selection.choose_predictors(session.study, [settings.predictor])
+    if len(chosen) != 1:
+        found = f"{settings.predictor} names {len(chosen)} predictors"
+        raise StudyError("exporting a submission", session.study.name, found, "Give the name of one.")
+    done = export_submission(
+        session.objects(),
+        session.layout,
+        session.study,
+        chosen[0],
+        Path(settings.folder),
+        session.tell,
+        sockets=Sockets(settings.image, settings.labels, settings.confidence),
+        code=code_facts("nnunetv2", "torch"),
+    )
+    return dg.Output(
+        None,
+        metadata={
+            "folder": dg.MetadataValue.path(settings.folder),
+            "members": len(done.submission.members),
+            "bytes": done.size,
+            "build": "docker build -f deploy/Dockerfile --target submission --build-context "
+            f"exported={settings.folder} -t {chosen[0].lower()} .",
+        },
+    )
+
+
+OPERATIONS = (
+    Operation("download", "Fetches artefacts into a local folder.", Download, _download),
+    Operation(
+        "export_submission",
+        "Puts a predictor into a folder from which a challenge's container is built.",
+        ExportSubmission,
+        _export_submission,
+    ),
+)

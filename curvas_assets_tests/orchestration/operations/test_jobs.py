@@ -40,6 +40,7 @@ OPERATIONS = {
     "upload_predictions",
     "download",
     "share",
+    "export_submission",
     "make_missing",
     "redo",
     "refresh_scores",
