@@ -316,7 +316,10 @@ def test_what_is_fitted_is_fitted_again_for_a_validation_patient_and_not_for_a_s
 
 def test_an_organ_to_learn_trains_again_and_one_to_score_does_not(finished):
     before = finished()
-    scored = before.edited(evaluation=PHANTOM["evaluation"] | {"ece_bins": 40})
+    first, *_ = PHANTOM["organs"]
+    one = before.edited(evaluation=PHANTOM["evaluation"] | {"organs": [first]})
+    assert one.finish() == {"scores": list(PREDICTED)}
+    scored = one.edited(evaluation=PHANTOM["evaluation"])
     assert scored.coming().keys() == {"scores"} | {one for one in scored.coming() if one not in {r.name for r in CELLS}}
     assert scored.finish() == {"scores": list(PREDICTED)}
     assert scored.out_of_date() == []
