@@ -165,7 +165,14 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     record = json.loads(directories.read_file(objects, layout.model(str(study.models[1])), "training.json"))
     assert record["trained_on"] == ["PHANTOM001", "PHANTOM003"]
 
-    for stage in ("predict", "build_ensembles", "fit_calibrators", "score_patients", "write_report"):
+    for stage in (
+        "predict",
+        "build_ensembles",
+        "fit_calibrators",
+        "score_patients",
+        "preview_patients",
+        "write_report",
+    ):
         _ok(lineage.run(stage))
     for stage in STAGES:
         assert [p for asset in STAGES[stage] for p in lineage.due(asset) if p != DAMAGED] == [], stage

@@ -112,7 +112,9 @@ def test_on_paper_closed_tables_are_open_and_figures_fit(chromium, pages):
     page.emulate_media(media="print")
     heights = "Array.from(document.querySelectorAll('details table')).map(t => t.getBoundingClientRect().height)"
     visible = "Array.from(document.querySelectorAll('details table')).filter(t => t.checkVisibility()).length"
-    assert page.evaluate(visible) == closed
+    folded = "document.querySelectorAll('details').length - document.querySelectorAll('details pre').length"
+    assert page.evaluate(visible) == page.evaluate(folded)
+    assert page.evaluate("document.querySelector('details pre').checkVisibility()")
     assert min(page.evaluate(heights)) > 20
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     widths = page.evaluate("Array.from(document.querySelectorAll('.js-plotly-plot')).map(p => p._fullLayout.width)")

@@ -520,7 +520,8 @@ def test_french_is_french(inputs):
     assert '<html lang="fr">' in french.html
     words = text_of(french.html)
     assert all(word in words for word in ("Données", "Reproductibilité", "ensembles par annotateur", "Entropie"))
-    assert not any(word in words for word in ("Uncertainty", "annotator ensembles", "Means per"))
+    said = text_of(re.sub(r"(?s)<pre>.*?</pre>", "", french.html))  # titles of publications stay in their language
+    assert not any(word in said for word in ("Uncertainty", "annotator ensembles", "Means per"))
     assert re.search(r"\d,\d{2}", french.markdown)
     assert french.attachments == {}
 
@@ -584,10 +585,11 @@ def test_any_shape_of_study_makes_a_report(shape):
     report = build_report(make_inputs(study, organs=None), image_formats=("png",) if drawn else (), page=smallest)
     assert "ece_by_family" in report.figures
     assert bool(report.attachments) == drawn
-    facets = {"hd95_by_family_annotator"} if len(study.annotators) > 1 else {"hd95_by_family"}
+    facets = {f"hd95_by_family_{'annotator' if len(study.annotators) > 1 else 'organ'}"}
     assert facets <= set(report.figures)
     assert all(data.startswith(b"\x89PNG") for data in report.attachments.values())
-    assert f"{len(study.sets['test'])} patients × {len(study.predictors)} predictors" in report.markdown
+    counts = ((len(study.sets["test"]), "patient"), (len(study.predictors), "predictor"))
+    assert " × ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in counts) in report.markdown
 
 
 def test_an_absent_organ_and_an_all_undefined_metric_are_said():
@@ -611,7 +613,7 @@ def test_patients_whose_intensities_are_in_doubt_are_named():
         {"patient": ["UKCHLL001", "UKCHLL002"], "set": "test", "doubts": ["", "no voxel is negative"]}
     )
     report = build_report(make_inputs(study, cohort=cohort, **TABLES_ONLY), image_formats=(), page=False).markdown
-    assert "the intensities of 1 patients may be no Hounsfield units: UKCHLL002." in report
+    assert "the intensities of 1 patient may be no Hounsfield units: UKCHLL002." in report
     assert "| doubts" not in report
 
 

@@ -114,7 +114,8 @@ def test_a_failed_cell_stops_only_what_is_made_from_it_and_a_relaunch_makes_what
     up_to_models(lineage, *tests)
     bad = f"{MODELS[4]}|{tests[1]}"
     lineage.broken[bad] = SegmentationError("predicting", bad, "it is broken", "Mend it.")
-    ok, says = make_missing(lineage, stages=["softmax", "ensemble_softmax", "scores"])
+    stages = ["softmax", "ensemble_softmax", "scores"]
+    ok, says = make_missing(lineage, stages=stages)
     assert not ok
     assert made(lineage, "softmax") == {f"{m}|{p}" for m in MODELS for p in tests} - {bad}
     # anno2 and all have the broken member; the other two ensembles of that patient are made.
@@ -126,7 +127,7 @@ def test_a_failed_cell_stops_only_what_is_made_from_it_and_a_relaunch_makes_what
     for left in (f"softmax {bad}", f"ensemble_softmax ensemble_all|{tests[1]}", f"scores {tests[1]}"):
         assert left in says
     lineage.broken.clear()
-    assert make_missing(lineage) == (True, "")
+    assert make_missing(lineage, stages=stages) == (True, "")
     assert lineage.made == [
         ("softmax", bad),
         ("ensemble_softmax", f"ensemble_anno2|{tests[1]}"),
@@ -167,7 +168,7 @@ def test_what_was_made_elsewhere_is_left_alone_unless_asked_for(lineage):
     assert make_missing(lineage, stages=["scan", "test_scan"])[0]
     lineage.upload("softmax", *(f"{model}|{TESTS[0]}" for model in MODELS))
     assert make_missing(lineage, stale=True) == (True, "")
-    assert {asset for asset, _ in lineage.made} == {"ensemble_softmax", "scores"}
+    assert {asset for asset, _ in lineage.made} == {"ensemble_softmax", "scores", "viewer_preview"}
     assert make_missing(lineage, stages=MODELS_ALONE, elsewhere=True) == (True, "")
     assert made(lineage, "trained_model") == set(MODELS)
     assert make_missing(lineage, stale=True) == (True, "")
