@@ -31,6 +31,7 @@ from curvas_assets_tests.dicom.files import (
     SLOPE,
     box,
     ellipse,
+    highdicom,
     pydicom,
     write_rtstruct,
     write_seg,
@@ -135,11 +136,13 @@ def test_segments_lie_where_they_were_drawn(orientation, backwards, tmp_path):
     assert any(f"overlap in {both} voxels" in warning for warning in made.cases[0].warnings)
 
 
-@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP", "one slice"])
+@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP", "one slice", "no spacing"])
 def test_other_segmentations(kind, tmp_path):
     series = write_series(tmp_path / "in", "A", shape=SHAPE)
     one, other = masks()
     other &= ~one
+    if kind == "no spacing":
+        one[1::2] = False  # both on every other slice, whose distance the file does not tell
     if kind == "one slice":
         one[:] = False
         one[4, 3:7, 5:9] = True
@@ -147,7 +150,13 @@ def test_other_segmentations(kind, tmp_path):
     given = {"Liver": one, "Spleen": other} if kind != "one slice" else {"Liver": one}
     if kind == "FRACTIONAL":
         given = {name: np.where(mask, 0.6, 0.4) for name, mask in given.items()}
-    write_seg(tmp_path / "in/s.dcm", series, given, kind="BINARY" if kind == "one slice" else kind)
+    form = kind if kind in ("FRACTIONAL", "LABELMAP") else "BINARY"
+    path = write_seg(tmp_path / "in/s.dcm", series, given, kind=form)
+    if kind == "no spacing":
+        seg = pydicom.dcmread(path)
+        del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+        seg.save_as(path)
+        assert highdicom.seg.segread(path).get_volume().spacing[0] == 6  # so that positions alone decide
     made = convert_dicom(tmp_path / "in", tmp_path / "out")
     assert not made.refused
     drawn = as_written(tmp_path / "out/P001/annotation_annotator-1.nii.gz", series)
