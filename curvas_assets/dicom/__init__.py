@@ -1,6 +1,6 @@
-"""DICOM in and out, an extra: series with RTSTRUCT or SEG become the platform's NIfTI files, probabilities become a DICOM SEG.
+"""DICOM in and out: series with RTSTRUCT or SEG become the platform's NIfTI files, probabilities a DICOM SEG.
 
-Needs `pip install 'curvas-assets[dicom]'`; what is missing is told when a function is called, not when this is imported.
+An extra: `pip install 'curvas-assets[dicom]'`. A library that is missing is told when a function is called.
 """
 
 from curvas_assets.dicom.convert import Case, Converted, convert_dicom

@@ -1,7 +1,7 @@
 """What annotators drew, from RTSTRUCT and DICOM SEG, as masks on a series' own voxels. Nothing is resampled.
 
-A voxel belongs to a contour if its centre lies within; contours of one structure on one slice combine by exclusive or, so
-that a contour within another is a hole. A frame of a SEG must lie on the series' voxels.
+A voxel belongs to a contour if its centre lies within; contours of one structure on one slice combine by exclusive or,
+so that a contour within another is a hole. A frame of a SEG must lie on the series' voxels.
 """
 
 from collections.abc import Collection, Iterator
@@ -171,7 +171,8 @@ class Drawn:
             organ: what they are, for messages.
 
         Raises:
-            PatientError: a contour lies on no slice, leaves the image or is no list of points; a frame lies off the voxels.
+            PatientError: a contour lies on no slice, leaves the image or is no list of points; a frame lies off the
+                voxels.
         """
         if self.source.seg:
             self._paint_frames(mask, numbers, organ)
@@ -207,9 +208,7 @@ class Drawn:
             mask[k, rows, columns] ^= True
             drawn.add(k)
         if drawn and (gaps := max(drawn) - min(drawn) + 1 - len(drawn)):
-            self.warnings.append(
-                f"{organ} has no contour on {gaps} slices between its first and last; they are left empty, not interpolated"
-            )
+            self.warnings.append(f"{organ} has no contour on {gaps} slices between its first and last; they stay empty")
         return mask
 
     def _points(self, number: int, organ: str) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:

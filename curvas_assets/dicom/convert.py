@@ -1,7 +1,7 @@
-"""A folder of DICOM files of many patients becomes the NIfTI files that the platform takes, and identifiers stay behind.
+"""A folder of DICOM files of many patients becomes the platform's NIfTI files, and identifiers stay behind.
 
-Only voxels, their place and the names of organs are carried over. Which patient and which annotator a name stands for is
-written to a file of its own, outside of the folder that is shared.
+Only voxels, their place and the names of organs are carried over. Which patient and which annotator a name stands for
+is written to a file of its own, outside of the folder that is shared.
 """
 
 import csv
@@ -127,34 +127,34 @@ def convert_dicom(
     """Write `<out>/<id>/image.nii.gz`, `<out>/<id>/annotation_<annotator>.nii.gz` and `<out>/labels.json`.
 
     Each RTSTRUCT and SEG is painted on the series it refers to, by SeriesInstanceUID, by the images it names, or, if it
-    names neither, by a FrameOfReferenceUID that one series alone has. Where organs overlap, the one with the higher value in
-    `labels.json` wins, in every map, and a warning says how many voxels. Values are equal for all patients and annotators;
-    those of a `labels.json` that is there stay.
+    names neither, by a FrameOfReferenceUID that one series alone has. Where organs overlap, the one with the higher
+    value in `labels.json` wins, in every map, and a warning says how many voxels. Values are equal for all patients and
+    annotators; those of a `labels.json` that is there stay.
 
     Args:
         source: a folder of DICOM files of any number of patients, in any folders.
         out: folder that receives the files; a patient's folder is replaced as a whole, or left as it was.
         organs: organ → names of the structures that make it up, any case; their order is that of new values. None: each
             name is an organ, sorted.
-        annotator_from: what tells annotators apart: the structure set's `label` (a SEG's series description), the `operator`,
-            or the name of the `folder` that the file lies in.
+        annotator_from: what tells annotators apart: the structure set's `label` (a SEG's series description), the
+            `operator`, or the name of the `folder` that the file lies in.
         keep_annotators: keep their names instead of `annotator-1` …
-        mapping: CSV (kind, old, new) of patients, annotators and series. Names in it are used, new ones are added, and it
-            is written again, readable for its owner alone. None: `<out>-identities.csv` beside `out`.
+        mapping: CSV (kind, old, new) of patients, annotators and series. Names in it are used, new ones are added, and
+            it is written again, readable for its owner alone. None: `<out>-identities.csv` beside `out`.
         prefix: of new ids: P001, P002, … in the order of the old ones.
         tell: is called with a sentence for each patient.
 
     Raises:
         CurvasError: a library is missing.
-        PatientError: there is no such folder or no annotation in it, an option or the mapping is wrong. What is wrong with one
-            patient is in `Converted.refused`, and stops no other.
+        PatientError: there is no such folder or no annotation in it, an option or the mapping is wrong. What is wrong
+            with one patient is in `Converted.refused`, and stops no other.
     """
     told: Any = {"attempted": ATTEMPTED, "subject": "the cohort", "error": PatientError}
     source = existing_folder(source, **told)
     out = as_path(out, **told)
     if annotator_from not in get_args(AuthorFrom):
         raise _wrong(f"annotator_from = {annotator_from!r:.40}", f"Give one of {', '.join(get_args(AuthorFrom))}.")
-    if not ID.fullmatch(prefix):
+    if not isinstance(prefix, str) or not ID.fullmatch(prefix):
         raise _wrong(f"prefix = {prefix!r:.40}", "Give letters, digits, _ or -.")
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise _wrong(f"{out} lies within the DICOM folder", "Give a folder elsewhere.")
@@ -239,10 +239,15 @@ def _look(source: Path, author_from: AuthorFrom) -> _Found:
 def _organ_of(organs: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Name of a structure, any case → organ."""
     merged: dict[str, str] = {}
+    if not isinstance(organs, Mapping) or not organs:
+        raise _wrong(f"organs = {organs!r:.60}", "Give a mapping: organ → names of its structures.")
     for organ, structures in organs.items():
+        named = [structures] if isinstance(structures, str) else structures
+        if not isinstance(organ, str) or not isinstance(named, Sequence) or not all(isinstance(n, str) for n in named):
+            raise _wrong(f"{organ!r:.40}: {structures!r:.60}", "Give a mapping: organ → names of its structures.")
         if _slug(organ) != organ.casefold():
             raise _wrong(f"{organ!r:.60} as an organ", "Name organs by letters, digits and dashes.")
-        for structure in [structures] if isinstance(structures, str) else structures:
+        for structure in named:
             if merged.setdefault(structure.strip().casefold(), organ) != organ:
                 raise _wrong(f"{structure!r:.60} is named for two organs", "Name each structure once.")
     return merged

@@ -41,13 +41,13 @@ def write_probabilities_seg(
     It refers to the images of the series and carries their patient and study, so it is as identifying as they are.
 
     Args:
-        probabilities: NIfTI on the voxels of the series, in any voxel order, 0 … 1: organ → one 3-D file each; or one file of
-            four axes (X, Y, Z, organ), or of three for a single organ, whose names `organs` gives.
+        probabilities: NIfTI on the voxels of the series, in any voxel order, 0 … 1: organ → one 3-D file each; or one
+            file of four axes (X, Y, Z, organ), or of three for a single organ, whose names `organs` gives.
         series: folder of the image series; other series, RTSTRUCT and SEG in it are left aside if only one series fits.
         out: file that is written, replaced if it is there.
         predictor: its name: in the series description, and as the algorithm's.
-        organs: names along the fourth axis, background left out; one name more than organs, the first being `background`, is
-            taken too. Of files by organ: their order; None for that of the mapping.
+        organs: names along the fourth axis; if the first is `background`, that volume is left out. Of files by organ:
+            their order; None for that of the mapping.
         series_number: of the new series.
 
     Returns:
@@ -57,11 +57,9 @@ def write_probabilities_seg(
         CurvasError: a library is missing.
         PatientError: a file is missing or no probabilities, no series fits their voxels, or more than one does.
     """
+    if not isinstance(predictor, str) or not predictor.strip() or len(predictor) > 57 or "\\" in predictor:
+        raise _wrong("a predictor", f"the name {predictor!r:.80}", "Give one of 1 to 57 characters, without \\.")
     told: Any = {"attempted": ATTEMPTED, "subject": predictor, "error": PatientError}
-    if not predictor.strip() or len(predictor) > 57 or "\\" in predictor:
-        raise _wrong(
-            predictor, f"a predictor's name of {len(predictor)} characters", "Give one of 1 to 57, without \\."
-        )
     pydicom, highdicom = library("pydicom"), library("highdicom")
     out = as_path(out, **told)
     volumes, grid = _volumes(probabilities, organs, predictor)
@@ -105,7 +103,7 @@ def write_probabilities_seg(
 
 
 def _wrong(subject: str, found: str, remedy: str) -> PatientError:
-    return PatientError(ATTEMPTED, subject.strip() or "a predictor", found, remedy)
+    return PatientError(ATTEMPTED, subject, found, remedy)
 
 
 # Probabilities --------------------------------------------------------------------------------------------------------

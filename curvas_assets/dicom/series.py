@@ -19,8 +19,8 @@ HEADER = (
 )
 """Attributes of an image that are read; nothing else of its header is."""
 OFF_GRID = 0.1
-"""Share of the distance between slices by which one may lie off an even grid. Headers round to 0.1 mm or finer, which is
-up to 0.08 of thin slices; a slice that is missing puts another one off by half the distance or more."""
+"""Share of the distance between slices by which one may lie off an even grid. Headers round to 0.1 mm or finer, up to
+0.08 of thin slices; a slice that is missing puts another one off by half the distance or more."""
 SAME_DIRECTION = 1e-3
 REMEDY = "Export the series again, whole and as it was acquired, or leave this patient out."
 
@@ -85,8 +85,8 @@ class Series:
         """The series that files make up, in any order.
 
         Raises:
-            PatientError: several volumes or times in one series, a slice is missing, uneven distances, a tilted gantry, no
-                place in the patient, a single slice, or several frames in one file.
+            PatientError: several volumes or times in one series, a slice is missing, uneven distances, a tilted gantry,
+                no place in the patient, a single slice, or several frames in one file.
         """
 
         def refuse(found: str, remedy: str = REMEDY) -> PatientError:
@@ -105,7 +105,7 @@ class Series:
         pixels = [s.numbers("PixelSpacing", 2) for s in slices]
         if any(value is None for value in (*places, *directions, *pixels)):
             raise refuse(
-                "a file of its series lacks ImagePositionPatient, ImageOrientationPatient or PixelSpacing, so that its place is not known"
+                "the place of an image is not known: no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
             )
         sizes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
         position, orientation, pixel = np.array(places), np.array(directions), np.array(pixels)
@@ -165,7 +165,7 @@ class Series:
                 _require_whole(one.path)
                 values = sitk.GetArrayFromImage(reader.Execute())
             except Exception as reason:  # of pydicom's many kinds, and ITK's RuntimeError
-                found = f"slice {z + 1} of {len(self.slices)} cannot be decoded: it is damaged, or its compression is not known to ITK"
+                found = f"slice {z + 1} of {len(self.slices)} cannot be decoded: damaged, or unknown to ITK"
                 raise PatientError(attempted, subject, found, REMEDY) from reason
             if values.shape != (1, *self.grid.shape[1:]):
                 found = f"slice {z + 1} of {len(self.slices)} decodes to shape {values.shape}"

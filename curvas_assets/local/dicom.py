@@ -75,7 +75,7 @@ def _convert(given: argparse.Namespace) -> int:
     print(f"{len(made.cases)} patients in {given.out}, {len(made.refused)} refused; {made.ignored} other files ignored")
     print(f"organs: {', '.join(f'{organ} = {value}' for organ, value in made.labels.items())}")
     print(
-        f"Keep {made.mapping} apart from them: it says who is who. Voxels stay as they are: a face in a scan is one still."
+        f"Keep {made.mapping} apart from them: it says who is who. Voxels are unchanged: a face in a scan still is one."
     )
     return 1 if made.refused else 0
 

@@ -1,4 +1,4 @@
-"""Small DICOM files for tests: image series by pydicom, RTSTRUCT by pydicom, SEG by highdicom. Every name in them is made up."""
+"""Small DICOM files for tests: series and RTSTRUCT by pydicom, SEG by highdicom. Every name in them is made up."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ SLOPE, INTERCEPT = 2, -1024
 
 @dataclass
 class Made:
-    """A series that was written: `datasets` in the order of their files, `stored` (n, rows, columns) in that order, too."""
+    """A series that was written: `datasets` in the order of their files, and `stored` (n, rows, columns), too."""
 
     folder: Path
     datasets: list[Any]
@@ -157,7 +157,7 @@ def write_rtstruct(
 def write_seg(
     path: Path, series: Made, masks: Mapping[str, np.ndarray], *, kind: str = "BINARY", description: str = "first"
 ) -> Path:
-    """Masks (slice as written, row, column) as a SEG; of FRACTIONAL, probabilities; of LABELMAP, they must not overlap."""
+    """Masks (slice as written, row, column) as a SEG; of FRACTIONAL, probabilities; of LABELMAP, without overlap."""
     codes = pydicom.sr.codedict.codes.SCT
     segments = [
         highdicom.seg.SegmentDescription(

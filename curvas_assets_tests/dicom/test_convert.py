@@ -1,17 +1,17 @@
 """Claims proved here.
 
 - Every voxel of a series, in any orientation and order of slices, lies in the NIfTI file where DICOM says, in HU.
-- Masks of RTSTRUCT are those of an independent test of each voxel's centre; holes, several parts and all orientations included.
+- Masks of RTSTRUCT are those of an independent test of each voxel's centre, with holes and parts, in all orientations.
 - Masks of SEG (binary, fractional, label map, one slice, every other slice) are those that were written.
 - An annotation finds its series by UID, by its images, or by a frame of reference; one that does not is refused.
-- No name, number, date or UID of the input is left in any byte or name of what is written, but for the mapping, which is private.
+- No name, number, date or UID of the input is left in any byte or name of what is written but the private mapping.
 - Values of organs and names stay from run to run; overlaps go to the higher value, and are counted.
-- A patient with a tilted gantry, a missing slice, uneven or double slices, or doubtful annotations is refused, and no other.
+- `curvas-init` proposes a study of what is written, and the intake takes it.
+- A patient with a tilted gantry, missing, uneven or double slices, or doubtful annotations is refused, and no other.
 """
 
 import csv
 import gzip
-import json
 import stat
 import sys
 
@@ -23,6 +23,7 @@ from matplotlib.path import Path as Polygon
 from curvas_assets.cohort import read_patient
 from curvas_assets.dicom import convert_dicom
 from curvas_assets.errors import CurvasError, PatientError
+from curvas_assets.local import init
 from curvas_assets.study import load_study
 from curvas_assets_tests.dicom.files import (
     INTERCEPT,
@@ -290,22 +291,15 @@ def test_nothing_that_identifies_is_left(cohort, tmp_path):
             )
 
 
-def test_the_platform_takes_what_is_written(cohort, tmp_path):
+def test_curvas_init_and_the_intake_take_what_is_written(cohort, tmp_path, monkeypatch):
     convert_dicom(tmp_path / "in", tmp_path / "out", keep_annotators=True, prefix="CASE")
-    study = {
-        "name": "s",
-        "title": "Two patients",
-        "patients": {"prefix": "CASE", "digits": 3},
-        "image": "image.nii.gz",
-        "organs": {"liver": 1, "spleen": 2},
-        "annotators": [
-            {"name": name, "file": f"annotation_{name}.nii.gz"} for name in ("dr-zaphod", "ida-vandersloot")
-        ],
-        "sets": {"train": ["001"], "test": ["002"]},
-        "seeds": [1],
-    }
-    (tmp_path / "s.yaml").write_text(json.dumps(study))
-    patient = read_patient(tmp_path / "out/CASE002", load_study(tmp_path / "s.yaml"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["curvas-init", "out", "--out", "s.yaml"])
+    init.main()
+    study = load_study(tmp_path / "s.yaml")
+    assert study.organs == {"liver": 1, "spleen": 2}
+    assert [a.file for a in study.annotators] == ["annotation_dr-zaphod.nii.gz", "annotation_ida-vandersloot.nii.gz"]
+    patient = read_patient(tmp_path / "out/CASE002", study)
     assert patient.annotations.max() == 2
     assert patient.grid.orientation == "LPS"
 
@@ -365,24 +359,28 @@ def moved(series, k, by):
     return {"ImagePositionPatient": [*position[:2], position[2] + by]}
 
 
+def draw(series, contour, name="r.dcm", structure="Liver", label="first"):
+    write_rtstruct(series.folder / name, series, {structure: [contour]}, label=label)
+
+
 DEFECTS = {
     "gap": (lambda s: drop(s, 3), "slices are missing in 1 places"),
     "near the end": (lambda s: drop(s, 4), "slices are missing"),
     "uneven": (lambda s: change(s, 3, **moved(s, 3, 0.8)), "distance between its slices varies"),
     "double": (lambda s: change(s, 3, **moved(s, 3, -3.0)), "lie where another one does"),
-    "turned": (lambda s: change(s, 2, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "differ in size, voxel size or direction"),
-    "no place": (lambda s: change(s, 2, ImagePositionPatient=None), "its place is not known"),
+    "turned": (lambda s: change(s, 2, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "differ in size"),
+    "no place": (lambda s: change(s, 2, ImagePositionPatient=None), "place of an image is not known"),
     "frames": (lambda s: change(s, 2, NumberOfFrames=3), "several frames"),
     "cut short": (lambda s: change(s, 2, PixelData=b"\0" * 100), "slice 3 of 6 cannot be decoded"),
     "cut off": (lambda s: cut(s, 100), "slice 3 of 6 cannot be decoded"),
-    "contour outside": (lambda s: write_rtstruct(s.folder / "r.dcm", s, {"Liver": [box(2, (3, 9), (9, 40))]}), "leaves the image"),
-    "contour beyond": (lambda s: write_rtstruct(s.folder / "r.dcm", s, {"Liver": [box(-1, (3, 9), (3, 9))]}), "leaves the image"),
-    "contour between": (lambda s: write_rtstruct(s.folder / "r.dcm", s, {"Liver": [box(2.5, (3, 9), (3, 9))]}), "off the nearest slice"),
-    "twice": (lambda s: write_rtstruct(s.folder / "r2.dcm", s, {"Liver": RING}), "liver of annotator-1 is in several files"),
-    "names the patient": (lambda s: write_rtstruct(s.folder / "r2.dcm", s, {"Jolanda tumour": RING}, label="other"), "holds a name or a number"),
+    "contour outside": (lambda s: draw(s, box(2, (3, 9), (9, 40))), "leaves the image"),
+    "contour beyond": (lambda s: draw(s, box(-1, (3, 9), (3, 9))), "leaves the image"),
+    "contour between": (lambda s: draw(s, box(2.5, (3, 9), (3, 9))), "off the nearest slice"),
+    "twice": (lambda s: draw(s, RING[0], "r2.dcm"), "liver of annotator-1 is in several files"),
+    "names the patient": (lambda s: draw(s, RING[0], "r2.dcm", "Jolanda tumour", "other"), "holds a name or a number"),
     "no such series": (lambda s: change_reference(s), "of which 0 are in the folder"),
     "damaged": (lambda s: (s.folder / "r.dcm").write_bytes(_without_sequence(s.folder / "r.dcm")), "is damaged"),
-    "no author": (lambda s: write_rtstruct(s.folder / "r.dcm", s, {"Liver": RING}, label=""), "does not say who drew it"),
+    "no author": (lambda s: draw(s, RING[0], label=""), "does not say who drew it"),
     "nobody": (lambda s: (s.folder / "r.dcm").unlink(), "no RTSTRUCT or SEG"),
 }  # fmt: skip
 
@@ -462,7 +460,11 @@ def test_options_that_would_spill_identifiers_are_refused(tmp_path):
         {"mapping": tmp_path / "path.csv"},
         {"annotator_from": "weather"},
         {"prefix": "../"},
+        {"prefix": None},
         {"organs": {"li/ver": ["Liver"]}},
+        {"organs": {"liver": 3}},
+        {"organs": {}},
+        {"organs": ["liver"]},
         {"organs": {"a": ["Liver"], "b": ["liver"]}},
     ):
         with pytest.raises(PatientError):

@@ -1,10 +1,10 @@
 """Claims proved here.
 
-- Probabilities come back from a SEG, by highdicom's reader, within half of 1/255, on voxels within 1e-3 mm of the series'.
-- That holds for slices in either order, anisotropic voxels, any voxel order of the NIfTI files, and both forms they come in.
+- Probabilities come back from a SEG, by highdicom, within half of 1/255, on voxels within 1e-3 mm of the series'.
+- That holds for slices in either order, anisotropic voxels, any voxel order of the NIfTI files, and both their forms.
 - Segments have SNOMED CT codes of known organs, sides, and private codes of others; the same content has the same UIDs.
 - What is no probability, lies elsewhere or fits no series is refused.
-- The command `curvas-dicom` converts a folder, writes a SEG that it can read again, and tells by its status what was refused.
+- The command converts a folder, writes a SEG that it can read again, and tells by its status that one was refused.
 """
 
 import nibabel as nib
@@ -39,7 +39,7 @@ def series(request, tmp_path):
 
 
 def save(path, series, values, *, flip=False):
-    """Voxels (…, slice as written, row, column) as NIfTI in the order in which they were written, or reversed along x."""
+    """Voxels (…, slice as written, row, column) as NIfTI in the order as written, or reversed along x."""
     by_axis = series.lps[:, [2, 1, 0, 3]]  # (column, row, slice)
     voxels = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
     voxels = voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
@@ -158,7 +158,7 @@ def test_what_is_no_probability_of_the_series_is_refused(tmp_path):
     ):
         with pytest.raises(PatientError, match=words):
             write_probabilities_seg(given, tmp_path / folder, tmp_path / "seg.dcm", predictor="p", organs=organs)
-    for predictor in ("", "x" * 58, "a\\b"):
+    for predictor in ("", "x" * 58, "a\\b", None):
         with pytest.raises(PatientError):
             write_probabilities_seg(good, tmp_path / "in", tmp_path / "seg.dcm", predictor=predictor, organs=ORGANS)
     assert not (tmp_path / "seg.dcm").exists()
