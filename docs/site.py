@@ -40,6 +40,7 @@ SCHEMA = "reference/study.schema.json"
 """Where the site has the JSON schema of the study file."""
 PACKAGES = (
     "cohort",
+    "dicom",
     "segmentation",
     "ensembling",
     "calibration",
