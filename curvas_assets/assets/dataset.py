@@ -15,14 +15,16 @@ def build(study: Study, partitions: Partitions) -> list[dg.AssetsDefinition]:
     """The datasets of one study."""
     declare = Declarations(study, partitions)
 
-    @declare.cells(table.TRAINING_CASES, ())
+    @declare.cells(table.TRAINING_CASES, stage.CASES_CHECKS)
     def training_cases(context: dg.AssetExecutionContext, bucket: Bucket, scan: Artefacts):
         """The training patients' files that one training label learns from: the bridge from the cohort to the datasets.
 
         It contains nothing of other annotators, so a further annotator makes no dataset again, and trains no model again,
         but those of fused labels, which learn from all.
         """
-        yield from declare.make(table.TRAINING_CASES, stage.select_training_cases, (), context, bucket, scan=scan)
+        yield from declare.make(
+            table.TRAINING_CASES, stage.select_training_cases, stage.CASES_CHECKS, context, bucket, scan=scan
+        )
 
     @declare.cells(table.PREPROCESSED_DATASET, stage.CHECKS)
     def preprocessed_dataset(context: dg.AssetExecutionContext, bucket: Bucket, training_cases: Artefacts):

@@ -232,12 +232,10 @@ def bring_onto_scan(path: str | Path, scan: Grid, patient: str = "") -> bool:
         return False
     labels: npt.NDArray[np.uint8 | np.uint16] = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, patient, path.name):
-        whole = np.rint(slab)
-        if (
-            whole.min() < 0 or whole.max() > MOST_VALUE
-        ):  # only where `ignored_labels: rest` makes such values background
+        whole = slab if slab.dtype.kind in "ui" else np.rint(slab)  # of uint8, rint would make float16
+        if whole.min() < 0 or int(whole.max()) > MOST_VALUE:  # `ignored_labels: rest` makes such values background
             whole = np.where((whole < 0) | (whole > MOST_VALUE), 0, whole)
-        if whole.max() > np.iinfo(labels.dtype).max:
+        if int(whole.max()) > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)
         labels[z0 : z0 + len(slab)] = whole
     labels = geometry.reordered(labels, order)

@@ -25,6 +25,13 @@ PREPROCESSING_GROWTH = 7
 """Scratch of a step, as a multiple of the files it reads. Of a CT that gzip halves: files 1, voxels as stored 1.9, one
 dataset at most 3.6 on a grid like the scan's (images float32; 0.3 measured of a phantom, whose air and noise pack well).
 Images that annotators share are links."""
+CASES_CHECKS = (
+    Check(
+        "files_were_read",
+        "The intake has read the scan of every training patient, and the label maps that this label takes.",
+        of_defects=True,
+    ),
+)
 CHECKS = (
     Check(
         "training_patients_are_complete",
@@ -49,7 +56,11 @@ def select_training_cases(
         for patient, artefact in records.items():
             if patient not in read:
                 read[patient] = artefact.record()
-        cases = {patient: training_case(study, label, read[patient]) for patient in records}
+        try:
+            cases = {patient: training_case(study, label, read[patient]) for patient in records}
+        except PatientError as error:
+            raise checks["files_were_read"].refuse(label, error) from error
+        checks["files_were_read"].look(label)
         key = layout.training_cases(label)
         version = tables.write_json(tools.objects, key, {"label": label, "cases": cases})
         omitted = [patient for patient, case in cases.items() if not case["annotators"]]

@@ -213,6 +213,7 @@ def test_a_seed_makes_its_own_models_and_predictions(finished, changes):
         "softmax": cells(new),
         "ensemble_softmax": cells(joined),
         "scores": list(PREDICTED),
+        "viewer_preview": list(PREDICTED),  # they show the ensemble of all
     }
     if changes:
         assert len(joined) == 2 < len(after.study.ensemble_ids)
@@ -234,6 +235,7 @@ def test_an_annotator_makes_what_is_of_that_annotator(finished):
         "softmax": cells(new),
         "ensemble_softmax": cells(["ensemble_anno4", "ensemble_all"]),
         "scores": list(PREDICTED),
+        "viewer_preview": list(PREDICTED),
     }
     assert {one.partition("_")[0] for one in new} == {"anno4"}
     assert after.out_of_date() == []
@@ -278,6 +280,7 @@ def test_patients_make_what_they_are_needed_for(finished):
         "softmax": cells(of_all, ["PHANTOM009"]),
         "ensemble_softmax": cells(ensembles, ["PHANTOM009"]),
         "scores": ["PHANTOM009"],
+        "viewer_preview": ["PHANTOM009"],
     }
 
     fitted = tested.edited(sets={"train": [1, 2], "validation": [5, 6], "test": [7, 8, 9]})
@@ -287,6 +290,7 @@ def test_patients_make_what_they_are_needed_for(finished):
         "softmax": cells(of_all, ["PHANTOM005"]),
         "ensemble_softmax": cells(ensembles, ["PHANTOM005"]),
         "scores": ["PHANTOM005"],
+        "viewer_preview": ["PHANTOM005"],
     }
     assert told_of_trainings(fitted.staleness, fitted.coming()) == []
 
@@ -340,7 +344,12 @@ def test_who_leaves_is_an_orphan_and_comes_back_as_it_was(finished):
     gone = [str(one) for one in study.models if one.seed == 2]
     # with one seed, the ensembles of single annotators are models, so they leave, too
     left = ["ensemble_anno1", "ensemble_anno2", "ensemble_anno3"]
-    assert one_seed.finish() == {"ensemble_softmax": cells(["ensemble_all"]), "scores": list(PREDICTED)}
+    of_fewer = {
+        "ensemble_softmax": cells(["ensemble_all"]),
+        "scores": list(PREDICTED),
+        "viewer_preview": list(PREDICTED),
+    }
+    assert one_seed.finish() == of_fewer
     assert one_seed.orphans() == {
         *(("trained_model", one) for one in gone),
         *(("softmax", cell) for cell in cells(gone)),
@@ -348,7 +357,7 @@ def test_who_leaves_is_an_orphan_and_comes_back_as_it_was(finished):
     }
 
     back = one_seed.edited(seeds=[1, 2])
-    assert back.finish() == {"ensemble_softmax": cells(["ensemble_all"]), "scores": list(PREDICTED)}
+    assert back.finish() == of_fewer
     assert back.orphans() == set()
 
     two = back.edited(annotators=PHANTOM["annotators"][:2])
@@ -373,6 +382,7 @@ def test_a_patient_who_leaves_is_an_orphan_of_what_was_predicted(finished):
     assert fewer.orphans() == {
         ("test_scan", "PHANTOM008"),
         ("scores", "PHANTOM008"),
+        ("viewer_preview", "PHANTOM008"),
         *(("softmax", cell) for cell in cells(whole.study.models, ["PHANTOM008"])),
         *(("ensemble_softmax", cell) for cell in cells(whole.study.ensemble_ids, ["PHANTOM008"])),
     }  # the scan stays the patient's, of whom the study makes nothing
@@ -445,7 +455,7 @@ def test_of_65_patients_and_9_models_only_what_is_new_is_made():
         assert (made["preprocessed_dataset"], made["trained_model"]) == (["anno4"], new)
         assert grown.out_of_date(of=("preprocessed_dataset", "trained_model")) == []
         due = grown.due()
-        assert set(due) == {"softmax", "ensemble_softmax", "scores"}
+        assert set(due) == {"softmax", "ensemble_softmax", "scores", "viewer_preview"}
         assert sorted(due["softmax"]) == sorted(cells(new, predicted))
         assert sorted(due["ensemble_softmax"]) == sorted(cells(["ensemble_anno4", "ensemble_all"], predicted))
         assert due["scores"] == predicted
