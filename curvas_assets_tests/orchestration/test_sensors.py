@@ -22,6 +22,7 @@ from curvas_assets.file_paths import FilePaths
 from curvas_assets.orchestration.partitions import Partitions
 from curvas_assets.orchestration.sensors import ARRIVING, registration, still_arriving
 from curvas_assets.stages.patients import Uploaded
+from curvas_assets.stages.table import OTHER_STUDIES, PUBLISHED_TABLE
 from curvas_assets.storage.objects import ObjectInfo
 from curvas_assets.study import Study, load_study
 
@@ -130,20 +131,29 @@ def test_a_published_table_is_told_when_it_changes(study, instance):
     partitions = Partitions.of(study)
     result = registration(study, partitions, instance, _there(study, {"7": "b"}), None)
     _apply(instance, result)
-    uploaded = registration(study, partitions, instance, _there(study, {"7": "b"}), result.cursor, "first")
+    uploaded = registration(
+        study, partitions, instance, _there(study, {"7": "b"}), result.cursor, {PUBLISHED_TABLE: "first"}
+    )
     assert [(e.asset_key.to_user_string(), e.tags) for e in uploaded.asset_events] == [
         ("published_table", {"dagster/data_version": "first"})
     ]
     assert isinstance(
-        registration(study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, "first"), dg.SkipReason
+        registration(
+            study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, {PUBLISHED_TABLE: "first"}
+        ),
+        dg.SkipReason,
     )
-    replaced = registration(study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, "second")
+    replaced = registration(
+        study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, {PUBLISHED_TABLE: "second"}
+    )
     assert len(replaced.asset_events) == 1
     gone = registration(study, partitions, instance, _there(study, {"7": "b"}), replaced.cursor, None)
     assert [e.tags for e in gone.asset_events] == [{"dagster/data_version": "none"}]
     assert isinstance(
         registration(study, partitions, instance, _there(study, {"7": "b"}), gone.cursor, None), dg.SkipReason
     )
+    other = registration(study, partitions, instance, _there(study, {"7": "b"}), gone.cursor, {OTHER_STUDIES: "first"})
+    assert [e.asset_key.to_user_string() for e in other.asset_events] == ["other_studies"]
 
 
 def test_what_the_study_makes_of_a_new_patient_is_told(study, instance):

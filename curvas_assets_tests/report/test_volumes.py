@@ -135,7 +135,7 @@ def test_a_level_is_told_of_the_predictors_that_claim_it_alone(language):
     assert named == [f"ensemble_all, {models[0]}", models[1], models[2]]
     w = Words(language)
     organs = [", ".join(map(w.organ, names)) for names in (STUDY.class_names[1:], ["liver"], STUDY.class_names[1:])]
-    assert [line.split(" (")[0] for line in lines] == organs
+    assert [line.split(" (")[0].partition(" ")[2] for line in lines] == organs  # "Of" them, or "Pour"
     assert "isotonic_ensemble_all" not in head
     assert ["3/4" in line or "3 patients" in line for line in lines] == [True, True, False]
 

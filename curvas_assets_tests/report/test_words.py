@@ -99,9 +99,8 @@ def test_no_word_is_there_that_nothing_asks_for():
 
 
 def test_french_differs_from_english_and_a_third_language_is_refused():
-    assert Words("fr")("question_text", annotators=3, organs="foie", n=1) != Words("en")(
-        "question_text", annotators=3, organs="foie", n=1
-    )
+    said = {"annotators": 3, "organs": "foie", "n": 1, "images": "CT"}
+    assert Words("fr")("question_text", **said) != Words("en")("question_text", **said)
     assert Words("fr").decimal == ","
     assert Words("en").metric("unheard_of") == "Unheard of"
     with pytest.raises(ReportError, match="'de'"):
