@@ -119,6 +119,17 @@ def test_what_stands_in_the_place_of_an_id_and_is_none_is_told():
     assert (found.patients, list(found.strange)) == (["CASE_0001"], ["CASE_00001"])
 
 
+def test_where_ids_have_no_form_a_folder_without_a_file_of_the_study_is_no_patients():
+    listing = ["A.1/ct.nii.gz", "A.1/notes.txt", "atlas/mean.nii.gz", "docs/", "B_2/seg.nii.gz"]
+    found = FilePaths(["ct.nii.gz", "seg.nii.gz"], ANY).sort(listing)
+    assert found.patients == ["A.1", "B_2"]
+    assert list(found.strange) == ["atlas", "docs"]
+    assert found.shown("A.1") == ["ct.nii.gz", "notes.txt"]
+    assert found.shown("atlas") == ["mean.nii.gz"]  # so that a study that names it learns what is there
+    cases = FilePaths(["ct.nii.gz"], PatientIds(pattern="[a-z]+")).sort(listing)
+    assert (cases.patients, list(cases.strange)) == (["atlas", "docs"], ["A.1", "B_2"])
+
+
 @given(st.text(max_size=100) | st.integers())
 def test_an_id_that_is_taken_is_safe_in_keys_paths_and_partitions(name):
     if ANY.has(str(name)):

@@ -332,6 +332,17 @@ def test_an_organ_to_learn_trains_again_and_one_to_score_does_not(finished):
     assert made["softmax"] == cells(fewer.study.models)
 
 
+def test_a_value_to_ignore_reads_scans_again_and_makes_nothing_else(finished):
+    """Whose files hold the value was refused before, and is a patient who comes: no class of another one changes."""
+    before = finished(organs={name: 10 * label for name, label in PHANTOM["organs"].items()})
+    after = before.edited(ignored_labels=[255])
+    assert after.finish() == {"scan": ["PHANTOM001", "PHANTOM002", *PREDICTED]}
+    assert after.out_of_date() == []
+    assert ENSEMBLE_SOFTMAX.version(Study.model_validate(small(ignored_labels=[255]))) == ENSEMBLE_SOFTMAX.version(
+        Study.model_validate(small())
+    )
+
+
 def test_who_leaves_is_an_orphan_and_comes_back_as_it_was(finished):
     whole = finished()
     study = whole.study

@@ -45,6 +45,13 @@ def test_every_score_has_a_cell_of_its_own_in_the_order_of_the_long_table():
     pd.testing.assert_frame_equal(wide, expected)
 
 
+def test_an_organ_whose_name_begins_with_mean_keeps_it():
+    rows = [("P", "m", "dice", organ, "", value) for organ, value in (("meaninges", 0.5), ("aorta", 0.25))]
+    rows.append(("P", "m", "dice", "", "mean", 0.75))
+    wide = study_columns(pd.DataFrame(rows, columns=LONG.columns)).iloc[0]
+    assert (wide["DICE_meaninges"], wide["DICE_aort"], wide["DICE_mean"]) == (0.5, 0.25, 0.75)
+
+
 @pytest.mark.parametrize("reference", [name for name in REFERENCES if name != "consensus"])
 def test_another_reference_than_the_consensus_stands_in_the_columns_names(reference):
     confidence = LONG[LONG["metric"] == "dice"].assign(metric="confidence")

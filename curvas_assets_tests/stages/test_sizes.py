@@ -36,6 +36,16 @@ def test_what_costs_grow_with():
     assert StudySizes(PHANTOM, {}, {}).voxels_of("PHANTOM007") == FULL_SIZE
 
 
+def test_every_channel_is_a_file_that_is_read():
+    channels = [{"name": name, "file": f"{name}.nii.gz"} for name in ("T1", "T2", "FLAIR")]
+    raw = {name: of for name, of in PHANTOM.model_dump(mode="json").items() if name != "image"}
+    evaluation = {**raw["evaluation"], "region": "image"}
+    study = Study.model_validate({**raw, "synthetic": False, "channels": channels, "evaluation": evaluation})
+    known = StudySizes(study, {"PHANTOM008": 300}, {})
+    assert known.of(table.SCAN, "PHANTOM008").work == (3 + 3) * 300
+    assert known.file_bytes("PHANTOM008") == pytest.approx((3 + 3) * 300 * sizes.FILE_BYTES)
+
+
 def test_under_cross_validation_only_the_models_that_did_not_see_a_patient_count():
     study = changed(
         sets={"train": [*PHANTOM.sets["train"]]}, folds=[0, 1, 2, 3, 4], groups={}, in_distribution_group=None
