@@ -5,7 +5,7 @@
 - Whatever layout is made of an id pattern, each file is found again, and is nobody else's.
 - A file that several paths fit belongs to the one that says most.
 - Two files in the place of one are refused by name, and so are ids that differ only in case.
-- What stands in the place of an id and is none is told.
+- What stands in the place of an id and is none is told, and so is a folder without a file of the study where ids have no form.
 """
 
 import re

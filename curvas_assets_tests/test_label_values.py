@@ -4,7 +4,8 @@
 - Files with the values 1, 2, 5, 7 and 9 go all the way: intake, training labels, scores, ensembles' and downloaded label maps,
   and those are annotations of the same study again.
 - Merged organs are one class, and come back as their first value.
-- The intake's record says what was merged and ignored; a value that nobody named is refused with a remedy.
+- The intake's record says what was merged and ignored in the files, and is the same whatever else the study ignores; a value that
+  nobody named is refused with a remedy.
 - Reordering an annotation keeps its values, also those beyond 255.
 """
 

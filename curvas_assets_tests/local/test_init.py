@@ -4,7 +4,7 @@
   nothing unless it is told to.
 - From a bucket it finds the same as from the folder that was uploaded to it, without downloading whole scans but a few.
 - `curvas-validate` tells each mistake as file, line, field and message, and ends with 1; with a folder, also what is
-  missing there.
+  missing there, as the intake finds it, and who has too few training patients.
 - `make study` brings a study's patients into the bucket; a patient who is refused stops it, with the lines that exclude
   this patient.
 """

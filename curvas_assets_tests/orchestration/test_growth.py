@@ -9,6 +9,7 @@ from scans to datasets and predictions, and otherwise from the code version and 
   what they join. A dataset of fused labels, and those with shared statistics of intensities, are made again by right.
 - A test patient: that patient. A validation patient: that patient, and what is fitted. A training patient: everything that
   learns, and the forecast says so before. A changed annotation of one annotator: that annotator's models alone.
+- A value to ignore: scans are read again, and nothing else is made of patients whose files do not hold it.
 - An organ that networks must learn: every model. What is scored of the organs that they know: scores alone.
 - A seed or an annotator that leaves: only ensembles that have lost members, and scores; what was theirs is an orphan that `about`
   lists, and comes back without being made again. A patient who leaves is an orphan where something was predicted or scored.

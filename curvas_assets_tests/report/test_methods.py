@@ -1,6 +1,7 @@
 """Claims proved here.
 
 - The methods name the numbers of the configuration and of the records, in both languages, and only what the study did.
+- Patients whom not everybody annotated, channels, merged and ignored values and the organs that are scored are told.
 - Where records are missing, a sentence says so, and none is made up.
 - Data and computing are stated as the study file and the cost table say.
 - BibTeX holds each entry once, with balanced braces and the versions on record; what was not used is not cited.

@@ -1,7 +1,7 @@
 """Claims proved here.
 
 - The wide table has a row per patient and predictor and a column per score, in the order in which they stand in the long one.
-- Organs that share their first four letters keep their whole names, so that no two scores share a column.
+- Organs that share their first four letters, or begin with `mean`, keep their whole names, so that no two scores share a column.
 - Dice and confidence against another reference than the consensus are in no column of the study's, and are not read back as such.
 - The published annotators have their numbers in columns' names, all others their own names; both are read back by name.
 - A score that stands there twice is refused with its place and its values, not averaged.

@@ -1,6 +1,6 @@
 """Claims proved here: what the cost of a cell grows with, and what it takes where nothing was measured.
 
-- By hand, for each asset; a patient who was not taken in counts as the median of those who were, else as full size.
+- By hand, for each asset, with every channel that is read; a patient who was not taken in counts as the median of those who were, else as full size.
 - Under cross-validation a patient has the members of the fold that held it out, and no others.
 - Every asset that a study makes has a prior with an origin, on a GPU and without.
 - Priors follow the study's settings: epochs, iterations, patch, network, seeds.
