@@ -26,6 +26,11 @@ class Ids(Protocol):
         """A regular expression of an id, or of what else people write for it, without capturing groups."""
         ...
 
+    @property
+    def has_form(self) -> bool:
+        """Whether ids have a form by which a folder of somebody else is told from a patient's."""
+        ...
+
     def normalise(self, name: str | int) -> str:
         """The whole name of a patient; a StudyError if it is none."""
         ...
@@ -59,7 +64,8 @@ class Found:
         own_folders: whether each patient has a folder of its own.
         files: patient → file as the study names it → the paths that match it; more than one is a mistake.
         beside: patient → what else stands in the patient's own folder.
-        strange: what stands in the place of an id and is none, in the order of the listing, each once.
+        strange: what stands in the place of an id and is none, in the order of the listing, each once. Where ids have no form, also
+            folders without a file of the study.
     """
 
     own_folders: bool
@@ -70,7 +76,7 @@ class Found:
     @property
     def patients(self) -> list[str]:
         """All patients of whom anything is there, in order."""
-        return sorted({*self.files, *self.beside})
+        return sorted({*self.files, *(one for one in self.beside if one not in self.strange)})
 
     def paths(self, patient: str) -> list[str]:
         """The paths of everything that is there of a patient, in order."""
@@ -156,6 +162,8 @@ class FilePaths:
                     break
             else:
                 self._put_aside(found, path)
+        if not self.ids.has_form:  # by its name, any folder may be a patient's: the files tell
+            found.strange.update(dict.fromkeys(one for one in found.beside if one not in found.files))
         return found
 
     def _put_aside(self, found: Found, path: str) -> None:

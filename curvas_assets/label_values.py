@@ -50,8 +50,8 @@ class LabelValues:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether values and classes are the same, and nothing is ignored."""
-        return not self.ignored and [*self.organs.values()] == [(c,) for c in range(1, len(self.organs) + 1)]
+        """Whether the values of organs are their classes."""
+        return [*self.organs.values()] == [(c,) for c in range(1, len(self.organs) + 1)]
 
     def class_of(self, value: int) -> int:
         """The class of one value: 0 if it is read as background, `UNKNOWN` if it is not known."""
@@ -79,7 +79,7 @@ class LabelValues:
         else:
             values, times = np.unique(found, return_counts=True)
         counted = {int(value): int(number) for value, number in zip(values, times, strict=True)}
-        if self.is_plain and not self.unknown(counted):
+        if self.is_plain and all(0 < value <= len(self.organs) for value in counted):
             return ReadLabels(voxels.astype(np.uint8, copy=False), counted)
         if within:
             own = self._classes[found.astype(np.uint16)]

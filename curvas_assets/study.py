@@ -1321,6 +1321,11 @@ class Study(_Part):
         )
 
     @property
+    def least_cases(self) -> int:
+        """Training patients that a dataset takes, so that each of the study's folds has one to hold out and one to learn from."""
+        return max(1 if fold == "all" else max(2, int(fold) + 1) for fold in self.folds)
+
+    @property
     def splits(self) -> int:
         """Folds that cross-validation has: five, or one for each training patient when they are fewer."""
         count = len(self.training_patients())

@@ -5,7 +5,7 @@
 - Whatever layout is made of an id pattern, each file is found again, and is nobody else's.
 - A file that several paths fit belongs to the one that says most.
 - Two files in the place of one are refused by name, and so are ids that differ only in case.
-- What stands in the place of an id and is none is told.
+- What stands in the place of an id and is none is told, and so is a folder without a file of the study where ids have no form.
 """
 
 import re
@@ -117,6 +117,17 @@ def test_what_stands_in_the_place_of_an_id_and_is_none_is_told():
         ["images/CASE_00001.nii.gz", "images/CASE_0001.nii.gz", "x/y"]
     )
     assert (found.patients, list(found.strange)) == (["CASE_0001"], ["CASE_00001"])
+
+
+def test_where_ids_have_no_form_a_folder_without_a_file_of_the_study_is_no_patients():
+    listing = ["A.1/ct.nii.gz", "A.1/notes.txt", "atlas/mean.nii.gz", "docs/", "B_2/seg.nii.gz"]
+    found = FilePaths(["ct.nii.gz", "seg.nii.gz"], ANY).sort(listing)
+    assert found.patients == ["A.1", "B_2"]
+    assert list(found.strange) == ["atlas", "docs"]
+    assert found.shown("A.1") == ["ct.nii.gz", "notes.txt"]
+    assert found.shown("atlas") == ["mean.nii.gz"]  # so that a study that names it learns what is there
+    cases = FilePaths(["ct.nii.gz"], PatientIds(pattern="[a-z]+")).sort(listing)
+    assert (cases.patients, list(cases.strange)) == (["atlas", "docs"], ["A.1", "B_2"])
 
 
 @given(st.text(max_size=100) | st.integers())

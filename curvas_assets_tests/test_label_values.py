@@ -4,7 +4,8 @@
 - Files with the values 1, 2, 5, 7 and 9 go all the way: intake, training labels, scores, ensembles' and downloaded label maps,
   and those are annotations of the same study again.
 - Merged organs are one class, and come back as their first value.
-- The intake's record says what was merged and ignored; a value that nobody named is refused with a remedy.
+- The intake's record says what was merged and ignored in the files, and is the same whatever else the study ignores; a value that
+  nobody named is refused with a remedy.
 - Reordering an annotation keeps its values, also those beyond 255.
 """
 
@@ -201,6 +202,27 @@ def test_a_value_that_nobody_named_is_refused_with_a_remedy(merged, tmp_path):
         TrainingScans(strict, tmp_path / "s").labels(PATIENT, folder / strict.image, folder / strict.annotators[0].file)
     rest = _study({"kidney": [2, 7]}, ignored_labels="rest")
     np.testing.assert_array_equal(read_patient(folder, rest).annotations, classes == 1)
+
+
+def test_a_record_tells_ignored_values_of_the_files_and_not_of_the_study(tmp_path):
+    """Else whatever is made from a record would be made again when the study ignores one more value."""
+    folder = write_cohort(tmp_path / "plain", patients=[PATIENT], shape=SHAPE, spacing_mm=SPACING, seed=3)[0]
+    plain = read_patient(folder, STUDY)
+    more = STUDY.model_copy(update={"ignored_labels": (255, 9)})
+    more.__dict__.pop("label_values", None)
+    assert more.label_values.ignored == (255, 9)
+    seen = read_patient(folder, more)
+    assert seen.facts == plain.facts
+    np.testing.assert_array_equal(seen.annotations, plain.annotations)
+    path = folder / STUDY.annotators[1].file
+    image = nib.Nifti1Image.from_filename(path)
+    values = np.asarray(image.dataobj).copy()
+    drawn = values.transpose(2, 1, 0).copy()
+    values[0, 0, :4], drawn[:4, 0, 0] = 9, 0
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    seen = read_patient(folder, more)
+    assert seen.facts["label_values"]["anno2"]["ignored"] == {"9": 4}
+    np.testing.assert_array_equal(seen.annotations[1], drawn)
 
 
 def test_a_map_of_ignored_values_alone_is_blank(merged):

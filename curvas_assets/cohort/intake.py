@@ -648,11 +648,9 @@ def _few(words: Iterable[str], most: int = 5) -> str:
 
 
 def _describe_values(values: LabelValues, voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
-    """Annotator → how many voxels had which value: of each organ, and of those that were ignored. Nothing where the values
-    of files are the study's classes.
+    """Annotator → how many voxels had which value: of each organ, and of those that were ignored. Nothing where the values of files
+    are the study's classes and none was ignored: then a record is the same whatever else the study ignores.
     """
-    if values.is_plain:
-        return {}
     described: dict[str, Any] = {}
     for annotator, found in voxels.items():
         organs = {
@@ -660,6 +658,8 @@ def _describe_values(values: LabelValues, voxels: Mapping[str, Mapping[int, int]
         }
         ignored = {str(value): found[value] for value in sorted(found) if values.class_of(value) == 0}
         described[annotator] = {"organs": organs, "ignored": ignored}
+    if values.is_plain and not any(one["ignored"] for one in described.values()):
+        return {}
     return {"label_values": described}
 
 

@@ -169,7 +169,7 @@ def main() -> None:
     try:
         organs, annotators = read_organs(arguments.organs), read_annotators(arguments.annotators)
         with source_of(arguments.folder) as source:
-            name = plain_name(arguments.name) if arguments.name else study_name(source.name)
+            name = plain_name(arguments.name, of="study") if arguments.name else study_name(source.name)
             out = arguments.out or Path(f"{name}.yaml")
             require_free(out, force=arguments.force)
             found = survey(source, quick=arguments.quick, seed=arguments.seed, annotators=annotators, tell=progress)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curvas_assets.cohort.discovery.layout import PATIENT, matches
+from curvas_assets.cohort import find_patients
 from curvas_assets.errors import CurvasError, StudyError
 from curvas_assets.inputs import existing_folder
 from curvas_assets.study import Study, built_in_studies, load_study, problems_in
@@ -72,17 +72,18 @@ def told_of(study: str | Path, data: Path | None = None) -> list[str]:
 
 
 def missing_files(study: Study, data: Path) -> Iterator[str]:
-    """What the study names and a folder does not hold: scans, and patients whom no annotator has drawn.
+    """What the study names and a folder does not hold: scans, patients whom no annotator has drawn, and training patients of those
+    whom models learn from.
 
     Raises:
         StudyError: there is no such folder.
     """
     told: Any = {"attempted": "comparing the study with its data", "subject": study.name, "error": StudyError}
     folder = existing_folder(data.expanduser(), **told)
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.nii*") if path.is_file()]
+    files = find_patients(folder, study).found.files
     patients = sorted({one for members in study.sets.values() for one in members if one not in study.exclusions})
-    scans = {file: _patients_with(study, file, paths) for file in study.image_files}
-    drawn = {annotator.name: _patients_with(study, annotator.file, paths) for annotator in study.annotators}
+    scans = {file: {one for one in patients if file in files.get(one, ())} for file in study.image_files}
+    drawn = {of.name: {one for one in patients if of.file in files.get(one, ())} for of in study.annotators}
     for file, of in scans.items():
         if without := [one for one in patients if one not in of]:
             yield f"image: {file} is not there for {_some(without)} in {folder}"
@@ -92,19 +93,16 @@ def missing_files(study: Study, data: Path) -> Iterator[str]:
         absent = [one for one in patients if one not in drawn[annotator.name]]
         if absent and len(absent) == len(patients):
             yield f"annotators: {annotator.name} has no file {annotator.file} of any patient in {folder}"
-
-
-def _patients_with(study: Study, pattern: str, paths: list[str]) -> set[str]:
-    """Patients of whom a file is there."""
-    whole = pattern if PATIENT in pattern else f"{PATIENT}/{pattern}"
-    found: set[str] = set()
-    for path in paths:
-        if (one := matches(whole, path)) is not None:
-            try:
-                found.add(study.patients.normalise(one))
-            except StudyError:
-                continue
-    return found
+    for label in study.label_names:
+        by = study.annotator_names if study.fusion(label) else [label]
+        everybody = set().union(*(drawn[one] for one in by))
+        cases = len(everybody.intersection(study.training_patients()))
+        if everybody and cases < study.least_cases:
+            folds = ", ".join(map(str, study.folds))
+            yield (
+                f"training_labels: {label} has label maps of {cases} training patients in {folder}, and {study.least_cases} are needed "
+                f"(folds {folds}): add them, name the others in training_labels, or use fewer folds"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -221,7 +221,7 @@ def _remarks(
     strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str], lacking: list[str]
 ) -> str:
     """What people should know beside the counts: names of at most five each."""
-    parts = [("not named like a patient of this study", strange)]
+    parts = [("not named like a patient of this study, or without a file of it", strange)]
     parts += [
         (f"no {str(part.name).replace('_', ' ')} of the study any more (what was made of them is kept)", keys)
         for part, keys in removed.items()

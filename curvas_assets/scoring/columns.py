@@ -28,13 +28,17 @@ NAMES = {
     "ncc": "NCC",
 }
 """Metric → the study's name. Metrics that the study did not have are not in its table."""
+MEAN = "mean"
+"""Part of the column of a value that is of no organ, or of all annotators."""
 OF_CONSENSUS = ("dice", "confidence")
 """Metrics that the study takes against the consensus, and this run against `evaluation.reference`."""
 
 
 def abbreviation(organ: str) -> str:
-    """The study's four-letter abbreviation of an organ; for an organ it did not have, the first four letters."""
-    return ABBREVIATIONS.get(organ, organ[:4])
+    """The study's four-letter abbreviation of an organ; for an organ it did not have, the first four letters, or the whole name if
+    these are `mean`, which is an image's.
+    """
+    return ABBREVIATIONS.get(organ, organ if organ[:4] == MEAN else organ[:4])
 
 
 def number(annotator: str) -> str:
@@ -73,8 +77,8 @@ def study_columns(scores: pd.DataFrame, *, reference: str = "consensus") -> pd.D
     suffix = known["organ"].map(column_names(map(str, known["organ"].unique())))
     annotator = known["annotator"].map(column_names(map(str, known["annotator"].unique()), number))
     # Per organ and annotator, the study has the organ's mean; per image, one value called mean.
-    keep = (suffix == "") | annotator.isin(["", "mean"])
-    suffix = suffix.where(suffix != "", annotator.where(annotator != "", "mean"))
+    keep = (suffix == "") | annotator.isin(["", MEAN])
+    suffix = suffix.where(suffix != "", annotator.where(annotator != "", MEAN))
     names = NAMES if reference == "consensus" else NAMES | {one: f"{NAMES[one]}_{reference}" for one in OF_CONSENSUS}
     column = known["metric"].map(names) + "_" + suffix
     cells = known.assign(column=column)[keep]

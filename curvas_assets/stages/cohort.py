@@ -190,16 +190,17 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preview(study: Study, patient: intake.Patient) -> Picture:
-    """The slice with most foreground, with every annotator's contours."""
+    """The slice with most foreground, with the contours of everyone who annotated the patient."""
     drawn = [int(np.count_nonzero(patient.annotations[:, z])) for z in range(patient.annotations.shape[1])]
     z = int(np.argmax(drawn))
+    there = [(r, name) for r, name in enumerate(study.annotator_names) if name not in patient.not_annotated]
     png = previews.preview_scan(
         patient.scan[z],
-        list(patient.annotations[:, z]),
+        [patient.annotations[r, z] for r, _ in there],
         patient.grid.spacing_mm,
         window=shown_window(study, patient.facts),
         orientation=patient.grid.orientation,
-        annotators=study.annotator_names,
+        annotators=[name for _, name in there],
         title=f"{patient.id}, slice {z}",
     )
     return Picture(png, f"{patient.id}, slice {z}")

@@ -48,7 +48,7 @@ class Uploaded:
 
     @property
     def strange(self) -> list[str]:
-        """What stands in the place of an id, and is the name of no patient of this study."""
+        """What stands in the place of an id, and is no patient of this study."""
         return list(self.found.strange)
 
     def size_of(self, patient: str) -> int:

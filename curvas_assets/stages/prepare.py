@@ -231,14 +231,14 @@ def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list
 
     nnU-Net silently makes a random split for a fold that the splits do not contain.
     """
-    needed = max(1 if fold == "all" else max(2, int(fold) + 1) for fold in study.folds)
-    if len(drawn) < needed:
+    if len(drawn) < study.least_cases:
         raise SegmentationError(
             "preparing the dataset",
             f"dataset of {annotator}",
-            f"{len(drawn)} training patients are left, {needed} are needed (folds {', '.join(map(str, study.folds))}): "
+            f"{len(drawn)} training patients are left, {study.least_cases} are needed (folds {', '.join(map(str, study.folds))}): "
             f"the label maps of {', '.join(omitted)} are blank or missing, which means not annotated",
-            "Upload these annotations, use fewer folds, or set intake.blank_annotation to absent if there is no organ.",
+            "Upload these annotations, name the others in training_labels, use fewer folds, or set intake.blank_annotation to absent "
+            "if there is no organ.",
         )
 
 

@@ -100,7 +100,7 @@ class StudySizes:
         """
         study = self.study
         if row is SCAN:
-            read = self.voxels_of(partition) * (1 + len(study.annotators))
+            read = self.voxels_of(partition) * (len(study.images) + len(study.annotators))
             return Sizes(read, read, 1)
         if row is TRAINING_CASES:
             patients = len(study.training_patients())  # whose records it reads
@@ -219,7 +219,8 @@ class StudySizes:
 
     def file_bytes(self, patient: str) -> float:
         """Of a patient's files in the bucket."""
-        return self.files.get(patient, FILE_BYTES * (1 + len(self.study.annotators)) * self.voxels_of(patient))
+        count = len(self.study.images) + len(self.study.annotators)
+        return self.files.get(patient, FILE_BYTES * count * self.voxels_of(patient))
 
 
 def weights_fetched(study: Study, predictors: Iterable[str]) -> float:

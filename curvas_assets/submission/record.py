@@ -3,7 +3,8 @@
     submission.json                        the record
     models/<model>/plans.json, …           each model as a stock nnU-Net loads it
 
-The record holds no patient and no annotator: a container goes to strangers.
+The record holds no patient, and of annotators only the names by which models are called, such as `anna_init1_foldall`: a
+container goes to strangers.
 """
 
 import json
@@ -32,7 +33,7 @@ NOBODY: dict[str, Any] = {
     "sets": {"train": ["1"], "test": ["2"]},
     "seeds": [0],
 }
-"""In place of the study's people, whom a prediction does not know."""
+"""In place of the study's people, whom a prediction does not know. The names of members and predictors still hold annotators'."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Submission:
     Args:
         predictor: its name in the study.
         study: its classes and how it predicts, without patients and annotators (`without_people`).
-        members: models or variants of models that predict; the mean of several, and of one if the predictor is an ensemble.
+        members: models or variants of models that predict; the mean of several, and of one if the predictor is an ensemble. A
+            model's name is that of its annotator, seed and fold.
         label_values: organ → value in the label map that is handed over.
         calibrator: what is applied to the probabilities; None leaves them.
         voxel_order: of the scans that models were trained on whose `dataset.json` does not say it; None if nobody knows.

@@ -6,7 +6,7 @@
 - A file that changed after it was taken in is refused, not used.
 - Files stand where the study says: the record names each by where it is, and readers find them on the scan's voxels. A patient's
   digest changes when one of these files does, comes or goes, and with nobody else's.
-- A missing label map is in nobody's dataset; when it comes, the digest changes, and the patient is taken in with it.
+- A missing label map is in nobody's dataset, and in no picture of the intake; when it comes, the digest changes, and the patient is taken in with it.
 """
 
 import hashlib
@@ -18,13 +18,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.cohort import read_annotations, read_patient
+from curvas_assets.cohort import Patient, read_annotations, read_patient
 from curvas_assets.cohort.phantom import make_patient, write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.errors import PatientError, SegmentationError
 from curvas_assets.file_paths import below_data
+from curvas_assets.geometry import Grid
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.segmentation import DatasetFacts
+from curvas_assets.stages import cohort
 from curvas_assets.stages.cohort import cohort_rows
 from curvas_assets.stages.patients import fetch_files, fetch_patient, uploaded
 from curvas_assets.stages.prepare import require_enough
@@ -55,6 +57,24 @@ def test_folders_with_and_without_the_prefix_are_one_patients(tmp_path):
     assert there.digests["PHANTOM001"] == as_ever  # else every patient of a running study would be stale
     with pytest.raises(PatientError, match="002 and PHANTOM002 are both this patient's"):
         there.found.files_of("PHANTOM002")
+
+
+def test_the_intakes_picture_has_those_who_annotated(monkeypatch):
+    drawn = np.zeros((3, 4, 8, 8), np.uint8)
+    drawn[0, 2, 2:5, 2:5], drawn[2, 2, 3:6, 3:6] = 1, 2
+    patient = Patient(
+        "PHANTOM001",
+        np.zeros((4, 8, 8), np.float32),
+        drawn,
+        Grid.with_voxels((4, 8, 8), (5.0, 1.0, 1.0)),
+        facts={"hu_range": [-1000, 900]},
+        not_annotated=("anno2",),
+    )
+    shown = {}
+    monkeypatch.setattr(cohort.previews, "preview_scan", lambda *maps, **how: shown.update(maps=maps[1], **how) or b"")
+    cohort._preview(STUDY, patient)
+    assert shown["annotators"] == ["anno1", "anno3"]
+    np.testing.assert_array_equal(shown["maps"], drawn[[0, 2], 2])
 
 
 def test_a_file_that_changed_since_it_was_taken_in_is_refused(tmp_path):
@@ -230,8 +250,11 @@ def test_files_are_taken_from_where_the_study_says(tmp_path, layout_name):
 def test_folds_that_blank_maps_leave_too_few_patients_for_are_told(folds, enough):
     study = STUDY.model_copy(update={"folds": folds})
     require_enough(study, "anno1", ["P"] * enough, ["P9"])
-    with pytest.raises(SegmentationError, match=rf"{enough - 1} training patients are left, {enough} are needed"):
+    with pytest.raises(
+        SegmentationError, match=rf"{enough - 1} training patients are left, {enough} are needed"
+    ) as told:
         require_enough(study, "anno1", ["P"] * (enough - 1), ["P9"])
+    assert "name the others in training_labels" in told.value.remedy
 
 
 def test_the_cohort_tells_whose_folder_is_gone(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from curvas_assets.cohort.discovery import find_layout, survey
-from curvas_assets.cohort.discovery.proposal import Options, propose, propose_sets, small_plans
+from curvas_assets.cohort.discovery.proposal import Options, propose, propose_sets, small_plans, study_name
 from curvas_assets.cohort.discovery.tables import read_told
 from curvas_assets.cohort.discovery.volumes import BEGINNING, look, read_label_map
 from curvas_assets.errors import CurvasError, PatientError, StudyError
@@ -63,6 +63,41 @@ def test_the_challenges_archive_is_recognised_as_it_is_unpacked():
     assert annotators == {f"anno{k}": (f"*_set/{{patient}}/annotation_{k}.nii.gz", 90) for k in (1, 2, 3)}
     assert Counter(layout.sets.values()) == {"train": 20, "validation": 5, "test": 65}
     assert layout.groups == {}
+
+
+@pytest.mark.parametrize("name", ["P{n:02d}", "CASE_{n:04d}"])
+@pytest.mark.parametrize("counts", [(3, 2), (4, 4), (5, 3)])
+@pytest.mark.parametrize("people", ["A", "AB", "ABC"])
+def test_few_patients_in_folders_of_sets_are_not_taken_for_one(name, counts, people):
+    """In so few, one word that all ids share explains as many files as the ids do."""
+    places = [(("train", "test")[n > counts[0]], name.format(n=n)) for n in range(1, 1 + sum(counts))]
+    for scan, label in (("{s}/img/{p}.nii", "{s}/lab_{a}/{p}.nii"), ("{s}/{p}/ct.nii", "{s}/{p}/seg_{a}.nii")):
+        labels = [label.format(s=s, p=p, a=a) for s, p in places for a in people]
+        layout, channels, annotators = found([scan.format(s=s, p=p) for s, p in places], labels)
+        assert layout.patients == tuple(p for _, p in places)
+        assert [count for _, count in channels.values()] == [sum(counts)]
+        assert [count for _, count in annotators.values()] == [sum(counts)] * len(people)
+        assert Counter(layout.sets.values()) == dict(zip(("train", "test"), counts, strict=True))
+
+
+def test_five_patients_of_the_challenge_are_five():
+    sets = ["training", "training", "training", "validation", "testing"]
+    folders = [f"{of}_set/UKCHLL{n:03d}" for n, of in enumerate(sets, 1)]
+    labels = [f"{folder}/annotation_{k}.nii.gz" for folder in folders for k in (1, 2, 3)]
+    _, channels, annotators = found([f"{folder}/image.nii.gz" for folder in folders], labels)
+    assert list(channels.values()) == [("*_set/{patient}/image.nii.gz", 5)]
+    assert annotators == {f"anno{k}": (f"*_set/{{patient}}/annotation_{k}.nii.gz", 5) for k in (1, 2, 3)}
+
+
+def test_who_drew_in_the_folder_of_one_set_alone_is_an_annotator():
+    folders = [("train" if n < 7 else "test", f"P{n:02d}") for n in range(1, 11)]
+    labels = [f"{s}/{p}/seg_{a}.nii.gz" for s, p in folders for a in ("anna", "boris") if a == "anna" or s == "test"]
+    layout, _, annotators = found([f"{s}/{p}/ct.nii.gz" for s, p in folders], labels)
+    assert annotators == {
+        "anna": ("*/{patient}/seg_anna.nii.gz", 10),
+        "boris": ("test/{patient}/seg_boris.nii.gz", 4),
+    }
+    assert layout.unknown == ()
 
 
 def test_nnunet_has_channels_and_a_folder_of_test_scans():
@@ -252,6 +287,11 @@ def test_a_proposed_file_of_plain_ids_and_labels_loads(tmp_path):
     assert sorted(one for of in fields["sets"].values() for one in of) == patients
 
 
+def test_a_study_of_a_number_is_called_a_study():
+    assert study_name("/data/2024") == "study-2024"
+    assert study_name("/data/Liver 2024/data") == "liver-2024"
+
+
 def test_options_choose_annotators_organs_and_names(tmp_path):
     folder = tmp_path / "data"
     odd_cohort(folder, patients=IDS[:4])
@@ -297,7 +337,7 @@ def test_magnetic_resonance_has_channels_and_the_whole_scan_as_its_region(tmp_pa
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """Twelve patients, each with a fault of its own but the last three."""
+    """Twelve patients, each with a fault of its own but the last."""
     folder = tmp_path_factory.mktemp("faulty")
     ids = odd_cohort(folder, patients=[f"CASE_{n:04d}" for n in range(1, 13)])
 
@@ -323,6 +363,8 @@ def faulty(tmp_path_factory):
     assert one_voxel_ml > 0.1
     save(stray, file(9, "seg-boris"))
     shutil.copy(file(10, "seg-anna"), file(10, "seg-boris"))
+    for name in ("seg-anna", "seg-boris"):
+        save(drawn(10)[1][0] * 0, file(11, name))  # blank, of everybody
     save(np.zeros((4, 4, 4), np.int16), folder / "atlas.nii.gz")
     (folder / "notes.docx").write_bytes(b"x")
     return ids, look_at(folder)
@@ -338,6 +380,7 @@ def faulty(tmp_path_factory):
         (7, "stops", "seg-anna.nii.gz: labels are up to 0.5 from a whole number"),
         (8, "check", "CASE_0008 and CASE_0009 have the same scan, byte by byte"),
         (10, "check", "the label maps of anna of CASE_0010 and boris of CASE_0010 are the same, voxel by voxel"),
+        (11, "stops", "every label map is blank"),
         (0, "check", "1 patients have a scan and no label map: CASE_0006"),
         (0, "note", "boris has no label map of 1 patients: CASE_0005"),
         (0, "check", "label 77 is drawn by boris and never by anna (1 patients)"),
@@ -359,7 +402,7 @@ def test_the_worst_comes_first_and_who_cannot_be_used_is_excluded_with_the_reaso
     ids, seen = faulty
     order = [one.severity for one in seen.findings]
     assert order == sorted(order, key=["stops", "check", "note"].index)
-    bad = [ids[n - 1] for n in (1, 2, 3, 7)]
+    bad = [ids[n - 1] for n in (1, 2, 3, 7, 11)]
     assert list(seen.defects) == bad
     text = propose(seen, Options())
     fields = as_file(text, tmp_path).fields
@@ -386,6 +429,41 @@ def test_a_slip_of_the_brush_is_ignored_and_so_is_255_beside_small_values(tmp_pa
     assert list(fields["organs"].values()) == sorted(VALUES.values())
     told = [one for one in seen.findings if one.what.startswith("label 77 occurs only here")]
     assert [one.patient for one in told] == [IDS[2]]
+
+
+def test_the_same_ids_in_two_hospitals_are_told_and_channels_of_names_of_their_own_are_a_note(tmp_path):
+    for number, one in enumerate(IDS[:2]):
+        scan, (labels, _) = drawn(number)
+        for folder in ("lyon", "nice"):
+            save(scan, tmp_path / "ids" / folder / one / "ct.nii")
+            save(labels, tmp_path / "ids" / folder / one / "seg.nii")
+        for name in ("t1", "t2"):
+            save(scan, tmp_path / "mr" / one / f"{name}.nii")
+        save(labels, tmp_path / "mr" / one / "seg.nii")
+    for folder, severity, remedy in (
+        ("ids", "check", "rename the patients' folders."),
+        ("mr", "note", "that are none."),
+    ):
+        told = [one for one in look_at(tmp_path / folder).findings if "taken as channels of one" in one.what]
+        assert [one.severity for one in told] == [severity]
+        assert told[0].remedy.endswith(remedy)
+
+
+def test_who_drew_no_training_patient_is_not_trained_on(tmp_path):
+    rows = [f"{one},{'train' if n < 4 else 'test'}" for n, one in enumerate(IDS[:6])]
+    odd_cohort(tmp_path, patients=IDS[:6])
+    (tmp_path / "sets.csv").write_text("\n".join(["id,split", *rows]))
+    for one in IDS[:3]:
+        (tmp_path / one / "seg-boris.nii.gz").unlink()
+    assert (
+        "training_labels" not in as_file(propose(look_at(tmp_path), Options()), tmp_path).fields
+    )  # boris drew the fourth
+    save(drawn(3)[1][1] * 0, tmp_path / IDS[3] / "seg-boris.nii.gz")
+    text = propose(look_at(tmp_path), Options())
+    assert "boris drew no training patient" in text
+    file = as_file(text, tmp_path)
+    assert file.fields["training_labels"] == ["anna"]
+    assert problems_in(file) == []
 
 
 def test_left_and_right_are_told_and_one_file_per_organ_too(tmp_path):

@@ -4,7 +4,7 @@
   nothing unless it is told to.
 - From a bucket it finds the same as from the folder that was uploaded to it, without downloading whole scans but a few.
 - `curvas-validate` tells each mistake as file, line, field and message, and ends with 1; with a folder, also what is
-  missing there.
+  missing there, as the intake finds it, and who has too few training patients.
 - `make study` brings a study's patients into the bucket; a patient who is refused stops it, with the lines that exclude
   this patient.
 """
@@ -188,6 +188,51 @@ def test_files_that_are_not_there_are_told(cohort, tmp_path, monkeypatch, capsys
     assert validate.told_of(path, cohort) == []
     with pytest.raises(StudyError):
         validate.told_of(path, tmp_path / "nowhere")
+
+
+def test_linked_folders_and_files_that_several_paths_fit_are_found_as_the_intake_finds_them(tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in ("A_1", "A_2"):
+        for ending in (".nii.gz", "_seg.nii.gz"):
+            (flat / f"{name}{ending}").touch()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "all").symlink_to(flat, target_is_directory=True)
+    path = tmp_path / "mine.yaml"
+    fields = {
+        **yaml.safe_load(PLAIN),
+        "patients": {},
+        "image": "all/{patient}.nii.gz",
+        "annotators": [{"name": "anna", "file": "all/{patient}_seg.nii.gz"}],
+        "sets": {"train": ["A_1"], "test": ["A_2"]},
+    }
+    path.write_text(yaml.safe_dump(fields))
+    assert validate.told_of(path, tmp_path / "linked") == []
+    (flat / "A_2_seg.nii.gz").unlink()
+    assert validate.told_of(path, tmp_path / "linked") == [
+        f"{path}: annotators: no label map is there for A_2 in {tmp_path / 'linked'}"
+    ]
+
+
+def test_an_annotator_of_too_few_training_patients_is_told(tmp_path):
+    for number in range(1, 6):
+        for name in ("ct", "seg-anna", *(["seg-boris"] if number > 3 else [])):
+            (tmp_path / f"CASE00{number}").mkdir(exist_ok=True)
+            (tmp_path / f"CASE00{number}" / f"{name}.nii.gz").touch()
+    path = tmp_path / "mine.yaml"
+    path.write_text(PLAIN)
+    (told,) = validate.told_of(path, tmp_path)
+    assert "training_labels: boris has label maps of 0 training patients" in told
+    assert "1 are needed (folds all): add them, name the others in training_labels" in told
+    path.write_text(PLAIN + "training_labels: [anna]\n")
+    assert validate.told_of(path, tmp_path) == []
+    path.write_text(PLAIN + "training_labels: [anna, majority]\nfolds: [0, 2]\n")
+    assert validate.told_of(path, tmp_path) == []
+    (tmp_path / "CASE002" / "seg-anna.nii.gz").unlink()
+    assert [one.split("training_labels: ")[1][:30] for one in validate.told_of(path, tmp_path) if "folds" in one] == [
+        "anna has label maps of 2 train",
+        "majority has label maps of 2 t",
+    ]
 
 
 # make study ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from scans to datasets and predictions, and otherwise from the code version and 
   what they join. A dataset of fused labels, and those with shared statistics of intensities, are made again by right.
 - A test patient: that patient. A validation patient: that patient, and what is fitted. A training patient: everything that
   learns, and the forecast says so before. A changed annotation of one annotator: that annotator's models alone.
+- A value to ignore: scans are read again, and nothing else is made of patients whose files do not hold it.
 - An organ that networks must learn: every model. What is scored of the organs that they know: scores alone.
 - A seed or an annotator that leaves: only ensembles that have lost members, and scores; what was theirs is an orphan that `about`
   lists, and comes back without being made again. A patient who leaves is an orphan where something was predicted or scored.
@@ -334,6 +335,17 @@ def test_an_organ_to_learn_trains_again_and_one_to_score_does_not(finished):
     made = fewer.finish()
     assert made["trained_model"] == [str(one) for one in fewer.study.models]
     assert made["softmax"] == cells(fewer.study.models)
+
+
+def test_a_value_to_ignore_reads_scans_again_and_makes_nothing_else(finished):
+    """Whose files hold the value was refused before, and is a patient who comes: no class of another one changes."""
+    before = finished(organs={name: 10 * label for name, label in PHANTOM["organs"].items()})
+    after = before.edited(ignored_labels=[255])
+    assert after.finish() == {"scan": ["PHANTOM001", "PHANTOM002", *PREDICTED]}
+    assert after.out_of_date() == []
+    assert ENSEMBLE_SOFTMAX.version(Study.model_validate(small(ignored_labels=[255]))) == ENSEMBLE_SOFTMAX.version(
+        Study.model_validate(small())
+    )
 
 
 def test_who_leaves_is_an_orphan_and_comes_back_as_it_was(finished):

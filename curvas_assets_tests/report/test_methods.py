@@ -1,6 +1,7 @@
 """Claims proved here.
 
 - The methods name the numbers of the configuration and of the records, in both languages, and only what the study did.
+- Patients whom not everybody annotated, channels, merged and ignored values and the organs that are scored are told.
 - Where records are missing, a sentence says so, and none is made up.
 - Data and computing are stated as the study file and the cost table say.
 - BibTeX holds each entry once, with balanced braces and the versions on record; what was not used is not cited.
@@ -79,6 +80,68 @@ def test_both_languages_have_the_same_numbers(whole: Study):
     numbers = [
         sorted(re.findall(r"\d+", said(study, networks=NETWORKS).replace(study.fingerprint(), "").replace("95e", "95")))
         for study in (whole, french)
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def test_whose_annotations_are_missing_is_told_and_networks_learn_from_at_most_all():
+    study = make_study()
+    learned, scored = study.training_patients()[0], study.scored_patients()[0]
+    gap = {"predictor": "", "metric": "", "organ": "", "reason": "missing"}
+    ledger = pd.DataFrame(
+        [
+            {"patient": scored, "annotator": "anno2", **gap},
+            {"patient": scored, "annotator": "anno3", **gap},
+            {"patient": scored, "annotator": "anno1", **gap, "organ": "liver"},  # who drew, and no liver
+        ]
+    )
+    text = said(study, exclusions=ledger)
+    assert "patients who lack an annotation = 1 (missing: anno2 1, anno3 1)" in text
+    assert f"trained on {len(study.training_patients())} patients" in text
+    text = said(study, exclusions=pd.concat([ledger, ledger[:1].assign(patient=learned)]))
+    assert "patients who lack an annotation = 2 (missing: anno2 2, anno3 1)" in text
+    assert f"trained on up to {len(study.training_patients())} patients" in text
+    assert "Not every patient" not in said(study, exclusions=ledger[2:])
+
+
+def odd_study(language: str) -> Study:
+    """Two MR channels, merged and ignored values, and some of the organs scored."""
+    raw = make_study().model_dump(mode="json")
+    del raw["image"]
+    raw["organs"] = {"pancreas": 11, "kidney": [12, 13], "liver": 14}
+    return Study.model_validate(
+        raw
+        | {
+            "channels": [
+                {"name": "T1", "file": "t1.nii.gz"},
+                {"name": "PET", "file": "pet.nii.gz", "normalisation": "rescale_to_0_1"},
+            ],
+            "ignored_labels": [77, 255],
+            "evaluation": {**raw["evaluation"], "region": "image", "organs": ["pancreas", "kidney"]},
+            "report": {"language": language},
+        }
+    )
+
+
+def test_channels_values_and_organs_that_are_scored_are_told():
+    plain = said(make_study())
+    assert "normalisation: CT (HU, clipped and scaled by" in plain
+    for words in ("are of these alone", "taken for one organ", "background:", "All other values"):
+        assert words not in plain
+    odd = said(odd_study("en"))
+    assert "T1 (mean and standard deviation of each scan brought to zero and one) and PET (each scan scaled" in odd
+    assert "HU" not in odd
+    assert "taken for one organ: kidney (12, 13)." in odd
+    assert "read as background: 77 and 255." in odd
+    assert "are of these alone: pancreas and kidney." in odd
+    rest = Study.model_validate(odd_study("en").model_dump(mode="json") | {"ignored_labels": "rest"})
+    assert "All other values of the label files were read as background." in said(rest)
+    french = said(odd_study("fr"))
+    assert "pour un seul organe : rein (12, 13)." in french.replace("\u00a0", " ").replace("\u202f", " ")
+    assert "scanner" not in french
+    numbers = [
+        sorted(re.findall(r"\d+", said(odd_study(one)).replace(odd_study(one).fingerprint(), "").replace("95e", "95")))
+        for one in ("en", "fr")
     ]
     assert numbers[0] == numbers[1]
 

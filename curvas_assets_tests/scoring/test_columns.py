@@ -1,7 +1,7 @@
 """Claims proved here.
 
 - The wide table has a row per patient and predictor and a column per score, in the order in which they stand in the long one.
-- Organs that share their first four letters keep their whole names, so that no two scores share a column.
+- Organs that share their first four letters, or begin with `mean`, keep their whole names, so that no two scores share a column.
 - Dice and confidence against another reference than the consensus are in no column of the study's, and are not read back as such.
 - The published annotators have their numbers in columns' names, all others their own names; both are read back by name.
 - A score that stands there twice is refused with its place and its values, not averaged.
@@ -43,6 +43,13 @@ def test_every_score_has_a_cell_of_its_own_in_the_order_of_the_long_table():
         }
     )
     pd.testing.assert_frame_equal(wide, expected)
+
+
+def test_an_organ_whose_name_begins_with_mean_keeps_it():
+    rows = [("P", "m", "dice", organ, "", value) for organ, value in (("meaninges", 0.5), ("aorta", 0.25))]
+    rows.append(("P", "m", "dice", "", "mean", 0.75))
+    wide = study_columns(pd.DataFrame(rows, columns=LONG.columns)).iloc[0]
+    assert (wide["DICE_meaninges"], wide["DICE_aort"], wide["DICE_mean"]) == (0.5, 0.25, 0.75)
 
 
 @pytest.mark.parametrize("reference", [name for name in REFERENCES if name != "consensus"])

@@ -1,6 +1,6 @@
 """Claims proved here: what the cost of a cell grows with, and what it takes where nothing was measured.
 
-- By hand, for each asset; a patient who was not taken in counts as the median of those who were, else as full size.
+- By hand, for each asset, with every channel that is read; a patient who was not taken in counts as the median of those who were, else as full size.
 - Under cross-validation a patient has the members of the fold that held it out, and no others.
 - Every asset that a study makes has a prior with an origin, on a GPU and without.
 - Priors follow the study's settings: epochs, iterations, patch, network, seeds.
@@ -34,6 +34,16 @@ def test_what_costs_grow_with():
     assert known.of(table.SCORES, "PHANTOM007").work == 100 * (9 + 4)
     assert known.of(table.SOFTMAX, f"{MODEL}|PHANTOM008").work == 300
     assert StudySizes(PHANTOM, {}, {}).voxels_of("PHANTOM007") == FULL_SIZE
+
+
+def test_every_channel_is_a_file_that_is_read():
+    channels = [{"name": name, "file": f"{name}.nii.gz"} for name in ("T1", "T2", "FLAIR")]
+    raw = {name: of for name, of in PHANTOM.model_dump(mode="json").items() if name != "image"}
+    evaluation = {**raw["evaluation"], "region": "image"}
+    study = Study.model_validate({**raw, "synthetic": False, "channels": channels, "evaluation": evaluation})
+    known = StudySizes(study, {"PHANTOM008": 300}, {})
+    assert known.of(table.SCAN, "PHANTOM008").work == (3 + 3) * 300
+    assert known.file_bytes("PHANTOM008") == pytest.approx((3 + 3) * 300 * sizes.FILE_BYTES)
 
 
 def test_under_cross_validation_only_the_models_that_did_not_see_a_patient_count():

@@ -88,7 +88,7 @@ def find_layout(kinds: Mapping[str, Kind | None]) -> Layout:
     best: tuple[tuple[float, ...], str, list[str]] | None = None
     most = max((len(ids) for ids in found["image"].values()), default=0)
     for pattern, ids in found["image"].items():
-        if len(ids) < 0.2 * most:
+        if len(ids) < 0.2 * most or len(ids) == 1 < most:  # one id for all explains every file, as their common word
             continue
         chosen = _label_patterns(ids, found["labels"])
         score = _score(ids, chosen, found["labels"])
@@ -107,11 +107,19 @@ def find_layout(kinds: Mapping[str, Kind | None]) -> Layout:
     _, main, labels = best
     words = _generalised(main, found["image"], None)
     channels = [_merged(main, words)]
-    known = set().union(*(found["image"][one] for one in words))
-    annotators = [_merged(one, _generalised(one, found["labels"], _varying(main, words))) for one in labels]
+    everybody = {one: path for word in reversed(words) for one, path in found["image"][word].items()}
+    taken = {path for one in labels for path in found["labels"][one].values()}
+    left = {one: of for one, of in found["labels"].items() if taken.isdisjoint(of.values())}
+    labels += _label_patterns(everybody, left)  # of those who drew in other folders alone
+    merged = (_merged(one, _generalised(one, found["labels"], _varying(main, words))) for one in labels)
+    annotators = list(dict.fromkeys(merged))
     used = {*words, main}
     for pattern, ids in sorted(found["image"].items(), key=lambda item: (-len(item[1]), item[0])):
-        if pattern in used or len(known & set(ids)) < max(1, len(known) / 2) or _overlaps(pattern, ids, used, found):
+        if (
+            pattern in used
+            or len(everybody.keys() & ids) < max(1, len(everybody) / 2)
+            or _overlaps(pattern, ids, used, found)
+        ):
             continue
         alike = _generalised(pattern, found["image"], _varying(main, words))
         used |= {pattern, *alike}

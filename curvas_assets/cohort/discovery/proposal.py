@@ -60,7 +60,7 @@ def propose(found: Survey, options: Options) -> str:
     organs, ignored = _organs(found, options)
     lines = [*_head(found), *_names(found, options), *_files(found), *_labels(found, organs, ignored)]
     lines += [*_sets(found, sets, sets_from, options), *_groups(found, sets), *_exclusions(found)]
-    lines += [*_training(found, options), *_judging(found, organs, options)]
+    lines += [*_training(found, sets, options), *_judging(found, organs, options)]
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +146,7 @@ def _names(found: Survey, options: Options) -> list[str]:
 def study_name(folder: str) -> str:
     """A study's name from that of a folder or bucket."""
     parts = [part for part in re.split(r"[/\\]", folder) if part and part not in (".", "..", "data")]
-    return plain_name(parts[-1] if parts else "", ()) or "my-study"
+    return plain_name(parts[-1] if parts else "", of="study") or "my-study"
 
 
 def _files(found: Survey) -> list[str]:
@@ -338,9 +338,10 @@ def _exclusions(found: Survey) -> list[str]:
     return [*lines, ""]
 
 
-def _training(found: Survey, options: Options) -> list[str]:
+def _training(found: Survey, sets: Mapping[SetOf, Sequence[str]], options: Options) -> list[str]:
     seeds = SEEDS[:2] if options.small else SEEDS
     lines = [
+        *_training_labels(found, sets.get("train", ())),
         *_comment(
             "Seeds of the initial weights: each annotator has one model per seed. One more seed trains only what is new."
         ),
@@ -388,6 +389,27 @@ def _training(found: Survey, options: Options) -> list[str]:
         "prediction: {mirroring: false}",
         "",
     ]
+
+
+def _training_labels(found: Survey, patients: Sequence[str]) -> list[str]:
+    """Whose label maps models learn from, where some annotators drew no training patient; nothing where all or none did."""
+    names = [role.name for role in found.layout.annotators]
+    drawn = {one for patient in patients for one in found.drawn_by(patient)}
+    absent = [one for one in names if one not in drawn]
+    if not drawn or not absent:
+        return []
+    return [
+        *_comment(
+            f"Annotators whom models learn from. {_joined(absent)} drew no training patient, so that no model can; "
+            "patients whom they drew are scored by them, too."
+        ),
+        f"training_labels: [{', '.join(_plain(one) for one in names if one in drawn)}]",
+        "",
+    ]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def small_plans(grids: Sequence[Grid]) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -140,6 +140,14 @@ class Survey:
         """Patients with at least one label map."""
         return {one for role in self.layout.annotators for one in role.files}
 
+    def drawn_by(self, patient: str) -> list[str]:
+        """Annotators with a label map of a patient that is not blank, as far as it was read."""
+        return [role.name for role in self.layout.annotators if any(map(self._is_drawn, role.files.get(patient, ())))]
+
+    def _is_drawn(self, path: str) -> bool:
+        found = self.maps.get(path)
+        return found is None or bool(found.voxels) or found.negative
+
     @cached_property
     def volumes(self) -> dict[str, dict[int, dict[str, float]]]:
         """Annotator → value → patient → ml, of the label maps that were read."""
@@ -420,6 +428,9 @@ def _defects_of(found: Survey, patient: str, broken: Mapping[str, PatientError])
                 yield what, "Export it again with nearest-neighbour interpolation."
             if of is not None and of.negative:
                 yield f"{path}: it holds labels below 0", "Set them to 0, or to a value of their own above 0."
+    if patient in found.annotated and not found.drawn_by(patient):
+        remedy = "Look for the right files; if they mean that there is no organ, set intake.blank_annotation to absent."
+        yield "every label map is blank", remedy
 
 
 def _apart(grid: Grid, scan: Grid | None, what: str) -> str:
@@ -451,26 +462,19 @@ def _missing(found: Survey) -> Iterator[Finding]:
         what = f"{len(unlabelled)} patients have a scan and no label map: {_some(unlabelled)}"
         remedy = "They are in no set, because nobody can train on them or score them. Add label maps, or leave them so."
         yield Finding("check", "", what, remedy)
-    blank: dict[str, list[str]] = defaultdict(list)
     for role in found.layout.annotators:
         without = [one for one in scanned if one in found.annotated and one not in role.files]
         if without:
             what = f"{role.name} has no label map of {len(without)} patients: {_some(without)}"
             yield Finding("note", "", what, "They are scored by the other annotators (intake.missing_annotation).")
-        for patient, path in _single(role):
-            if path in found.maps and not found.maps[path].voxels and not found.maps[path].negative:
-                blank[patient].append(role.name)
-    for patient, names in blank.items():
-        drawn = [role.name for role in found.layout.annotators if patient in role.files]
-        if len(names) == len(drawn):
-            yield Finding(
-                "stops", patient, "every label map is blank", "Look for the right files, or exclude the patient."
-            )
-        else:
+    for patient in scanned:
+        drawn = found.drawn_by(patient)
+        blank = [role.name for role in found.layout.annotators if patient in role.files and role.name not in drawn]
+        if drawn and blank:
             remedy = (
                 "It counts as not annotated; if it means that there is no organ, set intake.blank_annotation to absent."
             )
-            yield Finding("check", patient, f"the label map of {' and '.join(names)} is blank", remedy)
+            yield Finding("check", patient, f"the label map of {' and '.join(blank)} is blank", remedy)
 
 
 def _of_labels(found: Survey) -> Iterator[Finding]:
@@ -526,12 +530,15 @@ def _of_scans(found: Survey) -> Iterator[Finding]:
         yield Finding("check", "", what, "Look whether this is a whole scan.")
     if len(found.layout.channels) > 1:
         names = ", ".join(role.pattern for role in found.layout.channels)
-        yield Finding(
-            "note",
-            "",
-            f"several scans per patient were taken as channels of one: {names}",
-            "Delete those that are none.",
-        )
+        what = f"several scans per patient were taken as channels of one: {names}"
+        files = {role.pattern.rpartition("/")[2] for role in found.layout.channels}
+        if len(files) < len(found.layout.channels):  # the folder alone tells them apart, and it may be a hospital's
+            remedy = (
+                "Delete those that are none; if they are other persons with the same ids, rename the patients' folders."
+            )
+            yield Finding("check", "", what, remedy)
+        else:
+            yield Finding("note", "", what, "Delete those that are none.")
 
 
 def _duplicates(source: Source, found: Survey, files: Mapping[str, Listed]) -> Iterator[Finding]:

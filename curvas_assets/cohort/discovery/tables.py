@@ -99,17 +99,24 @@ def read_told(files: Mapping[str, bytes], patients: Sequence[str]) -> Told:
     )
 
 
-def plain_name(text: str, taken: Iterable[str] = ()) -> str:
-    """A name as organs and annotators may have it, unlike those that are taken; empty where nothing is left of it.
+def plain_name(text: str, taken: Iterable[str] = (), *, of: str = "organ") -> str:
+    """A name as organs, annotators and studies may have it, unlike those that are taken; empty where nothing is left of it.
+
+    Args:
+        text: as people write it.
+        taken: names.
+        of: what is named, before a number alone.
 
     >>> plain_name("Left Kidney (L)")
     'left-kidney-l'
+    >>> plain_name("2024", of="study")
+    'study-2024'
     """
     name = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:55].strip("-")
     if not KEY.fullmatch(name) or name in ("all", "mean", "background"):
         return ""
     if name.isdigit():
-        name = f"organ-{name}"
+        name = f"{of}-{name}"
     used = set(taken)
     return next(one for one in (name, *(f"{name}-{n}" for n in range(2, 99))) if one not in used)
 

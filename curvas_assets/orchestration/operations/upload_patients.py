@@ -60,15 +60,19 @@ def upload_patients(
     here = find_patients(folder, study)
     patients = here.found.patients
     if not patients:
-        own = here.found.own_folders
-        raise PatientError(
-            "looking for patients",
-            str(here.folder),
-            "no folder in it is named like a patient of this study"
-            if own
-            else f"no file in it has the place of one of this study's ({', '.join(study.files)})",
-            f"Name {'them' if own else 'patients'} like {study.patients.example}.",
-        )
+        own, names = here.found.own_folders, ", ".join(study.files)
+        if own and study.patients.has_form:
+            told = "no folder in it is named like a patient of this study"
+        elif own:
+            told = f"no folder in it holds a file of this study ({names})"
+        else:
+            told = f"no file in it has the place of one of this study's ({names})"
+        remedy = f"Name {'them' if own else 'patients'} like {study.patients.example}."
+        if own and not study.patients.has_form:
+            remedy = (
+                "Give the folder that holds the patients' folders, or name their files in the study as they are called."
+            )
+        raise PatientError("looking for patients", str(here.folder), told, remedy)
     there = uploaded(objects, layout, study)
     chosen = choose_patients(study, asked, patients)
     done = Upload()

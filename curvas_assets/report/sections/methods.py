@@ -49,8 +49,31 @@ def _data(facts: Facts) -> Iterator[str]:
     names = w.joined(study.annotator_names)
     many = len(study.annotators) > 1
     yield w("methods_annotators" if many else "methods_annotator", n=len(study.annotators), names=names, organs=organs)
+    if absent := _not_annotated(facts):
+        counts = {name: sum(name == who for _, who in absent) for name in study.annotator_names}
+        missing = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        yield w("methods_not_annotated", patients=len({patient for patient, _ in absent}), missing=missing)
+    values = study.label_values
+    if merged := {organ: of for organ, of in values.organs.items() if len(of) > 1}:
+        told = w.joined([f"{w.organ(organ)} ({', '.join(map(str, of))})" for organ, of in merged.items()])
+        yield w("methods_merged", organs=told)
+    if values.ignored == "rest":
+        yield w("methods_ignored_rest")
+    elif values.ignored:
+        yield w("methods_ignored", values=w.joined([str(value) for value in values.ignored]))
     if study.exclusions:
         yield w("methods_excluded", n=len(study.exclusions))
+
+
+def _not_annotated(facts: Facts) -> set[tuple[str, str]]:
+    """Patient and annotator, of those who did not annotate a patient, by the ledger of what was left out."""
+    ledger = facts.inputs.exclusions
+    if ledger is None or not {"patient", "annotator", "organ"} <= set(ledger):
+        return set()
+    whole = ledger.fillna("")
+    told = [column for column in ("organ", "predictor", "metric") if column in whole]
+    whole = whole[(whole[told] == "").all(axis=1) & whole["annotator"].isin(facts.study.annotator_names)]
+    return set(zip(whole["patient"].astype(str), whole["annotator"].astype(str), strict=True))
 
 
 def _ranges(cohort: pd.DataFrame | None) -> list[tuple[float, float]]:
@@ -67,6 +90,12 @@ def _ranges(cohort: pd.DataFrame | None) -> list[tuple[float, float]]:
 def _networks(facts: Facts) -> Iterator[str]:
     w, study, training = facts.words, facts.study, facts.study.training
     packages, networks = facts.inputs.provenance.packages, facts.inputs.networks
+    patients = study.training_patients()
+    fewer = any(patient in patients for patient, _ in _not_annotated(facts))
+    yield w(
+        "methods_images",
+        images=w.joined([f"{one.name} ({w(f'normalisation_{one.normalisation}')})" for one in study.images]),
+    )
     yield w(
         "methods_networks",
         models=len(study.models),
@@ -76,7 +105,7 @@ def _networks(facts: Facts) -> Iterator[str]:
         version=packages.get("nnunetv2", w("unknown")),
         planner=study.plans.planner,
         configuration=study.plans.configuration,
-        patients=len(study.training_patients()),
+        patients=w("at_most", n=len(patients)) if fewer else len(patients),
     )
     if networks is None:
         networks = pd.DataFrame(columns=["epochs", "patch_size"])
@@ -132,6 +161,8 @@ def _evaluation(facts: Facts) -> Iterator[str]:
     yield w(
         "methods_scored", patients=facts.patients, predictors=facts.predictors, region=w(f"region_{evaluation.region}")
     )
+    if evaluation.organs:
+        yield w("methods_scored_organs", organs=w.joined([w.organ(name) for name in facts.study.scored_organs]))
     yield w(f"reference_{evaluation.reference}")
     yield w(
         "methods_metrics",

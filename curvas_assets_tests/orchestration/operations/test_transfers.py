@@ -203,6 +203,10 @@ def test_a_folder_without_patients_and_a_patient_who_is_not_there_are_told(objec
     (tmp_path / "empty").mkdir()
     with pytest.raises(PatientError, match="no folder in it is named like a patient"):
         upload(objects, tmp_path / "empty")
+    (tmp_path / "empty" / "docs").mkdir()
+    study = Study.model_validate(STUDY.model_dump(mode="json") | {"patients": {}})
+    with pytest.raises(PatientError, match=r"no folder in it holds a file of this study \(image.nii.gz, "):
+        upload_patients(objects, LAYOUT, study, tmp_path / "empty", ["all"], print)
     with pytest.raises(StudyError, match="PHANTOM009"):
         upload(objects, cohort, "9")
 
