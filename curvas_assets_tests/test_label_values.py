@@ -128,7 +128,7 @@ def test_odd_values_go_in_and_come_back(tmp_path):
     assert set(np.unique(classes).tolist()) == {0, 1, 2, 3, 4, 5}
     training = TrainingScans(ODD, tmp_path / "scans")
     for r, file in enumerate(files):
-        seen = training.labels(PATIENT, folder / ODD.image, folder / file)
+        seen = training.labels(PATIENT, (folder / ODD.image,), folder / file)
         np.testing.assert_array_equal(seen[0, : SHAPE[0]], classes[r])
 
     grid = Grid(SHAPE, np.asarray(record["affine"]))
@@ -199,7 +199,7 @@ def test_a_value_that_nobody_named_is_refused_with_a_remedy(merged, tmp_path):
         read_patient(folder, strict)
     assert "ignored_labels" in told.value.remedy
     with pytest.raises(SegmentationError, match="label 255, which is no organ"):
-        TrainingScans(strict, tmp_path / "s").labels(PATIENT, folder / strict.image, folder / strict.annotators[0].file)
+        TrainingScans(strict, tmp_path / "s").labels(PATIENT, (folder / strict.image,), folder / strict.annotators[0].file)
     rest = _study({"kidney": [2, 7]}, ignored_labels="rest")
     np.testing.assert_array_equal(read_patient(folder, rest).annotations, classes == 1)
 

@@ -566,7 +566,7 @@ def test_a_study_of_one_ct_is_as_it_was():
         (_raw(image=None), r"line \d+: image: it is missing"),
         (_channels(T1, evaluation__region="body"), r"line \d+: evaluation.region = 'body': .* no channel is a CT"),
         (_channels(T1, {**T2, "name": "t1"}), r"line \d+: channels: \['t1'\] may appear only once"),
-        (_channels(T1, {**T2, "file": "T1.nii.gz"}), r"\['t1.nii.gz'\] may appear only once"),
+        (_channels(T1, {**T2, "file": "T1.nii.gz"}), r"\['{patient}/t1.nii.gz'\] may appear only once"),
         (
             _channels(T1, {**T2, "normalisation": "log"}),
             r"line \d+: channels.1.normalisation = 'log': .*'rescale_to_0_1'",
