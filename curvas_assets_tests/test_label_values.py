@@ -139,7 +139,7 @@ def test_odd_values_go_in_and_come_back(tmp_path):
     bench.make(ensemble.build_ensembles, ensemble.CHECKS, cells, softmax=members, variant_softmax=NONE)
     bench.score_uncalibrated(members, bench.of(table.ENSEMBLE_SOFTMAX, cells), scans)
     scores = bench.of(table.SCORES, [PATIENT])[PATIENT].table("scores")
-    own = scores[(scores["metric"] == "dice_annotator") & (scores["annotator"] == "1")]
+    own = scores[(scores["metric"] == "dice_annotator") & (scores["annotator"] == ODD.annotators[0].name)]
     assert dict.fromkeys(ODD.organs, 1.0) == own.groupby("organ")["value"].min().to_dict()
 
     for what, predictor in (("ensembles", "ensemble_all"), ("predictions", str(ODD.models[0]))):
@@ -199,7 +199,9 @@ def test_a_value_that_nobody_named_is_refused_with_a_remedy(merged, tmp_path):
         read_patient(folder, strict)
     assert "ignored_labels" in told.value.remedy
     with pytest.raises(SegmentationError, match="label 255, which is no organ"):
-        TrainingScans(strict, tmp_path / "s").labels(PATIENT, (folder / strict.image,), folder / strict.annotators[0].file)
+        TrainingScans(strict, tmp_path / "s").labels(
+            PATIENT, (folder / strict.image,), folder / strict.annotators[0].file
+        )
     rest = _study({"kidney": [2, 7]}, ignored_labels="rest")
     np.testing.assert_array_equal(read_patient(folder, rest).annotations, classes == 1)
 

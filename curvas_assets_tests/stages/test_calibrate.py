@@ -404,6 +404,7 @@ def everything_above(instance, graph, patients) -> None:
     reported(instance, graph, table.TEST_SCAN, patients)
     for row, names in ((table.SOFTMAX, MODELS), (table.ENSEMBLE_SOFTMAX, [str(one) for one in STUDY.ensemble_ids])):
         reported(instance, graph, row, [str(Cell(name, patient)) for name in names for patient in patients])
+    reported(instance, graph, table.VIEWER_PREVIEW, patients)
 
 
 def test_the_sensor_fits_once_all_validation_patients_are_predicted_and_new_patients_then_find_it(graph):

@@ -95,7 +95,9 @@ def tools(patients, tmp_path_factory) -> Toolkit:
     scan, softmax = artefacts(made, table.SCAN, [*TRAINING, TEST]), [str(Cell(model, TEST)) for model in MODELS]
     run(cohort.select_test_scans, cohort.TEST_SCAN_CHECKS, made, [TEST], scan=scan)
     taken = artefacts(made, table.SCAN, TRAINING)
-    run(prepare.prepare_datasets, prepare.CHECKS, made, ["anno1"], scan=taken)
+    run(prepare.select_training_cases, prepare.CASES_CHECKS, made, ["anno1"], scan=taken)
+    cases = artefacts(made, table.TRAINING_CASES, ["anno1"])
+    run(prepare.prepare_datasets, prepare.CHECKS, made, ["anno1"], training_cases=cases)
     dataset = artefacts(made, table.PREPROCESSED_DATASET, ["anno1"])
     run(train.train_models, train.CHECKS, made, MODELS, preprocessed_dataset=dataset)
     models, bridge = artefacts(made, table.TRAINED_MODEL, MODELS), artefacts(made, table.TEST_SCAN, [TEST])
@@ -287,7 +289,7 @@ def test_what_channels_change_is_stale_and_a_ct_alone_is_as_before():
         channels=[STUDY.channels[0].model_dump(), {"name": "T2", "file": "t2.nii.gz", "normalisation": "none"}]
     )
     changed = [row.name for row in table.ASSETS if row.version(STUDY) != row.version(other)]
-    assert changed == ["scan", "preprocessed_dataset", "figures", "report"]
+    assert changed == ["scan", "training_cases", "preprocessed_dataset", "figures", "report"]
     phantom = load_study("phantom")
     assert (
         table.SCAN.version(phantom) == f"2-{phantom.fingerprint('image', 'annotators', 'organs', 'patients', 'intake')}"

@@ -88,7 +88,7 @@ def datasets(tools, scans):
 def prepared(tools, labels) -> tuple[dict[str, Stored], StepChecks]:
     """The datasets of these labels, from their training cases."""
     taken = artefacts(tools, table.SCAN, STUDY.training_patients())
-    run(prepare.select_training_cases, (), tools, labels, scan=taken)
+    run(prepare.select_training_cases, prepare.CASES_CHECKS, tools, labels, scan=taken)
     cases = artefacts(tools, table.TRAINING_CASES, labels)
     return run(prepare.prepare_datasets, prepare.CHECKS, tools, labels, training_cases=cases)
 
