@@ -54,7 +54,7 @@ def test_the_code_location_validates_without_credentials(tmp_path):
 
 
 def test_every_asset_says_what_it_is(graph):
-    assert len(graph.get_all_asset_keys()) == 23
+    assert len(graph.get_all_asset_keys()) == 26
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -135,7 +135,11 @@ def _edited(**edits) -> Study:
             },
         ),
         ({"checks": {"dice_floor": 0.9}}, set()),
-        ({"statistics": {"alpha": 0.01}}, {"family_comparisons", "variance_components", "published_comparison"}),
+        (
+            {"statistics": {"alpha": 0.01}},
+            {"family_comparisons", "variance_components", "published_comparison", "study_comparison"},
+        ),
+        ({"compare_with": {"other": "other/metrics"}}, {"study_comparison"}),
     ],
 )
 def test_an_edit_of_the_study_changes_the_code_version_of_what_it_concerns_and_of_the_report(edits, stale):

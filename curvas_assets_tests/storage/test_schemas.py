@@ -120,7 +120,7 @@ def test_the_studys_own_tables_fit(store):
 
 def test_schemas_are_of_tables_that_there_are():
     single = {row.name for row in table.ASSETS if row.kind == "table" and row.schemas}
-    compared = {"family_comparisons", "variance_components", "leaderboard", "published_comparison"}
+    compared = {"family_comparisons", "variance_components", "leaderboard", "published_comparison", "study_comparison"}
     assert single == {"cohort", "study_scores", "cost", "predictor_cost", "volume_intervals", *compared}
     assert set(table.SCORES.schemas) == {"scores", "reliability", "risk_coverage"}
     assert all(set(row.schemas) == {row.name} for row in table.ASSETS if row.kind == "table" and row.schemas)
