@@ -33,7 +33,7 @@ from curvas_assets.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_ASSETS = {"trained_model", "softmax", "variant_softmax"}
-OBSERVED = ("patient_files", "published_table")
+OBSERVED = ("patient_files", "published_table", "other_studies")
 
 
 @pytest.fixture(scope="module")
