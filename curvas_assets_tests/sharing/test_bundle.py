@@ -7,6 +7,7 @@
 - Probabilities are NIfTI files on the scan's own voxels, each named after its organ.
 - Without NiiVue's package the error says what to install; with another form of its code, that it cannot be used.
 - The viewer opens from the disk: no error on the console, no request to anywhere; layers go on and off, values are the files'.
+- Of patients asked for one right after the other, the last is shown: title, scan and labels are all of that one.
 - A row and a point of the report lead to the patient in the viewer. It speaks French, and fits 420 pixels.
 """
 
@@ -331,6 +332,43 @@ def test_the_viewer_opens_from_the_disk_and_shows_what_is_chosen(chromium, made,
     at = made.done.patients.index(PATIENTS[0]) + (1 if step == "n" else -1)
     ready(page, made.done.patients[at])
     assert page.locator("#list a[aria-current]").inner_text().startswith(made.done.patients[at])
+    closed(page)
+
+
+def test_of_two_patients_asked_for_at_once_the_last_is_shown_whole(chromium, made):
+    page = opened(chromium, made.folder / "viewer.html")
+    ready(page, made.done.patients[0])
+    shown = """() => ({
+      names: curvasViewer.niivue.volumes.map(one => one.name), title: document.title, patient: curvasViewer.patient,
+      scan: Array.from(curvasViewer.niivue.volumes[0].img).reduce((sum, one) => sum + one, 0),
+      labels: Array.from(curvasViewer.niivue.volumes[1].img).reduce((sum, one) => sum + one, 0),
+    })"""
+    alone = {}
+    for patient in PATIENTS[:2]:
+        page.evaluate(f"window.location.hash = 'patient={patient}'")
+        ready(page, patient)
+        alone[patient] = page.evaluate(shown)
+    assert alone[PATIENTS[0]]["scan"] != alone[PATIENTS[1]]["scan"]
+    page.evaluate(  # NiiVue takes its time over a scan of clinical size
+        """() => {
+          const viewer = curvasViewer.niivue, load = viewer.loadFromArrayBuffer.bind(viewer);
+          viewer.loadFromArrayBuffer = async (...given) => {
+            await new Promise(done => setTimeout(done, 150));
+            return load(...given);
+          };
+        }"""
+    )
+    for first, last in (PATIENTS[:2], PATIENTS[1::-1]):
+        page.evaluate(
+            """([first, last]) => new Promise(done => {
+              window.location.hash = 'patient=' + first;
+              setTimeout(() => { window.location.hash = 'patient=' + last; setTimeout(done, 20); }, 50);
+            })""",
+            [first, last],
+        )
+        ready(page, last)
+        page.wait_for_timeout(400)  # for a volume that would come late
+        assert page.evaluate(shown) == alone[last]
     closed(page)
 
 
