@@ -164,6 +164,22 @@ def test_no_key_and_no_address_is_in_a_bundle(made, tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def test_words_that_are_a_key_or_a_folder_elsewhere_are_no_leak(tmp_path):
+    """The package's own code, and ordinary words of a report, hold such words as `test` and `/data`."""
+    for name, words, leaks in (
+        ("plain", "the test set, viewer/data/P1.js, https://example.org/data/x, /dataset, /database-2", False),
+        ("folder", "stored at /data", True),
+        ("below", '"/data/instance/x"', True),
+    ):
+        bundle = Bundle(tmp_path / name, CONTENTS, REPORT.replace("nothing", words), {}, limit_bytes=1e8)
+        if leaks:
+            with pytest.raises(ReportError, match=r"report\.html would tell"):
+                bundle.finish(["test", "/data/"])
+        else:
+            bundle.finish(["test", "/data"])
+            assert (tmp_path / name / "viewer.html").exists()
+
+
 def test_probabilities_and_full_maps_are_on_the_scans_own_voxels(made, tmp_path):
     folder = made.folder / "probabilities/UKCHLL001/ensemble_all"
     told = json.loads((folder / "organs.json").read_text())
