@@ -144,9 +144,8 @@ def _tables(tools: Toolkit, reduced: pd.DataFrame) -> dict[str, pd.DataFrame]:
             found[name] = tables.read_table(tools.objects, tools.layout.table(asset(name).name))
         except MissingArtefactError:
             continue
-    found[COHORT.name] = (
-        found[COHORT.name].drop(columns=["exclusions"], errors="ignore") if COHORT.name in found else pd.DataFrame()
-    )
+    if COHORT.name in found:  # without what the intake noted: the report says it, in the reader's language
+        found[COHORT.name] = found[COHORT.name].drop(columns=["exclusions", "reason"], errors="ignore")
     return {name: table for name, table in found.items() if len(table)}
 
 
