@@ -24,13 +24,13 @@ import pytest
 
 from curvas_assets.errors import MissingArtefactError, ReportError, StudyError
 from curvas_assets.geometry import Grid
-from curvas_assets.orchestration.operations.share import share
+from curvas_assets.orchestration.operations.share import _tables, share
 from curvas_assets.report.words import Words
 from curvas_assets.sharing import Bundle, Contents, niivue, previews, worst_first, write_zip
 from curvas_assets.sharing.bundle import volumes_script
 from curvas_assets.stages.preview import MOST_BYTES, RECORD, stored_preview
 from curvas_assets.stages.stored import Artefact, Stored
-from curvas_assets.storage import directories
+from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets_tests.sharing.shared import PATIENTS, make_bundle
 
@@ -116,6 +116,13 @@ def test_the_best_patients_are_left_out_where_there_is_no_room(made, tmp_path):
     assert done.patients == made.done.patients[:1]
     assert done.omitted == made.done.patients[1:]
     assert listed(tmp_path / "small")["omitted"] == done.omitted
+    alone = made.done.patients[:1]
+    further = ["anno1_init112233_foldall"]
+    done = share(
+        made.study.tools, tmp_path / "one", patients=alone, predictors=further, limit_mb=(base + script) / 1e6
+    )
+    assert (done.patients, done.omitted, done.no_room) == (alone, [], [f"{further[0]}|{alone[0]}"])
+    made.study.warnings.clear()
     with pytest.raises(ReportError, match=r"report, tables and viewer take .* Raise limit_mb"):
         share(made.study.tools, tmp_path / "none", patients=PATIENTS, limit_mb=1)
 
@@ -210,11 +217,25 @@ def test_what_is_missing_is_told(made, tmp_path):
     done = share(study.tools, tmp_path / "bundle", patients=PATIENTS)
     assert done.missing == [f"preview of {PATIENTS[2]}"]
     assert PATIENTS[2] not in done.patients
+    record = json.loads((kept / RECORD).read_text())
+    (kept / RECORD).write_text(json.dumps(record | {"class_names": ["background", "spleen"]}))
+    directories.write_directory(study.objects, key, kept)
+    assert share(study.tools, tmp_path / "renamed", patients=PATIENTS).missing == [f"preview of {PATIENTS[2]}"]
+    assert "other organs than the study" in study.warnings[-1]
+    (kept / RECORD).write_text(json.dumps(record))
     directories.write_directory(study.objects, key, kept)
     study.warnings.clear()
     assert json.loads((kept / RECORD).read_text())["patient"] == PATIENTS[2]
     with pytest.raises(ReportError, match="the folder is not empty"):
         share(study.tools, tmp_path / "bundle", patients=PATIENTS)
+
+
+def test_the_table_of_patients_leaves_out_what_the_intake_noted(made):
+    study = made.study
+    table = pd.DataFrame({"patient": PATIENTS, "reason": "odd", "exclusions": "[]", "slices": 30})
+    tables.write_table(study.objects, study.layout.table("cohort"), table)
+    assert list(_tables(study.tools, table)["cohort"]) == ["patient", "slices"]
+    study.objects.delete([study.layout.table("cohort")])
 
 
 def test_a_study_without_a_report_is_refused_before_anything_is_written(made, tmp_path, monkeypatch):

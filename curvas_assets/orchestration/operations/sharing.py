@@ -112,7 +112,7 @@ def _share(session: Session, settings: Share) -> dg.Output[None]:
             "bytes": done.size,
             "bytes as a zip": zipped,
             "bytes of full maps and probabilities": done.beside,
-            "no room for": ", ".join(done.omitted) or "none",
+            "no room for": ", ".join([*done.omitted, *done.no_room]) or "none",
             "not in the bucket": ", ".join(done.missing) or "none",
         },
     )
