@@ -6,8 +6,8 @@ from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 
 
-def require_own(store: ObjectStore, layout: Layout, study: str) -> None:
-    """Make sure that the prefixes are this study's, which they become if they are nobody's.
+def require_own(store: ObjectStore, layout: Layout, study: str, *, claim: bool = True) -> None:
+    """Make sure that the prefixes are this study's, or nobody's.
 
     Of two studies that begin at once, one is refused: at the latest at its next step.
 
@@ -15,6 +15,7 @@ def require_own(store: ObjectStore, layout: Layout, study: str) -> None:
         store: the bucket.
         layout: its prefixes; the data's may be shared.
         study: the study's name.
+        claim: make those that are nobody's this study's, for whoever goes on to write; else nothing is written.
 
     Raises:
         StorageError: one is another study's.
@@ -23,7 +24,7 @@ def require_own(store: ObjectStore, layout: Layout, study: str) -> None:
     for key, owner in owners.items():
         if owner not in (None, study):
             raise _others(store, key, owner, study)
-    for key in (key for key, owner in owners.items() if owner is None):
+    for key in (key for key, owner in owners.items() if owner is None and claim):
         tables.write_json(store, key, {"study": study})
         if (owner := _owner(store, key)) != study:
             raise _others(store, key, owner, study)

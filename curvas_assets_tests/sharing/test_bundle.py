@@ -118,9 +118,7 @@ def test_the_best_patients_are_left_out_where_there_is_no_room(made, tmp_path):
     assert listed(tmp_path / "small")["omitted"] == done.omitted
     alone = made.done.patients[:1]
     further = ["anno1_init112233_foldall"]
-    done = share(
-        made.study.tools, tmp_path / "one", patients=alone, predictors=further, limit_mb=(base + script) / 1e6
-    )
+    done = share(made.study.tools, tmp_path / "one", patients=alone, predictors=further, limit_mb=(base + script) / 1e6)
     assert (done.patients, done.omitted, done.no_room) == (alone, [], [f"{further[0]}|{alone[0]}"])
     made.study.warnings.clear()
     with pytest.raises(ReportError, match=r"report, tables and viewer take .* Raise limit_mb"):

@@ -72,14 +72,17 @@ class Session:
         """The store, once it has been tried."""
         return self.bucket.checked_objects()
 
-    def own_objects(self) -> MeteredObjects:
-        """The store, for what writes or removes artefacts, once its prefixes are known to be this study's.
+    def own_objects(self, *, claim: bool = True) -> MeteredObjects:
+        """The store, for what writes or removes artefacts, once its prefixes are known to be no other study's.
+
+        Args:
+            claim: as `require_own`; an operation that only removes takes nothing into possession.
 
         Raises:
             StorageError: one is another study's.
         """
         objects = self.objects()
-        require_own(objects, self.layout, self.study.name)
+        require_own(objects, self.layout, self.study.name, claim=claim)
         return objects
 
     def staleness(self) -> Staleness:
