@@ -232,7 +232,8 @@ def bring_onto_scan(path: str | Path, scan: Grid, patient: str = "") -> bool:
         return False
     labels: npt.NDArray[np.uint8 | np.uint16] = np.empty(image.shape[::-1], np.uint8)
     for z0, slab in _slabs(image, patient, path.name):
-        whole = np.rint(slab)
+        # `rint` would turn uint8 into float16, which does not reach `MOST_VALUE`.
+        whole = slab if np.issubdtype(slab.dtype, np.integer) else np.rint(slab)
         if (
             whole.min() < 0 or whole.max() > MOST_VALUE
         ):  # only where `ignored_labels: rest` makes such values background
