@@ -143,7 +143,7 @@ def test_the_whole_lineage_from_scans_to_report(lineage, s3_server):
     cohort = tables.read_table(objects, layout.table("cohort")).set_index("patient")
     assert cohort.loc[DAMAGED, "status"] == "not taken in"
     assert cohort.loc["PHANTOM007", "shape"] == "30 × 56 × 56"
-    assert cohort.loc["PHANTOM002", "reason"].startswith("annotation_2.nii.gz is missing: not annotated")
+    assert cohort.loc["PHANTOM002", "reason"].startswith("the annotation of anno2 is missing: not annotated")
 
     _ok(lineage.run("select_training_cases"))
     _ok(lineage.run("prepare_datasets"))

@@ -534,14 +534,17 @@ def _annotations(
 ) -> _Read:
     """Hand every annotator's validated slabs, on the scan's grid, to `keep(annotator, z0, slab)`, and slabs of zeros for those
     whose file is missing; returns other findings.
+
+    Findings reach the report and those it is shared with: they name the annotator, and not the file, whose name may tell
+    more of people and folders than the study does. Errors name the file, for whoever is to mend it.
     """
     read, patient = _Read(), files.patient
     for r, annotator in enumerate(study.annotators):
-        name = files.told(annotator.file)
+        name, drawn_by = files.told(annotator.file), f"the annotation of {annotator.name}"
         if annotator.name in missing:
             for z0 in range(0, grid.shape[0], DEPTH):
                 keep(r, z0, np.zeros((min(DEPTH, grid.shape[0] - z0), *grid.shape[1:]), np.uint8))
-            _note_not_annotated(read, patient, annotator, f"{name} is missing")
+            _note_not_annotated(read, patient, annotator, f"{drawn_by} is missing")
             continue
         annotation = _load(files, annotator.file, study)
         order = geometry.voxel_order(Grid.of(annotation), grid)
@@ -574,12 +577,12 @@ def _annotations(
                 keep(r, z0, turned[z0 : z0 + DEPTH])
             was = read.reordered[annotator.name] = Grid.of(annotation).orientation
             read.warnings.append(
-                f"{name} is stored in the voxel order {was}, {files.told(like)} in {grid.orientation}: "
+                f"{drawn_by} is stored in the voxel order {was}, the scan in {grid.orientation}: "
                 "it was reordered, and every label stays at its place"
             )
         if rounded > ROUNDED:
-            read.warnings.append(f"{name}: labels were up to {rounded:.2g} from an integer and were rounded")
-        _look_for_organs(read, study, patient, annotator, name)
+            read.warnings.append(f"{drawn_by}: labels were up to {rounded:.2g} from an integer and were rounded")
+        _look_for_organs(read, study, patient, annotator, drawn_by)
     if len(read.not_annotated) == len(study.annotators):
         raise PatientError(
             "reading the annotations",
@@ -598,16 +601,16 @@ def _note_not_annotated(read: _Read, patient: str, annotator: Annotator, why: st
     read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": "", "reason": reason})
 
 
-def _look_for_organs(read: _Read, study: Study, patient: str, annotator: Annotator, name: str) -> None:
+def _look_for_organs(read: _Read, study: Study, patient: str, annotator: Annotator, drawn_by: str) -> None:
     """Report a blank map with the study's meaning of it, and organs that an annotator did not draw as absent."""
     present = {study.label_values.class_of(value) for value in read.voxels[annotator.name]}
     if not present - {0} and study.intake.blank_annotation == "not_annotated":
         only = " but for ignored labels" if read.voxels[annotator.name] else ""
-        _note_not_annotated(read, patient, annotator, f"{name} is blank{only}")
+        _note_not_annotated(read, patient, annotator, f"{drawn_by} is blank{only}")
         return
     for organ, label in study.labels.items():
         if label not in present:
-            reason = f"{name} has no {organ}: taken as absent, which counts in training and scores"
+            reason = f"{drawn_by} has no {organ}: taken as absent, which counts in training and scores"
             read.warnings.append(reason)
             read.exclusions.append({"patient": patient, "annotator": annotator.name, "organ": organ, "reason": reason})
 

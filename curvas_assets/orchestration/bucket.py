@@ -5,12 +5,14 @@ Where each artefact stands and how it is encoded belongs to `curvas_assets.stora
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import dagster as dg
 from pydantic import PrivateAttr
 
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
 from curvas_assets.orchestration.environment import deployment, environment
 from curvas_assets.stages.kept_reports import PAGE, kept_reports
 from curvas_assets.stages.table import OTHER_STUDIES, PUBLISHED_TABLE
@@ -26,6 +28,8 @@ SENSOR_READ_SECONDS = 10
 """Outside of runs, requests do not wait for a store that is away: sensors and schedules skip, and try again next
 time."""
 SENSOR_ATTEMPTS = 2
+MOST_LINKED = 11
+"""Reports that are linked to in the UI: the newest and ten before it."""
 
 
 class Bucket(dg.ConfigurableResource["Bucket"]):
@@ -78,11 +82,17 @@ class Bucket(dg.ConfigurableResource["Bucket"]):
         return self._links([page])[0]
 
     def kept_report_links(self) -> list[tuple[str, str]]:
-        """When each report that is kept was written, and a link that opens it, the newest first."""
+        """When each of the newest reports that are kept was written, and a link that opens it, the newest first.
+
+        One that is damaged, or being removed, is left out: nobody can open it, and the others can be.
+        """
         objects, layout = self.objects(), self.layout
-        kept = kept_reports(objects, layout)
-        pages = [directories.key_of_file(objects, layout.kept_report(one.name), PAGE) for one in kept]
-        return [(one.when, address) for one, (address, _) in zip(kept, self._links(pages), strict=True)]
+        pages: list[tuple[str, str]] = []
+        for one in kept_reports(objects, layout)[:MOST_LINKED]:
+            with suppress(MissingArtefactError, CorruptArtefactError):
+                pages.append((one.when, directories.key_of_file(objects, layout.kept_report(one.name), PAGE)))
+        links = self._links([page for _, page in pages])
+        return [(when, address) for (when, _), (address, _) in zip(pages, links, strict=True)]
 
     def _links(self, pages: Sequence[str]) -> list[tuple[str, str]]:
         settings, now = self.settings(), datetime.now(UTC)

@@ -199,8 +199,14 @@ class StageNeeds:
                 hours=longer,
                 scratch_gib=5,
             ),
-            # Streamed: measured at full size with three annotators, 0.6 GiB (docs/sharing.md).
-            preview=Needs(cpus=2, memory_gib=3, hours=0.2, scratch_gib=5),
+            # Streamed: measured at full size with three annotators, 0.6 GiB (docs/sharing.md). Beyond the classes that were
+            # measured, 16 slices of 512 × 512 voxels of each class's probabilities beside what is made of them.
+            preview=Needs(
+                cpus=2,
+                memory_gib=3 + ceil(0.05 * max(0, classes - MOST_CLASSES_MEASURED)),
+                hours=0.2 * longer,
+                scratch_gib=5,
+            ),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
 

@@ -8,11 +8,12 @@ Readers need no key. Like the UI, it knows no users: whoever reaches its address
 
 import argparse
 import html
+import logging
 import mimetypes
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -33,26 +34,36 @@ LATEST = "latest"
 """The name under which the newest report is served."""
 UNCACHED = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 WAIT_SECONDS = 10
+LOG = logging.getLogger(__name__)
 
 
-def application(objects: ObjectStore, layout: Layout) -> Starlette:
+def application(objects: Callable[[], ObjectStore], layout: Layout) -> Starlette:
     """The web application.
 
     Addresses: `/` shows the newest report under a bar with the others; `/reports/<name>/<file>` one file of a report, whose
     name `latest` is the newest; `/reports.json` the list; `/healthz` answers without the store.
 
     Args:
-        objects: the bucket, which is only read.
+        objects: gives the bucket, which is only read: asked at each request, so that keys that were renewed are taken up.
         layout: where reports stand in it.
     """
 
     def kept() -> list[KeptReport]:
-        return kept_reports(objects, layout)
+        return kept_reports(objects(), layout)
+
+    def is_there() -> bool:
+        return directories.exists(objects(), layout.report())
+
+    def no_such_report() -> Response:
+        return PlainTextResponse("There is no such report.", 404)
+
+    def is_a_name(name: str) -> bool:
+        return name == LATEST or NAME.fullmatch(name) is not None
 
     async def home(request: Request) -> Response:
         asked = request.query_params.get("report", LATEST)
         names = await run_in_threadpool(kept)
-        there = await run_in_threadpool(directories.exists, objects, layout.report())
+        there = await run_in_threadpool(is_there)
         return HTMLResponse(_frame(asked if _is_known(asked, names) else LATEST, names, there=there), headers=UNCACHED)
 
     async def listed(_: Request) -> Response:
@@ -60,14 +71,15 @@ def application(objects: ObjectStore, layout: Layout) -> Starlette:
 
     async def file(request: Request) -> Response:
         name, path = request.path_params["name"], request.path_params["path"]
-        if name != LATEST and not NAME.fullmatch(name):
-            return PlainTextResponse("There is no such report.", 404)
+        if not is_a_name(name):
+            return no_such_report()
         key = layout.report() if name == LATEST else layout.kept_report(name)
         try:
-            version = await run_in_threadpool(directories.version_of, objects, key)
+            store = await run_in_threadpool(objects)
+            version = await run_in_threadpool(directories.version_of, store, key)
             if request.headers.get("if-none-match") == f'"{version}"':
                 return Response(status_code=304, headers={"ETag": f'"{version}"', **UNCACHED})
-            content = await run_in_threadpool(directories.read_file, objects, key, path)
+            content = await run_in_threadpool(directories.read_file, store, key, path)
         except (MissingArtefactError, CorruptArtefactError):
             return PlainTextResponse("There is no such report, or no such file in it.", 404, headers=UNCACHED)
         kind = mimetypes.guess_type(path)[0] or "text/plain"
@@ -75,10 +87,12 @@ def application(objects: ObjectStore, layout: Layout) -> Starlette:
         return Response(content, media_type=kind, headers={"ETag": f'"{version}"', **UNCACHED})
 
     async def whole(request: Request) -> Response:
-        return RedirectResponse(f"{request.path_params['name']}/{PAGE}")
+        name = request.path_params["name"]
+        return RedirectResponse(f"{name}/{PAGE}") if is_a_name(name) else no_such_report()
 
     async def away(_: Request, error: Exception) -> Response:
-        return PlainTextResponse(f"The report cannot be read just now. {error}", 503, headers=UNCACHED)
+        LOG.error("%s", error)  # it names the store, which readers need not know
+        return PlainTextResponse("The report cannot be read just now.", 503, headers=UNCACHED)
 
     return Starlette(
         routes=[
@@ -134,7 +148,7 @@ a {{ color: #0072B2; }} iframe {{ flex: 1; border: 0; width: 100%; }} p {{ paddi
 @contextmanager
 def served(objects: ObjectStore, layout: Layout, port: int) -> Generator[str]:
     """Serve the report on a loopback port while the block runs; gives the address."""
-    server = uvicorn.Server(_config(application(objects, layout), "127.0.0.1", port))
+    server = uvicorn.Server(_config(application(lambda: objects, layout), "127.0.0.1", port))
     thread = threading.Thread(target=server.run, name="curvas-reports", daemon=True)
     thread.start()
     deadline = time.monotonic() + WAIT_SECONDS
@@ -158,7 +172,8 @@ def main() -> None:
     arguments = parser.parse_args()
     bucket = Bucket()
     try:
-        app = application(bucket.checked_objects(), bucket.layout)
+        bucket.checked_objects()
+        app = application(bucket.objects, bucket.layout)
     except CurvasError as error:
         sys.exit(str(error))
     uvicorn.Server(_config(app, arguments.host, arguments.port)).run()

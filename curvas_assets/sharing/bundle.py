@@ -31,6 +31,8 @@ PAGES = ("index.html", "viewer.html")
 PARTS = ("viewer.js", "viewer.css", "report.js")
 LICENCE = "viewer/LICENSE-niivue.txt"
 SCRIPTS = '<script src="viewer/patients.js"></script><script src="viewer/report.js"></script>\n'
+SHIPPED = frozenset({*PAGES, *(f"viewer/{name}" for name in ("niivue.js", *PARTS)), LICENCE})
+"""Files that the package brings, the same in every bundle."""
 TEXT = frozenset({".html", ".js", ".css", ".csv", ".json", ".txt", ".md"})
 
 
@@ -234,13 +236,27 @@ def volumes_script(name: str, facts: Mapping[str, Any], folder: Path) -> str:
 
 
 def leaks(folder: Path, forbidden: Sequence[str]) -> list[str]:
-    """Files of a bundle that hold one of these texts, by their names; texts of fewer than four letters are not looked for."""
-    sought = [text.encode() for text in forbidden if len(text) >= 4]
-    return [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in TEXT and any(text in path.read_bytes() for text in sought)
-    ]
+    """Files of a bundle that hold one of these texts, by their names.
+
+    What the package itself brings is passed over: it is the same in every bundle, and its code has words that are a key or a
+    folder somewhere. A folder (`/data`) counts as the whole beginning of a path: in `/data/x`, not in `/dataset` nor in
+    `viewer/data/x`. Any other text of fewer than 8 letters may be an ordinary word (the key `test`) and is not looked for;
+    stores refuse such secrets.
+    """
+    sought = [_sought(text) for text in forbidden if len(text) >= (4 if text.startswith("/") else 8)]
+    found: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and path.suffix in TEXT and name not in SHIPPED:
+            content = path.read_bytes()
+            found += [name] if any(one.search(content) for one in sought) else []
+    return found
+
+
+def _sought(text: str) -> re.Pattern[bytes]:
+    if not text.startswith("/"):
+        return re.compile(re.escape(text.encode()))
+    return re.compile(rb"(?<![\w./-])" + re.escape(text.rstrip("/").encode()) + rb"(?![\w-])")
 
 
 def write_zip(folder: Path, path: Path) -> int:

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from curvas_assets.errors import MissingArtefactError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
 from curvas_assets.stages import schemas
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.toolkit import Toolkit
@@ -109,6 +109,9 @@ def compare_others(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, 
             theirs = read_table(tools.objects, key, schemas.SCORES)
         except MissingArtefactError:
             problems.append(f"{name}: there is no {tools.objects.name}/{key}; its study_scores has not been made there")
+            continue
+        except CorruptArtefactError as error:
+            problems.append(f"{name}: its scores cannot be read: {error}")
             continue
         found = compare_studies(scores, theirs, study.statistics, names=(study.name, name), families=get_args(Family))
         if found.empty:

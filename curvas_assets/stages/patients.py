@@ -86,11 +86,10 @@ def fetch_patient(
     """
     paths, files = dict[str, Path](), list[dict[str, Any]]()
     of_channels = {channel.file: channel.name for channel in there.study.channels}
-    placed = any(
-        PATIENT in name or ANY in name for name in there.study.files
-    )  # else a file's name says where it stands
     for name, path in there.found.files_of(patient).items():
-        key, elsewhere = layout.data_file(path), {"path": path} if placed else {}
+        key = layout.data_file(path)
+        # Else its name says where it stands. Of each file by itself: a new annotator's must not change the record of the others'.
+        elsewhere = {"path": path} if PATIENT in name or ANY in name else {}
         local = paths[name] = place_of(scratch / patient, {"name": name, **elsewhere})
         local.parent.mkdir(parents=True, exist_ok=True)
         objects.download(key, local)

@@ -72,6 +72,8 @@ def _roots(layout: Layout) -> Iterator[str]:
         if row.kind in ("folder", "softmax"):
             yield row.place(layout, _sought(row))
             yield from row.unfinished(layout, _sought(row))
+    yield layout.kept_report(OTHER)  # these two belong to no asset
+    yield layout.bundle()
 
 
 def _sought(row: Asset) -> str:

@@ -177,6 +177,7 @@ def write_preview(
     facts = {
         "patient": patient,
         "predictor": predictor,
+        "class_names": list(study.class_names),
         "plan": plan.record(),
         "spacing_mm": list(plan.grid.spacing_mm),
         "scan_spacing_mm": list(grid.spacing_mm),

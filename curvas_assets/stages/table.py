@@ -129,7 +129,7 @@ def _of_previews(study: Study) -> str:
     from curvas_assets.report.verdict import leading_predictor  # which needs pandas
 
     stored = [name for name in study.predictors if study.predicted_by(name) != "calibrated"]
-    return f"1-{study.fingerprint('organs', 'annotators')}-{leading_predictor(study, stored)}"
+    return f"2-{study.fingerprint('organs', 'annotators')}-{leading_predictor(study, stored)}"
 
 
 def _volume(layout: Layout, key: str) -> str:

@@ -74,9 +74,9 @@ class Layout:
         """The record of what a prediction needs to know of a patient."""
         return f"{self.output}/{patient}/test_scan.json"
 
-    def owner(self) -> str:
-        """The record that says whose study these prefixes are."""
-        return f"{self.artifacts}/study.json"
+    def owners(self) -> tuple[str, ...]:
+        """The records that say whose study these prefixes are: one below each that holds what a study makes."""
+        return tuple(f"{prefix}/study.json" for prefix in (self.artifacts, self.output, self.metrics, self.reports))
 
     def training_cases(self, label: str) -> str:
         """The record of the files that a training label's dataset is made of."""

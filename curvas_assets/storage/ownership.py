@@ -6,28 +6,43 @@ from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
 
 
-def require_own(store: ObjectStore, layout: Layout, study: str) -> None:
-    """Make sure that the prefixes are this study's, which they become if they are nobody's.
+def require_own(store: ObjectStore, layout: Layout, study: str, *, claim: bool = True) -> None:
+    """Make sure that the prefixes are this study's, or nobody's.
+
+    Of two studies that begin at once, one is refused: at the latest at its next step.
 
     Args:
         store: the bucket.
         layout: its prefixes; the data's may be shared.
         study: the study's name.
+        claim: make those that are nobody's this study's, for whoever goes on to write; else nothing is written.
 
     Raises:
-        StorageError: they are another study's.
+        StorageError: one is another study's.
     """
-    key = layout.owner()
-    try:
-        owner = str(tables.read_json(store, key).get("study"))
-    except MissingArtefactError:
+    owners = {key: _owner(store, key) for key in layout.owners()}
+    for key, owner in owners.items():
+        if owner not in (None, study):
+            raise _others(store, key, owner, study)
+    for key in (key for key, owner in owners.items() if owner is None and claim):
         tables.write_json(store, key, {"study": study})
-        owner = str(tables.read_json(store, key).get("study"))  # of two that began at once, one is refused
-    if owner != study:
-        raise StorageError(
-            "opening the store",
-            f"{store.name}/{layout.artifacts}",
-            f"what stands there was made by the study {owner!r}, and this is {study!r}",
-            f"Set S3_STUDY_DIR={study} (and CURVAS_KEY_PREFIX if both run on one Dagster instance). If it is the same study under a "
-            f"new name, remove {key}.",
-        )
+        if (owner := _owner(store, key)) != study:
+            raise _others(store, key, owner, study)
+
+
+def _owner(store: ObjectStore, key: str) -> str | None:
+    """Whose a prefix is; None if it is nobody's."""
+    try:
+        return str(tables.read_json(store, key).get("study"))
+    except MissingArtefactError:
+        return None
+
+
+def _others(store: ObjectStore, key: str, owner: str | None, study: str) -> StorageError:
+    return StorageError(
+        "opening the store",
+        f"{store.name}/{key.rpartition('/')[0]}",
+        f"what stands there was made by the study {owner!r}, and this is {study!r}",
+        f"Set S3_STUDY_DIR={study} (and CURVAS_KEY_PREFIX if both run on one Dagster instance), and no prefix that both share but "
+        f"the data's. If it is the same study under a new name, remove {key}.",
+    )

@@ -187,8 +187,8 @@ def test_what_the_intake_found_reaches_dataset_ledger_and_readers(platform, tmp_
         (patients[4], "anno3"),
         (patients[3], ""),
     ]
-    assert "annotation_1.nii.gz is blank: not annotated" in ledger["reason"][0]
-    assert "annotation_3.nii.gz is missing: not annotated" in ledger["reason"][1]
+    assert "the annotation of anno1 is blank: not annotated" in ledger["reason"][0]
+    assert "the annotation of anno3 is missing: not annotated" in ledger["reason"][1]
     assert "8-bit grey values" in ledger["reason"][2]
 
 

@@ -71,6 +71,15 @@ def test_a_link_shows_the_newest_report_and_earlier_ones_have_theirs(bucket, tmp
     assert metadata.earlier(links[:1]) == {}
 
 
+def test_a_damaged_report_hides_no_other_and_no_more_are_looked_at_than_shown(bucket, tmp_path):
+    (tmp_path / "report.html").write_text("text")
+    for minute in range(13):
+        keep(bucket.objects(), bucket.layout, tmp_path, "0123abcd", f"2026-11-27 12:{minute:02d} UTC")
+    bucket.objects().put(f"{bucket.layout.kept_report('2026-11-27T12-11-0123abcd')}/manifest.json", b"{")
+    shown = [when[-9:-4] for when, _ in bucket.kept_report_links()]
+    assert shown == ["12:12", *(f"12:{minute:02d}" for minute in range(10, 1, -1))]
+
+
 def test_where_reports_are_served_the_link_never_ends(bucket, tmp_path):
     (tmp_path / "report.html").write_text(PAGE, encoding="utf-8")
     directories.write_directory(bucket.objects(), bucket.layout.report(), tmp_path)

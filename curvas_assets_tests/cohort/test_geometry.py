@@ -92,7 +92,7 @@ def test_a_reordered_annotation_is_told_and_flipping_loses_nothing(patient):
     found = read_patient(patient, STUDY)
     assert found.facts["reordered"] == {"anno2": "RAS"}
     (told,) = found.warnings
-    assert "annotation_2.nii.gz is stored in the voxel order RAS, image.nii.gz in LPS" in told
+    assert "the annotation of anno2 is stored in the voxel order RAS, the scan in LPS" in told
     np.testing.assert_array_equal(found.annotations, labels())
 
 

@@ -326,7 +326,7 @@ def test_a_missing_map_is_not_annotated_or_refused_as_the_study_says(patient, so
     found = read_patient(patient, STUDY)
     assert found.not_annotated == ("anno2",)
     assert found.warnings == (
-        "annotation_2.nii.gz is missing: not annotated, so it trains nothing and nothing is scored against it",
+        "the annotation of anno2 is missing: not annotated, so it trains nothing and nothing is scored against it",
     )
     assert [(row["annotator"], row["organ"]) for row in found.exclusions] == [("anno2", "")]
     assert found.facts["organ_volumes_ml"]["liver"]["anno2"] is None
@@ -361,7 +361,7 @@ def test_near_integer_labels_of_a_scale_slope_are_rounded_and_said(patient, soun
     found = read_patient(patient, STUDY)
     np.testing.assert_array_equal(found.annotations, read_patient(sound, STUDY).annotations)
     (warning,) = found.warnings
-    assert "annotation_1.nii.gz" in warning
+    assert "the annotation of anno1" in warning
     assert "rounded" in warning
 
 
@@ -371,7 +371,7 @@ def test_an_organ_absent_for_one_annotator_is_a_warning_and_a_row_of_the_ledger(
         lambda voxels, affine: (np.where(voxels == 1, 0, voxels).astype(np.uint8), affine),
     )
     found = read_patient(patient, STUDY)
-    reason = "annotation_3.nii.gz has no pancreas: taken as absent, which counts in training and scores"
+    reason = "the annotation of anno3 has no pancreas: taken as absent, which counts in training and scores"
     assert reason in found.warnings
     (row,) = found.exclusions
     assert row == {"patient": "PHANTOM001", "annotator": "anno3", "organ": "pancreas", "reason": reason}

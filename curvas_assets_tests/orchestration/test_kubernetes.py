@@ -97,6 +97,9 @@ def test_needs_follow_the_studys_settings_and_differ_by_stage(jobs):
     few, many = StageNeeds.of(load_study("curvas")), StageNeeds.of(Study.model_validate(more))
     assert many.prediction.memory_gib > few.prediction.memory_gib
     assert many.scoring.memory_gib > few.scoring.memory_gib
+    organs = {f"organ{label}": label for label in range(1, 65)}
+    large = StageNeeds.of(load_study("curvas").model_copy(update={"organs": organs})).preview
+    assert (large.memory_gib, large.hours) == (few.preview.memory_gib + 3, pytest.approx(0.2 * 65 / 9))
     assert StageNeeds.of(load_study("phantom")).training.hours < few.training.hours == 24
 
 

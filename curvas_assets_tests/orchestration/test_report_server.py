@@ -3,7 +3,8 @@
 - The served page shows the newest report whatever was written since, and each earlier one by its name; nothing else of the
   bucket can be read through it, and nothing is written.
 - Reports are kept with their times, the newest first; beyond the limit the oldest go, and what a killed writer left is no report.
-- Without a report, and while the store is away, a sentence says so.
+- Without a report, and while the store is away, a sentence says so; where the store is, the log alone.
+- The store is asked for at each request, so that renewed keys are taken up. A name that is no report's leads nowhere.
 """
 
 import json
@@ -12,10 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from curvas_assets.errors import StoreAwayError
 from curvas_assets.local.deployment import free_port
-from curvas_assets.orchestration.report_server import served
+from curvas_assets.orchestration.report_server import application, served
 from curvas_assets.stages import kept_reports
 from curvas_assets.storage import directories
 from curvas_assets.storage.layout import Layout
@@ -104,7 +106,7 @@ def test_a_page_that_did_not_change_is_not_sent_again(objects: FolderObjects, tm
         assert get(page, **{"If-None-Match": tag}) == (200, "<p>second</p>")
 
 
-def test_a_store_that_is_away_is_told(objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_is_away_is_told(objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
     write(objects, tmp_path / "page", "first", 1)
 
     def away(*_: object) -> None:
@@ -114,7 +116,24 @@ def test_a_store_that_is_away_is_told(objects: FolderObjects, tmp_path: Path, mo
         monkeypatch.setattr(FolderObjects, "get", away)
         status, text = get(f"{address}reports/latest/report.html")
         assert status == 503
-        assert "Start the store." in text
+        assert text == "The report cannot be read just now.", "readers are not told where the store is"
+    assert "Start the store." in caplog.text
+
+
+def test_keys_that_are_renewed_are_taken_up(objects: FolderObjects, tmp_path: Path):
+    write(objects, tmp_path / "page", "first", 1)
+    known = [FolderObjects(tmp_path / "before")]
+    with TestClient(application(lambda: known[-1], LAYOUT)) as client:
+        assert client.get("/reports/latest/report.html").status_code == 404
+        known.append(objects)
+        assert client.get("/reports/latest/report.html").text == "<p>first</p>"
+
+
+@pytest.mark.parametrize("name", ["https:evil.example", "%5C%5Cevil.example", "javascript:alert(1)", "notes"])
+def test_nobody_is_led_elsewhere(objects: FolderObjects, name: str):
+    with TestClient(application(lambda: objects, LAYOUT), follow_redirects=False) as client:
+        assert client.get(f"/reports/{name}").status_code == 404
+        assert client.get("/reports/latest").headers["location"] == "latest/report.html"
 
 
 def test_the_oldest_reports_go(objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

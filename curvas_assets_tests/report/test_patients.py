@@ -177,7 +177,7 @@ def test_the_intakes_ledger_tells_absent_organs_without_the_anatomy(outlying):
                 "",
                 "liver",
                 "anno2",
-                "annotation_2.nii.gz has no liver: taken as absent, which counts in training and scores",
+                "the annotation of anno2 has no liver: taken as absent, which counts in training and scores",
             )
         ],
         columns=["patient", "predictor", "metric", "organ", "annotator", "reason"],

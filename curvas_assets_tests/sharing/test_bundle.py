@@ -7,6 +7,7 @@
 - Probabilities are NIfTI files on the scan's own voxels, each named after its organ.
 - Without NiiVue's package the error says what to install; with another form of its code, that it cannot be used.
 - The viewer opens from the disk: no error on the console, no request to anywhere; layers go on and off, values are the files'.
+- Of patients asked for one right after the other, the last is shown: title, scan and labels are all of that one.
 - A row and a point of the report lead to the patient in the viewer. It speaks French, and fits 420 pixels.
 """
 
@@ -23,13 +24,13 @@ import pytest
 
 from curvas_assets.errors import MissingArtefactError, ReportError, StudyError
 from curvas_assets.geometry import Grid
-from curvas_assets.orchestration.operations.share import share
+from curvas_assets.orchestration.operations.share import _tables, share
 from curvas_assets.report.words import Words
 from curvas_assets.sharing import Bundle, Contents, niivue, previews, worst_first, write_zip
 from curvas_assets.sharing.bundle import volumes_script
 from curvas_assets.stages.preview import MOST_BYTES, RECORD, stored_preview
 from curvas_assets.stages.stored import Artefact, Stored
-from curvas_assets.storage import directories
+from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets_tests.sharing.shared import PATIENTS, make_bundle
 
@@ -115,6 +116,11 @@ def test_the_best_patients_are_left_out_where_there_is_no_room(made, tmp_path):
     assert done.patients == made.done.patients[:1]
     assert done.omitted == made.done.patients[1:]
     assert listed(tmp_path / "small")["omitted"] == done.omitted
+    alone = made.done.patients[:1]
+    further = ["anno1_init112233_foldall"]
+    done = share(made.study.tools, tmp_path / "one", patients=alone, predictors=further, limit_mb=(base + script) / 1e6)
+    assert (done.patients, done.omitted, done.no_room) == (alone, [], [f"{further[0]}|{alone[0]}"])
+    made.study.warnings.clear()
     with pytest.raises(ReportError, match=r"report, tables and viewer take .* Raise limit_mb"):
         share(made.study.tools, tmp_path / "none", patients=PATIENTS, limit_mb=1)
 
@@ -163,6 +169,22 @@ def test_no_key_and_no_address_is_in_a_bundle(made, tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def test_words_that_are_a_key_or_a_folder_elsewhere_are_no_leak(tmp_path):
+    """The package's own code, and ordinary words of a report, hold such words as `test` and `/data`."""
+    for name, words, leaks in (
+        ("plain", "the test set, viewer/data/P1.js, https://example.org/data/x, /dataset, /database-2", False),
+        ("folder", "stored at /data", True),
+        ("below", '"/data/instance/x"', True),
+    ):
+        bundle = Bundle(tmp_path / name, CONTENTS, REPORT.replace("nothing", words), {}, limit_bytes=1e8)
+        if leaks:
+            with pytest.raises(ReportError, match=r"report\.html would tell"):
+                bundle.finish(["test", "/data/"])
+        else:
+            bundle.finish(["test", "/data"])
+            assert (tmp_path / name / "viewer.html").exists()
+
+
 def test_probabilities_and_full_maps_are_on_the_scans_own_voxels(made, tmp_path):
     folder = made.folder / "probabilities/UKCHLL001/ensemble_all"
     told = json.loads((folder / "organs.json").read_text())
@@ -193,11 +215,25 @@ def test_what_is_missing_is_told(made, tmp_path):
     done = share(study.tools, tmp_path / "bundle", patients=PATIENTS)
     assert done.missing == [f"preview of {PATIENTS[2]}"]
     assert PATIENTS[2] not in done.patients
+    record = json.loads((kept / RECORD).read_text())
+    (kept / RECORD).write_text(json.dumps(record | {"class_names": ["background", "spleen"]}))
+    directories.write_directory(study.objects, key, kept)
+    assert share(study.tools, tmp_path / "renamed", patients=PATIENTS).missing == [f"preview of {PATIENTS[2]}"]
+    assert "other organs than the study" in study.warnings[-1]
+    (kept / RECORD).write_text(json.dumps(record))
     directories.write_directory(study.objects, key, kept)
     study.warnings.clear()
     assert json.loads((kept / RECORD).read_text())["patient"] == PATIENTS[2]
     with pytest.raises(ReportError, match="the folder is not empty"):
         share(study.tools, tmp_path / "bundle", patients=PATIENTS)
+
+
+def test_the_table_of_patients_leaves_out_what_the_intake_noted(made):
+    study = made.study
+    table = pd.DataFrame({"patient": PATIENTS, "reason": "odd", "exclusions": "[]", "slices": 30})
+    tables.write_table(study.objects, study.layout.table("cohort"), table)
+    assert list(_tables(study.tools, table)["cohort"]) == ["patient", "slices"]
+    study.objects.delete([study.layout.table("cohort")])
 
 
 def test_a_study_without_a_report_is_refused_before_anything_is_written(made, tmp_path, monkeypatch):
@@ -331,6 +367,43 @@ def test_the_viewer_opens_from_the_disk_and_shows_what_is_chosen(chromium, made,
     at = made.done.patients.index(PATIENTS[0]) + (1 if step == "n" else -1)
     ready(page, made.done.patients[at])
     assert page.locator("#list a[aria-current]").inner_text().startswith(made.done.patients[at])
+    closed(page)
+
+
+def test_of_two_patients_asked_for_at_once_the_last_is_shown_whole(chromium, made):
+    page = opened(chromium, made.folder / "viewer.html")
+    ready(page, made.done.patients[0])
+    shown = """() => ({
+      names: curvasViewer.niivue.volumes.map(one => one.name), title: document.title, patient: curvasViewer.patient,
+      scan: Array.from(curvasViewer.niivue.volumes[0].img).reduce((sum, one) => sum + one, 0),
+      labels: Array.from(curvasViewer.niivue.volumes[1].img).reduce((sum, one) => sum + one, 0),
+    })"""
+    alone = {}
+    for patient in PATIENTS[:2]:
+        page.evaluate(f"window.location.hash = 'patient={patient}'")
+        ready(page, patient)
+        alone[patient] = page.evaluate(shown)
+    assert alone[PATIENTS[0]]["scan"] != alone[PATIENTS[1]]["scan"]
+    page.evaluate(  # NiiVue takes its time over a scan of clinical size
+        """() => {
+          const viewer = curvasViewer.niivue, load = viewer.loadFromArrayBuffer.bind(viewer);
+          viewer.loadFromArrayBuffer = async (...given) => {
+            await new Promise(done => setTimeout(done, 150));
+            return load(...given);
+          };
+        }"""
+    )
+    for first, last in (PATIENTS[:2], PATIENTS[1::-1]):
+        page.evaluate(
+            """([first, last]) => new Promise(done => {
+              window.location.hash = 'patient=' + first;
+              setTimeout(() => { window.location.hash = 'patient=' + last; setTimeout(done, 20); }, 50);
+            })""",
+            [first, last],
+        )
+        ready(page, last)
+        page.wait_for_timeout(400)  # for a volume that would come late
+        assert page.evaluate(shown) == alone[last]
     closed(page)
 
 

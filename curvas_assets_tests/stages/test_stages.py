@@ -29,6 +29,7 @@ from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter
 from curvas_assets.study import Study, load_study
+from curvas_assets_tests.statistics import test_other_studies as others
 
 SHAPE, SPACING = (12, 24, 28), (20, 14, 12)
 ROUNDING = 2 * 3 * 2**-16
@@ -156,6 +157,15 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
     assert set(variance["note"]) >= {"one patient alone: nothing tells how others vary"}
     assert len(lacking) == (len(STUDY.statistics.primary) if len(STUDY.seeds) > 1 else 0)
     assert len(facts["standard error of the mean"]) == 0
+
+
+def test_a_study_whose_scores_are_missing_or_damaged_is_told_and_stops_nothing(tmp_path):
+    bench = Bench(tmp_path, STUDY.model_copy(update={"compare_with": {"gone": "gone/metrics", "torn": "torn/metrics"}}))
+    bench.objects.put("torn/metrics/study_scores.parquet", b"half of it")
+    found, _, problems = compare.compare_others(bench.tools, others.scores(others.named(range(4))))
+    assert found.empty
+    assert [problem.partition(":")[0] for problem in problems] == ["gone", "torn"]
+    assert "cannot be read" in problems[1]
 
 
 @pytest.mark.parametrize("reference", ["consensus", "majority", "staple", "thresholds"])

@@ -1,9 +1,10 @@
-"""Claims proved here, of what passes from a patient's scan to the dataset of a training label, without files.
+"""Claims proved here, of what passes from a patient's scan to the dataset of a training label, without volumes.
 
 - A label takes the image and its annotator's file; a fusion those of all who annotated the patient.
 - With shared statistics of intensities each label takes everybody's, and still learns its own annotator's.
 - Whom an annotator did not annotate is a case of that label without a file.
 - What else a record says, and who else annotates, changes no case of a single annotator.
+- An annotator whose files stand elsewhere in the bucket changes no record of what is there of the others.
 - A patient whose scan was taken in before an annotator joined is named, and only for the labels that learn from that annotator.
 """
 
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from curvas_assets.errors import PatientError
+from curvas_assets.stages.patients import fetch_patient, uploaded
 from curvas_assets.stages.prepare import training_case
+from curvas_assets.storage.layout import Layout
+from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
 
 RAW = load_study("phantom").model_dump(mode="json")
@@ -60,6 +64,23 @@ def test_what_concerns_others_changes_no_case():
     before = training_case(STUDY, "anno1", record_of(1, 2, 3))
     other = record_of(1, 2, 3, 4, not_annotated=["anno2"], set="test", warnings=["odd"], facts={"shape": [2, 3, 4]})
     assert training_case(FOUR, "anno1", other) == before
+
+
+def test_an_annotator_whose_files_stand_elsewhere_changes_no_record_of_the_others(tmp_path):
+    elsewhere = {"name": "zoe", "file": "zoe/{patient}.nii.gz"}
+    with_zoe = Study.model_validate(RAW | {"annotators": [*RAW["annotators"], elsewhere]})
+    objects, patient = FolderObjects(tmp_path / "bucket"), STUDY.fitting_patients[0]
+    for name in STUDY.files:
+        objects.put(f"data/{patient}/{name}", name.encode())
+    objects.put(f"data/zoe/{patient}.nii.gz", b"zoe")
+    records = [
+        fetch_patient(
+            objects, Layout(), uploaded(objects, Layout(), study), patient, tmp_path / study.annotators[-1].name
+        )[1]
+        for study in (STUDY, with_zoe)
+    ]
+    assert records[1] == [*records[0], {**records[1][-1], "name": elsewhere["file"], "path": f"zoe/{patient}.nii.gz"}]
+    assert not any("path" in file for file in records[0])
 
 
 def test_a_patient_who_was_taken_in_before_the_annotator_joined_is_named():

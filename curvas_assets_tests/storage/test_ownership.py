@@ -1,7 +1,8 @@
 """Claims proved here.
 
 - Prefixes become the first study's; another is refused before it writes, with what to set; with a folder of its own it is not.
-- Studies may share the data.
+- A removal is refused alike, and takes nothing into possession.
+- Studies may share the data, and no other prefix.
 """
 
 from pathlib import Path
@@ -28,6 +29,27 @@ def test_another_study_is_refused(tmp_path: Path):
         require_own(objects, layout(), "second")
     require_own(objects, layout(S3_STUDY_DIR="second"), "second")
     require_own(objects, layout(), "first")
+
+
+@pytest.mark.parametrize("shared", ["S3_ARTIFACTS_DIR", "S3_OUTPUT_DIR", "S3_METRICS_DIR", "S3_REPORTS_DIR"])
+def test_a_single_prefix_that_both_share_is_refused(tmp_path: Path, shared: str):
+    objects, first, second = FolderObjects(tmp_path), *(layout(S3_STUDY_DIR=name, **{shared: "both"}) for name in "ab")
+    require_own(objects, first, "a")
+    with pytest.raises(
+        StorageError, match=r"/both: .*made by the study 'a', and this is 'b'.* remove both/study\.json"
+    ):
+        require_own(objects, second, "b")
+    assert [item.key for item in objects.list("b/")] == [], "it is refused before it writes"
+    require_own(objects, first, "a")
+
+
+def test_who_only_looks_takes_nothing_into_possession(tmp_path: Path):
+    objects = FolderObjects(tmp_path)
+    require_own(objects, layout(), "first", claim=False)
+    assert list(objects.list("")) == []
+    require_own(objects, layout(), "first")
+    with pytest.raises(StorageError, match="made by the study 'first'"):
+        require_own(objects, layout(), "second", claim=False)
 
 
 def test_a_folder_of_its_own_holds_what_is_made_and_not_the_data():

@@ -23,6 +23,7 @@ from curvas_assets.stages.stored import Stored
 from curvas_assets.stages.table import Asset
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.metering import MeteredObjects
+from curvas_assets.storage.ownership import require_own
 from curvas_assets.study import Study
 
 SUFFIX = "_op"
@@ -70,6 +71,19 @@ class Session:
     def objects(self) -> MeteredObjects:
         """The store, once it has been tried."""
         return self.bucket.checked_objects()
+
+    def own_objects(self, *, claim: bool = True) -> MeteredObjects:
+        """The store, for what writes or removes artefacts, once its prefixes are known to be no other study's.
+
+        Args:
+            claim: as `require_own`; an operation that only removes takes nothing into possession.
+
+        Raises:
+            StorageError: one is another study's.
+        """
+        objects = self.objects()
+        require_own(objects, self.layout, self.study.name, claim=claim)
+        return objects
 
     def staleness(self) -> Staleness:
         """A new snapshot of what there is."""

@@ -109,7 +109,7 @@ def _not_ended(others: Sequence[dg.DagsterRun]) -> str:
 
 
 def _remove_orphans(session: Session, settings: RemoveOrphans) -> dg.Output[None]:
-    objects = session.objects()
+    objects = session.own_objects(claim=False)
     orphans = leftovers.find_orphans(objects, session.layout, session.partitions)
     orphans = leftovers.chosen(orphans, settings.only) if orphans else []
     sizes = [item.size for orphan in orphans for item in orphan.objects]
@@ -146,7 +146,7 @@ def _remove_orphans(session: Session, settings: RemoveOrphans) -> dg.Output[None
 
 
 def _sweep(session: Session, settings: Sweep) -> dg.Output[None]:
-    objects = session.objects()
+    objects = session.own_objects(claim=False)
     # Objects written after this time belong to runs that began after the check for other runs.
     before = objects.clock() if settings.young_too else None
     others = session.other_runs()

@@ -47,6 +47,7 @@ class Shared:
     Args:
         patients: with a preview, the worst first.
         omitted: for whom there was no room.
+        no_room: further predictors that found no room, each with its patient, such as `ensemble_anno1|UKCHLL001`.
         missing: what was asked for and is not in the bucket.
         size: bytes of what the limit is for.
         beside: bytes of full maps and probabilities.
@@ -54,6 +55,7 @@ class Shared:
 
     patients: list[str] = field(default_factory=list)
     omitted: list[str] = field(default_factory=list)
+    no_room: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     size: int = 0
     beside: int = 0
@@ -109,7 +111,7 @@ def share(
     for count, (patient, value) in enumerate(wanted, 1):
         with tools.scratch(patient) as scratch:
             try:
-                is_in = _add(tools, bundle, patient, value, predictors, scratch)
+                is_in = _add(tools, bundle, done, patient, value, predictors, scratch)
             except MissingArtefactError as error:
                 done.missing.append(f"preview of {patient}")
                 tools.warn(f"{patient} is not in the viewer: {error}")
@@ -144,16 +146,27 @@ def _tables(tools: Toolkit, reduced: pd.DataFrame) -> dict[str, pd.DataFrame]:
             found[name] = tables.read_table(tools.objects, tools.layout.table(asset(name).name))
         except MissingArtefactError:
             continue
-    found[COHORT.name] = (
-        found[COHORT.name].drop(columns=["exclusions"], errors="ignore") if COHORT.name in found else pd.DataFrame()
-    )
+    if COHORT.name in found:  # without what the intake noted: the report says it, in the reader's language
+        found[COHORT.name] = found[COHORT.name].drop(columns=["exclusions", "reason"], errors="ignore")
     return {name: table for name, table in found.items() if len(table)}
 
 
-def _add(tools: Toolkit, bundle: Bundle, patient: str, value: float, predictors: Sequence[str], scratch: Path) -> bool:
+def _add(
+    tools: Toolkit,
+    bundle: Bundle,
+    done: Shared,
+    patient: str,
+    value: float,
+    predictors: Sequence[str],
+    scratch: Path,
+) -> bool:
     """Put a patient's preview, and those of further predictors, into a bundle; whether there was room for the first."""
     preview = Artefact(tools.objects, tools.layout.preview(patient), "folder", f"{VIEWER_PREVIEW} of {patient}")
     facts = stored_preview(preview, scratch / "preview")
+    if facts.get("class_names") != list(tools.study.class_names):  # its labels would be shown under these names
+        raise MissingArtefactError(
+            "sharing", patient, "its preview has other organs than the study", "Run preview_patients first."
+        )
     if not bundle.add(patient, facts["predictor"], facts, scratch / "preview", value=value):
         return False
     its_own = set(tools.study.predictors_of(patient))
@@ -162,7 +175,9 @@ def _add(tools: Toolkit, bundle: Bundle, patient: str, value: float, predictors:
         record = tables.read_json(tools.objects, tools.layout.scan(patient))
         volume, plan = _volume(tools, Cell(predictor, patient)), Plan.of(facts["plan"])
         own = write_preview(tools, patient, predictor, record, volume, folder, scratch / "work", plan=plan)
-        bundle.add(patient, predictor, own, folder)
+        if not bundle.add(patient, predictor, own, folder):
+            done.no_room.append(str(Cell(predictor, patient)))
+            tools.warn(f"{predictor} of {patient} is not in the viewer: no room for it")
     return True
 
 

@@ -63,7 +63,7 @@ def _share(session: Session, settings: Share) -> dg.Output[None]:
             "sharing", session.study.name, "neither a folder nor the bucket is named", "Set folder or into_bucket."
         )
     study, predictors = session.study, settings.predictors
-    tools = _tools(session)
+    tools = _tools(session, into_bucket=settings.into_bucket)
     target = _free_place(settings) if settings.folder else None
     chosen = session.patients(settings.patients)
     full = session.patients(settings.full_maps) if settings.full_maps else []
@@ -112,7 +112,7 @@ def _share(session: Session, settings: Share) -> dg.Output[None]:
             "bytes": done.size,
             "bytes as a zip": zipped,
             "bytes of full maps and probabilities": done.beside,
-            "no room for": ", ".join(done.omitted) or "none",
+            "no room for": ", ".join([*done.omitted, *done.no_room]) or "none",
             "not in the bucket": ", ".join(done.missing) or "none",
         },
     )
@@ -139,10 +139,10 @@ def _forbidden(session: Session, scratch: Path) -> list[str]:
     ]
 
 
-def _tools(session: Session) -> Toolkit:
+def _tools(session: Session, *, into_bucket: bool) -> Toolkit:
     return Toolkit(
         study=session.study,
-        objects=session.objects(),
+        objects=session.own_objects() if into_bucket else session.objects(),
         layout=session.layout,
         tell=session.tell,
         warn=session.context.log.warning,

@@ -90,7 +90,7 @@ def _upload_patients(session: Session, settings: UploadPatients) -> dg.Output[No
 
 def _upload_model(session: Session, settings: UploadModel) -> dg.Output[None]:
     stored = upload_artefacts.upload_model(
-        session.objects(),
+        session.own_objects(),
         session.layout,
         session.study,
         settings.model,
@@ -103,7 +103,7 @@ def _upload_model(session: Session, settings: UploadModel) -> dg.Output[None]:
 
 def _upload_preprocessing(session: Session, settings: UploadPreprocessing) -> dg.Output[None]:
     stored = upload_artefacts.upload_preprocessing(
-        session.objects(), session.layout, session.study, settings.annotator, Path(settings.folder), settings.origin
+        session.own_objects(), session.layout, session.study, settings.annotator, Path(settings.folder), settings.origin
     )
     return session.report(table.PREPROCESSED_DATASET, settings.annotator.strip(), stored)
 
@@ -112,7 +112,7 @@ def _upload_predictions(session: Session, settings: UploadPredictions) -> dg.Out
     stored: list[str] = []
     refused: dict[str, str] = {}
     for cell, outcome in upload_predictions(
-        session.objects(),
+        session.own_objects(),
         session.layout,
         session.study,
         settings.model,

@@ -8,6 +8,7 @@
   var byId = function (id) { return document.getElementById(id); };
   var html = document.documentElement;
   var nv, loaded = null, layers = [], opacities = new Map(), asked = 0, organ = "";
+  var queue = Promise.resolve();
   var waiting = new Map(), facts = new Map();
 
   function number(value, digits) {
@@ -57,9 +58,12 @@
     return volume.kind === "segmentation" ? said("segmentation_of", { predictor: volume.name }) : volume.name;
   }
 
-  async function show(patient, predictor) {
+  function show(patient, predictor) { // one after the other: NiiVue lists a volume whenever it has read it
     var mine = (asked += 1);
     state("loading");
+    queue = queue.then(function () { return mine === asked ? load(patient, predictor, mine) : null; });
+  }
+  async function load(patient, predictor, mine) {
     tell(said("loading", { patient: patient.id }));
     try {
       var files = patient.files, own = await fetched(files[predictor]);
@@ -264,7 +268,7 @@
     organ = given.get("organ") || organ;
     var predictor = given.get("predictor");
     predictor = predictor && patient.files[predictor] ? predictor : patient.lead;
-    if (loaded && loaded.patient === patient && loaded.predictor === predictor) { goTo(given.get("organ")); return; }
+    if (html.dataset.state === "ready" && loaded.patient === patient && loaded.predictor === predictor) { goTo(given.get("organ")); return; }
     show(patient, predictor);
   }
   async function start() {

@@ -8,6 +8,7 @@
 - `about` tells study, versions, store, counts and what is still to come; `forecast` tells the latter for what one would make.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
+- Neither the sweep nor the removal of orphans looks at prefixes that are another study's.
 - A download of what is not there fails, saying so; so does sharing without a report, or to nowhere.
 """
 
@@ -322,6 +323,14 @@ def test_nothing_is_removed_while_a_killed_run_is_about_to_be_launched_again(pla
     platform.instance.delete_run(run.run_id)
     ok, says, _ = platform.run(job, dry_run=False, **settings)
     assert ok, says
+
+
+@pytest.mark.parametrize("job", ["sweep", "remove_orphans"])
+def test_nothing_of_another_studys_is_removed(platform, job):
+    tables.write_json(platform.objects, "output/study.json", {"study": "another"})
+    done, said, _ = platform.run(job)
+    assert not done
+    assert "output: opening the store failed: what stands there was made by the study 'another'" in said
 
 
 def test_a_download_of_what_is_not_there_says_so(platform, tmp_path):

@@ -301,6 +301,8 @@ def test_the_sweep_takes_what_nobody_touched_for_a_day_and_nothing_else(tmp_path
     first_time_killed = [
         f"artifacts/preprocessing/anno1/{PLACE}/case.b2nd",
         f"output/P1/other/softmax.zarr/{PLACE}/c/0/0/0/0",
+        f"reports/kept/2026-11-27T12-00-0123abcd/{PLACE}/report.html",
+        f"reports/bundle/{PLACE}/curvas-bundle.zip",
     ]
     for key in (*first_time_killed, f"reports/report/{PLACE}/report.html", f"metrics/P1/scores/{PLACE}/scores.parquet"):
         store.put(key, b"12")
