@@ -105,7 +105,7 @@ def _networks(facts: Facts) -> Iterator[str]:
         version=packages.get("nnunetv2", w("unknown")),
         planner=study.plans.planner,
         configuration=study.plans.configuration,
-        patients=w("at_most", n=len(patients)) if fewer else len(patients),
+        patients=w("at_most" if fewer else "exactly", n=len(patients)),
     )
     if networks is None:
         networks = pd.DataFrame(columns=["epochs", "patch_size"])
