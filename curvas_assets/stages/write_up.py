@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from curvas_assets.errors import MissingArtefactError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
 from curvas_assets.geometry import by, mm
 from curvas_assets.report import Provenance, ReportInputs, WrittenReport, build_report
 from curvas_assets.report.sections import SECTIONS
@@ -272,11 +272,14 @@ def networks(
 ) -> pd.DataFrame:
     """How each model came to be: epochs and device on record, and patch, voxel size and batch of its plans.
 
-    A model that was uploaded may say less; its plans may lack the study's configuration.
+    A model that was uploaded may say less; its plans may lack the study's configuration, or be damaged.
     """
     rows: list[dict[str, Any]] = []
     for model, record in trainings.items():
-        plans = json.loads(directories.read_file(objects, layout.model(model), "plans.json"))
+        try:
+            plans = json.loads(directories.read_file(objects, layout.model(model), "plans.json"))
+        except CorruptArtefactError:  # the report can do without it; who predicts with the model is told
+            plans = {}
         planned = plans.get("configurations", {}).get(configuration, {})
         patch, spacing = planned.get("patch_size"), planned.get("spacing")
         rows.append(

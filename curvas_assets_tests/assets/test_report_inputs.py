@@ -57,15 +57,16 @@ def test_how_networks_came_to_be_is_read_from_their_records(tmp_path: Path):
         }
     }
     made = {"epochs": 7, "device": "cuda 0", "curve": {"epoch": [0, 1], "ema_dice": [0.1, 0.2]}}
-    for model, record, plans in (("own", made, planned), ("uploaded", {"curve": {}}, {})):
+    for model, record, plans in (("own", made, planned), ("uploaded", {"curve": {}}, {}), ("cut", {"curve": {}}, None)):
         folder = tmp_path / model
         folder.mkdir()
         (folder / "training.json").write_text(json.dumps(record))
-        (folder / "plans.json").write_text(json.dumps(plans))
+        if plans is not None:
+            (folder / "plans.json").write_text(json.dumps(plans))
         directories.write_directory(objects, layout.model(model), folder)
-    trainings = trained(objects, layout, ["own", "uploaded", "gone"])
+    trainings = trained(objects, layout, ["own", "uploaded", "cut", "gone"])
     assert list(curves(trainings)) == ["own"]
     found = networks(objects, layout, trainings, "3d_fullres").set_index("model")
-    assert list(found.index) == ["own", "uploaded"]
+    assert list(found.index) == ["own", "uploaded", "cut"]
     assert found.loc["own"].tolist() == [7, "cuda 0", "8 × 16 × 16", "5 × 0.7812 × 0.7812", 2]
     assert found.loc["uploaded"].isna().all()
