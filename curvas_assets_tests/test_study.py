@@ -236,6 +236,7 @@ def _a_changed_annotation_scores_again_and_predicts_nothing(lineage, objects, la
     assert {asset: found for asset, found in due.items() if DAMAGED not in found and found} == {
         "cohort": [None],
         "scores": ["PHANTOM007"],
+        "viewer_preview": ["PHANTOM007"],  # shows the annotations
     }
 
 

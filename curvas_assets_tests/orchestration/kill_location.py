@@ -99,6 +99,13 @@ def build(study: Study) -> dg.Definitions:
             needs.scoring,
             10,
         ),
+        _asset(
+            "viewer_preview",
+            partitions.test_patient,
+            {"ensemble_softmax": by(partition_mapping=partitions.same("patient"))},
+            needs.preview,
+            20,
+        ),
         *(_table(name, "scores" if name == "study_scores" else TABLES[i - 1]) for i, name in enumerate(TABLES) if i),
         _table("cohort", "scan"),
         _table("calibrators", "ensemble_softmax"),
@@ -197,11 +204,13 @@ def read_back(study: Study, bucket: Bucket, folder: Path, assets: Sequence[str] 
     partitions = {
         "scan": sorted(p for members in study.sets.values() for p in members),
         "test_scan": study.scored_patients(),
+        "training_cases": study.annotator_names,
         "preprocessed_dataset": study.annotator_names,
         "trained_model": [str(m) for m in study.models],
         "softmax": [f"{m}|{p}" for p in study.scored_patients() for m in study.models],
         "ensemble_softmax": [f"{e}|{p}" for p in study.scored_patients() for e in study.ensemble_ids],
         "scores": study.scored_patients(),
+        "viewer_preview": study.scored_patients(),
     }
     for name, keys in partitions.items():
         if assets and name not in assets:

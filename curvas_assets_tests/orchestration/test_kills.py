@@ -31,7 +31,7 @@ def test_a_study_that_is_killed_ends_by_itself_as_an_unbroken_one(tmp_path, monk
     path = tmp_path / "killed.yaml"
     path.write_text(yaml.safe_dump(study))
     load_study(path)
-    stages = ["scan", "preprocessed_dataset", "trained_model"]
+    stages = ["scan", "training_cases", "preprocessed_dataset", "trained_model"]
     found = campaign(
         sum(KILLS.values()), tmp_path, study=str(path), stages=stages, weights=KILLS, pause_s=(0, 2), seed=5
     )
