@@ -34,8 +34,26 @@ NETWORKS = pd.DataFrame(
 )
 
 
+UNUSED = dict.fromkeys(
+    (
+        *(
+            "organs",
+            "curves",
+            "reliability",
+            "risk_coverage",
+            "comparisons",
+            "non_inferiority",
+            "variance",
+            "association",
+        ),
+        *("agreement", "failure", "out_of_distribution", "leaderboard", "volume_intervals", "predictor_cost"),
+    )
+)
+"""What other sections show, and takes time to make."""
+
+
 def inputs_of(study: Study, **changes: object) -> ReportInputs:
-    given = make_inputs(study, slices=(), organs=None, curves=None, reliability=None, risk_coverage=None)
+    given = make_inputs(study, slices=(), **UNUSED)
     return replace(given, provenance=Provenance(git_commit="abc123", packages=PACKAGES), **changes)
 
 
