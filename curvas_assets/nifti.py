@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import CurvasError
+from curvas_assets.geometry import Grid
 
 HEADER_SIZE = 348
 NIFTI2 = 540
@@ -32,6 +33,27 @@ TRAILING_BYTES = 1 << 20
 GZIP = b"\x1f\x8b"
 PACKED_PIECE, UNPACKED_PIECE = 1 << 18, 1 << 22
 """Bytes that a .gz is read by, and the most that are unpacked at a time."""
+
+
+def header_of(grid: Grid, dtype: npt.DTypeLike, slope: float = 1.0, intercept: float = 0.0) -> nib.Nifti1Header:
+    """The header of one file (`.nii`) with a volume on a grid; four bytes without extensions follow it, then the voxels.
+
+    Args:
+        grid: where the voxels lie; its shape is (Z, Y, X).
+        dtype: of the stored voxels.
+        slope: of their values.
+        intercept: of their values.
+    """
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(grid.shape[::-1])
+    header.set_sform(grid.affine, code=1)
+    header.set_qform(grid.affine, code=1, strip_shears=True)
+    header.set_zooms(grid.spacing_mm[::-1])
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(slope, intercept)
+    header["magic"], header["vox_offset"] = b"n+1", FIRST_VOXEL
+    return header
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from curvas_assets.codes import DEPTH
 from curvas_assets.errors import ReportError
 from curvas_assets.geometry import Grid
+from curvas_assets.nifti import header_of
 
 FINEST_MM = 2.0
 """Voxels of a preview are about this long at least, mm."""
@@ -31,7 +31,6 @@ MARGIN_MM = 20.0
 """How far a preview goes beyond all that anyone labelled, mm."""
 LEVELS = 250
 """Steps between the ends of what 8 bits hold; zero is exact."""
-HEADER_BYTES = 352
 
 Numbers = npt.NDArray[Any]
 Labels = npt.NDArray[np.uint8]
@@ -260,18 +259,10 @@ def nifti(
         description: up to 79 characters for the header.
         are_labels: the header says so; viewers draw contours of labels then.
     """
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.uint8)
-    header.set_data_shape(stored.shape[::-1])
-    header.set_sform(grid.affine, code=1)
-    header.set_qform(grid.affine, code=1, strip_shears=True)
-    header.set_zooms(grid.spacing_mm[::-1])
-    header.set_xyzt_units("mm")
-    header.set_slope_inter(slope, intercept)
+    header = header_of(grid, np.uint8, slope, intercept)
     if are_labels:
         header.set_intent("label")
     header["descrip"] = description.encode()[:79]
-    header["magic"], header["vox_offset"] = b"n+1", HEADER_BYTES
     return gzip.compress(header.binaryblock + b"\0\0\0\0" + np.ascontiguousarray(stored).tobytes(), 9, mtime=0)
 
 

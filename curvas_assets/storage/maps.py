@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
@@ -24,13 +23,13 @@ from numba import njit, prange
 from curvas_assets.errors import CorruptArtefactError, StorageError
 from curvas_assets.geometry import Grid
 from curvas_assets.label_values import LabelValues
+from curvas_assets.nifti import FIRST_VOXEL, header_of
 from curvas_assets.parallel import PARALLEL
 from curvas_assets.storage.digests import read_soundly, sha256_of
 from curvas_assets.storage.objects import ObjectStore, staged
 
 GZIP_LEVEL = 1
 """Higher levels cost five times as long for a tenth of the size."""
-HEADER_BYTES = 352
 STEP_NATS = 1e-3
 FLOOR_NATS = 3e-3
 """Smaller values are written as 0. They are the entropy of the tails: noise that would take most of the file."""
@@ -79,15 +78,7 @@ class MapWriter:
         self._values = values if kind == "labels" else None
         if self._values is not None:
             self.dtype = self._values.value_type.newbyteorder("<")
-        header = nib.Nifti1Header()
-        header.set_data_dtype(self.dtype)
-        header.set_data_shape(self.shape[::-1])
-        header.set_sform(grid.affine, code=1)
-        header.set_qform(grid.affine, code=1, strip_shears=True)
-        header.set_zooms(grid.spacing_mm[::-1])
-        header.set_xyzt_units("mm")
-        header.set_slope_inter(STEP_NATS if kind == "entropy" else 1, 0)
-        header["magic"], header["vox_offset"] = b"n+1", HEADER_BYTES
+        header = header_of(grid, self.dtype, STEP_NATS if kind == "entropy" else 1)
         self._folder = tempfile.TemporaryDirectory(prefix="map-", dir=scratch)
         self._path = Path(self._folder.name, "map.nii.gz")
         self._file = gzip.open(self._path, "wb", compresslevel=GZIP_LEVEL)  # noqa: SIM115 - closed in __exit__
@@ -156,7 +147,7 @@ def download_map(store: ObjectStore, key: str, path: Path, *, check: str | None 
         def read_through(_: None) -> None:
             try:
                 with gzip.open(part) as file:
-                    if not file.read(HEADER_BYTES):
+                    if not file.read(FIRST_VOXEL):
                         raise EOFError("it is empty")  # which gzip takes for no member at all
                     while file.read(1 << 22):
                         pass
