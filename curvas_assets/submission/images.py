@@ -133,7 +133,7 @@ def write_like(scan: ScanFile, slabs: Iterator[tuple[int, npt.NDArray[Any]]], dt
 
     Args:
         scan: whose grid it is.
-        slabs: (z0, (dz, Y, X)) from the first slice to the last; memory holds one whole volume.
+        slabs: (z0, (dz, Y, X)) from the first slice to the last; memory holds the whole volume, for a moment twice.
         dtype: of the voxels.
         path: of the image; its folder is made.
 

@@ -74,9 +74,9 @@ def rehearse(models: Path, scratch: Path, tell: Tell) -> None:
     for member in submission.members:
         model = ModelId.parse(member)
         predictor.load(Path(models) / MODELS / str(model.trained), model.variant)
-        if not model.variant:
-            predictor.rehearse(Path(models) / MODELS / str(model.trained), scratch)
         tell(f"{member}: loaded")
+    for trained in submission.models:
+        predictor.rehearse(Path(models) / MODELS / trained, scratch)
     grid, names = Grid.with_voxels((18, 20, 22), (5, 2, 2)), submission.study.class_names
     nib.save(nib.Nifti1Image(np.zeros(grid.shape[::-1], np.int16), grid.affine), Path(scratch) / "rehearsal.nii")
     scan = take_in(Path(scratch) / "rehearsal.nii", submission.study.intake, scratch)
@@ -147,7 +147,7 @@ def _write(submission: Submission, volume: Volume, scan: ScanFile, into: Path, t
     sockets, organs = submission.sockets, submission.study.class_names[1:]
     values = np.array([0, *(submission.label_values[organ] for organ in organs)])
     values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
-    at = {name: Path(into) / IMAGES / name / f"{OUTPUT}{suffix}" for name in (sockets.labels, *map(sockets.of, organs))}
+    at = {name: Path(into) / IMAGES / name / f"{OUTPUT}{suffix}" for name in sockets.written(organs)}
     write_like(scan, _labels(volume, values), values.dtype, at[sockets.labels])
     for c, organ in enumerate(organs):
         write_like(scan, _confidence(volume, c), np.float32, at[sockets.of(organ)])

@@ -8,7 +8,7 @@ container goes to strangers.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from curvas_assets.voxel_order import is_order
 RECORD_FILE = "submission.json"
 MODELS = "models"
 FORMAT = "curvas-submission-1"
+UNFINISHED = "curvas-submission-unfinished"
+"""The format while an export goes on: nothing reads it, and the next export replaces what a cut-off one left."""
 ORGAN = "{organ}"
 KEPT = ("name", "title", "synthetic", "organs", "ignored_labels", "prediction", "intake")
 """Fields of the study on which a prediction depends, beside the number of threads."""
@@ -46,7 +48,7 @@ class Sockets:
         confidence: of each organ's probabilities; contains `{organ}`.
 
     Raises:
-        StudyError: one of them is no plain folder name, two are the same, or `confidence` lacks `{organ}`.
+        StudyError: one of them is no plain folder name, or `confidence` lacks `{organ}`.
     """
 
     image: str = "thoracic-abdominal-ct"
@@ -65,6 +67,18 @@ class Sockets:
     def of(self, organ: str) -> str:
         """The folder of an organ's confidence."""
         return self.confidence.replace(ORGAN, organ.lower())
+
+    def written(self, organs: Sequence[str]) -> list[str]:
+        """The folders of what goes out: the label map's, then those of the organs' confidences.
+
+        Raises:
+            StudyError: two are the same, so that one file would replace the other.
+        """
+        folders = [self.labels, *map(self.of, organs)]
+        if twice := sorted({one for one in folders if folders.count(one) > 1}):
+            found = f"the label map and the confidence of an organ would both be {twice[0]}"
+            raise _refused(found, "Give labels and confidence names that stay apart.")
+        return folders
 
 
 def _refused(found: str, remedy: str) -> StudyError:
@@ -135,6 +149,20 @@ def without_people(study: Study) -> Study:
     return Study.model_validate(kept | {"training": {"threads": raw["training"]["threads"]}} | NOBODY)
 
 
+def begin_submission(folder: Path) -> None:
+    """Write a record that nothing reads, for a folder whose models are still to come."""
+    (Path(folder) / RECORD_FILE).write_text(json.dumps({"format": UNFINISHED}) + "\n", encoding="utf-8")
+
+
+def is_submission(folder: Path) -> bool:
+    """Whether a folder holds an export, of any version and finished or not."""
+    try:
+        record = json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
+        return str(record["format"]).startswith(FORMAT.rpartition("-")[0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def write_submission(submission: Submission, folder: Path) -> Path:
     """Write the record of a submission into its folder; returns the file."""
     record = {
@@ -183,6 +211,7 @@ def read_submission(folder: Path) -> Submission:
             raise ValueError(f"{submission.predictor} has the members {list(submission.members)}")
         if set(submission.label_values) != set(organs):
             raise ValueError(f"its label values are of {sorted(submission.label_values)}, its organs {organs}")
+        submission.sockets.written(organs)
     except FileNotFoundError as error:
         remedy = "Give the folder that the job export_submission wrote."
         raise MissingArtefactError("reading the submission", str(folder), f"no {RECORD_FILE}", remedy) from error

@@ -6,14 +6,16 @@
 - So they are if the scan comes in another voxel order (sagittal, RAS), on the scan's own voxels, with the geometry that ITK reads.
 - The program runs without Dagster and without a store; its check loads every model, and refuses one that is damaged.
 - The label map holds the values of the record, 16 bits wide if one needs them; the sockets are those that were asked for.
-- An export holds no patient and no annotator's file, and of weights only those that predict; it replaces an earlier export, and
-  refuses a folder that holds anything else.
+- An export holds no patient and no annotator's file, and of weights only those that predict; it replaces an earlier export, also
+  one that was cut off, which nothing reads, and refuses a folder that holds anything else.
+- Every model is rehearsed, also where variants of it alone are members. Two results never share a file.
 - No scan, two scans, one that is damaged, has four axes or colours, no record, a record of another format, a model that is
   gone, and names that are none are each refused in our own words, and nothing is written.
 - One preprocessed scan is held at a time, however many preprocessings the members have.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -239,6 +241,13 @@ def test_the_check_loads_every_model_and_writes_nothing(exported, tmp_path, caps
     assert f"{TWO}: loading the model failed" in capsys.readouterr().err
 
 
+def test_each_model_is_rehearsed_also_where_variants_alone_predict(exported, tmp_path, monkeypatch):
+    rehearsed: list[str] = []
+    monkeypatch.setattr(Predictor, "rehearse", lambda _, folder, scratch: rehearsed.append(folder.name))
+    assert run(exported(FLIPS), tmp_path, "--check") == 0
+    assert rehearsed == [ONE]
+
+
 def test_the_label_map_holds_the_records_values_in_the_sockets_that_were_asked_for(platform, exported, tmp_path):
     models = shutil.copytree(exported(ONE), tmp_path / "models")
     record = json.loads((models / RECORD_FILE).read_text())
@@ -286,6 +295,41 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(platform, tmp_path):
     assert not (tmp_path / "b").exists()
     with pytest.raises(StudyError, match=r"no ensemble 'none'"):
         export("ensemble_none", folder=tmp_path / "b")
+    (tmp_path / "c/models").mkdir(parents=True)
+    (tmp_path / "c" / RECORD_FILE).write_text('{"team": "somebody else"}')
+    with pytest.raises(StudyError, match=r"models, submission\.json, which is no earlier export"):
+        export(ONE, folder=tmp_path / "c")
+    assert (tmp_path / "c/models").is_dir()
+
+
+def test_an_export_that_was_cut_off_is_not_read_and_is_made_again(platform, tmp_path, capsys):
+    tools, folder = benchmark.tools_of(STUDY, platform), tmp_path / "a"
+    export = partial(export_submission, tools.objects, tools.layout, STUDY, "ensemble_all", folder)
+
+    def cut(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(cut)
+    assert [path.name for path in (folder / "models").iterdir()] == [ONE]
+    given(platform, "PHANTOM007", tmp_path)
+    assert run(folder, tmp_path) == 1
+    assert "its format is 'curvas-submission-unfinished'" in capsys.readouterr().err
+    mask = os.umask(0o077)
+    try:
+        export(lambda _: None)
+    finally:
+        os.umask(mask)
+    assert {path.name for path in (folder / "models").iterdir()} == {ONE, TWO}
+    modes = {path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*")) if path.is_dir()}
+    assert modes == {0o755}, "the container's user is another one"
+
+
+def test_results_that_would_be_one_file_are_refused_before_the_export(platform, tmp_path):
+    tools, sockets = benchmark.tools_of(STUDY, platform), Sockets(labels="liver-confidence")
+    with pytest.raises(StudyError, match="would both be liver-confidence"):
+        export_submission(tools.objects, tools.layout, STUDY, ONE, tmp_path / "a", lambda _: None, sockets=sockets)
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
@@ -324,6 +368,7 @@ def _of(voxels):
         (lambda image: image.write_bytes(image.read_bytes()[:-500]), "ITK cannot read it"),
         (lambda image: image.rename(image.with_suffix(".nii.gz")), "it is no NIfTI file"),
         (_of(sitk.Image([4, 4], sitk.sitkInt16)), "not three axes"),
+        (_of(sitk.Image([4, 4, 4, 4], sitk.sitkInt16)), "not three axes"),
         (_of(sitk.Image([4, 4, 4], sitk.sitkVectorUInt8, 3)), "of 3 numbers each"),
     ],
 )
@@ -336,9 +381,16 @@ def test_what_is_no_scan_is_refused_and_nothing_is_written(platform, exported, t
     assert not (tmp_path / "output").exists()
 
 
+def _one_file_for_two(folder):
+    record = json.loads((folder / RECORD_FILE).read_text())
+    record["sockets"]["labels"] = "kidney-confidence"
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (_one_file_for_two, "would both be kidney-confidence"),
         (lambda folder: (folder / RECORD_FILE).unlink(), "no submission.json"),
         (lambda folder: (folder / RECORD_FILE).write_text("{"), "cannot be read"),
         (lambda folder: (folder / RECORD_FILE).write_text('{"format": "next"}'), "its format is 'next'"),

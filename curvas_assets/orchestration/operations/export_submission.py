@@ -22,6 +22,8 @@ from curvas_assets.submission.record import (
     RECORD_FILE,
     Sockets,
     Submission,
+    begin_submission,
+    is_submission,
     members_of,
     without_people,
     write_submission,
@@ -70,7 +72,8 @@ def export_submission(
         code: versions of what exports it, for the record.
 
     Raises:
-        StudyError: the study has no such predictor, or several channels, or the folder holds something else.
+        StudyError: the study has no such predictor, or several channels, or the folder holds something else, or two of the
+            sockets' folders are one.
         MissingArtefactError: a model has not been trained, or the calibrator has not been fitted.
     """
     if len(study.images) > 1:
@@ -81,6 +84,7 @@ def export_submission(
             found,
             "Export a predictor of one channel: a submission reads one image.",
         )
+    sockets.written(study.class_names[1:])
     members, calibrator = members_of(study, predictor), _calibrator(objects, layout, predictor)
     folder = _emptied(Path(folder).expanduser(), predictor)
     wanted: dict[str, set[str]] = {}
@@ -107,10 +111,10 @@ def export_submission(
         made_of={"models": versions, **(code or {})},
     )
     write_submission(submission, folder)
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in files:
-        path.chmod(0o644)  # the container's user is another one
-    size = sum(path.stat().st_size for path in files)
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the container's user is another one
+    size = sum(path.stat().st_size for path in paths if path.is_file())
     tell(f"{predictor}: {len(members)} members, {human_bytes(size)}")
     return Exported(submission, size)
 
@@ -118,13 +122,14 @@ def export_submission(
 def _emptied(folder: Path, predictor: str) -> Path:
     """The folder, without an earlier export; a StudyError if it holds anything else, which would end up in the image."""
     folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (RECORD_FILE, MODELS))
-    if others or ((folder / MODELS).exists() and not (folder / RECORD_FILE).is_file()):
-        found = f"{folder} holds {', '.join((others or [MODELS])[:5])}, which is no earlier export"
+    held = sorted(path.name for path in folder.iterdir())
+    others = [name for name in held if name not in (RECORD_FILE, MODELS)]
+    if others or (held and not is_submission(folder)):
+        found = f"{folder} holds {', '.join((others or held)[:5])}, which is no earlier export"
         raise StudyError("exporting a submission", predictor, found, "Give a new or an empty folder.")
+    begin_submission(folder)
     if (folder / MODELS).exists():
         shutil.rmtree(folder / MODELS)
-    (folder / RECORD_FILE).unlink(missing_ok=True)
     return folder
 
 
