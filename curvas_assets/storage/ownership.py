@@ -1,6 +1,8 @@
 """Whose study the prefixes of a bucket are, so that two studies never write over one another."""
 
-from curvas_assets.errors import MissingArtefactError, StorageError
+from collections.abc import Mapping
+
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StorageError
 from curvas_assets.storage import tables
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import ObjectStore
@@ -18,31 +20,39 @@ def require_own(store: ObjectStore, layout: Layout, study: str, *, claim: bool =
         claim: make those that are nobody's this study's, for whoever goes on to write; else nothing is written.
 
     Raises:
-        StorageError: one is another study's.
+        StorageError: one is another study's, or the record that says whose it is cannot be read.
     """
     owners = {key: _owner(store, key) for key in layout.owners()}
-    for key, owner in owners.items():
-        if owner not in (None, study):
-            raise _others(store, key, owner, study)
+    _require(store, owners, study)
     for key in (key for key, owner in owners.items() if owner is None and claim):
         tables.write_json(store, key, {"study": study})
-        if (owner := _owner(store, key)) != study:
-            raise _others(store, key, owner, study)
+        _require(store, {key: _owner(store, key)}, study)
 
 
 def _owner(store: ObjectStore, key: str) -> str | None:
     """Whose a prefix is; None if it is nobody's."""
     try:
-        return str(tables.read_json(store, key).get("study"))
+        return str(tables.read_json(store, key)["study"])
     except MissingArtefactError:
         return None
+    except (CorruptArtefactError, KeyError) as error:
+        raise StorageError(
+            "opening the store",
+            f"{store.name}/{key}",
+            "the record of whose study this prefix is was damaged, or written by something else",
+            "If it is this study's, remove the record: the next step writes it again.",
+        ) from error
 
 
-def _others(store: ObjectStore, key: str, owner: str | None, study: str) -> StorageError:
-    return StorageError(
+def _require(store: ObjectStore, owners: Mapping[str, str | None], study: str) -> None:
+    others = {key: owner for key, owner in owners.items() if owner not in (None, study)}
+    if not others:
+        return
+    key, owner = next(iter(others.items()))
+    raise StorageError(
         "opening the store",
         f"{store.name}/{key.rpartition('/')[0]}",
         f"what stands there was made by the study {owner!r}, and this is {study!r}",
         f"Set S3_STUDY_DIR={study} (and CURVAS_KEY_PREFIX if both run on one Dagster instance), and no prefix that both share but "
-        f"the data's. If it is the same study under a new name, remove {key}.",
+        f"the data's. If it is the same study under a new name, name it {owner!r} again, or remove {', '.join(others)}.",
     )

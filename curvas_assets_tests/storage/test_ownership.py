@@ -3,6 +3,7 @@
 - Prefixes become the first study's; another is refused before it writes, with what to set; with a folder of its own it is not.
 - A removal is refused alike, and takes nothing into possession.
 - Studies may share the data, and no other prefix.
+- Of a study that was renamed, every record is named; one that is damaged is told as such, and not made again.
 """
 
 from pathlib import Path
@@ -50,6 +51,22 @@ def test_who_only_looks_takes_nothing_into_possession(tmp_path: Path):
     require_own(objects, layout(), "first")
     with pytest.raises(StorageError, match="made by the study 'first'"):
         require_own(objects, layout(), "second", claim=False)
+
+
+def test_a_study_that_was_renamed_is_told_all_that_names_it(tmp_path: Path):
+    objects, own = FolderObjects(tmp_path), layout()
+    require_own(objects, own, "first")
+    with pytest.raises(StorageError, match=f"name it 'first' again, or remove {', '.join(own.owners())}"):
+        require_own(objects, own, "renamed")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"owner": "first"}'])
+def test_a_damaged_record_is_told_and_stays(tmp_path: Path, content: bytes):
+    objects, own = FolderObjects(tmp_path), layout()
+    objects.put("output/study.json", content)
+    with pytest.raises(StorageError, match=r"output/study\.json: .*remove the record: the next step writes it again"):
+        require_own(objects, own, "first")
+    assert {item.key: objects.get(item.key) for item in objects.list("")} == {"output/study.json": content}
 
 
 def test_a_folder_of_its_own_holds_what_is_made_and_not_the_data():

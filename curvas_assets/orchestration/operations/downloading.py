@@ -1,5 +1,6 @@
 """Downloads as operations: artefacts, or a predictor for a challenge, into a folder of the machine of the run."""
 
+import shlex
 from pathlib import Path
 
 import dagster as dg
@@ -34,7 +35,7 @@ class Download(dg.Config):
 
 def _download(session: Session, settings: Download) -> dg.Output[None]:
     done = download(
-        session.objects(),
+        session.own_objects(claim=False),
         session.layout,
         session.study,
         settings.what,
@@ -87,7 +88,7 @@ def _export_submission(session: Session, settings: ExportSubmission) -> dg.Outpu
         found = f"{settings.predictor} names {len(chosen)} predictors"
         raise StudyError("exporting a submission", session.study.name, found, "Give the name of one.")
     done = export_submission(
-        session.objects(),
+        session.own_objects(claim=False),
         session.layout,
         session.study,
         chosen[0],
@@ -103,7 +104,7 @@ def _export_submission(session: Session, settings: ExportSubmission) -> dg.Outpu
             "members": len(done.submission.members),
             "bytes": done.size,
             "build": "docker build -f deploy/Dockerfile --target submission --build-context "
-            f"exported={settings.folder} -t {chosen[0].lower()} .",
+            f"{shlex.quote(f'exported={settings.folder}')} -t {chosen[0].lower()} .",
         },
     )
 

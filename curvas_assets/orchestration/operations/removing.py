@@ -67,7 +67,8 @@ def _empty_artifacts(session: Session, settings: EmptyArtifacts) -> dg.Output[No
 
 
 def _empty(session: Session, settings: EmptyData, prefix: str) -> dg.Output[None]:
-    objects = session.objects()
+    # Studies may share their data; what was made below another prefix is one study's.
+    objects = session.objects() if prefix == session.layout.data else session.own_objects(claim=False)
     names = [name_of(key) for key in session.graph.get_all_asset_keys()]
     assets = emptying.assets_below(session.layout, prefix, names)
     found = emptying.contents(objects, prefix)

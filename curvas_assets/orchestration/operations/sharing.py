@@ -142,7 +142,7 @@ def _forbidden(session: Session, scratch: Path) -> list[str]:
 def _tools(session: Session, *, into_bucket: bool) -> Toolkit:
     return Toolkit(
         study=session.study,
-        objects=session.own_objects() if into_bucket else session.objects(),
+        objects=session.own_objects(claim=into_bucket),
         layout=session.layout,
         tell=session.tell,
         warn=session.context.log.warning,

@@ -8,7 +8,8 @@
 - `about` tells study, versions, store, counts and what is still to come; `forecast` tells the latter for what one would make.
 - Emptying is a dry run by default and then removes nothing; with the name typed it removes one prefix, keeps a record,
   and the assets that stood there are missing again; while another run is going on it removes nothing.
-- Neither the sweep nor the removal of orphans looks at prefixes that are another study's.
+- No removal looks at prefixes that are another study's, and no download, bundle or export takes what stands there for this
+  study's.
 - A download of what is not there fails, saying so; so does sharing without a report, or to nowhere.
 """
 
@@ -325,12 +326,24 @@ def test_nothing_is_removed_while_a_killed_run_is_about_to_be_launched_again(pla
     assert ok, says
 
 
-@pytest.mark.parametrize("job", ["sweep", "remove_orphans"])
-def test_nothing_of_another_studys_is_removed(platform, job):
+@pytest.mark.parametrize(
+    ("job", "settings"),
+    [
+        ("sweep", {}),
+        ("remove_orphans", {}),
+        ("empty_artifacts", {"what": "output"}),
+        ("download", {"what": "models", "folder": "down"}),
+        ("export_submission", {"predictor": MODEL, "folder": "down"}),
+        ("share", {"folder": "down"}),
+    ],
+)
+def test_nothing_of_another_studys_is_removed_or_taken_for_this_ones(platform, tmp_path, monkeypatch, job, settings):
+    monkeypatch.chdir(tmp_path)
     tables.write_json(platform.objects, "output/study.json", {"study": "another"})
-    done, said, _ = platform.run(job)
+    done, said, _ = platform.run(job, **settings)
     assert not done
     assert "output: opening the store failed: what stands there was made by the study 'another'" in said
+    assert not (tmp_path / "down").exists()
 
 
 def test_a_download_of_what_is_not_there_says_so(platform, tmp_path):
