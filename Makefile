@@ -4,9 +4,9 @@
 # make study STUDY=file.yaml DATA=folder   that study on this machine, to its report      make validate STUDY=file.yaml
 # make test   lint, types, documentation and tests                      make bench   ratios against other implementations
 # make docs   the documentation, in .site/index.html; a warning fails it   make coverage   of the packages with quick tests
-# make env    what the console needs: eval "$(make -s env)"
+# make env    what the console needs: eval "$(make -s env)", or "$(make -s env STUDY=file.yaml)"
 # make clean  remove the demo's state (make distclean: and the environment)
-# PORT=3001 make ui   another port than 3000, for the demo's UI too
+# PORT=3010 make ui   another port than 3000 (and 3001, for the report), for demo and study too
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,6 +35,7 @@ validate: $(INSTALLED)
 	@$(BIN)/python -m curvas_assets.local.validate "$(STUDY)" $(if $(DATA),--data "$(DATA)")
 
 study: $(INSTALLED)
+	$(if $(filter demo,$(STUDY)),$(error name the study file: make study STUDY=file.yaml DATA=folder; synthetic patients: make demo))
 	@$(BIN)/python -m curvas_assets.local.study --study "$(STUDY)" --data "$(DATA)" --state $(STATE) --port $(PORT)
 
 ui: $(INSTALLED)

@@ -99,9 +99,11 @@ class LocalDeployment:
         self.s3 = EmbeddedS3(self.state, lasting=True)
 
     def environment(self) -> dict[str, str]:
-        """The environment of Dagster's processes. The caller's settings win, except those that name another store."""
+        """The environment of Dagster's processes. The caller's settings win, except those that name another store, and another
+        study than the one whose state this is.
+        """
         given = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        chosen = given.get(variable("study"), self.study)
+        chosen = given.get(variable("study"), self.study) if self.study == DEMO_STUDY else self.study
         if self.alone:
             ours = dict.fromkeys(map(variable, ("broker", "postgres_url", "webhook_url")), "")
             given = {n: v for n, v in given.items() if not n.startswith(PREFIX) or n in OF_THE_MACHINE} | ours
@@ -141,7 +143,7 @@ class LocalDeployment:
             port: of the UI; the next one is taken if it is free.
         """
         settings = S3Settings.from_environment(environment)
-        with served(connect(settings), layout_of(settings), free_port(port + 1)) as address:
+        with served(connect(settings), layout_of(settings), port + 1) as address:
             yield address
 
     def fail_dead_runs(self) -> None:
@@ -204,7 +206,7 @@ def require_port(port: int) -> None:
                 "starting the UI",
                 f"port {port}",
                 "another program listens there",
-                "End it, or choose another: PORT=3001.",
+                f"End it, or choose another: PORT={port + 10} (the report is served on the port after it).",
             ) from None
 
 

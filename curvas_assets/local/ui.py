@@ -1,4 +1,4 @@
-"""`make ui`: the Dagster UI on the state the demo left, until Ctrl-C, a closed terminal or an end by `kill`."""
+"""`make ui`: the Dagster UI on what `make demo` or `make study` left, until Ctrl-C, a closed terminal or an end by `kill`."""
 
 import argparse
 import sys
@@ -13,8 +13,8 @@ from curvas_assets.orchestration.environment import variable
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", default=DEMO_STUDY, help="name or path of the demo's study")
-    parser.add_argument("--state", type=Path, help="folder of everything the demo keeps")
+    parser.add_argument("--study", default=DEMO_STUDY, help="name or path of the study")
+    parser.add_argument("--state", type=Path, help="folder of everything that it keeps")
     parser.add_argument("--port", type=int, default=3000)
     arguments = parser.parse_args()
     try:

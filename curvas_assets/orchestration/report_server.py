@@ -1,6 +1,7 @@
 """A small read-only web server for the report: always the newest, with the earlier ones to choose from.
 
-It stands beside Dagster's webserver, whose UI links to it (`CURVAS_REPORT_URL`), and needs the store's keys, not Dagster.
+It stands beside Dagster's webserver, whose UI links to it (`CURVAS_REPORT_URL`), and needs the store's keys, not a Dagster
+instance.
 Readers need no key. Like the UI, it knows no users: whoever reaches its address can read, so give it the same protection.
 
     python -m curvas_assets.orchestration.report_server --host 0.0.0.0 --port 3100
@@ -10,6 +11,7 @@ import argparse
 import html
 import logging
 import mimetypes
+import socket
 import sys
 import threading
 import time
@@ -147,18 +149,34 @@ a {{ color: #0072B2; }} iframe {{ flex: 1; border: 0; width: 100%; }} p {{ paddi
 
 @contextmanager
 def served(objects: ObjectStore, layout: Layout, port: int) -> Generator[str]:
-    """Serve the report on a loopback port while the block runs; gives the address."""
+    """Serve the report on loopback while the block runs; gives the address.
+
+    Args:
+        objects: the bucket.
+        layout: where reports stand in it.
+        port: that is taken if no program listens there; else any free one.
+    """
+    listening = _listening(port)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     server = uvicorn.Server(_config(application(lambda: objects, layout), "127.0.0.1", port))
-    thread = threading.Thread(target=server.run, name="curvas-reports", daemon=True)
+    thread = threading.Thread(target=server.run, args=([listening],), name="curvas-reports", daemon=True)
     thread.start()
     deadline = time.monotonic() + WAIT_SECONDS
     while not server.started and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}/"
+        yield address
     finally:
         server.should_exit = True
         thread.join(WAIT_SECONDS)
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket that listens already, so that no other program can take its port before the server starts."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError):  # it is taken, or beyond the last one
+        return socket.create_server(("127.0.0.1", 0))
 
 
 def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:

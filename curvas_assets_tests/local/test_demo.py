@@ -4,8 +4,11 @@
   only those that are not in the bucket yet.
 - A study whose patients are real is refused before anything is made.
 - Each study has a state of its own, in the Makefile as in the modules, and what the user is told to type names the study.
+- `make study` without a study says what to type, and never takes the demo's. The UI of a named study shows that study,
+  whatever the shell's `CURVAS_STUDY` says.
 """
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from curvas_assets.cohort import find_patients, read_patient
-from curvas_assets.errors import StudyError
+from curvas_assets.errors import StorageError, StudyError
 from curvas_assets.file_paths import below_data
 from curvas_assets.local import demo
 from curvas_assets.local.demo import Progress, cohort_of, run, upload_cohort
-from curvas_assets.local.deployment import ROOT, state_of, typed_as
+from curvas_assets.local.deployment import ROOT, LocalDeployment, require_port, state_of, typed_as
 from curvas_assets.storage.connection import S3Settings
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
@@ -88,3 +91,24 @@ def test_each_study_has_a_state_of_its_own_and_is_named_in_what_to_type(program,
     elsewhere = typed_as(program, state_of(study), study)
     assert elsewhere.startswith(f"python -m curvas_assets.local.{program} --state {state_of(study)}")
     assert (f"--study {study}" in elsewhere) == (study != "demo")
+
+
+def test_make_study_asks_for_a_study():
+    line = ["make", "-n", "study", "DATA=cohort", f"VENV={Path(sys.executable).parents[1]}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "name the study file: make study STUDY=file.yaml DATA=folder" in done.stderr
+    assert subprocess.run([*line, "STUDY=mine.yaml"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("named", "shown"), [("demo", "curvas"), ("phantom-full", "phantom-full")])
+def test_a_named_study_is_shown_whatever_the_shell_says(tmp_path, monkeypatch, named, shown):
+    monkeypatch.setenv("CURVAS_STUDY", "curvas")
+    assert LocalDeployment(tmp_path / "state", study=named).environment()["CURVAS_STUDY"] == shown
+
+
+def test_a_port_that_is_taken_is_told_with_one_that_leaves_room_for_the_report():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StorageError, match=rf"port {port}: .*another program listens there.*PORT={port + 10} "):
+            require_port(port)

@@ -5,9 +5,11 @@
 - Reports are kept with their times, the newest first; beyond the limit the oldest go, and what a killed writer left is no report.
 - Without a report, and while the store is away, a sentence says so; where the store is, the log alone.
 - The store is asked for at each request, so that renewed keys are taken up. A name that is no report's leads nowhere.
+- Where another program has the port, the address is that of a free one, and is served.
 """
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -93,6 +95,14 @@ def test_nothing_else_can_be_read(objects: FolderObjects, tmp_path: Path, path: 
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
         assert refused.value.code == 405
+
+
+def test_a_port_that_is_taken_gives_way_to_a_free_one(objects: FolderObjects):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with served(objects, LAYOUT, taken) as address:
+            assert address != f"http://127.0.0.1:{taken}/"
+            assert get(f"{address}healthz") == (200, "ok")
 
 
 def test_a_page_that_did_not_change_is_not_sent_again(objects: FolderObjects, tmp_path: Path):
