@@ -1,6 +1,7 @@
 """Claims proved here.
 
 - The lock file pins every package that the project and its profiles ask for, in the range they ask for.
+- The oldest Python that the package asks for is the one that the documents name, and takes every pinned package.
 - The image installs all that is in the lock file and nothing else, and runs as the user that the cluster expects.
 - Built without a target, the image is the platform's; its base can be replaced, and the submission's carries no Dagster settings.
 - Manifests that Helm makes of the chart's values are judged: an instance file that Dagster refuses, another password for the
@@ -12,12 +13,14 @@
 import copy
 import re
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from curvas_assets.local.deployment import LocalDeployment
@@ -39,6 +42,17 @@ def test_the_lock_file_has_what_the_project_and_its_profiles_ask_for():
     pins = _pins()
     for asked in map(Requirement, [*project["dependencies"], *(one for extra in extras.values() for one in extra)]):
         assert pins[canonicalize_name(asked.name)] in asked.specifier, asked
+
+
+def test_one_oldest_python_is_told_and_takes_the_lock_file():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    (oldest,) = re.findall(r">=([\d.]+)", asked)
+    for page in ("README.md", "CONTRIBUTING.md", "Makefile", ".ci/run", "deploy/Dockerfile"):
+        text = (ROOT / page).read_text().replace("\n# ", " ")
+        assert set(re.findall(r"Python (3\.[\d.]+\d)", text)) == {oldest}, page
+    assert f"sys.version_info < ({oldest.replace('.', ', ')})" in (ROOT / "Makefile").read_text()
+    needs = {name: distribution(name).metadata["Requires-Python"] for name in _pins()}
+    assert [name for name, need in needs.items() if need and oldest not in SpecifierSet(need)] == []
 
 
 def test_the_image_installs_the_lock_file_and_runs_as_nobody_special():

@@ -4,7 +4,7 @@
   Makefile, a program of `.venv/bin` or of its environment, a module that is there, a file of the repository.
 - `eval "$(make -s env)"` makes Dagster's lines work as they are printed: jobs are listed, and a launch waits in the queue.
 - Every job that is named with settings has these settings, and takes the values that are printed.
-- Files that are linked are there.
+- Files that are linked are there, and every package has its page in the documentation.
 """
 
 import importlib.util
@@ -136,6 +136,13 @@ def test_linked_files_are_there():
     assert {page for page, _ in links} >= {"README.md", "docs/data.md"}
     targets = {link: posixpath.normpath(posixpath.join(posixpath.dirname(link[0]), link[1])) for link in links}
     assert [link for link, target in targets.items() if target not in made and not (ROOT / target).exists()] == []
+
+
+def test_every_package_has_its_page():
+    packages = {path.parent.name for path in (ROOT / "curvas_assets").glob("*/__init__.py")} - {"assets", "studies"}  # the former has a page of another name, the latter no code
+    pages = set(re.findall(r"(?m)^ +- reference/([a-z]+)\.md$", (ROOT / "mkdocs.yml").read_text()))
+    assert packages - pages == set()
+    assert len(packages) > 10
 
 
 def test_the_console_works_on_the_demos_state_as_printed(tmp_path):

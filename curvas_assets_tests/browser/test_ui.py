@@ -39,7 +39,7 @@ ASSETS = (
     ),
     *("ensemble_softmax", "scores", "study_scores", "family_comparisons", "leaderboard", "cost", "figures", "report"),
     *("published_table", "published_comparison", "variance_components", "volume_intervals", "predictor_cost"),
-    *("variant_softmax", "calibrators", "viewer_preview"),
+    *("variant_softmax", "calibrators", "viewer_preview", "study_comparison", "other_studies"),
 )
 RUN_MS = 240_000
 """How long a launched run may take until the UI shows it: a process starts and loads the definitions, on loaded cores."""
