@@ -80,6 +80,7 @@ def page(chromium, url):
 
 def picture(page, name: str) -> None:
     if folder := os.environ.get("CURVAS_SCREENSHOTS"):
+        page.wait_for_timeout(20_000)  # a busy machine takes its time to colour what it shows
         page.screenshot(path=Path(folder, f"{name}.png"))
 
 
