@@ -316,7 +316,7 @@ def summary(found: Survey, options: Options, out: Path, folder: Path | None) -> 
     lines += ["", f"Written: {out}, with a comment beside each field"]
     if problems := told_of(out):
         lines += ["It does not load yet:", *(f"  {problem}" for problem in problems)]
-    lines.append(f"Next:    {next_step(out, folder)}")
+    lines.append(f"{'Then' if problems else 'Next'}:    {next_step(out, folder)}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from curvas_assets.cohort.discovery import find_layout, survey
 from curvas_assets.cohort.discovery.layout import ids_of
 from curvas_assets.cohort.discovery.proposal import Options, propose, propose_sets, small_plans, study_name
 from curvas_assets.cohort.discovery.tables import read_told
-from curvas_assets.cohort.discovery.volumes import BEGINNING, look, read_label_map
+from curvas_assets.cohort.discovery.volumes import BEGINNING, look, read_intensities, read_label_map
 from curvas_assets.errors import CurvasError, PatientError, StudyError
 from curvas_assets.geometry import Grid
 from curvas_assets.local.init import FolderSource
@@ -241,6 +241,17 @@ def test_a_label_map_says_what_in_it_is_no_number_and_what_is_below_zero(tmp_pat
         found = read_label_map(tmp_path / "a.nii.gz", "p")
         assert (found.negative, found.finite) == told
         assert set(found.voxels) == set(VALUES.values())
+
+
+def test_a_scan_with_voxels_that_are_no_numbers_is_told_where_it_is_read(tmp_path):
+    begin, end = drawn(0)[0].astype(np.float32), drawn(0)[0].astype(np.float32)
+    begin[0, 0, 0], end[-1, -1, -1] = np.nan, np.inf
+    for name, scan in (("begin", begin), ("end", end)):
+        save(scan, tmp_path / f"{name}.nii")
+        with pytest.raises(PatientError, match="NaN or infinite"):
+            read_intensities(tmp_path / f"{name}.nii", "p")
+    seen = look((tmp_path / "begin.nii").read_bytes(), (tmp_path / "begin.nii").stat().st_size)
+    assert (seen.grid, seen.kind, seen.defect) == (None, "image", "it holds voxels that are NaN or infinite")
 
 
 def test_more_labels_than_any_atlas_has_are_told_by_their_neighbours(tmp_path):
@@ -676,8 +687,10 @@ def test_sets_hold_their_shares_in_each_group_and_depend_on_the_seed(tmp_path):
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0)), (2, (1, 1)), (3, (2, 1)), (5, (3, 2))])
 def test_small_cohorts_have_a_test_patient_as_soon_as_there_are_two(count, sizes, tmp_path):
     odd_cohort(tmp_path, patients=IDS[:count])
-    sets, _ = propose_sets(look_at(tmp_path), Options())
+    seen = look_at(tmp_path)
+    sets, _ = propose_sets(seen, Options())
     assert (len(sets["train"]), len(sets["test"])) == sizes
+    assert any(one.what == "1 patient can be used" for one in seen.findings) == (count == 1)
 
 
 def test_plans_of_a_small_run_fit_the_scans_whatever_their_voxel_order():

@@ -98,6 +98,16 @@ def test_what_cannot_be_looked_at_is_refused_in_our_own_words(arguments, told, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_that_does_not_load_yet_says_so_before_what_is_typed_then(tmp_path, monkeypatch, capsys):
+    odd_cohort(tmp_path / "one", patients=["CASE001"])
+    monkeypatch.chdir(tmp_path)
+    status, told, _ = run(init, monkeypatch, capsys, "one")
+    assert status == 0
+    assert "one: 1 patient, 1 usable" in told
+    assert "STOPS  1 patient can be used" in told
+    assert re.search(r"It does not load yet:\n  one.yaml:\d+: sets: .*\nThen:    make study", told)
+
+
 def test_a_bucket_is_understood_like_the_folder_that_was_uploaded_to_it(cohort, tmp_path):
     objects = FolderObjects(tmp_path / "bucket")
     for path in sorted(cohort.rglob("*.nii.gz")):

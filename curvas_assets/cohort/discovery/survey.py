@@ -18,6 +18,8 @@ from curvas_assets.cohort.discovery.tables import LARGEST, READ, Told, read_told
 from curvas_assets.cohort.discovery.volumes import (
     BEGINNING,
     INTAKE,
+    NO_NUMBERS,
+    WITHOUT,
     LabelMap,
     Look,
     look,
@@ -406,6 +408,9 @@ def _findings(found: Survey, broken: Mapping[str, PatientError]) -> tuple[dict[s
     told += _of_labels(found)
     told += _unread(found, broken)
     told += _of_scans(found)
+    if (usable := sum(one not in defects for one in found.usable)) < 2:
+        remedy = "A study takes two or more: one to train on, and one to score."
+        told.append(Finding("stops", "", f"{counted(usable, 'patient')} can be used", remedy))
     folded: dict[str, list[str]] = defaultdict(list)
     for one in found.layout.patients:
         folded[one.casefold()].append(one)
@@ -451,7 +456,7 @@ def _defects_of(found: Survey, patient: str, broken: Mapping[str, PatientError])
                 what = f"{path}: labels are up to {of.fractions:.2g} from a whole number"
                 yield what, "Export it again with nearest-neighbour interpolation."
             if of is not None and not of.finite:
-                yield f"{path}: it holds voxels that are NaN or infinite", "Export the label map again."
+                yield f"{path}: {NO_NUMBERS}", WITHOUT
             if of is not None and of.negative:
                 yield f"{path}: it holds labels below 0", "Set them to 0, or to a value of their own above 0."
     if patient in found.annotated and not found.drawn_by(patient):

@@ -34,6 +34,7 @@ LEAST_COHERENT = 0.6
 ENOUGH_PAIRS = 200_000
 MOST_FRACTIONS = 0.3
 """Share of voxels with fractions above which they are intensities. A label map that was interpolated has them at boundaries only."""
+NO_NUMBERS, WITHOUT = "it holds voxels that are NaN or infinite", "Export it again without them."
 INTAKE = Intake()
 """The intake's tolerances, by default."""
 
@@ -166,7 +167,9 @@ def look(beginning: bytes, size: int) -> Look:
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(content))
         x, y, z = promise.shape
         grid = Grid((z, y, x), np.asarray(header.get_best_affine(), np.float64))
-        seen = _first_voxels(content, header, promise.dtype, (y, x), z)
+        judge, seen = _first_voxels(content, header, promise.dtype, (y, x), z)
+        if not judge.finite:
+            return Look(None, *seen, NO_NUMBERS, WITHOUT)
         try:
             require_one_header(
                 header,
@@ -202,7 +205,7 @@ def _unpacked(beginning: bytes) -> tuple[bytes, bool]:
 
 def _first_voxels(
     content: bytes, header: Any, dtype: np.dtype[Any], plane: tuple[int, int], depth: int
-) -> tuple[Kind, bool, float | None, float | None]:
+) -> tuple[_Judge, tuple[Kind, bool, float | None, float | None]]:
     begins, (y, x) = int(header["vox_offset"]), plane
     count = min((len(content) - begins) // dtype.itemsize, depth * y * x)
     judge = _Judge()
@@ -214,7 +217,7 @@ def _first_voxels(
         rows = count // x
         judge.see(voxels[: rows * x].reshape(1, rows, x) if rows else voxels.reshape(1, 1, count))
     read = np.isfinite(judge.low)
-    return (
+    return judge, (
         judge.kind,
         judge.sure or count >= depth * y * x,
         judge.low if read else None,
@@ -270,17 +273,17 @@ def read_intensities(path: Path, patient: str) -> tuple[float, float, float]:
     """Smallest, median and largest intensity of a scan; the median of every seventh voxel.
 
     Raises:
-        PatientError: it cannot be read to its end.
+        PatientError: it cannot be read to its end, or holds voxels that are no numbers.
     """
     told: Any = {"attempted": f"reading {path.name}", "subject": patient, "error": PatientError}
     image = _opened(path, told)
     low, high, some = np.inf, -np.inf, list[npt.NDArray[Any]]()
     for _, slab in read_slabs(image, **told):
-        values = slab if slab.dtype.kind in "iu" else slab[np.isfinite(slab)]
-        if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            some.append(values.ravel()[::7].astype(np.float32))
-    return low, float(np.median(np.concatenate(some))) if some else np.nan, high
+        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
+            raise PatientError(told["attempted"], patient, NO_NUMBERS, WITHOUT)
+        low, high = min(low, float(slab.min())), max(high, float(slab.max()))
+        some.append(slab.ravel()[::7].astype(np.float32))
+    return low, float(np.median(np.concatenate(some))), high
 
 
 def _opened(path: Path, told: Mapping[str, Any]) -> Any:
