@@ -554,6 +554,15 @@ def test_whom_the_proposed_study_would_take_for_a_patient_is_told(tmp_path):
     assert not [one for one in look_at(tmp_path).findings if "by name and place" in one.what]
 
 
+def test_endings_in_upper_case_are_told(tmp_path):
+    for number, one in enumerate(IDS[:2]):
+        scan, maps = drawn(number)
+        save(scan, tmp_path / f"{one}_ct.NII")
+        save(maps[0], tmp_path / f"{one}_seg.nii")
+    told = [one for one in look_at(tmp_path).findings if "in lower case" in one.what]
+    assert [(one.severity, one.what.partition(":")[0]) for one in told] == [("stops", "{patient}_ct.NII")]
+
+
 def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
     odd_cohort(tmp_path, patients=IDS[:3])
     (tmp_path / "notes.json").write_text("{}")

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from curvas_assets.cohort.discovery.layout import Kind, Layout, Role, ending_of, find_layout, ids_of, matches
+from curvas_assets.cohort.discovery.layout import ENDINGS, Kind, Layout, Role, ending_of, find_layout, ids_of, matches
 from curvas_assets.cohort.discovery.tables import LARGEST, READ, Told, read_told
 from curvas_assets.cohort.discovery.volumes import (
     BEGINNING,
@@ -559,6 +559,10 @@ def _unread(found: Survey, broken: Mapping[str, PatientError]) -> Iterator[Findi
 
 
 def _of_scans(found: Survey) -> Iterator[Finding]:
+    for role in (*found.layout.channels, *found.layout.annotators):
+        if not role.pattern.endswith(ENDINGS):
+            what = f"{role.pattern}: a study reads names that end in {' or '.join(ENDINGS)}, in lower case"
+            yield Finding("stops", "", what, "Rename the files.")
     for patient, (low, _, high) in found.intensities.items() if found.ct else ():
         for what in implausible_intensities({"hu_range": (low, high)}):
             yield Finding("check", patient, what, "Convert the series again with its rescale slope and intercept.")
