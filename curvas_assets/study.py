@@ -253,7 +253,10 @@ class PatientIds(_Part):
         if self.pattern is not None and self.prefix is not None:
             raise ValueError("pattern stands in place of prefix and digits: give one or the other")
         if self.prefix is None and self.digits != type(self).model_fields["digits"].default:
-            raise ValueError(f"digits = {self.digits} takes a prefix: add it, empty if ids are numbers alone")
+            remedy = (
+                "add it, empty if ids are numbers alone" if self.pattern is None else "leave it out beside a pattern"
+            )
+            raise ValueError(f"digits = {self.digits} takes a prefix: {remedy}")
         return self
 
     @property
