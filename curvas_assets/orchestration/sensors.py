@@ -37,7 +37,7 @@ NO_TABLE = "none"
 OF_OTHERS = (PUBLISHED_TABLE, OTHER_STUDIES)
 """External assets that are tables of others in the bucket."""
 ARRIVING = timedelta(minutes=15)
-"""A patient who lacks an annotator's file is followed only when no file has come for this long."""
+"""A patient who lacks a file of the study is followed only when no file has come for this long."""
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, in several runs: between two of these runs, only some scores are new."""
 
@@ -87,7 +87,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         requests = list(due_for_patients(study, staleness, ready, there.digests))
         yield from requests
         if not requests:
-            wait = _named("; these lack an annotator's file, and may still be on their way", arriving)
+            wait = _named("; these lack a file, which may still be on its way", arriving)
             yield dg.SkipReason(
                 f"{len(known)} patients, nothing missing that could be made now{_told_of_fits(staleness)}{wait}"
             )
@@ -243,13 +243,15 @@ def _named(what: str, names: Sequence[str], most: int = 5) -> str:
 
 
 def still_arriving(there: Uploaded, now: datetime | None) -> list[str]:
-    """Patients who lack an annotator's file and whose newest file is so young that an upload may still be going on.
+    """Patients who lack a file of the study and whose newest file is so young that an upload may still be going on.
 
     Args:
         there: what is below the data prefix.
         now: on the store's clock. Where the store does not say what time it is, nobody is waited for.
     """
-    newest = {patient: there.newest(patient) for patient in there.lacking}
+    files = there.found.files
+    lacking = [patient for patient in there.found.patients if len(files.get(patient, ())) < len(there.study.files)]
+    newest = {patient: there.newest(patient) for patient in lacking}
     return [patient for patient, at in newest.items() if at is not None and now is not None and now - at < ARRIVING]
 
 

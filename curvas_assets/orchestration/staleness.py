@@ -44,6 +44,7 @@ from curvas_assets.stages.table import (
     SOFTMAX,
     TRAINED_MODEL,
     TRAINING_CASES,
+    VIEWER_PREVIEW,
 )
 from curvas_assets.storage.layout import Cell, patient_of
 
@@ -60,7 +61,7 @@ NEW_CODE, NEW_INPUT, REMOVED_INPUT = "has a new code version", "has a new depend
 BRIDGE_NAMES = {row.name for row in ASSETS if row.bridge}
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
-OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)
+OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES, VIEWER_PREVIEW)
 """What is made of models for each patient, in order."""
 NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in (TRAINING_CASES, *OF_MODELS)}
 
@@ -152,7 +153,7 @@ class Staleness:
 
     def _not_predicted(self, models: set[str]) -> dict[dg.AssetKey, set[str]]:
         """What is missing of patients on whom things are only fitted, because these models are not here: their predictions,
-        what is made of these, and scores. What calibrators are fitted to is needed all the same.
+        what is made of these, scores and previews. What calibrators are fitted to is needed all the same.
         """
         grid = self.graph.get(key_of(SOFTMAX)).partitions_def
         patients = grid.fitting if isinstance(grid, StudyGrid) else frozenset()

@@ -20,18 +20,23 @@ def require_own(store: ObjectStore, layout: Layout, study: str, *, claim: bool =
     Raises:
         StorageError: one is another study's.
     """
-    owners = {key: _owner(store, key) for key in layout.owners()}
+    owners = {key: owner_of(store, key) for key in layout.owners()}
     for key, owner in owners.items():
         if owner not in (None, study):
             raise _others(store, key, owner, study)
     for key in (key for key, owner in owners.items() if owner is None and claim):
         tables.write_json(store, key, {"study": study})
-        if (owner := _owner(store, key)) != study:
+        if (owner := owner_of(store, key)) != study:
             raise _others(store, key, owner, study)
 
 
-def _owner(store: ObjectStore, key: str) -> str | None:
-    """Whose a prefix is; None if it is nobody's."""
+def owner_of(store: ObjectStore, key: str) -> str | None:
+    """Whose a prefix is; None if it is nobody's.
+
+    Args:
+        store: the bucket.
+        key: of the record that says it (`Layout.owner`).
+    """
     try:
         return str(tables.read_json(store, key).get("study"))
     except MissingArtefactError:

@@ -7,8 +7,8 @@
 - A folder that is gone from the bucket is told, at every look.
 - A published table that people upload, replace or take away is told to Dagster.
 - What the study makes of each new patient is told: training, test, nobody's and what to do.
-- Who lacks an annotator's file is told; the file, when it comes, is a change. As long as it may still be on its way, nobody follows
-  the patient.
+- Who lacks an annotator's file is told; the file, when it comes, is a change. As long as a file may still be on its way, be it the
+  first label map or the image, nobody follows the patient.
 - With the rule `rest: test` whoever is in no set is a test patient; trained ones and excluded ones never are.
 """
 
@@ -20,11 +20,11 @@ import pytest
 
 from curvas_assets.file_paths import FilePaths
 from curvas_assets.orchestration.partitions import Partitions
-from curvas_assets.orchestration.sensors import ARRIVING, registration, still_arriving
+from curvas_assets.orchestration.sensors import ARRIVING, OF_OTHERS, registration, still_arriving
 from curvas_assets.stages.patients import Uploaded
 from curvas_assets.stages.table import OTHER_STUDIES, PUBLISHED_TABLE
 from curvas_assets.storage.objects import ObjectInfo
-from curvas_assets.study import Study, load_study
+from curvas_assets.study import PatientIds, Study, load_study
 
 
 @pytest.fixture
@@ -135,16 +135,12 @@ def test_a_published_table_is_told_when_it_changes(study, instance):
     partitions = Partitions.of(study)
     result = _look(study, partitions, instance, _there(study, {"7": "b"}), None)
     _apply(instance, result)
-    uploaded = _look(
-        study, partitions, instance, _there(study, {"7": "b"}), result.cursor, {PUBLISHED_TABLE: "first"}
-    )
+    uploaded = _look(study, partitions, instance, _there(study, {"7": "b"}), result.cursor, {PUBLISHED_TABLE: "first"})
     assert [(e.asset_key.to_user_string(), e.tags) for e in uploaded.asset_events] == [
         ("published_table", {"dagster/data_version": "first"})
     ]
     assert isinstance(
-        _look(
-            study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, {PUBLISHED_TABLE: "first"}
-        ),
+        _look(study, partitions, instance, _there(study, {"7": "b"}), uploaded.cursor, {PUBLISHED_TABLE: "first"}),
         dg.SkipReason,
     )
     replaced = _look(
@@ -153,11 +149,13 @@ def test_a_published_table_is_told_when_it_changes(study, instance):
     assert len(replaced.asset_events) == 1
     gone = _look(study, partitions, instance, _there(study, {"7": "b"}), replaced.cursor, None)
     assert [e.tags for e in gone.asset_events] == [{"dagster/data_version": "none"}]
-    assert isinstance(
-        _look(study, partitions, instance, _there(study, {"7": "b"}), gone.cursor, None), dg.SkipReason
-    )
+    assert isinstance(_look(study, partitions, instance, _there(study, {"7": "b"}), gone.cursor, None), dg.SkipReason)
     other = _look(study, partitions, instance, _there(study, {"7": "b"}), gone.cursor, {OTHER_STUDIES: "first"})
     assert [e.asset_key.to_user_string() for e in other.asset_events] == ["other_studies"]
+
+
+def test_no_patient_is_called_as_what_the_sensor_remembers_beside_patients():
+    assert [one for one in OF_OTHERS if PatientIds().has(one)] == []
 
 
 def test_what_the_study_makes_of_a_new_patient_is_told(study, instance):
@@ -203,9 +201,10 @@ def test_an_annotators_file_that_is_missing_is_told_and_is_a_change_when_it_come
     assert "without the file" not in whole.skip_reason.skip_message
 
 
-def test_a_patient_whose_files_may_still_be_on_their_way_is_not_followed(study):
+@pytest.mark.parametrize("arrived", [slice(2), slice(1), slice(1, None)], ids=["some", "image alone", "no image"])
+def test_a_patient_whose_files_may_still_be_on_their_way_is_not_followed(study, arrived):
     now = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
-    there = _there(study, {"1": "a", "2": "b"}, *study.files[:2])
+    there = _there(study, {"1": "a", "2": "b"}, *study.files[arrived])
     old = now - ARRIVING
     ages = {path: old if path.startswith("1/") else now - ARRIVING / 2 for path in there.objects}
     dated = Uploaded(study, there.found, {p: replace(info, modified=ages[p]) for p, info in there.objects.items()})

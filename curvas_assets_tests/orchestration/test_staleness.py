@@ -344,7 +344,10 @@ def test_what_was_uploaded_is_left_alone_until_a_person_says_otherwise():
     assert cell in lineage.due()["softmax"]
 
 
-CELLS_OF_MODELS = ("trained_model", "preprocessed_dataset", "softmax", "variant_softmax", "ensemble_softmax", "scores")
+CELLS_OF_MODELS = (
+    *("trained_model", "preprocessed_dataset", "softmax", "variant_softmax", "ensemble_softmax", "scores"),
+    "viewer_preview",
+)
 
 
 def _uploaded(instance, **changes):

@@ -1,6 +1,7 @@
 """Claims proved here, on a small study from files to a bundle; the last ones in headless Chromium (skipped where there is none).
 
 - A preview agrees with the volumes that it is made of: labels, values in units, risk as the share of annotators who differ.
+- A preview that stays too large is stored, and a warning tells.
 - Patients stand worst first; where there is no room, the best are left out, and the bundle says so.
 - 65 patients of clinical size stay below 200 MB.
 - No key, no address of the store and no folder of this machine is in a bundle; one that would hold any is not written.
@@ -28,6 +29,8 @@ from curvas_assets.orchestration.operations.share import _tables, share
 from curvas_assets.report.words import Words
 from curvas_assets.sharing import Bundle, Contents, niivue, previews, worst_first, write_zip
 from curvas_assets.sharing.bundle import volumes_script
+from curvas_assets.stages import preview as stage
+from curvas_assets.stages import table
 from curvas_assets.stages.preview import MOST_BYTES, RECORD, stored_preview
 from curvas_assets.stages.stored import Artefact, Stored
 from curvas_assets.storage import directories, tables
@@ -95,6 +98,21 @@ def test_a_preview_agrees_with_what_it_is_made_of(made, preview):
         x, y, z = facts["organs"][organ]
         voxel = np.rint(np.linalg.inv(plan.grid.affine) @ [x, y, z, 1]).astype(int)
         assert segmentation[tuple(voxel[2::-1])] == label
+
+
+def test_a_preview_that_stays_too_large_is_stored_and_told(made, monkeypatch):
+    monkeypatch.setattr(stage, "MOST_BYTES", 1000)
+    one, study = PATIENTS[0], made.study.study
+    volumes = {
+        row.name: made.study.of(row, [f"{name}|{one}" for name in map(str, names)])
+        for row, names in ((table.SOFTMAX, study.models), (table.ENSEMBLE_SOFTMAX, study.ensemble_ids))
+    }
+    scan = made.study.of(table.SCAN, [one])
+    outcomes, checks = made.study.make(stage.preview_patients, stage.CHECKS, [one], **volumes, scan=scan)
+    assert outcomes[one].data_version == made.study.outcomes[one].data_version
+    (told,) = checks["previews_are_small"].found[one]
+    assert told.startswith("its preview takes")
+    assert not checks["previews_are_small"].of_defects  # for a defect would not be stored
 
 
 def test_patients_stand_worst_first(made):
