@@ -70,13 +70,11 @@ class Series:
 
     Args:
         uid: SeriesInstanceUID.
-        frame: FrameOfReferenceUID; empty if there is none.
         slices: in the order of the grid's axis Z, along the normal of the slices (rows × columns).
         grid: of the voxels (Z, Y, X): a file's rows are Y, its columns X.
     """
 
     uid: str
-    frame: str
     slices: tuple[Slice, ...]
     grid: Grid
 
@@ -134,12 +132,7 @@ class Series:
             )
         rows, columns = sizes.pop()
         grid = Grid((len(slices), rows, columns), LPS @ affine)
-        return cls(
-            str(first.SeriesInstanceUID),
-            str(first.get("FrameOfReferenceUID") or ""),
-            tuple(slices[i] for i in order),
-            grid,
-        )
+        return cls(str(first.SeriesInstanceUID), tuple(slices[i] for i in order), grid)
 
     @property
     def lps(self) -> npt.NDArray[np.float64]:
