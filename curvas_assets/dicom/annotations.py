@@ -4,7 +4,7 @@ A voxel belongs to a contour if its centre lies within; contours of one structur
 so that a contour within another is a hole. A frame of a SEG must lie on the series' voxels.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +187,7 @@ class Drawn:
                     mask |= self._contours(number, organ)
 
     @contextmanager
-    def _reading(self, attempted: str) -> Iterator[None]:
+    def _reading(self, attempted: str) -> Generator[None]:
         """One error for the many that pydicom and highdicom raise over a file that lacks something or is damaged."""
         try:
             yield

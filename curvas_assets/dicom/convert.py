@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +86,8 @@ class _Found:
     damaged: set[str] = field(default_factory=set)
     """Patients of whom an RTSTRUCT or SEG cannot be read."""
     ignored: int = 0
+    torn: Counter[Path] = field(default_factory=Counter)
+    """Folder → files that are DICOM, and cannot be read, or are empty: of whom, and of what, nobody knows."""
 
     def patient_of(self, uid: str) -> str:
         return _patient(self.slices[uid][0].header)
@@ -238,11 +240,22 @@ def _look(source: Path, author_from: AuthorFrom) -> _Found:
                     found.slices[str(header.SeriesInstanceUID)].append(Slice(path, header))
             except Exception:  # whatever pydicom raises over a file, it is none that can be used
                 found.ignored += 1
+                found.torn[path.parent] += _is_torn(path)
     people: dict[str, frozenset[str]] = defaultdict(frozenset)
     for uid, slices in found.slices.items():
         people[found.patient_of(uid)] |= identifiers(slices[0].header)
     found.sources = [replace(one, identifiers=one.identifiers | people[one.patient]) for one in found.sources]
     return found
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file that cannot be read is empty, or begins as DICOM does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return True
+    return not start or start[128:] == b"DICM"
 
 
 def _organ_of(organs: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -443,6 +456,8 @@ def _convert(
             )
         by_annotator[names.new["annotator", source.author]].append(source)
     warnings: list[str] = []
+    if torn := sum(found.torn[folder] for folder in {one.path.parent for one in series.slices}):
+        warnings.append(f"{torn} damaged files lie beside its images: a slice may be missing at either end")
     volumes: dict[str, dict[str, float]] = {}
     partial = out / f".{id_}.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -105,7 +105,7 @@ class Series:
             raise refuse(
                 "the place of an image is not known: no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
             )
-        sizes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
+        sizes = {(int(s.header.get("Rows") or 0), int(s.header.get("Columns") or 0)) for s in slices}
         position, orientation, pixel = np.array(places), np.array(directions), np.array(pixels)
         if (
             len(sizes) > 1
@@ -113,6 +113,8 @@ class Series:
             or np.abs(pixel / pixel[0] - 1).max() > SAME_DIRECTION
         ):
             raise refuse("the images of its series differ in size, voxel size or direction: a localiser among them?")
+        if not min(min(size) for size in sizes):
+            raise refuse("an image does not say how many rows and columns it has")
         if len(slices) < 2:
             raise refuse("its series has a single image, and so no distance between slices")
         along_x, along_y = orientation[0, :3], orientation[0, 3:]

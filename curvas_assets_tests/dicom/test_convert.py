@@ -407,6 +407,8 @@ DEFECTS = {
     "double": (lambda s: change(s, 3, **moved(s, 3, -3.0)), "lie where another one does"),
     "turned": (lambda s: change(s, 2, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "differ in size"),
     "no place": (lambda s: change(s, 2, ImagePositionPatient=None), "place of an image is not known"),
+    "no size": (lambda s: change(s, 2, Columns=None), "differ in size"),
+    "no sizes": (lambda s: [change(s, k, Columns=None) for k in range(6)], "how many rows and columns"),
     "frames": (lambda s: change(s, 2, NumberOfFrames=3), "several frames"),
     "cut short": (lambda s: change(s, 2, PixelData=b"\0" * 100), "slice 3 of 6 cannot be decoded"),
     "cut off": (lambda s: cut(s, 100), "slice 3 of 6 cannot be decoded"),
@@ -484,7 +486,12 @@ def test_what_is_odd_is_told(tmp_path):
     series = write_series(tmp_path / "in", "A", shape=SHAPE)
     structures = {"Liver": [RING[0], RING[-2]], "Marker": [np.array([[2.0, 3, 3]])]}
     write_rtstruct(tmp_path / "in/r.dcm", series, structures)
+    (last,) = [p for p in (tmp_path / "in").glob("A-*") if pydicom.dcmread(p).get("InstanceNumber") == SHAPE[0]]
+    last.write_bytes(b"")  # its copy was interrupted
+    (tmp_path / "in/notes.txt").write_text("no DICOM")
     (case,) = convert_dicom(tmp_path / "in", tmp_path / "out").cases
+    assert any("1 damaged files lie beside its images" in warning for warning in case.warnings)
+    assert nib.load(tmp_path / "out/P001/image.nii.gz").shape[2] == SHAPE[0] - 1
     assert any("liver has no contour on 1 slices" in warning for warning in case.warnings)
     assert any("marker is left out: point" in warning for warning in case.warnings)
 
