@@ -62,7 +62,7 @@ def main() -> None:
                 staleness = Staleness(graph, then)
                 table = forecast_study(study, staleness, Scope(), capacity).set_index("stage")
                 wall = time.perf_counter() - start
-                coming = to_come(staleness, Scope(), ASSETS)
+                coming = to_come(study, staleness, Scope(), ASSETS)
             awaited = [
                 one in coming.get(asset, ()) for asset, one in zip(cells["asset"], cells["partition"], strict=True)
             ]

@@ -14,6 +14,8 @@ from curvas_assets.errors import PatientError, StudyError
 
 PATIENT, ANY = "{patient}", "*"
 _PARTS = re.compile(r"(\{patient\}|\*)")
+_NAMES = re.compile(r"(?!\.\.?(?:/|$))[^/]+(?:/(?!\.\.?(?:/|$))[^/]+)*")
+"""A path of names alone: `*` would also fit none at all, `.` and `..`, which lead elsewhere on a disk."""
 _BESIDE = r"[A-Za-z0-9]"
 """What may not follow an id, or come before it, where `*` stands directly beside it: UKCHLL0011 is not UKCHLL001."""
 
@@ -65,7 +67,7 @@ class Found:
         files: patient → file as the study names it → the paths that match it; more than one is a mistake.
         beside: patient → what else stands in the patient's own folder.
         strange: what stands in the place of an id and is none, in the order of the listing, each once. Where ids have no form, also
-            folders without a file of the study.
+            folders without a file of the study. Of a file whose path has an empty name, `.` or `..`, the whole path.
     """
 
     own_folders: bool
@@ -157,6 +159,9 @@ class FilePaths:
         for path in paths:
             for file, pattern in self._strict:
                 patient = self._patient(pattern.fullmatch(path))
+                if patient is not None and not _NAMES.fullmatch(path):  # such as data//P1/ct.nii.gz in a bucket
+                    found.strange[path] = None
+                    break
                 if patient is not None:
                     found.files.setdefault(patient, {}).setdefault(file, []).append(path)
                     break

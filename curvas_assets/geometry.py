@@ -156,7 +156,30 @@ def require_one_reading(
     Raises:
         CurvasError: of the kind `error`; tells both readings, and a remedy that moves no voxel in the world.
     """
-    grid, header = Grid.of(image), image.header
+    require_one_header(
+        image.header,
+        Grid.of(image),
+        path,
+        spacing_tolerance_mm=spacing_tolerance_mm,
+        place_tolerance_mm=place_tolerance_mm,
+        attempted=attempted,
+        subject=subject,
+        error=error,
+    )
+
+
+def require_one_header(
+    header: Any,
+    grid: Grid,
+    path: Path | None = None,
+    *,
+    spacing_tolerance_mm: float,
+    place_tolerance_mm: float,
+    attempted: str,
+    subject: str,
+    error: type[CurvasError],
+) -> None:
+    """As `require_one_reading`, of a header and the grid that nibabel reads from it; without the file, ITK is not asked."""
     if not np.isfinite(grid.affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
         found = f"its affine is not usable: {np.round(grid.affine, 3).tolist()}"
         raise error(attempted, subject, found, "Convert it again from its DICOM series.")
@@ -204,7 +227,7 @@ def require_one_reading(
 
 
 def _other_readings(
-    path: Path, header: Any, tilt: float, attempted: str, subject: str, error: type[CurvasError]
+    path: Path | None, header: Any, tilt: float, attempted: str, subject: str, error: type[CurvasError]
 ) -> Iterator[tuple[str, Affine]]:
     """The other readers of the header and their affines: the qform if there is one beside the sform, then ITK."""
     anew = "Convert it again from its DICOM series, or save it anew with nibabel, sform and qform written."
@@ -213,6 +236,8 @@ def _other_readings(
             yield "the qform", np.asarray(header.get_qform(), np.float64)
         except (HeaderDataError, ValueError) as reason:
             raise error(attempted, subject, f"its qform is no rotation ({reason})", anew) from reason
+    if path is None:
+        return
     try:
         by_itk = itk_affine(path)
     except RuntimeError as reason:

@@ -253,7 +253,10 @@ class PatientIds(_Part):
         if self.pattern is not None and self.prefix is not None:
             raise ValueError("pattern stands in place of prefix and digits: give one or the other")
         if self.prefix is None and self.digits != type(self).model_fields["digits"].default:
-            raise ValueError(f"digits = {self.digits} takes a prefix: add it, empty if ids are numbers alone")
+            remedy = (
+                "add it, empty if ids are numbers alone" if self.pattern is None else "leave it out beside a pattern"
+            )
+            raise ValueError(f"digits = {self.digits} takes a prefix: {remedy}")
         return self
 
     @property
@@ -330,7 +333,7 @@ class PatientIds(_Part):
 ANY_ID = r"(?:[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*)"
 """Ids that may be partition keys, parts of paths and names of nnU-Net's cases; `..` would lead out of a folder."""
 LONGEST_ID = 80
-NO_IDS = (*RESERVED, "train", "validation", "test", "published_table")
+NO_IDS = (*RESERVED, "train", "validation", "test", "published_table", "other_studies")
 """Words that operations, tables and the sensor's memory have for something else than a patient."""
 NO_ENDINGS = ("_seg", ".json", ".csv", ".parquet", ".nii", ".gz")
 """Endings of files beside which a patient's stand: nnU-Net takes a case `a_seg` for the labels of `a`."""

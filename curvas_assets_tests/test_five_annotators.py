@@ -12,6 +12,7 @@ import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.local.demo import cohort_of
+from curvas_assets.stages import write_up
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
@@ -42,6 +43,7 @@ def lineage(tmp_path_factory, s3_server):
         variables = {**s3_server.environment(), "CURVAS_SCRATCH": str(tmp_path_factory.mktemp("scratch"))}
         for name, value in variables.items():
             patch.setenv(name, value)
+        patch.setattr(write_up, "IMAGE_FORMATS", ("png",))
         lineage = Lineage(study, instance)
         objects = lineage.bucket.objects()
         for path in sorted(folder.rglob("*.nii.gz")):

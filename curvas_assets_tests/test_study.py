@@ -56,7 +56,7 @@ class Lineage:
     def register(self) -> None:
         there = uploaded(self.bucket.objects(), self.bucket.layout, self.study)
         tables = table_digests(self.bucket.objects(), self.bucket.layout, self.study)
-        found = registration(self.study, Partitions.of(self.study), self.instance, there, None, tables)
+        found = registration(self.study, Partitions.of(self.study), self.instance, there.digests, None, tables)
         for request in found.dynamic_partitions_requests:
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         for event in found.asset_events:

@@ -180,7 +180,8 @@ def test_ids_of_a_pattern_are_exactly_those(tmp_path):
         ({"pattern": "A("}, ["A1"], "it is no regular expression"),
         ({"pattern": "(A|B)1"}, ["A1"], "it has a capturing group"),
         ({"pattern": "A", "prefix": "A"}, ["A"], "give one or the other"),
-        ({"digits": 4}, ["0001"], "digits = 4 takes a prefix"),
+        ({"digits": 4}, ["0001"], "digits = 4 takes a prefix: add it"),
+        ({"digits": 4, "pattern": "[0-9]+"}, ["0001"], "digits = 4 takes a prefix: leave it out beside a pattern"),
     ],
 )
 def test_ids_that_nothing_could_be_named_by_are_refused(tmp_path, patients, ids, told):

@@ -637,11 +637,21 @@ def _labels(slab: npt.NDArray[Any], study: Study, patient: str, name: str) -> tu
             f"reading {name}",
             patient,
             f"{what} (allowed: {_few((f'{value} {of}' for value, of in sorted(allowed + ignored)), 20)})",
-            "Add the values to organs in the study, or to ignored_labels if they are to be read as background."
-            if strange
-            else "Export the label map again with whole numbers.",
+            _remedy(strange),
         )
     return labels, voxels, worst
+
+
+def _remedy(strange: Sequence[int]) -> str:
+    """What to do about values that the study does not know; about labels that are no whole numbers, if there are none."""
+    if not strange:
+        return "Export the label map again with whole numbers."
+    if min(strange) < 1 or max(strange) > MOST_VALUE:  # which organs and a list of ignored values cannot name
+        return (
+            f"Give organs values from 1 to {MOST_VALUE} in the file and the background 0, or write ignored_labels: rest in the study: "
+            "all that organs does not name is then background."
+        )
+    return "Add the values to organs in the study, or to ignored_labels if they are to be read as background."
 
 
 def _few(words: Iterable[str], most: int = 5) -> str:

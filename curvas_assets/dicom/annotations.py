@@ -4,7 +4,8 @@ A voxel belongs to a contour if its centre lies within; contours of one structur
 so that a contour within another is a hole. A frame of a SEG must lie on the series' voxels.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from curvas_assets.dicom.organs import ANATOMY
 from curvas_assets.dicom.series import Series, library
-from curvas_assets.errors import PatientError
+from curvas_assets.errors import CurvasError, PatientError
 
 Mask = npt.NDArray[np.bool_]
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -152,6 +153,9 @@ class Drawn:
         source: the file.
         series: whose voxels are painted.
         subject: the patient, for messages.
+
+    Raises:
+        PatientError: the file breaks the standard, so that it cannot be opened.
     """
 
     def __init__(self, source: Source, series: Series, subject: str):
@@ -159,8 +163,9 @@ class Drawn:
         self.warnings: list[str] = []
         """What was odd, a sentence each."""
         self._into = np.linalg.inv(series.lps)
-        self._seg = library("highdicom").seg.segread(source.path, lazy_frame_retrieval=True) if source.seg else None
-        self._rois = None if source.seg else library("pydicom").dcmread(source.path)
+        with self._reading("reading an annotation"):
+            self._seg = library("highdicom").seg.segread(source.path, lazy_frame_retrieval=True) if source.seg else None
+            self._rois = None if source.seg else library("pydicom").dcmread(source.path)
 
     def paint(self, mask: Mask, numbers: Collection[int], organ: str) -> None:
         """Add structures to a mask.
@@ -172,13 +177,28 @@ class Drawn:
 
         Raises:
             PatientError: a contour lies on no slice, leaves the image or is no list of points; a frame lies off the
-                voxels.
+                voxels; the file breaks the standard.
         """
-        if self.source.seg:
-            self._paint_frames(mask, numbers, organ)
-        else:
-            for number in numbers:  # exclusive or holds within a structure; several structures are added
-                mask |= self._contours(number, organ)
+        with self._reading(f"drawing {organ}"):
+            if self.source.seg:
+                self._paint_frames(mask, numbers, organ)
+            else:
+                for number in numbers:  # exclusive or holds within a structure; several structures are added
+                    mask |= self._contours(number, organ)
+
+    @contextmanager
+    def _reading(self, attempted: str) -> Generator[None]:
+        """One error for the many that pydicom and highdicom raise over a file that lacks something or is damaged."""
+        try:
+            yield
+        except (CurvasError, MemoryError):
+            raise
+        except Exception as reason:
+            kind = "SEG" if self.source.seg else "RTSTRUCT"
+            found = f"its {kind} is damaged, or not as DICOM has it ({type(reason).__name__})"
+            raise PatientError(
+                attempted, self.subject, found, "Export it again, or leave this patient out."
+            ) from reason
 
     def _refuse(self, organ: str, found: str, remedy: str = OTHER_SERIES) -> PatientError:
         return PatientError(f"drawing {organ}", self.subject, found, remedy)

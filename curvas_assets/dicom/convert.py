@@ -5,14 +5,15 @@ is written to a file of its own, outside of the folder that is shared.
 """
 
 import csv
+import io
 import json
 import os
 import re
 import shutil
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -78,13 +79,15 @@ class Converted:
 
 @dataclass
 class _Found:
-    """All that a folder holds, by header."""
+    """All that a folder holds, by header. What names people in a patient's images is among the identifiers of each annotation."""
 
     slices: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
     sources: list[Source] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
     """Patients of whom an RTSTRUCT or SEG cannot be read."""
     ignored: int = 0
+    torn: Counter[Path] = field(default_factory=Counter)
+    """Folder → files that are DICOM, and cannot be read, or are empty: of whom, and of what, nobody knows."""
 
     def patient_of(self, uid: str) -> str:
         return _patient(self.slices[uid][0].header)
@@ -158,7 +161,8 @@ def convert_dicom(
         raise _wrong(f"prefix = {prefix!r:.40}", "Give letters, digits, _ or -.")
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise _wrong(f"{out} lies within the DICOM folder", "Give a folder elsewhere.")
-    mapping = out.with_name(f"{out.name}-identities.csv") if mapping is None else as_path(mapping, **told)
+    whole = Path(os.path.abspath(out))  # "." has no name of its own
+    mapping = whole.with_name(f"{whole.name}-identities.csv") if mapping is None else as_path(mapping, **told)
     if out.resolve() in mapping.resolve().parents:
         raise _wrong(
             f"the mapping {mapping} lies in {out}, which is to hold no identifier", "Give a file elsewhere: --mapping."
@@ -178,7 +182,10 @@ def convert_dicom(
         name = (lambda n, kept=kept: kept if n == 1 else f"{kept}-{n}") if plain else _numbered
         names.give("annotator", author, name, names.of("annotator"))
     _write_mapping(mapping, names)
-    (out / LABELS).write_text(json.dumps(labels, indent=2) + "\n")
+    try:
+        _put(out / LABELS, json.dumps(labels, indent=2) + "\n", 0o666)
+    except OSError as reason:
+        raise _wrong(f"{out / LABELS} cannot be written ({reason.strerror})", "Make room.") from reason
     cases: list[Case] = []
     refused: list[PatientError] = []
     for patient in found.patients:
@@ -233,7 +240,22 @@ def _look(source: Path, author_from: AuthorFrom) -> _Found:
                     found.slices[str(header.SeriesInstanceUID)].append(Slice(path, header))
             except Exception:  # whatever pydicom raises over a file, it is none that can be used
                 found.ignored += 1
+                found.torn[path.parent] += _is_torn(path)
+    people: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for uid, slices in found.slices.items():
+        people[found.patient_of(uid)] |= identifiers(slices[0].header)
+    found.sources = [replace(one, identifiers=one.identifiers | people[one.patient]) for one in found.sources]
     return found
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file that cannot be read is empty, or begins as DICOM does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return True
+    return not start or start[128:] == b"DICM"
 
 
 def _organ_of(organs: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -271,9 +293,14 @@ def _labels(
     labels: dict[str, int] = {}
     if path.is_file():
         try:
-            labels = {str(organ): int(value) for organ, value in json.loads(path.read_text()).items()}
+            labels = {str(organ): int(value) for organ, value in json.loads(path.read_text(encoding="utf-8")).items()}
+            if len(set(labels.values())) < len(labels) or not all(
+                1 <= value <= MOST_LABELS for value in labels.values()
+            ):
+                raise ValueError(f"values are not {len(labels)} different ones from 1 to {MOST_LABELS}")
         except (ValueError, TypeError, AttributeError) as reason:
-            raise _wrong(f"{path} is no table of labels ({reason})", "Remove it, or give another folder.") from reason
+            remedy = "Mend it: the label maps that stand beside it hold its values. Or give another folder."
+            raise _wrong(f"{path} is no table of labels ({reason})", remedy) from reason
     if organs is None:
         told = {
             organ
@@ -325,17 +352,30 @@ def _read_mapping(path: Path) -> _Names:
 
 def _write_mapping(path: Path, names: _Names) -> None:
     """The mapping, which its owner alone may read from the first byte on."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    writer.writerows([*key, new] for key, new in sorted(names.new.items()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, stat.S_IRUSR | stat.S_IWUSR)
-        os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)
-        with open(descriptor, "w", newline="", encoding="utf-8") as file:
-            file.truncate()
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows([*key, new] for key, new in sorted(names.new.items()))
+        _put(path, text.getvalue(), stat.S_IRUSR | stat.S_IWUSR)
     except OSError as reason:
         raise _wrong(f"the mapping {path} cannot be written ({reason.strerror})", "Give another file.") from reason
+
+
+def _put(path: Path, text: str, mode: int) -> None:
+    """A file in the place of an earlier one, which stays whole until the new one is: nothing else knows who is who."""
+    path = path.resolve()
+    part = path.with_name(f".{path.name}.partial")
+    part.unlink(missing_ok=True)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", newline="", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # One patient ----------------------------------------------------------------------------------------------------------
@@ -404,7 +444,7 @@ def _convert(
     out: Path,
 ) -> Case:
     series = Series.of(found.slices[uid], attempted="reading its series", subject=id_)
-    people = identifiers(series.slices[0].header).union(*(source.identifiers for source in sources))
+    people = frozenset[str]().union(*(source.identifiers for source in sources))
     by_annotator: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
         if source.author is None:
@@ -416,6 +456,8 @@ def _convert(
             )
         by_annotator[names.new["annotator", source.author]].append(source)
     warnings: list[str] = []
+    if torn := sum(found.torn[folder] for folder in {one.path.parent for one in series.slices}):
+        warnings.append(f"{torn} damaged files lie beside its images: a slice may be missing at either end")
     volumes: dict[str, dict[str, float]] = {}
     partial = out / f".{id_}.partial"
     shutil.rmtree(partial, ignore_errors=True)

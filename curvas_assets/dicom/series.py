@@ -70,13 +70,11 @@ class Series:
 
     Args:
         uid: SeriesInstanceUID.
-        frame: FrameOfReferenceUID; empty if there is none.
         slices: in the order of the grid's axis Z, along the normal of the slices (rows × columns).
         grid: of the voxels (Z, Y, X): a file's rows are Y, its columns X.
     """
 
     uid: str
-    frame: str
     slices: tuple[Slice, ...]
     grid: Grid
 
@@ -107,7 +105,7 @@ class Series:
             raise refuse(
                 "the place of an image is not known: no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
             )
-        sizes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
+        sizes = {(int(s.header.get("Rows") or 0), int(s.header.get("Columns") or 0)) for s in slices}
         position, orientation, pixel = np.array(places), np.array(directions), np.array(pixels)
         if (
             len(sizes) > 1
@@ -115,6 +113,8 @@ class Series:
             or np.abs(pixel / pixel[0] - 1).max() > SAME_DIRECTION
         ):
             raise refuse("the images of its series differ in size, voxel size or direction: a localiser among them?")
+        if not min(min(size) for size in sizes):
+            raise refuse("an image does not say how many rows and columns it has")
         if len(slices) < 2:
             raise refuse("its series has a single image, and so no distance between slices")
         along_x, along_y = orientation[0, :3], orientation[0, 3:]
@@ -134,12 +134,7 @@ class Series:
             )
         rows, columns = sizes.pop()
         grid = Grid((len(slices), rows, columns), LPS @ affine)
-        return cls(
-            str(first.SeriesInstanceUID),
-            str(first.get("FrameOfReferenceUID") or ""),
-            tuple(slices[i] for i in order),
-            grid,
-        )
+        return cls(str(first.SeriesInstanceUID), tuple(slices[i] for i in order), grid)
 
     @property
     def lps(self) -> npt.NDArray[np.float64]:

@@ -62,13 +62,14 @@ def typed_as(program: str, state: Path, study: str = DEMO_STUDY, *, data: str = 
         chosen = [
             "" if study == DEMO_STUDY else f" STUDY={shlex.quote(study)}",
             f" DATA={shlex.quote(data)}" if data else "",
+            "" if state.resolve() == state_of(study).resolve() else f" STATE={shlex.quote(str(state))}",
         ]
         return f"make {program}{''.join(chosen)}"
     chosen = [
         "" if study == DEMO_STUDY else f" --study {shlex.quote(study)}",
         f" --data {shlex.quote(data)}" if data else "",
     ]
-    return f"python -m curvas_assets.local.{program} --state {state}{''.join(chosen)}"
+    return f"python -m curvas_assets.local.{program} --state {shlex.quote(str(state))}{''.join(chosen)}"
 
 
 def state_of(study: str) -> Path:

@@ -23,7 +23,7 @@ from curvas_assets.cohort.discovery.proposal import (
     study_name,
     told_in_order,
 )
-from curvas_assets.cohort.discovery.survey import described
+from curvas_assets.cohort.discovery.survey import counted, described
 from curvas_assets.cohort.discovery.tables import plain_name
 from curvas_assets.errors import CurvasError, StorageError, StudyError
 from curvas_assets.inputs import existing_folder
@@ -51,6 +51,7 @@ class FolderSource:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._unreadable: list[str] = []
 
     @property
     def name(self) -> str:
@@ -58,17 +59,38 @@ class FolderSource:
 
     def files(self) -> list[Listed]:
         found, seen = list[Listed](), set[str]()
-        for place, folders, names in os.walk(self.folder, followlinks=True):
+        self._unreadable = []
+        for place, folders, names in os.walk(self.folder, onerror=self._note, followlinks=True):
             if (real := os.path.realpath(place)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+            folders[:] = [name for name in sorted(folders) if self._is_told(place, name)]
             for name in sorted(names):
                 path = Path(place, name)
-                if not name.startswith(HIDDEN) and path.is_file():
+                if self._is_told(place, name) and path.is_file():
                     found.append(Listed(path.relative_to(self.folder).as_posix(), path.stat().st_size))
         return found
+
+    def unreadable(self) -> list[str]:
+        return list(self._unreadable)
+
+    def _is_told(self, place: str, name: str) -> bool:
+        """Whether a file or folder is looked at: hidden ones are not, and names that are no UTF-8 cannot stand in a study or a bucket."""
+        if name.startswith(HIDDEN):
+            return False
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            self._unreadable.append(self._told(os.path.join(place, name)))
+            return False
+        return True
+
+    def _note(self, error: OSError) -> None:
+        self._unreadable.append(self._told(str(error.filename)))
+
+    def _told(self, path: str) -> str:
+        return os.fsencode(os.path.relpath(path, self.folder)).decode("utf-8", "backslashreplace")
 
     def beginning(self, path: str, length: int) -> bytes:
         with (self.folder / path).open("rb") as file:
@@ -108,6 +130,9 @@ class BucketSource:
     def beginning(self, path: str, length: int) -> bytes:
         length = min(length, self._sizes[path])
         return self.objects.get_range(f"{self.prefix}/{path}", 0, length) if length else b""
+
+    def unreadable(self) -> list[str]:
+        return []
 
     @contextmanager
     def whole(self, path: str) -> Generator[Path]:
@@ -273,9 +298,12 @@ def summary(found: Survey, options: Options, out: Path, folder: Path | None) -> 
     sets, origin = propose_sets(found, options)
     counts = ", ".join(f"{len(of)} {name}" for name, of in sets.items() if of)
     lines = [
-        f"{found.name}: {len(found.layout.patients)} patients, {len(found.usable)} usable",
+        f"{found.name}: {counted(len(found.layout.patients), 'patient')}, {len(found.usable)} usable",
         f"  scan        {', '.join(role.pattern for role in found.layout.channels)}{' (CT)' if found.ct else ''}",
-        *(f"  {role.name:<11} {role.pattern} ({len(role.files)} patients)" for role in found.layout.annotators),
+        *(
+            f"  {role.name:<11} {role.pattern} ({counted(len(role.files), 'patient')})"
+            for role in found.layout.annotators
+        ),
         f"  labels      {_values(found.values)}{f', names from {found.told.labels_from}' if found.told.labels_from else ''}",
         f"  voxels      {shape}, {spacing} mm (Z × Y × X), {order}",
         f"  sets        {counts or 'none'}, from {origin}",
@@ -288,7 +316,7 @@ def summary(found: Survey, options: Options, out: Path, folder: Path | None) -> 
     lines += ["", f"Written: {out}, with a comment beside each field"]
     if problems := told_of(out):
         lines += ["It does not load yet:", *(f"  {problem}" for problem in problems)]
-    lines.append(f"Next:    {next_step(out, folder)}")
+    lines.append(f"{'Then' if problems else 'Next'}:    {next_step(out, folder)}")
     return "\n".join(lines)
 
 
@@ -300,9 +328,9 @@ def next_step(out: Path, folder: Path | None) -> str:
     """The command that runs the study."""
     if folder is None:
         return f"export CURVAS_STUDY={out.resolve()}, and launch the job study"
-    from curvas_assets.local.deployment import typed_as
+    from curvas_assets.local.deployment import state_of, typed_as
 
-    return typed_as("study", Path(f".state-{out.stem}"), str(out), data=str(folder))
+    return typed_as("study", state_of(str(out)), str(out), data=str(folder))
 
 
 if __name__ == "__main__":

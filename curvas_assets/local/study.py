@@ -106,7 +106,7 @@ def bring_patients(study: Study, settings: S3Settings, folder: Path, tell: Progr
     if absent := sorted(named - here):
         reasons = {one: done.refused.get(one, f"it is not in {folder}") for one in absent}
         lines = "\n".join(
-            f"  {one}: {json.dumps(_short(one, why), ensure_ascii=False)}" for one, why in reasons.items()
+            f"  {json.dumps(one)}: {json.dumps(_short(one, why), ensure_ascii=False)}" for one, why in reasons.items()
         )
         raise PatientError(
             "bringing the patients",

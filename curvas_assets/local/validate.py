@@ -1,9 +1,4 @@
-"""`curvas-validate`: tells everything that is wrong with a study file, each with its line.
-
-curvas-validate my-study.yaml                     # file:line: field: what is wrong
-curvas-validate my-study.yaml --data ~/cohort     # also whether the files that it names are there
-curvas-validate --schema                          # the JSON schema of study files, for editors
-"""
+"""`curvas-validate`: tells everything that is wrong with a study file, each with its line."""
 
 import argparse
 import re
@@ -13,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from curvas_assets.cohort import find_patients
-from curvas_assets.errors import CurvasError, StudyError
+from curvas_assets.errors import CurvasError, PatientError, StudyError
 from curvas_assets.inputs import existing_folder
 from curvas_assets.study import Study, built_in_studies, load_study, problems_in
 from curvas_assets.study_file import read_study_file
 from curvas_assets.study_schema import schema_text
 
 EXAMPLES = """\
-
+  curvas-validate my-study.yaml                     # file:line: field: what is wrong
+  curvas-validate my-study.yaml --data ~/cohort     # also whether the files that it names are there
+  curvas-validate --schema                          # the JSON schema of study files, for editors
 """
 MOST_NAMED = 8
 
@@ -62,7 +59,9 @@ def told_of(study: str | Path, data: Path | None = None) -> list[str]:
     source = str(study)
     if source not in built_in_studies():
         try:
-            file = read_study_file(Path(study), source, f"Name a file, or one of {', '.join(built_in_studies())}.")
+            file = read_study_file(
+                Path(study).expanduser(), source, f"Name a file, or one of {', '.join(built_in_studies())}."
+            )
         except StudyError as error:
             line = re.search(r"\bline (\d+)", error.found)
             return [f"{source}:{f'{line[1]}:' if line else ''} {error.found}. {error.remedy}"]
@@ -72,21 +71,27 @@ def told_of(study: str | Path, data: Path | None = None) -> list[str]:
 
 
 def missing_files(study: Study, data: Path) -> Iterator[str]:
-    """What the study names and a folder does not hold: scans, patients whom no annotator has drawn, and training patients of those
-    whom models learn from.
+    """What the study names and a folder does not hold, or holds twice: scans, patients whom no annotator has drawn, and training
+    patients of those whom models learn from.
 
     Raises:
         StudyError: there is no such folder.
     """
     told: Any = {"attempted": "comparing the study with its data", "subject": study.name, "error": StudyError}
     folder = existing_folder(data.expanduser(), **told)
-    files = find_patients(folder, study).found.files
+    found = find_patients(folder, study).found
+    files = found.files
     patients = sorted({one for members in study.sets.values() for one in members if one not in study.exclusions})
     scans = {file: {one for one in patients if file in files.get(one, ())} for file in study.image_files}
     drawn = {of.name: {one for one in patients if of.file in files.get(one, ())} for of in study.annotators}
+    for one in patients:
+        try:
+            found.files_of(one)
+        except PatientError as error:
+            yield f"sets: {error}"
     for file, of in scans.items():
         if without := [one for one in patients if one not in of]:
-            yield f"image: {file} is not there for {_some(without)} in {folder}"
+            yield f"{'channels' if study.channels else 'image'}: {file} is not there for {_some(without)} in {folder}"
     if without := [one for one in patients if not any(one in of for of in drawn.values())]:
         yield f"annotators: no label map is there for {_some(without)} in {folder}"
     for annotator in study.annotators:

@@ -136,6 +136,12 @@ class Needs:
         return pod
 
 
+CHANNEL_GIB = 1.7
+"""What each channel of a scan beyond the first takes, GiB: float32 of 866 × 512 × 512 voxels as they are read, and on the target grid;
+or, at intake, of twice the voxels."""
+WHOLE_SCAN_GIB = 3.6
+"""What a normalisation that looks at the whole scan takes, GiB: at that size, 17 bytes a voxel
+(`segmentation.preprocessing.NORMALISING_BYTES`)."""
 MOST_CLASSES_MEASURED = 9
 """Eight organs and the background: up to here, hours and what is held beside the voxels were measured; beyond, they grow with them."""
 
@@ -156,7 +162,7 @@ class StageNeeds:
 
     @classmethod
     def of(cls, study: Study) -> "StageNeeds":
-        """Needs scaled by the study's settings: annotators, classes, loader processes, GPU memory, epochs.
+        """Needs scaled by the study's settings: annotators, classes, channels, loader processes, GPU memory, epochs.
 
         Hours are the study's own (its report, table 4: a training 24 h, a volume 1 h, an ensemble 2 h, a patient's
         scores 1 h) and upper bounds here. Two steps of the greediest stage fit on Onyxia's 100 GB of disk.
@@ -176,8 +182,13 @@ class StageNeeds:
             table=Needs(cpus=1, memory_gib=4, hours=0.1, scratch_gib=2),
             # A CT of 866 × 512 × 512 takes 0.4 GiB as int16, an annotation 0.2: 1.3 measured with three. Twice the voxels,
             # and a CT that is stored as float64 (1.7), fit.
-            intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators, hours=0.1, scratch_gib=5),
-            dataset=Needs(cpus=2, memory_gib=PREPROCESSING_GIB + _kept_labels_gib(study), hours=2, scratch_gib=40),
+            intake=Needs(cpus=2, memory_gib=3 + 0.5 * annotators + ceil(_further_gib(study)), hours=0.1, scratch_gib=5),
+            dataset=Needs(
+                cpus=2,
+                memory_gib=PREPROCESSING_GIB + _kept_labels_gib(study) + ceil(_further_gib(study) + _whole_gib(study)),
+                hours=2,
+                scratch_gib=40,
+            ),
             training=Needs(
                 cpus=AUTO_LOADERS_CPUS if training.loader_workers == "auto" and workers else max(4, 2 + workers),
                 memory_gib=LARGE_MEMORY_GIB
@@ -188,7 +199,13 @@ class StageNeeds:
                 **gpu,
             ),
             # Logits of every class at full size, beside the scan.
-            prediction=Needs(cpus=4, memory_gib=6 + 2.5 * classes, hours=longer, scratch_gib=20, **gpu),
+            prediction=Needs(
+                cpus=4,
+                memory_gib=6 + 2.5 * classes + ceil(_further_gib(study) + _whole_gib(study)),
+                hours=longer,
+                scratch_gib=20,
+                **gpu,
+            ),
             # Streamed: with nine members, 1.6 GiB measured on two cores (`benchmarks.volumes`).
             ensembling=Needs(cpus=2, memory_gib=max(8, ceil(_streamed_gib(study))), hours=2 * longer, scratch_gib=20),
             scoring=Needs(
@@ -209,6 +226,16 @@ class StageNeeds:
             ),
             report=Needs(cpus=2, memory_gib=REPORT_GIB, hours=0.5, scratch_gib=5),
         )
+
+
+def _further_gib(study: Study) -> float:
+    """What the channels beyond the first take, GiB."""
+    return CHANNEL_GIB * (len(study.images) - 1)
+
+
+def _whole_gib(study: Study) -> float:
+    """What normalisations take of which one looks at the whole scan, GiB; channels are normalised one after the other."""
+    return WHOLE_SCAN_GIB * any(channel.normalisation in ("zscore", "rescale_to_0_1") for channel in study.images)
 
 
 def _kept_gib(study: Study) -> float:
@@ -256,10 +283,11 @@ def _kept_labels_gib(study: Study) -> float:
 
 
 def _batch_gib(study: Study) -> float:
-    """About the size of a training batch with its targets, GiB; with soft labels, of theirs."""
+    """About the size of a training batch with its targets, GiB; with all channels, and with soft labels of theirs."""
     plans, a_voxel = study.plans, BYTES_A_VOXEL
     if any(study.fusion(label) == "soft" for label in study.label_names):
         a_voxel = 4 + SOFT_BYTES_A_VOXEL * len(study.class_names)
+    a_voxel += 4 * (len(study.images) - 1)
     if plans.patch_size is not None and plans.batch_size is not None:
         return plans.batch_size * prod(plans.patch_size) * a_voxel / 2**30
     planned = BATCH_GIB_A_GB * (plans.gpu_memory_gb or PLANNED_GPU_GB.get(plans.planner, 8))

@@ -34,6 +34,7 @@ from curvas_assets.stages.table import (
     SCAN,
     TEST_SCAN,
     TRAINED_MODEL,
+    TRAINING_CASES,
     VARIANT_SOFTMAX,
     Asset,
 )
@@ -142,10 +143,11 @@ def coming_of_study(
     study: Study, staleness: Staleness, scope: Scope, assets: Collection[str] | None = None
 ) -> dict[str, list[str]]:
     """What `to_come` says of the study's assets, or of those that are named."""
-    return to_come(staleness, scope, [row for row in _rows(study, staleness) if assets is None or row.name in assets])
+    rows = [row for row in _rows(study, staleness) if assets is None or row.name in assets]
+    return to_come(study, staleness, scope, rows)
 
 
-def to_come(staleness: Staleness, scope: Scope, rows: Sequence[Asset]) -> dict[str, list[str]]:
+def to_come(study: Study, staleness: Staleness, scope: Scope, rows: Sequence[Asset]) -> dict[str, list[str]]:
     """Asset → partitions that will be made (`""` of a table): those that are due, and those made from them.
 
     A cell that is up to date counts too if one of its inputs will be made again, unless that is expected to turn out as it
@@ -170,20 +172,24 @@ def to_come(staleness: Staleness, scope: Scope, rows: Sequence[Asset]) -> dict[s
             if any(not changing[parent].isdisjoint(staleness.inputs(key, partition, parent)) for parent in above):
                 found.add(partition)
         coming[key] = found
-        changing[key] = {one for one in found if not _likely_as_it_was(staleness, by_key[key], key, one)}
+        changing[key] = {one for one in found if not _likely_as_it_was(study, staleness, by_key[key], one)}
     return {row.name: sorted(str(one or "") for one in coming[key]) for key, row in by_key.items() if coming.get(key)}
 
 
-def _likely_as_it_was(staleness: Staleness, row: Asset, key: dg.AssetKey, partition: str | None) -> bool:
+def _likely_as_it_was(study: Study, staleness: Staleness, row: Asset, partition: str | None) -> bool:
     """Whether a partition that will be made again is expected to turn out as it was.
 
     That is so of a bridge all of whose changed inputs are read again because the study file now says otherwise how to read
-    them, as when an annotator joins: the patients' other files are taken to be as they were. And of what is made again only
-    because this version of the platform gives it other inputs than the one that made it.
+    them, as when an annotator joins: the patients' other files are taken to be as they were, unless everybody's files pass
+    the bridge. And of what is made again only because this version of the platform gives it other inputs than the one that
+    made it.
     """
+    key = key_of(row)
     if not staleness.made(key, partition):
         return False
     if reasons := staleness.status(key, partition).reasons:
+        if row is TRAINING_CASES and NEW_CODE in reasons and _takes_everybody(study, str(partition)):
+            return False
         if all(one.startswith((NEW_INPUT, REMOVED_INPUT)) for one in reasons):
             return True
         if any(one != NEW_CODE for one in reasons):
@@ -199,6 +205,11 @@ def _likely_as_it_was(staleness: Staleness, row: Asset, key: dg.AssetKey, partit
     return all(one.status is StaleStatus.FRESH or NEW_CODE in one.reasons for one in found)
 
 
+def _takes_everybody(study: Study, label: str) -> bool:
+    """Whether the dataset of a training label is made of the label maps of all annotators."""
+    return study.fusion(label) is not None or study.plans.shared_intensity_statistics
+
+
 def told_of_trainings(staleness: Staleness, coming: Mapping[str, Collection[str]]) -> list[str]:
     """A sentence about models that exist and will be trained again, with the cause; none if there are none.
 
@@ -206,17 +217,22 @@ def told_of_trainings(staleness: Staleness, coming: Mapping[str, Collection[str]
         staleness: what there is.
         coming: what is to come, from `to_come`.
     """
-    key, above = key_of(TRAINED_MODEL), key_of(PREPROCESSED_DATASET)
+    key, above = key_of(TRAINED_MODEL), (key_of(PREPROCESSED_DATASET), key_of(TRAINING_CASES))
     again = [one for one in coming.get(TRAINED_MODEL.name, ()) if staleness.made(key, one)]
     if not again:
         return []
-    datasets = sorted({str(one) for model in again for one in staleness.inputs(key, model, above)})
+    labels = sorted({str(one) for model in again for one in staleness.inputs(key, model, above[0])})
     reasons = {reason for model in again for reason in staleness.status(key, model).reasons}
     reasons |= {
-        reason for one in datasets if staleness.made(above, one) for reason in staleness.status(above, one).reasons
+        reason
+        for asset in above
+        for one in labels
+        if staleness.made(asset, one)
+        for reason in staleness.status(asset, one).reasons
     }
     cause = (
-        "the study file has other training patients, organs, plans or settings of the training than they were made with"
+        "the study file has other training patients, annotators, images, organs, plans or settings of the training than they "
+        "were made with"
         if NEW_CODE in reasons
         else "files of training patients, or the datasets themselves, are others than they learned from"
     )

@@ -37,7 +37,7 @@ NO_TABLE = "none"
 OF_OTHERS = (PUBLISHED_TABLE, OTHER_STUDIES)
 """External assets that are tables of others in the bucket."""
 ARRIVING = timedelta(minutes=15)
-"""A patient who lacks an annotator's file is followed only when no file has come for this long."""
+"""A patient who lacks a file of the study is followed only when no file has come for this long."""
 LAUNCHERS = {"study", "refresh_scores"}
 """Jobs that make scores stage by stage, in several runs: between two of these runs, only some scores are new."""
 
@@ -59,7 +59,9 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
             tables = table_digests(objects, layout, study)
         except StorageError as error:
             return dg.SkipReason(str(error))
-        return registration(study, partitions, context.instance, there, context.cursor, tables)
+        return registration(
+            study, partitions, context.instance, there.digests, context.cursor, tables, there.lacking, there.strange
+        )
 
     @dg.sensor(
         name="follow_new_patients",
@@ -85,7 +87,7 @@ def build(study: Study, partitions: Partitions, jobs: dict[str, Any]) -> list[dg
         requests = list(due_for_patients(study, staleness, ready, there.digests))
         yield from requests
         if not requests:
-            wait = _named("; these lack an annotator's file, and may still be on their way", arriving)
+            wait = _named("; these lack a file, which may still be on its way", arriving)
             yield dg.SkipReason(
                 f"{len(known)} patients, nothing missing that could be made now{_told_of_fits(staleness)}{wait}"
             )
@@ -161,9 +163,11 @@ def registration(
     study: Study,
     partitions: Partitions,
     instance: dg.DagsterInstance,
-    there: Uploaded,
+    digests: Mapping[str, str],
     cursor: str | None,
     tables: Mapping[str, str] | None = None,
+    lacking: Mapping[str, Sequence[str]] | None = None,
+    strange: Sequence[str] = (),
 ) -> dg.SensorResult | dg.SkipReason:
     """What changes after a look at the bucket: partitions to add and remove, and one observation per changed patient.
 
@@ -174,12 +178,14 @@ def registration(
         study: whose id pattern and sets decide.
         partitions: the study's.
         instance: which partitions there are.
-        there: what is below the data prefix.
+        digests: patient → digest of the files that there are.
         cursor: what was seen last time, JSON patient → digest.
         tables: external asset → digest of the tables of others that there are.
+        lacking: patient → annotators whose file is not there.
+        strange: what stands in the place of an id, and is no patient of this study.
     """
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    found = dict(there.digests)
+    found = dict(digests)
     patients = sorted(p for p in found if p not in study.exclusions)
     known = current_keys(partitions.patient, instance)
     added = {
@@ -191,8 +197,8 @@ def registration(
     }
     removed = {part: part.orphans(instance) for part in (partitions.patient, partitions.test_patient)}
     changed = [p for p in patients if seen.get(p) != found[p]]
-    lacking = [f"{p} ({', '.join(there.lacking[p])})" for p in patients if p in there.lacking]
-    told = _remarks(there.strange, removed, sorted(set(known) - set(patients)), lacking)
+    incomplete = [f"{p} ({', '.join(lacking[p])})" for p in patients if p in lacking] if lacking else []
+    told = _remarks(strange, removed, sorted(set(known) - set(patients)), incomplete)
     told += "".join(f"; {role}" for role in roles_of(study, added[partitions.patient]))
     observed: list[dg.AssetObservation | dg.AssetMaterialization] = [
         dg.AssetObservation(asset_key(PATIENT_FILES), partition=p, tags={DATA_VERSION: found[p]}) for p in changed
@@ -218,7 +224,7 @@ def registration(
 
 
 def _remarks(
-    strange: list[str], removed: Mapping[StudyPatients, list[str]], gone: list[str], lacking: list[str]
+    strange: Sequence[str], removed: Mapping[StudyPatients, list[str]], gone: list[str], lacking: list[str]
 ) -> str:
     """What people should know beside the counts: names of at most five each."""
     parts = [("not named like a patient of this study, or without a file of it", strange)]
@@ -237,13 +243,15 @@ def _named(what: str, names: Sequence[str], most: int = 5) -> str:
 
 
 def still_arriving(there: Uploaded, now: datetime | None) -> list[str]:
-    """Patients who lack an annotator's file and whose newest file is so young that an upload may still be going on.
+    """Patients who lack a file of the study and whose newest file is so young that an upload may still be going on.
 
     Args:
         there: what is below the data prefix.
         now: on the store's clock. Where the store does not say what time it is, nobody is waited for.
     """
-    newest = {patient: there.newest(patient) for patient in there.lacking}
+    files = there.found.files
+    lacking = [patient for patient in there.found.patients if len(files.get(patient, ())) < len(there.study.files)]
+    newest = {patient: there.newest(patient) for patient in lacking}
     return [patient for patient, at in newest.items() if at is not None and now is not None and now - at < ARRIVING]
 
 
@@ -261,7 +269,10 @@ def register(context: dg.OpExecutionContext, study: Study, partitions: Partition
     before = {one: context.instance.get_latest_data_version_record(asset_key(one)) for one in OF_OTHERS}
     cursor = json.dumps({one: _version(record.asset_materialization) for one, record in before.items() if record})
     tables = table_digests(objects, layout, study)
-    found = registration(study, partitions, context.instance, uploaded(objects, layout, study), cursor, tables)
+    there = uploaded(objects, layout, study)
+    found = registration(
+        study, partitions, context.instance, there.digests, cursor, tables, there.lacking, there.strange
+    )
     if isinstance(found, dg.SkipReason):
         context.log.info(found.skip_message)
         return []

@@ -35,6 +35,7 @@ from curvas_assets.orchestration.dagster_internals import (
 from curvas_assets.orchestration.partitions import StudyGrid, by_dimension, current_keys
 from curvas_assets.stages.stored import AVERAGED
 from curvas_assets.stages.table import (
+    ASSETS,
     CALIBRATORS,
     ENSEMBLE_SOFTMAX,
     PREDICTED,
@@ -43,6 +44,7 @@ from curvas_assets.stages.table import (
     SOFTMAX,
     TRAINED_MODEL,
     TRAINING_CASES,
+    VIEWER_PREVIEW,
 )
 from curvas_assets.storage.layout import Cell, patient_of
 
@@ -56,9 +58,10 @@ MADE, ELSEWHERE = "made", "elsewhere, and uploaded"
 """Metadata of what people uploaded."""
 NEW_CODE, NEW_INPUT, REMOVED_INPUT = "has a new code version", "has a new dependency on", "removed dependency on"
 """Reasons why a partition is out of date, or how they begin, in Dagster's words."""
+BRIDGE_NAMES = {row.name for row in ASSETS if row.bridge}
 UPLOADABLE = (PREPROCESSED_DATASET, TRAINED_MODEL, SOFTMAX)
 UPLOADABLE_NAMES = {row.name for row in UPLOADABLE}
-OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES)
+OF_MODELS = (*PREDICTED, ENSEMBLE_SOFTMAX, SCORES, VIEWER_PREVIEW)
 """What is made of models for each patient, in order."""
 NOT_NEEDED_NAMES = UPLOADABLE_NAMES | {row.name for row in (TRAINING_CASES, *OF_MODELS)}
 
@@ -150,7 +153,7 @@ class Staleness:
 
     def _not_predicted(self, models: set[str]) -> dict[dg.AssetKey, set[str]]:
         """What is missing of patients on whom things are only fitted, because these models are not here: their predictions,
-        what is made of these, and scores. What calibrators are fitted to is needed all the same.
+        what is made of these, scores and previews. What calibrators are fitted to is needed all the same.
         """
         grid = self.graph.get(key_of(SOFTMAX)).partitions_def
         patients = grid.fitting if isinstance(grid, StudyGrid) else frozenset()
@@ -306,6 +309,18 @@ class Staleness:
             for one in self._parent_partitions(key, partition, parent):
                 if self._has_changed(provenance, records.latest(partition), of_parent, one):
                     yield f"{name}{f' of {one}' if one else ''} has a new data version"
+                elif name in BRIDGE_NAMES and not of_parent.has(one):
+                    yield from self._behind(parent, one, records.latest(partition))
+
+    def _behind(self, bridge: dg.AssetKey, partition: str | None, made: int) -> Iterator[str]:
+        """What has changed behind a bridge that is not there, since event `made`: of a dataset that was uploaded, or whose
+        training cases were wiped, nothing else would tell.
+        """
+        for parent in sorted(self.graph.get(bridge).parent_keys):
+            behind = self._of(parent)
+            for one in map(str, self._parent_partitions(bridge, partition, parent)):
+                if behind.latest(one) > made and behind.version(one) != behind.version_as_of(made, one):
+                    yield f"{name_of(parent)} of {one} has a new data version"
 
     def _other_members(self, key: dg.AssetKey, partition: str, averaged: Collection[str]) -> Iterator[str]:
         """Whether an ensemble is the mean of others than its members now. A code version with the members of all ensembles

@@ -90,7 +90,7 @@ def images(chart: Chart, image_formats: Sequence[ImageFormat]) -> dict[ImageForm
             buffer = io.BytesIO()
             figure.savefig(buffer, format=image_format, dpi=DPI, metadata=dateless[image_format])
             drawn[image_format] = buffer.getvalue()
-            figure.set_layout_engine("none")  # the layout takes most of the time, and stays
+            figure.set_layout_engine(None)  # what is laid out stays so; with "none" each format is drawn twice
     return drawn
 
 

@@ -48,6 +48,7 @@ class Contents:
         annotators: their names.
         order: by what patients are ordered, as shown.
         metric: whose value stands beside each patient; empty for none.
+        values: organ → its value in the label maps that people get (`full/…/labels.nii.gz`); its class where left out.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Contents:
     annotators: Sequence[str]
     order: str
     metric: str = ""
+    values: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,15 +131,16 @@ class Bundle:
             value: of the metric that patients are ordered by.
 
         Returns:
-            Whether there was room; else the patient is named among those left out.
+            Whether there was room; else the patient is named among those left out, and so is each one that follows.
         """
         is_first = patient not in self._patients
         stem = patient if is_first else f"{patient}.{predictor}"
         name = f"viewer/data/{stem}.js"
         script = volumes_script(name, facts, folder)
-        if patient in self.omitted or self.size + len(script) > self.limit_bytes:
-            if is_first and patient not in self.omitted:
-                self.omitted.append(patient)
+        is_over = self.size + len(script.encode()) > self.limit_bytes
+        if is_first and (is_over or self.omitted):  # no better one takes the place of one that was left out
+            self.omitted.append(patient)
+        if is_over or patient in self.omitted:
             return False
         self._write(name, script)
         value = None if value is None or pd.isna(value) else float(value)
@@ -175,9 +178,15 @@ class Bundle:
             "generated": contents.generated,
             "order": contents.order,
             "metric": contents.metric,
+            "column": contents.words.column("patient"),
             "organs": [
-                {"id": name, "name": contents.words.organ(name), "colour": colour}
-                for name, colour in contents.organs.items()
+                {
+                    "id": name,
+                    "name": contents.words.organ(name),
+                    "colour": colour,
+                    "value": contents.values.get(name, label),
+                }
+                for label, (name, colour) in enumerate(contents.organs.items(), 1)
             ],
             "annotators": list(contents.annotators),
             "patients": [
@@ -196,7 +205,8 @@ class Bundle:
                 "writing a bundle",
                 contents.title,
                 f"{', '.join(found)} would tell the store's address, a key or a folder of this machine",
-                "Report it; nothing was written.",
+                "Nothing was written. Take it out of the study file if it stands there (title, report.data_statement, …); else "
+                "report it.",
             )
 
     def _write(self, name: str, text: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from curvas_assets.errors import CorruptArtefactError, MissingArtefactError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, StatisticsError
 from curvas_assets.stages import schemas
 from curvas_assets.stages.checks import Check
 from curvas_assets.stages.toolkit import Toolkit
@@ -29,6 +29,7 @@ from curvas_assets.statistics import (
 )
 from curvas_assets.statistics.challenge import STANDINGS
 from curvas_assets.storage.objects import ObjectStore
+from curvas_assets.storage.ownership import owner_of
 from curvas_assets.storage.tables import read_table, table_version
 from curvas_assets.study import Family, Statistics, Study
 
@@ -106,14 +107,22 @@ def compare_others(tools: Toolkit, scores: pd.DataFrame) -> tuple[pd.DataFrame, 
     for name, metrics in study.compare_with.items():
         key = tools.layout.scores_of_other(metrics)
         try:
+            owner = owner_of(tools.objects, tools.layout.owner(metrics))
+            if owner not in (None, name):
+                problems.append(
+                    f"{name}: below {tools.objects.name}/{metrics} stand the scores of {owner}; name its own prefix"
+                )
+                continue
             theirs = read_table(tools.objects, key, schemas.SCORES)
+            found = compare_studies(
+                scores, theirs, study.statistics, names=(study.name, name), families=get_args(Family)
+            )
         except MissingArtefactError:
             problems.append(f"{name}: there is no {tools.objects.name}/{key}; its study_scores has not been made there")
             continue
-        except CorruptArtefactError as error:
+        except (CorruptArtefactError, StatisticsError) as error:
             problems.append(f"{name}: its scores cannot be read: {error}")
             continue
-        found = compare_studies(scores, theirs, study.statistics, names=(study.name, name), families=get_args(Family))
         if found.empty:
             problems.append(f"{name}: it shares no patient with this study, or no family with a primary metric")
         parts.append(found)

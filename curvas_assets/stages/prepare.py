@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curvas_assets.cohort import PatientFiles
-from curvas_assets.errors import MissingArtefactError, PatientError, SegmentationError
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, PatientError, SegmentationError
 from curvas_assets.geometry import order_of
 from curvas_assets.predictors import Fusion
 from curvas_assets.segmentation import TrainingScans, prepare_dataset
@@ -131,8 +131,8 @@ class _TrainingPatients:
     def folder(self) -> Path:
         """With room for the files of all labels, and what is made of them."""
         sizes: dict[tuple[str, str], int] = {}
-        for label in self.labels:
-            with suppress(MissingArtefactError):  # of that label alone, which fails when its turn comes
+        for label in self.labels:  # one whose cases cannot be read fails when its turn comes
+            with suppress(MissingArtefactError, CorruptArtefactError):
                 for patient, case in self.cases(label).items():
                     sizes.update({(patient, file["name"]): file["size"] for file in case["files"]})
         return self.held.enter_context(
@@ -227,19 +227,35 @@ def described_fusion(study: Study, fusion: Fusion) -> str:
 
 def require_enough(study: Study, annotator: str, drawn: list[str], omitted: list[str]) -> None:
     """Raise a SegmentationError if an annotator annotated too few patients to train on, or too few for the study's
-    folds.
+    folds, or those of a fold on one side alone.
 
-    nnU-Net silently makes a random split for a fold that the splits do not contain.
+    nnU-Net silently makes a random split for a fold that the splits do not contain, and cannot train on a fold without
+    patients, nor stop by one.
     """
+    remedy = (
+        "Upload these annotations, name the others in training_labels, use fewer folds, or set intake.blank_annotation to absent "
+        "if there is no organ."
+    )
     if len(drawn) < study.least_cases:
         raise SegmentationError(
             "preparing the dataset",
             f"dataset of {annotator}",
             f"{len(drawn)} training patients are left, {study.least_cases} are needed (folds {', '.join(map(str, study.folds))}): "
             f"the label maps of {', '.join(omitted)} are blank or missing, which means not annotated",
-            "Upload these annotations, name the others in training_labels, use fewer folds, or set intake.blank_annotation to absent "
-            "if there is no organ.",
+            remedy,
         )
+    for fold in (fold for fold in study.folds if fold != "all"):
+        held_out = study.held_out(fold)
+        of_held_out = [patient for patient in drawn if patient in held_out]
+        if len(of_held_out) == len(drawn) or not (of_held_out or study.cross_validated):
+            none = "leaves none to train on" if of_held_out else "holds none out, by whom a training would stop"
+            raise SegmentationError(
+                "preparing the dataset",
+                f"dataset of {annotator}",
+                f"of the {len(drawn)} training patients who are annotated, fold {fold} {none}: the label maps of {', '.join(omitted)} "
+                "are blank or missing, which means not annotated",
+                remedy,
+            )
 
 
 def order_of_training_scans(objects: ObjectStore, layout: Layout, study: Study) -> str | None:

@@ -98,28 +98,28 @@ class StudySizes:
             partition: its key; empty for a table.
             epochs: that a training took, if it is over.
         """
-        study = self.study
+        study, images = self.study, len(self.study.images)
         if row is SCAN:
-            read = self.voxels_of(partition) * (len(study.images) + len(study.annotators))
+            read = self.voxels_of(partition) * (images + len(study.annotators))
             return Sizes(read, read, 1)
         if row is TRAINING_CASES:
             patients = len(study.training_patients())  # whose records it reads
             return Sizes(patients, patients, patients)
         if row is PREPROCESSED_DATASET:
             voxels, fusion, others = self.training_voxels, study.fusion(partition), len(study.annotators) - 1
-            work = 1 + FUSED_WORK * others if fusion else 1.0
-            stored = 1 + FUSED_BYTES * others if fusion in KEPT_APART else 1.0
+            work = images + (FUSED_WORK * others if fusion else 0.0)
+            stored = images + (FUSED_BYTES * others if fusion in KEPT_APART else 0.0)
             return Sizes(work * voxels, voxels, stored * voxels)
         if row is TRAINED_MODEL:
             expected = study.training.epochs if self.epochs is None else self.epochs
-            return Sizes((expected if epochs is None else epochs) * self._epoch, self.training_voxels, 1)
+            return Sizes((expected if epochs is None else epochs) * self._epoch, images * self.training_voxels, 1)
         if row is SOFTMAX:
             voxels = self.voxels_of(patient_of(partition))
-            return Sizes(voxels, voxels, voxels)
+            return Sizes(voxels, images * voxels, voxels)
         if row is VARIANT_SOFTMAX:
             cell = Cell.of(partition)
             voxels = self.voxels_of(cell.patient)
-            return Sizes(_passes(study, cell.predictor) * voxels, voxels, voxels)
+            return Sizes(_passes(study, cell.predictor) * voxels, images * voxels, voxels)
         if row is ENSEMBLE_SOFTMAX:
             cell = Cell.of(partition)
             voxels = self.voxels_of(cell.patient)

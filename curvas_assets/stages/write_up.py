@@ -39,6 +39,8 @@ from curvas_assets.storage.objects import ObjectStore
 from curvas_assets.storage.softmax import open_softmax
 from curvas_assets.study import Study
 
+IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+"""Of every figure beside the page."""
 REPORT_CHECK = Check(
     "sections_are_complete",
     "Every section is on the page, and every figure stands beside it.",
@@ -144,7 +146,8 @@ def write_report(
             averaged=averaged(study, objects, layout, scored),
             slices=slices,
             organs=organs,
-        )
+        ),
+        image_formats=IMAGE_FORMATS,
     )
     with tools.scratch("report") as scratch:
         figures, page = Path(scratch, "figures"), Path(scratch, "page")
@@ -233,7 +236,7 @@ def averaged(study: Study, objects: ObjectStore, layout: Layout, patients: list[
 
 def undrawn(report: WrittenReport) -> list[str]:
     """Figures that are not there in a format, or are empty."""
-    wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in get_args(ImageFormat)]
+    wanted = [f"figures/{name}.{image_format}" for name in report.figures for image_format in IMAGE_FORMATS]
     return [f"{path.removeprefix('figures/')} was not drawn" for path in wanted if not report.attachments.get(path)]
 
 

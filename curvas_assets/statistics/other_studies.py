@@ -10,7 +10,7 @@ import pandas as pd
 
 from curvas_assets.statistics.families import compare_all_families, corrected
 from curvas_assets.statistics.pairs import Pair
-from curvas_assets.statistics.reduction import checked_scores, reduced_scores
+from curvas_assets.statistics.reduction import WHOLE, checked_scores, reduced_scores
 from curvas_assets.study import Statistics
 
 COLUMNS = (
@@ -43,8 +43,9 @@ def compare_studies(
 
     Every primary metric, family by family and, where both studies have a predictor of one name, predictor by predictor.
     The test within patients and the interval over patients are those of `compare_families`, two-sided, because neither study
-    is claimed to be better; p is corrected by Holm over all rows of one level. Values are compared as they were scored: they
-    answer each other only if both studies evaluate alike (region, reference, bins, organs).
+    is claimed to be better; p is corrected by Holm over all rows of one level. Means over organs are of the organs that both
+    studies score. Else values are compared as they were scored: they answer each other only if both studies evaluate alike
+    (region, reference, bins; what is of the whole image also needs the same classes).
 
     Args:
         own: long scores of this study.
@@ -63,9 +64,8 @@ def compare_studies(
         StatisticsError: a column is missing, or a value stands there twice.
     """
     question = {metric: name for name, metric in statistics.primary.items()}
-    tables = [
-        reduced_scores(checked_scores(table, ("metric", "patient", "predictor", "family"))) for table in (own, other)
-    ]
+    checked = [checked_scores(table, ("metric", "patient", "predictor", "family")) for table in (own, other)]
+    tables = [reduced_scores(table) for table in _of_shared_organs(*checked)]
     shared = set(tables[0]["patient"]) & set(tables[1]["patient"])
     both = [table[table["patient"].isin(shared) & table["metric"].isin(question)] for table in tables]
     pairs = {
@@ -109,6 +109,15 @@ TAKEN = (
     "note",
 )
 """Columns that are those of `compare_families`."""
+
+
+def _of_shared_organs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables without the organs that only one of them scores."""
+    if "organ" not in own or "organ" not in other:
+        return own, other
+    organs = [table["organ"].astype("string").fillna("") for table in (own, other)]
+    shared = (set(organs[0]) & set(organs[1])) | set(WHOLE)
+    return own[organs[0].isin(shared)], other[organs[1].isin(shared)]
 
 
 def _named(table: pd.DataFrame, study: str) -> pd.DataFrame:

@@ -76,7 +76,12 @@ class Layout:
 
     def owners(self) -> tuple[str, ...]:
         """The records that say whose study these prefixes are: one below each that holds what a study makes."""
-        return tuple(f"{prefix}/study.json" for prefix in (self.artifacts, self.output, self.metrics, self.reports))
+        return tuple(map(self.owner, (self.artifacts, self.output, self.metrics, self.reports)))
+
+    @staticmethod
+    def owner(prefix: str) -> str:
+        """The record that says whose study a prefix is."""
+        return f"{prefix}/study.json"
 
     def training_cases(self, label: str) -> str:
         """The record of the files that a training label's dataset is made of."""

@@ -20,23 +20,32 @@ def require_own(store: ObjectStore, layout: Layout, study: str, *, claim: bool =
         claim: make those that are nobody's this study's, for whoever goes on to write; else nothing is written.
 
     Raises:
-        StorageError: one is another study's, or the record that says whose it is cannot be read.
+        StorageError: one is another study's.
+        CorruptArtefactError: a record that says whose one is was damaged, or something else wrote it.
     """
-    owners = {key: _owner(store, key) for key in layout.owners()}
+    owners = {key: owner_of(store, key) for key in layout.owners()}
     _require(store, owners, study)
     for key in (key for key, owner in owners.items() if owner is None and claim):
         tables.write_json(store, key, {"study": study})
-        _require(store, {key: _owner(store, key)}, study)
+        _require(store, {key: owner_of(store, key)}, study)
 
 
-def _owner(store: ObjectStore, key: str) -> str | None:
-    """Whose a prefix is; None if it is nobody's."""
+def owner_of(store: ObjectStore, key: str) -> str | None:
+    """Whose a prefix is; None if it is nobody's.
+
+    Args:
+        store: the bucket.
+        key: of the record that says it (`Layout.owner`).
+
+    Raises:
+        CorruptArtefactError: the record was damaged, or something else wrote it.
+    """
     try:
         return str(tables.read_json(store, key)["study"])
     except MissingArtefactError:
         return None
     except (CorruptArtefactError, KeyError) as error:
-        raise StorageError(
+        raise CorruptArtefactError(
             "opening the store",
             f"{store.name}/{key}",
             "the record of whose study this prefix is was damaged, or written by something else",

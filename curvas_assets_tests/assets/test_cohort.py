@@ -249,12 +249,30 @@ def test_files_are_taken_from_where_the_study_says(tmp_path, layout_name):
 @pytest.mark.parametrize(("folds", "enough"), [(("all",), 1), ((0,), 2), ((0, 1, 2), 3), (("all", 4), 5)])
 def test_folds_that_blank_maps_leave_too_few_patients_for_are_told(folds, enough):
     study = STUDY.model_copy(update={"folds": folds})
-    require_enough(study, "anno1", ["P"] * enough, ["P9"])
+    held_out = [study.held_out(fold)[0] for fold in folds if fold != "all"]
+    drawn = [*held_out, *(one for one in study.training_patients() if one not in held_out)][:enough]
+    require_enough(study, "anno1", drawn, ["P9"])
     with pytest.raises(
         SegmentationError, match=rf"{enough - 1} training patients are left, {enough} are needed"
     ) as told:
-        require_enough(study, "anno1", ["P"] * (enough - 1), ["P9"])
+        require_enough(study, "anno1", drawn[1:], ["P9"])
     assert "name the others in training_labels" in told.value.remedy
+
+
+def test_folds_of_which_one_side_was_not_annotated_are_told():
+    raw = STUDY.model_dump(mode="json") | {"folds": [0, 1], "sets": {"train": list(range(1, 11)), "test": [11]}}
+    study = Study.model_validate(raw | {"groups": {}, "in_distribution_group": None})
+    first, second = study.held_out(0), study.held_out(1)
+    rest = [one for one in study.training_patients() if one not in (*first, *second)]
+    require_enough(study, "anno1", [first[0], second[0]], ["P9"])
+    with pytest.raises(SegmentationError, match="fold 0 leaves none to train on"):
+        require_enough(study, "anno1", first, ["P9"])
+    with pytest.raises(SegmentationError, match="fold 1 holds none out"):
+        require_enough(study, "anno1", [first[0], *rest], ["P9"])
+    crossed = Study.model_validate(
+        raw | {"groups": {}, "in_distribution_group": None, "sets": {"train": raw["sets"]["train"]}}
+    )
+    require_enough(crossed, "anno1", [first[0], *rest], ["P9"])  # nothing is chosen on whom it scores
 
 
 def test_the_cohort_tells_whose_folder_is_gone(tmp_path):

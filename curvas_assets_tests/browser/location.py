@@ -20,7 +20,7 @@ from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.definitions import build_definitions
 from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.segmentation import DatasetFacts, Prediction, Predictor, StepMemory, TrainingOutcome
-from curvas_assets.stages import predict, prepare, train
+from curvas_assets.stages import predict, prepare, train, write_up
 from curvas_assets.stages.table import STAGES
 from curvas_assets.storage.encoding import encode
 from curvas_assets.study import Study, load_study
@@ -100,6 +100,7 @@ def drawn_dataset(study, annotator, scans, folder, **_) -> DatasetFacts:
 predict.Predictor = DrawnPredictor
 train.train_model = drawn_training
 prepare.prepare_dataset = drawn_dataset
+write_up.IMAGE_FORMATS = ("png",)
 defs = build_definitions(STUDY, executor="in_process")
 
 

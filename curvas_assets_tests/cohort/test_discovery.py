@@ -14,13 +14,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from curvas_assets.cohort.discovery import find_layout, survey
+from curvas_assets.cohort.discovery.layout import ids_of
 from curvas_assets.cohort.discovery.proposal import Options, propose, propose_sets, small_plans, study_name
 from curvas_assets.cohort.discovery.tables import read_told
-from curvas_assets.cohort.discovery.volumes import BEGINNING, look, read_label_map
+from curvas_assets.cohort.discovery.volumes import BEGINNING, look, read_intensities, read_label_map
 from curvas_assets.errors import CurvasError, PatientError, StudyError
 from curvas_assets.geometry import Grid
 from curvas_assets.local.init import FolderSource
@@ -120,12 +122,42 @@ def test_folders_of_sites_are_groups_and_dates_are_no_ids():
     assert layout.patients[:2] == ("p-1", "p-2")
 
 
+def test_a_folder_of_each_day_is_no_group():
+    days = [f"202001{n:02d}/P{n}" for n in range(1, 9)]
+    layout, channels, _ = found([f"{one}/ct.nii.gz" for one in days], [f"{one}/seg.nii.gz" for one in days])
+    assert list(channels.values()) == [("*/{patient}/ct.nii.gz", 8)]
+    assert layout.groups == {}
+
+
 def test_numbers_that_are_also_annotators_do_not_mislead():
     _, channels, annotators = found(
         [f"{n}/scan.nii.gz" for n in range(1, 8)], [f"{n}/annotation_{k}.nii" for n in range(1, 8) for k in (1, 2)]
     )
     assert list(channels.values()) == [("{patient}/scan.nii.gz", 7)]
     assert annotators == {f"anno{k}": (f"{{patient}}/annotation_{k}.nii", 7) for k in (1, 2)}
+
+
+@pytest.mark.parametrize("name", ["{n}", "P{n}", "CASE_{n:03d}"])
+@pytest.mark.parametrize("scan", ["{p}/ct.nii.gz", "{p}.nii.gz", "ct/{p}.nii.gz"])
+def test_as_many_annotators_as_patients_are_not_taken_for_them(name, scan):
+    """A folder 2 with a file 3 is of patient 2 where scans have the patient in the folder, else of patient 3."""
+    ids = [name.format(n=n) for n in (1, 2, 3)]
+    label = "{a}/{b}.nii.gz"
+    _, _, annotators = found(
+        [scan.format(p=one) for one in ids], [label.format(a=one, b=other) for one in ids for other in ids]
+    )
+    whose = "{{patient}}/{one}.nii.gz" if scan.startswith("{p}/") else "{one}/{{patient}}.nii.gz"
+    assert sorted(annotators.values()) == [(whose.format(one=one), 3) for one in ids]
+    assert len({name.lower() for name in annotators}) == 3
+
+
+def test_names_are_words_and_never_numbers_alone():
+    ids = [f"BraTS-GLI-{n:05d}" for n in range(1, 6)]
+    _, channels, annotators = found(
+        [f"{one}-000/{one}-000-{m}.nii.gz" for one in ids for m in ("t1c", "t2f")],
+        [f"{one}-000/{one}-000-seg.nii.gz" for one in ids],
+    )
+    assert (list(channels), list(annotators)) == (["t1c", "t2f"], ["anno1"])
 
 
 def test_annotators_who_share_no_patient_stay_two():
@@ -149,6 +181,12 @@ def test_one_patient_is_a_layout_and_scans_without_label_maps_are_none():
         found(["a/ct.nii.gz", "b/ct.nii.gz"], ["seg.nii.gz"])
 
 
+def test_a_form_of_ids_is_one_that_they_have():
+    assert ids_of(["UKCHLL001", "UKCHLL020"]) == {"prefix": "UKCHLL", "digits": 3}
+    assert ids_of(["a.1-x", "b.22-y"]) == {"pattern": "[A-Za-z]{1}[.][0-9]+-[A-Za-z]{1}"}
+    assert ids_of(["a", "1", "a1", "1a", "a_1", "1_a", "a-1"]) == {}
+
+
 # Volumes and tables --------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +203,55 @@ def test_a_file_is_told_from_its_voxels(tmp_path):
             save(voxels, path)
             assert look(path.read_bytes()[:BEGINNING], path.stat().st_size).kind == kind
             assert (read_label_map(path, "p") is None) == (kind == "image")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda image: image.affine.__setitem__((1, 2), 3.0), "its axes are .* from perpendicular"),
+        (lambda image: (image.set_sform(None, 0), image.set_qform(None, 0)), "does not say where the voxels lie"),
+        (lambda image: image.header.set_zooms((1.0, 1.0, 1.0)), "its header gives two voxel sizes"),
+        (lambda image: image.set_qform(np.diag([10.5, -10.5, 15.0, 1.0]), 1), "and the qform put the same voxel up to"),
+    ],
+)
+def test_a_header_that_the_intake_refuses_is_a_defect_at_the_first_look(change, told):
+    image = nib.Nifti1Image(drawn(0)[0].transpose(2, 1, 0), np.diag([-10.5, -10.5, 15.0, 1.0]))
+    image.set_sform(image.affine, 1)
+    image.set_qform(image.affine, 1)
+    change(image)
+    if image.header["sform_code"]:
+        image.header.set_sform(image.affine, 1)
+    content = image.to_bytes()
+    seen = look(content, len(content))
+    assert (seen.grid, seen.kind) == (None, "image")
+    assert re.search(told, seen.defect), seen.defect
+    assert seen.remedy
+
+
+def test_a_label_map_says_what_in_it_is_no_number_and_what_is_below_zero(tmp_path):
+    labels = drawn(0)[1][0].astype(np.float32)
+    for change, told in (
+        (np.nan, (False, False)),
+        (np.inf, (False, False)),
+        (-0.004, (False, True)),
+        (-1.0, (True, True)),
+    ):
+        labels[0, 0, 0] = change
+        save(labels, tmp_path / "a.nii.gz")
+        found = read_label_map(tmp_path / "a.nii.gz", "p")
+        assert (found.negative, found.finite) == told
+        assert set(found.voxels) == set(VALUES.values())
+
+
+def test_a_scan_with_voxels_that_are_no_numbers_is_told_where_it_is_read(tmp_path):
+    begin, end = drawn(0)[0].astype(np.float32), drawn(0)[0].astype(np.float32)
+    begin[0, 0, 0], end[-1, -1, -1] = np.nan, np.inf
+    for name, scan in (("begin", begin), ("end", end)):
+        save(scan, tmp_path / f"{name}.nii")
+        with pytest.raises(PatientError, match="NaN or infinite"):
+            read_intensities(tmp_path / f"{name}.nii", "p")
+    seen = look((tmp_path / "begin.nii").read_bytes(), (tmp_path / "begin.nii").stat().st_size)
+    assert (seen.grid, seen.kind, seen.defect) == (None, "image", "it holds voxels that are NaN or infinite")
 
 
 def test_more_labels_than_any_atlas_has_are_told_by_their_neighbours(tmp_path):
@@ -190,6 +277,12 @@ def test_names_of_labels_are_read_where_they_stand(name, content):
     told = read_told({name: content.encode()}, IDS)
     assert told.labels == {1: "pancreas", 2: "Left Kidney"}
     assert told.labels_from == name
+
+
+@pytest.mark.parametrize("path", ["labelled/1/ct.json", "labels/CASE_0001.json"])
+def test_what_a_converter_writes_beside_a_scan_names_no_label(path):
+    sidecar = {"Modality": "CT", "SeriesNumber": 5, "EchoNumber": 1, "SliceThickness": 2.5, "ImageType": ["ORIGINAL"]}
+    assert read_told({path: json.dumps(sidecar).encode()}, IDS).labels == {}
 
 
 def test_groups_and_sets_are_read_from_a_table():
@@ -269,7 +362,6 @@ def test_the_pattern_of_ids_of_several_forms_is_that_of_all_of_them(tmp_path):
 
 @pytest.mark.parametrize("small", [False, True])
 def test_the_proposed_file_loads(cohort, small, tmp_path):
-    """Of the fields `pattern`, `{patient}` and any label values, which other parts of the package read."""
     _, _, seen = cohort
     assert problems_in(as_file(propose(seen, Options(small=small)), tmp_path)) == []
 
@@ -381,11 +473,11 @@ def faulty(tmp_path_factory):
         (8, "check", "CASE_0008 and CASE_0009 have the same scan, byte by byte"),
         (10, "check", "the label maps of anna of CASE_0010 and boris of CASE_0010 are the same, voxel by voxel"),
         (11, "stops", "every label map is blank"),
-        (0, "check", "1 patients have a scan and no label map: CASE_0006"),
-        (0, "note", "boris has no label map of 1 patients: CASE_0005"),
-        (0, "check", "label 77 is drawn by boris and never by anna (1 patients)"),
-        (0, "check", "1 NIfTI files have no role: atlas.nii.gz"),
-        (0, "note", "1 other files are left aside: notes.docx"),
+        (0, "check", "1 patient has a scan and no label map: CASE_0006"),
+        (0, "note", "boris has no label map of 1 patient: CASE_0005"),
+        (0, "check", "label 77 is drawn by boris and never by anna (1 patient)"),
+        (0, "check", "1 NIfTI file has no role: atlas.nii.gz"),
+        (0, "note", "1 other file is left aside: notes.docx"),
     ],
 )
 def test_what_is_wrong_is_told(faulty, number, severity, what):
@@ -442,11 +534,63 @@ def test_the_same_ids_in_two_hospitals_are_told_and_channels_of_names_of_their_o
         save(labels, tmp_path / "mr" / one / "seg.nii")
     for folder, severity, remedy in (
         ("ids", "check", "rename the patients' folders."),
-        ("mr", "note", "that are none."),
+        ("mr", "note", "visits of one person take an id each."),
     ):
         told = [one for one in look_at(tmp_path / folder).findings if "taken as channels of one" in one.what]
         assert [one.severity for one in told] == [severity]
         assert told[0].remedy.endswith(remedy)
+
+
+def test_whom_the_proposed_study_would_take_for_a_patient_is_told(tmp_path):
+    """A scan alone is nobody's here, and the ids, of letters alone, do not tell it from a patient's."""
+    odd_cohort(tmp_path, "folder of each annotator", patients=("ada", "bert", "carl"))
+    shutil.copy(tmp_path / "images" / "ada.nii.gz", tmp_path / "images" / "atlas.nii.gz")
+    seen = look_at(tmp_path)
+    assert list(seen.layout.patients) == ["ada", "bert", "carl"]
+    told = [str(one) for one in seen.findings if "by name and place a patient's" in one.what]
+    assert len(told) == 1
+    assert told[0].startswith("images/atlas.nii.gz: by name and place a patient's, so that the study has atlas among")
+    (tmp_path / "images" / "atlas.nii.gz").rename(tmp_path / "images" / "atlas_1.nii.gz")
+    assert not [one for one in look_at(tmp_path).findings if "by name and place" in one.what]
+
+
+def test_endings_in_upper_case_are_told(tmp_path):
+    for number, one in enumerate(IDS[:2]):
+        scan, maps = drawn(number)
+        save(scan, tmp_path / f"{one}_ct.NII")
+        save(maps[0], tmp_path / f"{one}_seg.nii")
+    told = [one for one in look_at(tmp_path).findings if "in lower case" in one.what]
+    assert [(one.severity, one.what.partition(":")[0]) for one in told] == [("stops", "{patient}_ct.NII")]
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
+    odd_cohort(tmp_path, patients=IDS[:3])
+    (tmp_path / "notes.json").write_text("{}")
+    source = FolderSource(tmp_path)
+    begin = source.beginning
+
+    def closed(path, length):
+        if path in (f"{IDS[0]}/ct.nii.gz", "notes.json"):
+            raise PermissionError(13, "Permission denied")
+        return begin(path, length)
+
+    source.beginning = closed
+    seen = survey(source, tell=silent)
+    assert seen.usable == IDS[1:3]
+    assert seen.defects == {IDS[0]: f"{IDS[0]}/ct.nii.gz: it cannot be read (Permission denied)"}
+
+
+def test_scans_of_one_size_are_read_whole_only_where_they_begin_alike(tmp_path):
+    for number, one in enumerate(IDS[:6]):
+        scan, maps = drawn(0 if number == 5 else number)
+        save(scan, tmp_path / f"{one}_ct.nii")
+        save(maps[0], tmp_path / f"{one}_seg.nii.gz")
+    source, opened = FolderSource(tmp_path), Counter()
+    whole = source.whole
+    source.whole = lambda path: (opened.update([path]), whole(path))[1]
+    told = [one.what for one in survey(source, tell=silent).findings if "the same scan" in one.what]
+    assert told == ["CASE_0001 and CASE_0006 have the same scan, byte by byte"]
+    assert sum(count for path, count in opened.items() if path.endswith("_ct.nii")) == 4 + 2  # intensities, then alike
 
 
 def test_who_drew_no_training_patient_is_not_trained_on(tmp_path):
@@ -503,7 +647,7 @@ def test_a_padded_scan_is_no_label_map_and_a_folder_without_volumes_is_refused(t
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "1.dcm").write_bytes(b"x")
-    with pytest.raises(PatientError, match=r"1 files, none of them NIfTI.*1 DICOM files.*Convert DICOM first"):
+    with pytest.raises(PatientError, match=r"1 file, none of them NIfTI.*1 DICOM file\..*Convert DICOM first"):
         look_at(empty)
 
 
@@ -522,6 +666,7 @@ def test_a_quick_look_reads_as_many_patients_as_asked(tmp_path):
     seen = look_at(tmp_path, quick=3, seed=1)
     assert len({path.partition("/")[0] for path in seen.maps}) == 3
     assert len(seen.usable) == 10
+    assert [one.what for one in seen.findings] == ["14 label maps were not read (--quick)"]
 
 
 # Sets ----------------------------------------------------------------------------------------------------------------
@@ -551,8 +696,10 @@ def test_sets_hold_their_shares_in_each_group_and_depend_on_the_seed(tmp_path):
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0)), (2, (1, 1)), (3, (2, 1)), (5, (3, 2))])
 def test_small_cohorts_have_a_test_patient_as_soon_as_there_are_two(count, sizes, tmp_path):
     odd_cohort(tmp_path, patients=IDS[:count])
-    sets, _ = propose_sets(look_at(tmp_path), Options())
+    seen = look_at(tmp_path)
+    sets, _ = propose_sets(seen, Options())
     assert (len(sets["train"]), len(sets["test"])) == sizes
+    assert any(one.what == "1 patient can be used" for one in seen.findings) == (count == 1)
 
 
 def test_plans_of_a_small_run_fit_the_scans_whatever_their_voxel_order():

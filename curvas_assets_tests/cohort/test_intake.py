@@ -137,6 +137,15 @@ def _strange_label(folder):
     _change(folder / "annotation_1.nii.gz", labelled)
 
 
+def _nameless_label(folder):
+    def labelled(voxels, affine):
+        voxels = voxels.astype(np.int16)
+        voxels[0, 0, 0] = -1
+        return voxels, affine
+
+    _change(folder / "annotation_1.nii.gz", labelled)
+
+
 def _half_label(folder):
     _change(folder / "annotation_1.nii.gz", lambda voxels, affine: (voxels * np.float32(0.9), affine))
 
@@ -210,6 +219,7 @@ DEFECTS = {
     "NaN": (_nan, "1 voxels are NaN or infinite"),
     "infinite label": (_infinite_label, "1 voxels of the label map are NaN or infinite"),
     "unknown label": (_strange_label, r"label 4 \(allowed: 0 background, 1 pancreas, 2 kidney, 3 liver\)"),
+    "a label that no study can name": (_nameless_label, "label -1 .*write ignored_labels: rest in the study"),
     "fractional label": (_half_label, "from an integer"),
 }
 

@@ -11,7 +11,9 @@
 """
 
 import csv
+import errno
 import gzip
+import os
 import stat
 import sys
 
@@ -315,6 +317,41 @@ def test_names_and_values_stay_from_run_to_run(cohort, tmp_path):
     assert (rows["patient", "MRN-000001"], rows["annotator", "Dr Aa"]) == ("P003", "annotator-3")
 
 
+def test_a_full_disk_leaves_the_earlier_names(cohort, tmp_path, monkeypatch):
+    made = convert_dicom(tmp_path / "in", tmp_path / "out")
+    before = {path: path.read_bytes() for path in (made.mapping, tmp_path / "out/labels.json")}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PatientError, match=r"out-identities\.csv cannot be written \(No space left"):
+        convert_dicom(tmp_path / "in", tmp_path / "out")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_folder_may_be_the_one_that_one_stands_in(tmp_path, monkeypatch):
+    series = write_series(tmp_path / "in", "A", shape=SHAPE)
+    write_rtstruct(tmp_path / "in/r.dcm", series, {"Liver": RING})
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert convert_dicom(tmp_path / "in", ".").mapping == tmp_path / "out-identities.csv"
+    for odd in ('{"liver": 0}', '{"liver": 1, "spleen": 1}', '{"liver": 70000}', "[]"):
+        (tmp_path / "out/labels.json").write_text(odd)
+        with pytest.raises(PatientError, match="is no table of labels"):
+            convert_dicom(tmp_path / "in", ".")
+
+
+def test_a_name_that_the_images_alone_tell_is_not_carried_over(tmp_path):
+    series = write_series(tmp_path / "in", "A", shape=SHAPE)
+    clean = dict.fromkeys(("PatientName", "OperatorsName", "ReferringPhysicianName"), "")
+    write_rtstruct(tmp_path / "in/r.dcm", series, {"Liver": RING, "Jolanda tumour": PARTS}, **clean)
+    made = convert_dicom(tmp_path / "in", tmp_path / "out")
+    assert made.labels == {"liver": 1}
+    assert "holds a name or a number" in str(made.refused[0])
+
+
 def test_structures_are_merged_and_chosen_and_the_order_of_organs_decides(tmp_path):
     series = write_series(tmp_path / "in", "A", shape=SHAPE)
     left, right = [box(2, (1.5, 9.5), (1.5, 9.5))], [box(2, (1.5, 9.5), (5.5, 15.5))]
@@ -370,6 +407,8 @@ DEFECTS = {
     "double": (lambda s: change(s, 3, **moved(s, 3, -3.0)), "lie where another one does"),
     "turned": (lambda s: change(s, 2, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "differ in size"),
     "no place": (lambda s: change(s, 2, ImagePositionPatient=None), "place of an image is not known"),
+    "no size": (lambda s: change(s, 2, Columns=None), "differ in size"),
+    "no sizes": (lambda s: [change(s, k, Columns=None) for k in range(6)], "how many rows and columns"),
     "frames": (lambda s: change(s, 2, NumberOfFrames=3), "several frames"),
     "cut short": (lambda s: change(s, 2, PixelData=b"\0" * 100), "slice 3 of 6 cannot be decoded"),
     "cut off": (lambda s: cut(s, 100), "slice 3 of 6 cannot be decoded"),
@@ -380,6 +419,8 @@ DEFECTS = {
     "names the patient": (lambda s: draw(s, RING[0], "r2.dcm", "Jolanda tumour", "other"), "holds a name or a number"),
     "no such series": (lambda s: change_reference(s), "of which 0 are in the folder"),
     "damaged": (lambda s: (s.folder / "r.dcm").write_bytes(_without_sequence(s.folder / "r.dcm")), "is damaged"),
+    "broken SEG": (lambda s: _without_frames(s), "its SEG is damaged"),
+    "no number": (lambda s: _without_number(s), "its RTSTRUCT is damaged"),
     "no author": (lambda s: draw(s, RING[0], label=""), "does not say who drew it"),
     "nobody": (lambda s: (s.folder / "r.dcm").unlink(), "no RTSTRUCT or SEG"),
 }  # fmt: skip
@@ -390,6 +431,21 @@ def change_reference(series):
     header = pydicom.dcmread(path)
     study = header.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     study.RTReferencedSeriesSequence[0].SeriesInstanceUID = pydicom.uid.generate_uid()
+    header.save_as(path)
+
+
+def _without_frames(series):
+    (series.folder / "r.dcm").unlink()
+    path = write_seg(series.folder / "r.dcm", series, {"Liver": inside(PARTS)})
+    seg = pydicom.dcmread(path)
+    del seg.PerFrameFunctionalGroupsSequence
+    seg.save_as(path)
+
+
+def _without_number(series):
+    path = series.folder / "r.dcm"
+    header = pydicom.dcmread(path)
+    del header.ROIContourSequence[0].ReferencedROINumber
     header.save_as(path)
 
 
@@ -430,7 +486,12 @@ def test_what_is_odd_is_told(tmp_path):
     series = write_series(tmp_path / "in", "A", shape=SHAPE)
     structures = {"Liver": [RING[0], RING[-2]], "Marker": [np.array([[2.0, 3, 3]])]}
     write_rtstruct(tmp_path / "in/r.dcm", series, structures)
+    (last,) = [p for p in (tmp_path / "in").glob("A-*") if pydicom.dcmread(p).get("InstanceNumber") == SHAPE[0]]
+    last.write_bytes(b"")  # its copy was interrupted
+    (tmp_path / "in/notes.txt").write_text("no DICOM")
     (case,) = convert_dicom(tmp_path / "in", tmp_path / "out").cases
+    assert any("1 damaged files lie beside its images" in warning for warning in case.warnings)
+    assert nib.load(tmp_path / "out/P001/image.nii.gz").shape[2] == SHAPE[0] - 1
     assert any("liver has no contour on 1 slices" in warning for warning in case.warnings)
     assert any("marker is left out: point" in warning for warning in case.warnings)
 

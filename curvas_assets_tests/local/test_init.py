@@ -9,13 +9,12 @@
   this patient.
 """
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import yaml
 
@@ -27,6 +26,7 @@ from curvas_assets.local.deployment import ROOT, state_of, typed_as
 from curvas_assets.storage.connection import S3Settings
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import load_study
+from curvas_assets.study_file import read_study_file
 from curvas_assets.study_schema import schema_text
 from curvas_assets_tests.cohort.odd import odd_cohort
 
@@ -98,6 +98,16 @@ def test_what_cannot_be_looked_at_is_refused_in_our_own_words(arguments, told, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_that_does_not_load_yet_says_so_before_what_is_typed_then(tmp_path, monkeypatch, capsys):
+    odd_cohort(tmp_path / "one", patients=["CASE001"])
+    monkeypatch.chdir(tmp_path)
+    status, told, _ = run(init, monkeypatch, capsys, "one")
+    assert status == 0
+    assert "one: 1 patient, 1 usable" in told
+    assert "STOPS  1 patient can be used" in told
+    assert re.search(r"It does not load yet:\n  one.yaml:\d+: sets: .*\nThen:    make study", told)
+
+
 def test_a_bucket_is_understood_like_the_folder_that_was_uploaded_to_it(cohort, tmp_path):
     objects = FolderObjects(tmp_path / "bucket")
     for path in sorted(cohort.rglob("*.nii.gz")):
@@ -129,6 +139,20 @@ def test_hidden_files_and_circles_of_links_are_left_out(tmp_path):
     (tmp_path / "a" / "._x.nii").write_bytes(b"3")
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert [one.path for one in init.FolderSource(tmp_path).files()] == ["a/x.nii"]
+
+
+def test_what_cannot_be_listed_is_told_and_does_not_stop_the_rest(tmp_path):
+    (tmp_path / "x.nii").write_bytes(b"1")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.nii")).write_bytes(b"2")
+    except OSError:
+        pytest.skip("this disk takes names of UTF-8 only")
+    source = init.FolderSource(tmp_path)
+    source._note(PermissionError(13, "Permission denied", str(tmp_path / "closed")))
+    assert [one.path for one in source.files()] == ["x.nii"]
+    assert source.unreadable() == ["donn\\xe9es.nii"]
+    source._note(PermissionError(13, "Permission denied", str(tmp_path / "closed")))
+    assert source.unreadable() == ["donn\\xe9es.nii", "closed"]
 
 
 # curvas-validate -----------------------------------------------------------------------------------------------------
@@ -188,6 +212,27 @@ def test_files_that_are_not_there_are_told(cohort, tmp_path, monkeypatch, capsys
     assert validate.told_of(path, cohort) == []
     with pytest.raises(StudyError):
         validate.told_of(path, tmp_path / "nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert validate.told_of("~/mine.yaml") == []  # as make passes it where the shell leaves it alone
+    status, told, _ = run(validate, monkeypatch, capsys, "--help")
+    assert (status, "curvas-validate --schema  " in told) == (0, True)
+
+
+def test_two_files_in_the_place_of_one_are_told(tmp_path):
+    for place in ("one/CASE001", "two/CASE001", "one/CASE002"):
+        (tmp_path / place).mkdir(parents=True)
+        for name in ("ct", "seg-anna"):
+            (tmp_path / place / f"{name}.nii.gz").touch()
+    fields = {
+        **yaml.safe_load(PLAIN),
+        "image": "*/{patient}/ct.nii.gz",
+        "annotators": [{"name": "anna", "file": "*/{patient}/seg-anna.nii.gz"}],
+        "sets": {"train": ["001"], "test": ["002"]},
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    (told,) = validate.told_of(path, tmp_path)
+    assert "CASE001: looking for the files failed: one/CASE001/ct.nii.gz and two/CASE001/ct.nii.gz are both" in told
 
 
 def test_linked_folders_and_files_that_several_paths_fit_are_found_as_the_intake_finds_them(tmp_path):
@@ -237,7 +282,7 @@ def test_an_annotator_of_too_few_training_patients_is_told(tmp_path):
 
 # make study ----------------------------------------------------------------------------------------------------------
 
-ALL = PLAIN.replace("{spleen: 1, liver: 2}", "{spleen: 1, liver: 2, c: 3, d: 4, e: 5, f: 6, g: 7, h: 8}")
+ALL = PLAIN.replace("{spleen: 1, liver: 2}", "{spleen: 1, liver: 2, kidney: 5}") + "ignored_labels: [7, 9]\n"
 
 
 @pytest.fixture
@@ -249,12 +294,7 @@ def bucket(tmp_path, monkeypatch) -> FolderObjects:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Five patients whose labels a study of today can name: 1, 2, 5, 7 and 9, the last as background."""
     odd_cohort(tmp_path / "five", patients=[f"CASE{n:03d}" for n in range(1, 6)])
-    for path in (tmp_path / "five").rglob("seg-*"):
-        image = nib.load(path)
-        voxels = np.asarray(image.dataobj)
-        nib.save(nib.Nifti1Image(np.where(voxels == 9, 0, voxels), image.affine, image.header), path)
     return tmp_path / "five"
 
 
@@ -285,6 +325,18 @@ def test_a_patient_who_is_refused_or_absent_stops_the_study_with_what_to_write(f
         study.run(str(path), str(tmp_path / "nowhere"), tmp_path / "state", 3000, silent, "make study")
 
 
+def test_the_lines_that_exclude_patients_of_mere_numbers_are_read_as_they_are_meant(bucket, tmp_path):
+    (tmp_path / "data" / "001").mkdir(parents=True)
+    (tmp_path / "data" / "001" / "ct.nii.gz").touch()
+    path = tmp_path / "mine.yaml"
+    path.write_text(PLAIN.replace("prefix: CASE", 'prefix: ""'))
+    with pytest.raises(PatientError) as stopped:
+        study.bring_patients(load_study(path), S3Settings("bucket"), tmp_path / "data", silent)
+    (tmp_path / "lines.yaml").write_text(stopped.value.remedy.partition("study file:\n")[2])
+    excluded = read_study_file(tmp_path / "lines.yaml", "lines", "").fields["exclusions"]
+    assert list(excluded) == ["001", "002", "003", "004", "005"]
+
+
 def test_a_wrong_study_file_is_told_before_anything_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(PLAIN.replace("seeds", "seed"))
@@ -298,6 +350,7 @@ def test_a_wrong_study_file_is_told_before_anything_starts(tmp_path, monkeypatch
 def test_what_is_typed_is_what_make_runs():
     typed = typed_as("study", state_of("a b/my-study.yaml"), "my-study.yaml", data="/some where/data")
     assert typed == "make study STUDY=my-study.yaml DATA='/some where/data'"
+    assert typed_as("study", Path("else where"), "a.yaml") == "make study STUDY=a.yaml STATE='else where'"
     bin_folder = f"VENV={Path(sys.executable).parents[1]}"
 
     def planned(*line: str) -> str:

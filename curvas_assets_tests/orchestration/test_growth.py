@@ -246,12 +246,19 @@ def test_an_annotator_makes_what_is_of_that_annotator(finished):
 def test_an_annotator_changes_what_is_learned_from_all_of_them(finished):
     before = finished(training_labels=["anno1", "majority"])
     after = before.edited(annotators=[*PHANTOM["annotators"], FOURTH])
+    coming = after.coming()
+    fused = ["majority_init1_foldall", "majority_init2_foldall"]
+    assert (coming["preprocessed_dataset"], coming["trained_model"]) == (["majority"], fused)
+    (sentence,) = told_of_trainings(after.staleness, coming)
+    assert sentence.startswith("2 models that exist will be trained again")
+    assert "annotators" in sentence
     made = after.finish()
     assert made["preprocessed_dataset"] == ["majority"]
-    assert made["trained_model"] == ["majority_init1_foldall", "majority_init2_foldall"]
+    assert made["trained_model"] == fused
     shared = after.edited(plans=PHANTOM["plans"] | {"shared_intensity_statistics": True}, training_labels=["anno1"])
     shared.finish()
     fewer = shared.edited(annotators=PHANTOM["annotators"])
+    assert fewer.coming()["trained_model"] == ["anno1_init1_foldall", "anno1_init2_foldall"]
     assert fewer.finish()["trained_model"] == ["anno1_init1_foldall", "anno1_init2_foldall"]
 
 

@@ -18,8 +18,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from curvas_assets.geometry import Grid
 from curvas_assets.orchestration.execution import Needs, StageNeeds
 from curvas_assets.segmentation.loading import Loading, plan_loading
+from curvas_assets.segmentation.prediction import estimate_steps
 from curvas_assets.stages.table import STAGES
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration import manifests
@@ -146,6 +148,33 @@ def test_a_training_asks_for_what_its_loader_processes_take(gpu_memory_gb, batch
         assert (plan.workers, plan.through) == (workers, "shared memory")
     raw["training"] |= {"loader_workers": "auto", "device": "cpu"}
     assert StageNeeds.of(Study.model_validate(raw)).training.cpus == 4
+
+
+def test_several_channels_ask_for_what_they_take():
+    raw = load_study("curvas").model_dump(mode="json", exclude={"image", "channels"})
+    raw["evaluation"] = {name: of for name, of in raw["evaluation"].items() if name != "region"}
+
+    def asked(*normalisations: str) -> StageNeeds:
+        channels = [
+            {"name": f"C{number}", "file": f"c{number}.nii.gz", "normalisation": one}
+            for number, one in enumerate(normalisations)
+        ]
+        return StageNeeds.of(Study.model_validate(raw | {"channels": channels}))
+
+    one, ct, four = StageNeeds.of(load_study("curvas")), asked("ct"), asked(*["zscore"] * 4)
+    assert ct == one
+    grid = Grid.with_voxels((866, 512, 512), (1.0, 0.8, 0.8))
+    for many, channels, whole in ((asked("ct", "none"), 2, False), (asked("zscore"), 1, True), (four, 4, True)):
+        more = [
+            estimate_steps(grid, (1.0, 0.8, 0.8), 4, channels=of, whole=seen).preparing / 2**30
+            for of, seen in ((1, False), (channels, whole))
+        ]
+        for before, after in ((one.prediction, many.prediction), (one.dataset, many.dataset)):
+            assert after.memory_gib - before.memory_gib >= more[1] - more[0] - 1  # which a single CT leaves free
+    assert four.intake.memory_gib == one.intake.memory_gib + 6
+    batch = round(25 * (6.3 + 3 * 4) / 6.3)  # MiB
+    plan = _plan("auto", four.training, batch << 20, 64)
+    assert (plan.workers, plan.through) == (12, "shared memory")
 
 
 def test_scratch_is_a_bounded_volume_of_its_own(jobs):

@@ -155,6 +155,41 @@ def test_a_change_is_seen_through_any_number_of_partitions(training, scored):
         assert events.due("training_cases", "preprocessed_dataset") == ["preprocessed_dataset"]
 
 
+@pytest.mark.parametrize("training", [3, 100])
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_a_changed_scan_is_seen_behind_training_cases_that_are_not_there(training, uploaded):
+    """They were wiped, or the dataset was uploaded and never had any."""
+    study, dataset = _many(training, 1), dg.AssetKey("preprocessed_dataset")
+    with dg.DagsterInstance.ephemeral() as instance:
+        events, train = Events(study, instance), study.sets["train"]
+        instance.add_dynamic_partitions("patient", list(train))
+        events.tell("scan", *train)
+        (events.upload if uploaded else events.tell)("preprocessed_dataset", *study.annotator_names)
+        events.tell("scan", train[0], version="1")  # taken in again with the same content
+        assert events.staleness.status(dataset, "anno1").status.value == "FRESH"
+        events.tell("scan", train[0], version="2")
+        status = events.staleness.status(dataset, "anno1")
+        assert status.reasons == (f"scan of {train[0]} has a new data version",)
+        assert status.due is not uploaded
+
+
+def test_a_changed_scan_is_seen_behind_a_test_scan_that_was_wiped():
+    study = _many(3, 1)
+    (patient,) = study.sets["test"]
+    cells = [f"{model}|{patient}" for model in study.models]
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = Events(study, instance)
+        instance.add_dynamic_partitions("patient", [patient])
+        instance.add_dynamic_partitions("test_patient", [patient])
+        events.tell("scan", patient)
+        events.tell("test_scan", patient)
+        events.tell("softmax", *cells)
+        instance.wipe_assets([dg.AssetKey("test_scan")])
+        assert events.due("softmax") == []
+        events.tell("scan", patient, version="2")
+        assert events.staleness.due(dg.AssetKey("softmax")) == cells
+
+
 def test_a_dataset_waits_for_a_training_patient_who_is_not_in_the_bucket():
     study = _many(3, 1)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -309,7 +344,10 @@ def test_what_was_uploaded_is_left_alone_until_a_person_says_otherwise():
     assert cell in lineage.due()["softmax"]
 
 
-CELLS_OF_MODELS = ("trained_model", "preprocessed_dataset", "softmax", "variant_softmax", "ensemble_softmax", "scores")
+CELLS_OF_MODELS = (
+    *("trained_model", "preprocessed_dataset", "softmax", "variant_softmax", "ensemble_softmax", "scores"),
+    "viewer_preview",
+)
 
 
 def _uploaded(instance, **changes):

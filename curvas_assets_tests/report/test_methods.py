@@ -86,11 +86,23 @@ def test_numbers_are_those_of_configuration_and_records(whole: Study):
 
 def test_only_what_was_done_is_told():
     plain = said(make_study())
-    for word in ("temperature", "isotonic", "conformal", "STAPLE", "on record", "patch was"):
+    for word in ("temperature", "isotonic", "conformal", "STAPLE", "On record", "patch was"):
         assert word not in plain, word
     full = said(every_family())
     assert "temperature" in full
     assert "isotonic" in full
+
+
+def test_who_is_held_out_is_told_as_folds_and_settings_say():
+    by_fold, share, none = "whom it holds out", "20\u00a0% of the training patients", "nothing is held out"
+    whole, folds = make_study(), every_family()  # which has a test set: the folds' own patients decide
+    train = {"train": [str(patient) for patient in range(901, 911)]}
+    crossed = make_study(sets=train, folds=[0, 1])
+    for study, told in ((whole, {share}), (folds, {by_fold}), (crossed, {share})):
+        assert {words for words in (by_fold, share, none) if words in said(study)} == told, study.folds
+    stopping = {**folds.training.model_dump(), "held_out_fraction": 0}
+    assert none not in said(Study.model_validate({**folds.model_dump(), "training": stopping}))
+    assert none in said(make_study(training={"held_out_fraction": 0}))
 
 
 def test_both_languages_have_the_same_numbers(whole: Study):

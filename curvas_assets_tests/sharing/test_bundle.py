@@ -1,42 +1,57 @@
 """Claims proved here, on a small study from files to a bundle; the last ones in headless Chromium (skipped where there is none).
 
 - A preview agrees with the volumes that it is made of: labels, values in units, risk as the share of annotators who differ.
+- A preview that stays too large is stored, and a warning tells.
 - Patients stand worst first; where there is no room, the best are left out, and the bundle says so.
 - 65 patients of clinical size stay below 200 MB.
 - No key, no address of the store and no folder of this machine is in a bundle; one that would hold any is not written.
-- Probabilities are NIfTI files on the scan's own voxels, each named after its organ.
+- Probabilities are NIfTI files on the scan's own voxels, each named after its organ; label maps have the study's own values.
+- A further predictor that cannot be shown leaves the patient and the others in the viewer, and is told.
 - Without NiiVue's package the error says what to install; with another form of its code, that it cannot be used.
 - The viewer opens from the disk: no error on the console, no request to anywhere; layers go on and off, values are the files'.
 - Of patients asked for one right after the other, the last is shown: title, scan and labels are all of that one.
-- A row and a point of the report lead to the patient in the viewer. It speaks French, and fits 420 pixels.
+- A row and a point of the report lead to the patient in the viewer; a number that looks like an id does not. It speaks French,
+  and fits 420 pixels.
+- A file that is dropped onto the picture is a further layer; one that is damaged is told, and the viewer goes on.
 """
 
+import base64
 import gzip
 import json
 import os
 import zipfile
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.errors import MissingArtefactError, ReportError, StudyError
+from curvas_assets.errors import MissingArtefactError, PatientError, ReportError, StudyError
 from curvas_assets.geometry import Grid
+from curvas_assets.orchestration.operations import share as sharing
 from curvas_assets.orchestration.operations.share import _tables, share
+from curvas_assets.orchestration.operations.sharing import _forbidden
 from curvas_assets.report.words import Words
 from curvas_assets.sharing import Bundle, Contents, niivue, previews, worst_first, write_zip
 from curvas_assets.sharing.bundle import volumes_script
+from curvas_assets.stages import preview as stage
+from curvas_assets.stages import table
 from curvas_assets.stages.preview import MOST_BYTES, RECORD, stored_preview
 from curvas_assets.stages.stored import Artefact, Stored
 from curvas_assets.storage import directories, tables
 from curvas_assets.storage.softmax import open_softmax
+from curvas_assets.study import Study
 from curvas_assets_tests.sharing.shared import PATIENTS, make_bundle
 
 CELL = "ensemble_all|UKCHLL001"
 CONTENTS = Contents("A study", Words("en"), "", {"liver": "#009E73"}, ["anno1"], "by name")
 REPORT = "<html><body><p>nothing</p></body></html>"
+EMPTY = {"volumes": [], "predictor": "p", "spacing_mm": [], "scan_spacing_mm": [], "organs": {}}
+EMPTY |= {"most_uncertain_mm": None, "centre_mm": [], "not_annotated": []}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +112,21 @@ def test_a_preview_agrees_with_what_it_is_made_of(made, preview):
         assert segmentation[tuple(voxel[2::-1])] == label
 
 
+def test_a_preview_that_stays_too_large_is_stored_and_told(made, monkeypatch):
+    monkeypatch.setattr(stage, "MOST_BYTES", 1000)
+    one, study = PATIENTS[0], made.study.study
+    volumes = {
+        row.name: made.study.of(row, [f"{name}|{one}" for name in map(str, names)])
+        for row, names in ((table.SOFTMAX, study.models), (table.ENSEMBLE_SOFTMAX, study.ensemble_ids))
+    }
+    scan = made.study.of(table.SCAN, [one])
+    outcomes, checks = made.study.make(stage.preview_patients, stage.CHECKS, [one], **volumes, scan=scan)
+    assert outcomes[one].data_version == made.study.outcomes[one].data_version
+    (told,) = checks["previews_are_small"].found[one]
+    assert told.startswith("its preview takes")
+    assert not checks["previews_are_small"].of_defects  # for a defect would not be stored
+
+
 def test_patients_stand_worst_first(made):
     scores = made.study
     assert made.done.patients == [one["id"] for one in listed(made.folder)["patients"]]
@@ -123,6 +153,19 @@ def test_the_best_patients_are_left_out_where_there_is_no_room(made, tmp_path):
     made.study.warnings.clear()
     with pytest.raises(ReportError, match=r"report, tables and viewer take .* Raise limit_mb"):
         share(made.study.tools, tmp_path / "none", patients=PATIENTS, limit_mb=1)
+
+
+def test_no_better_patient_takes_the_place_of_one_that_was_left_out(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(6000))
+    with_volume = EMPTY | {"volumes": [{"file": "large"}]}
+    bundle = Bundle(tmp_path / "bundle", CONTENTS, REPORT, {}, limit_bytes=1e8)
+    bundle.limit_bytes = bundle.size + 4000
+    given = {"P1": EMPTY, "P2": with_volume, "P3": EMPTY}
+    assert [bundle.add(patient, "p", facts, tmp_path) for patient, facts in given.items()] == [True, False, False]
+    assert (bundle.patients, bundle.omitted) == (["P1"], ["P2", "P3"])
+    assert bundle.add("P1", "q", EMPTY, tmp_path)  # of one who is in it
+    assert not bundle.add("P1", "r", with_volume, tmp_path)
+    assert (bundle.patients, bundle.omitted) == (["P1"], ["P2", "P3"])
 
 
 def test_65_patients_of_clinical_size_stay_below_200_megabytes(made, tmp_path):
@@ -157,13 +200,11 @@ def test_no_key_and_no_address_is_in_a_bundle(made, tmp_path):
         if path.is_file():
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             assert os.fsencode(made.study.folder) not in content, path
-    preview = {"volumes": [], "predictor": "p", "spacing_mm": [], "scan_spacing_mm": [], "organs": {}}
-    preview |= {"most_uncertain_mm": None, "centre_mm": [], "not_annotated": []}
     for name, told in (("report", "https://store.example.org"), ("preview", "AKIA0123456789")):
         bundle = Bundle(
             tmp_path / name, CONTENTS, REPORT.replace("nothing", told if name == "report" else ""), {}, limit_bytes=1e8
         )
-        assert bundle.add("P1", "p", preview | {"not_annotated": [told] if name == "preview" else []}, tmp_path)
+        assert bundle.add("P1", "p", EMPTY | {"not_annotated": [told] if name == "preview" else []}, tmp_path)
         with pytest.raises(ReportError, match=f"{'report.html' if name == 'report' else 'P1.js'} would tell"):
             bundle.finish(["store.example.org", "AKIA0123456789", ""])
         assert not (tmp_path / name).exists()
@@ -183,6 +224,53 @@ def test_words_that_are_a_key_or_a_folder_elsewhere_are_no_leak(tmp_path):
         else:
             bundle.finish(["test", "/data"])
             assert (tmp_path / name / "viewer.html").exists()
+
+
+def test_what_must_not_be_told_is_keys_the_store_and_folders():
+    settings = SimpleNamespace(
+        endpoint="https://store.example.org:9000/",
+        access_key="AKIA0",
+        secret_key="s3cret",
+        session_token=None,
+        bucket="b",
+    )
+    session = SimpleNamespace(
+        bucket=SimpleNamespace(settings=lambda: settings), instance=SimpleNamespace(root_directory="/home/one/.state")
+    )
+    told = ["AKIA0", "s3cret", "store.example.org:9000", "s3://b", "/scratch", "/home/one/.state"]
+    assert _forbidden(session, Path("/scratch/bundle")) == told
+
+
+def test_label_maps_have_the_studys_own_values(made, tmp_path):
+    study, model = made.study.study, "anno1_init112233_foldall"
+    own = {organ: [100 * label, 700 + label] for organ, label in study.labels.items()}
+    other = Study.model_validate(study.model_dump(mode="json") | {"organs": own})
+    tools = replace(made.study.tools, study=other)
+    share(tools, tmp_path / "bundle", patients=PATIENTS[:1], probabilities=[f"{model}|{PATIENTS[0]}"])
+    folder = tmp_path / "bundle/probabilities" / PATIENTS[0] / model
+    first = {organ: values[0] for organ, values in own.items()}
+    assert json.loads((folder / "organs.json").read_text())["labels"] == {"background": 0} | first
+    volume = open_softmax(made.study.objects, made.study.layout.softmax(PATIENTS[0], model))
+    np.testing.assert_array_equal(values(folder, "labels"), 100 * volume.labels(0, volume.shape[1]).astype(int))
+    assert {one["id"]: one["value"] for one in listed(tmp_path / "bundle")["organs"]} == first
+
+
+def test_a_further_predictor_that_cannot_be_shown_is_told_and_leaves_the_others(made, tmp_path, monkeypatch):
+    absent, there = "anno1_init112233_foldall", "anno2_init112233_foldall"
+    volume_of, odd = sharing._volume, (MissingArtefactError, PatientError)
+
+    def volume(tools, cell):
+        if cell.predictor == absent:
+            raise odd[PATIENTS.index(cell.patient)]("reading", cell.patient, "it is not as it was", "Make it.")
+        return volume_of(tools, cell)
+
+    monkeypatch.setattr(sharing, "_volume", volume)
+    done = share(made.study.tools, tmp_path / "bundle", patients=PATIENTS[:2], predictors=[absent, there])
+    assert sorted(done.patients) == PATIENTS[:2]
+    assert sorted(done.missing) == [f"{absent} of {patient}" for patient in PATIENTS[:2]]
+    for one in listed(tmp_path / "bundle")["patients"]:
+        assert list(one["files"]) == ["ensemble_all", there]
+    made.study.warnings.clear()
 
 
 def test_probabilities_and_full_maps_are_on_the_scans_own_voxels(made, tmp_path):
@@ -352,6 +440,21 @@ def test_the_viewer_opens_from_the_disk_and_shows_what_is_chosen(chromium, made,
     page.keyboard.press("u")
     np.testing.assert_allclose(page.evaluate("curvasViewer.crosshair_mm"), facts["most_uncertain_mm"], atol=0.05)
 
+    scan = page.evaluate("curvasViewer.niivue.volumes[0].name")
+    for name in ("labels", "entropy"):
+        content = (made.folder / f"full/{PATIENTS[0]}/{name}.nii.gz").read_bytes()
+        page.evaluate(DROP, [f"{name}.nii.gz", base64.b64encode(content).decode()])
+        page.wait_for_function("name => curvasViewer.shown.includes(`dropped ${name}.nii.gz`)", arg=name)
+    assert page.evaluate("curvasViewer.niivue.volumes[0].name") == scan
+    assert page.evaluate("curvasViewer.shown") == ["segmentation", "dropped labels.nii.gz", "dropped entropy.nii.gz"]
+    page.keyboard.press("o")
+    told = page.locator("#values tr").evaluate_all(
+        "rows => rows.map(row => Array.from(row.cells, cell => cell.textContent))"
+    )
+    said = dict(told)
+    assert said["labels.nii.gz"] == said["Segmentation : ensemble_all"] != "–"
+    shot(page, "viewer_dropped")
+
     page.locator("#predictor").select_option("anno1_init112233_foldall")
     page.wait_for_function(
         "new URLSearchParams(location.hash.slice(1)).get('predictor') === 'anno1_init112233_foldall'"
@@ -368,6 +471,14 @@ def test_the_viewer_opens_from_the_disk_and_shows_what_is_chosen(chromium, made,
     ready(page, made.done.patients[at])
     assert page.locator("#list a[aria-current]").inner_text().startswith(made.done.patients[at])
     closed(page)
+
+
+DROP = """([name, content]) => {
+  const transfer = new DataTransfer(), bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0));
+  transfer.items.add(new File([bytes], name));
+  document.getElementById('canvas').dispatchEvent(
+    new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
 
 
 def test_of_two_patients_asked_for_at_once_the_last_is_shown_whole(chromium, made):
@@ -427,6 +538,34 @@ def test_rows_and_points_of_the_report_lead_to_the_viewer(chromium, made):
     )
     ready(page, PATIENTS[2])
     closed(page)
+
+
+def test_a_number_is_no_patient_and_a_damaged_file_stops_no_other(chromium, tmp_path):
+    table = (
+        "<table><thead><tr><th>n</th><th>patient</th></tr></thead><tbody><tr><td>1</td><td>{}</td></tr></tbody></table>"
+    )
+    report = (
+        "<html><body><nav></nav>" + table.format("1") + table.format("2").replace("patient", "of") + "</body></html>"
+    )
+    bundle = Bundle(tmp_path / "bundle", CONTENTS, report, {}, limit_bytes=1e8)
+    for patient in ("1", "2"):
+        assert bundle.add(patient, "p", EMPTY, tmp_path)
+    bundle.finish()
+    page = opened(chromium, tmp_path / "bundle/report.html")
+    page.wait_for_function("document.documentElement.dataset.links")
+    links = page.locator("td a").evaluate_all(
+        "links => links.map(one => [one.getAttribute('href'), one.parentElement.cellIndex])"
+    )
+    assert links == [["viewer.html#patient=1", 1]]
+    closed(page)
+    damaged = tmp_path / "bundle/viewer/data/1.js"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    (tmp_path / "bundle/viewer/data/2.js").unlink()
+    page = opened(chromium, tmp_path / "bundle/viewer.html", "#patient=1")
+    for patient, message in (("1", "viewer/data/1.js is damaged"), ("2", "viewer/data/2.js is not beside this page")):
+        page.evaluate(f"window.location.hash = 'patient={patient}'")
+        page.wait_for_function("text => document.getElementById('message').textContent.startsWith(text)", arg=message)
+    page.close()
 
 
 def test_the_pages_fit_a_narrow_screen_and_say_where_a_file_is_missing(chromium, made):

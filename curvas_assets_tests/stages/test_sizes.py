@@ -11,6 +11,7 @@ import pytest
 
 from curvas_assets.stages import sizes, table
 from curvas_assets.stages.sizes import FULL_SIZE, StudySizes, batch_voxels, prior, voxels_in
+from curvas_assets.statistics.forecast import Sizes
 from curvas_assets.study import Study, load_study
 
 PHANTOM = load_study("phantom")
@@ -44,6 +45,10 @@ def test_every_channel_is_a_file_that_is_read():
     known = StudySizes(study, {"PHANTOM008": 300}, {})
     assert known.of(table.SCAN, "PHANTOM008").work == (3 + 3) * 300
     assert known.file_bytes("PHANTOM008") == pytest.approx((3 + 3) * 300 * sizes.FILE_BYTES)
+    dataset = known.of(table.PREPROCESSED_DATASET, "anno1")
+    assert (dataset.work, dataset.stored) == (3 * 5 * 300, 3 * 5 * 300)
+    assert known.of(table.TRAINED_MODEL, MODEL).read == 3 * 5 * 300
+    assert known.of(table.SOFTMAX, f"{MODEL}|PHANTOM008") == Sizes(300, 3 * 300, 300)
 
 
 def test_under_cross_validation_only_the_models_that_did_not_see_a_patient_count():

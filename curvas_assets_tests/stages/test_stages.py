@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from curvas_assets.cohort.phantom import write_cohort
 from curvas_assets.errors import MissingArtefactError, PatientError
 from curvas_assets.geometry import Grid
 from curvas_assets.scoring import metrics_of
-from curvas_assets.stages import cohort, compare, ensemble, score, table
+from curvas_assets.stages import cohort, compare, ensemble, schemas, score, table
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.places import partition_of, root_of
 from curvas_assets.stages.stored import Artefact, Artefacts, Stored
@@ -28,6 +29,7 @@ from curvas_assets.storage.layout import Cell, Layout
 from curvas_assets.storage.metering import MeteredObjects
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.storage.softmax import SoftmaxWriter
+from curvas_assets.storage.tables import write_json, write_table
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.statistics import test_other_studies as others
 
@@ -160,12 +162,18 @@ def test_from_files_to_comparisons_each_stage_reads_what_the_one_before_has_stor
 
 
 def test_a_study_whose_scores_are_missing_or_damaged_is_told_and_stops_nothing(tmp_path):
-    bench = Bench(tmp_path, STUDY.model_copy(update={"compare_with": {"gone": "gone/metrics", "torn": "torn/metrics"}}))
+    named = {name: f"{name}/metrics" for name in ("gone", "torn", "twice", "mistaken", "sound")}
+    bench = Bench(tmp_path, STUDY.model_copy(update={"compare_with": named}))
+    own = others.scores(others.named(range(4))).assign(group="", note="")
     bench.objects.put("torn/metrics/study_scores.parquet", b"half of it")
-    found, _, problems = compare.compare_others(bench.tools, others.scores(others.named(range(4))))
-    assert found.empty
-    assert [problem.partition(":")[0] for problem in problems] == ["gone", "torn"]
-    assert "cannot be read" in problems[1]
+    for name, scores in {"twice": pd.concat([own, own]), "mistaken": own, "sound": own}.items():
+        write_table(bench.objects, f"{name}/metrics/study_scores.parquet", scores, schemas.SCORES)
+        write_json(bench.objects, f"{name}/metrics/study.json", {"study": STUDY.name if name == "mistaken" else name})
+    found, _, problems = compare.compare_others(bench.tools, own)
+    assert set(found["other"]) == {"sound"}
+    assert [problem.partition(":")[0] for problem in problems] == ["gone", "torn", "twice", "mistaken"]
+    assert all("cannot be read" in problem for problem in problems[1:3])
+    assert f"stand the scores of {STUDY.name}" in problems[3]
 
 
 @pytest.mark.parametrize("reference", ["consensus", "majority", "staple", "thresholds"])

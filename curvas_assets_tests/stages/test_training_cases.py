@@ -6,17 +6,22 @@
 - What else a record says, and who else annotates, changes no case of a single annotator.
 - An annotator whose files stand elsewhere in the bucket changes no record of what is there of the others.
 - A patient whose scan was taken in before an annotator joined is named, and only for the labels that learn from that annotator.
+- Training cases that are missing or damaged are of their own label alone.
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from curvas_assets.errors import PatientError
+from benchmarks.prediction import artefacts, tools_of
+from curvas_assets.errors import CorruptArtefactError, MissingArtefactError, PatientError
+from curvas_assets.stages import table
 from curvas_assets.stages.patients import fetch_patient, uploaded
-from curvas_assets.stages.prepare import training_case
+from curvas_assets.stages.prepare import _TrainingPatients, training_case
 from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
+from curvas_assets.storage.tables import write_json
 from curvas_assets.study import Study, load_study
 
 RAW = load_study("phantom").model_dump(mode="json")
@@ -87,3 +92,17 @@ def test_a_patient_who_was_taken_in_before_the_annotator_joined_is_named():
     with pytest.raises(PatientError, match=r"P: selecting training cases .*annotation_4\.nii\.gz was not read"):
         training_case(FOUR, "anno4", record_of(1, 2, 3))
     assert training_case(FOUR, "anno1", record_of(1, 2, 3))["annotators"] == ["anno1"]
+
+
+def test_damaged_cases_are_of_their_own_label_alone(tmp_path):
+    tools, labels = tools_of(STUDY, tmp_path), ["anno1", "anno2", "anno3"]
+    cases = {"P": training_case(STUDY, "anno1", record_of(1, 2, 3))}
+    write_json(tools.objects, tools.layout.training_cases("anno1"), {"label": "anno1", "cases": cases})
+    tools.objects.put(tools.layout.training_cases("anno2"), b"{")
+    with ExitStack() as held:
+        training = _TrainingPatients(tools, labels, artefacts(tools, table.TRAINING_CASES, labels), held)
+        assert training.folder.is_dir()
+        assert training.cases("anno1") == cases
+        for label, error in (("anno2", CorruptArtefactError), ("anno3", MissingArtefactError)):
+            with pytest.raises(error):
+                training.cases(label)

@@ -3,6 +3,7 @@
 - Two studies are paired by patient: what only one of them scored is left out and counted, and the difference is that of the means
   shown beside it, whatever the order of the rows.
 - The p of two single predictors is that of SciPy's sign-flip test on the patients' differences, and its correction statsmodels'.
+- Means over organs are of the organs that both score, so that a study with further organs is not judged by them.
 - A study beside itself differs by nothing; studies that share no patient give no row.
 """
 
@@ -92,6 +93,15 @@ def test_values_that_one_study_lacks_leave_their_patients_unpaired():
     assert set(found.loc[found["metric"] == "dice", "unpaired_patients"]) == {1}
     assert set(found.loc[found["metric"] == "ece", "n_pairs"]) == {8}
     assert (found["mean_first"] - found["mean_second"]).to_numpy() == pytest.approx(found["mean_difference"].to_numpy())
+
+
+def test_means_over_organs_are_of_those_that_both_score():
+    own, other = scores(named(range(7))), scores(named(range(7)), seed=1)
+    of_organ = own["metric"] == "dice"
+    liver, further = own.assign(organ=np.where(of_organ, "liver", "")), own[of_organ].assign(organ="tumour", value=0.1)
+    theirs = other.assign(organ=np.where(other["metric"] == "dice", "liver", ""))
+    pd.testing.assert_frame_equal(compared(pd.concat([liver, further]), theirs), compared(liver, theirs))
+    assert "dice" not in set(compared(further, theirs)["metric"])
 
 
 @settings(max_examples=5, deadline=None)

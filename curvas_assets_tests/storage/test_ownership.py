@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curvas_assets.errors import StorageError
+from curvas_assets.errors import CorruptArtefactError, StorageError
 from curvas_assets.orchestration.bucket import layout_of
 from curvas_assets.storage.connection import S3Settings
 from curvas_assets.storage.layout import Layout
@@ -64,7 +64,9 @@ def test_a_study_that_was_renamed_is_told_all_that_names_it(tmp_path: Path):
 def test_a_damaged_record_is_told_and_stays(tmp_path: Path, content: bytes):
     objects, own = FolderObjects(tmp_path), layout()
     objects.put("output/study.json", content)
-    with pytest.raises(StorageError, match=r"output/study\.json: .*remove the record: the next step writes it again"):
+    with pytest.raises(
+        CorruptArtefactError, match=r"output/study\.json: .*remove the record: the next step writes it again"
+    ):
         require_own(objects, own, "first")
     assert {item.key: objects.get(item.key) for item in objects.list("")} == {"output/study.json": content}
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from curvas_assets.errors import StudyError
+from curvas_assets.file_paths import PATIENT
+from curvas_assets.predictors import CALIBRATIONS
+from curvas_assets.study import RESERVED
 
 Kind = Literal["image", "labels"]
 SetOf = Literal["train", "validation", "test"]
-PATIENT = "{patient}"
 ENDINGS = (".nii.gz", ".nii")
 ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
 """What a patient may be called: a partition of Dagster, and a part of a key in a bucket."""
@@ -22,6 +24,9 @@ RUN = re.compile(r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9]")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^A-Za-z0-9]")
 DATE = re.compile(r"(?<![0-9])[0-9]{6,}(?![0-9])")
 """Dates and series' numbers, which vary although they are no id."""
+MOST_FORMS, LONGEST_PATTERN = 6, 200
+"""Forms of ids that a pattern tells apart, and its characters; ids of more forms are taken as they are."""
+MOST_GROUPS = 12
 MOST_RUNS = 16
 """Runs of one folder's or file's name that are looked at: a longer name is not cut further."""
 SETS: dict[str, SetOf] = {
@@ -52,6 +57,12 @@ class Role:
     name: str
     pattern: str
     files: Mapping[str, tuple[str, ...]]
+
+    @property
+    def file(self) -> str:
+        """As a study names it: in the patient's own folder, where that is all that the pattern says."""
+        own = self.pattern.removeprefix(f"{PATIENT}/")
+        return own if own != self.pattern and PATIENT not in own and "*" not in own else self.pattern
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def find_layout(kinds: Mapping[str, Kind | None]) -> Layout:
     for pattern, ids in found["image"].items():
         if len(ids) < 0.2 * most or len(ids) == 1 < most:  # one id for all explains every file, as their common word
             continue
-        chosen = _label_patterns(ids, found["labels"])
+        chosen = _label_patterns(pattern, ids, found["labels"])
         score = _score(ids, chosen, found["labels"])
         if chosen and (best is None or (score, pattern) > (best[0], best[1])):
             best = score, pattern, chosen
@@ -110,7 +121,7 @@ def find_layout(kinds: Mapping[str, Kind | None]) -> Layout:
     everybody = {one: path for word in reversed(words) for one, path in found["image"][word].items()}
     taken = {path for one in labels for path in found["labels"][one].values()}
     left = {one: of for one, of in found["labels"].items() if taken.isdisjoint(of.values())}
-    labels += _label_patterns(everybody, left)  # of those who drew in other folders alone
+    labels += _label_patterns(main, everybody, left)  # of those who drew in other folders alone
     merged = (_merged(one, _generalised(one, found["labels"], _varying(main, words))) for one in labels)
     annotators = list(dict.fromkeys(merged))
     used = {*words, main}
@@ -148,6 +159,44 @@ def _expression(pattern: str) -> re.Pattern[str]:
         else:
             parts.append("[^/]*" if part == "*" else re.escape(part))
     return re.compile("".join(parts))
+
+
+def ids_of(patients: Sequence[str]) -> dict[str, str | int]:
+    """The study's field `patients` for ids: a prefix and digits, or a pattern; empty, which takes any, where they have many forms.
+
+    >>> ids_of(["UKCHLL001", "UKCHLL020"])
+    {'prefix': 'UKCHLL', 'digits': 3}
+    >>> ids_of(["CASE_1", "CASE_20"])
+    {'pattern': 'CASE_[0-9]+'}
+    """
+    parted = [re.fullmatch("([A-Za-z]{0,40})([0-9]{1,12})", one) for one in patients]
+    forms = {(match[1], len(match[2])) for match in parted if match}
+    if all(parted) and len(forms) == 1:
+        prefix, digits = forms.pop()
+        return {"prefix": prefix, "digits": digits}
+    alike: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for runs in map(RUN.findall, patients):
+        alike[tuple("9" if run.isdigit() else "a" if run.isalpha() else run for run in runs)].append(runs)
+    pattern = "|".join(map(_form, alike.values()))
+    return {"pattern": pattern} if len(alike) <= MOST_FORMS and len(pattern) <= LONGEST_PATTERN else {}
+
+
+def _form(ids: Sequence[Sequence[str]]) -> str:
+    """A regular expression for ids that are made of the same kinds of runs."""
+    parts = list[str]()
+    for column in zip(*ids, strict=True):
+        widths = {len(run) for run in column}
+        if len(set(column)) == 1 and not column[0].isdigit():
+            parts.append(column[0].replace(".", "[.]"))
+        else:
+            kind = "[0-9]" if column[0].isdigit() else "[A-Za-z]"
+            parts.append(kind + (f"{{{widths.pop()}}}" if len(widths) == 1 else "+"))
+    return "".join(parts)
+
+
+def most_groups(patients: int) -> int:
+    """How many groups some patients may form, so that a group is more than a name for each."""
+    return min(MOST_GROUPS, max(2, patients // 2))
 
 
 def ending_of(path: str) -> str:
@@ -196,11 +245,14 @@ def _bounded(text: str) -> re.Pattern[str]:
     return re.compile(f"(?<!{run(text[0])}){re.escape(text)}(?!{run(text[-1])})")
 
 
-def _label_patterns(ids: Mapping[str, str], of_labels: Candidates) -> list[str]:
-    """The patterns of label maps that the patients of a pattern of scans fill, none of a file that another has."""
+def _label_patterns(scans: str, ids: Mapping[str, str], of_labels: Candidates) -> list[str]:
+    """The patterns of label maps that the patients of a pattern of scans fill, none of a file that another has.
+
+    Of two that explain as many, the one with the id where scans have it: three annotators of three patients are told apart by that.
+    """
     least = 1 if len(ids) < 3 else max(2, round(0.1 * len(ids)))
     shared = {pattern: ids.keys() & others.keys() for pattern, others in of_labels.items() if len(others) >= least}
-    order = sorted(shared, key=lambda p: (-len(shared[p]), -p.count(PATIENT), p.count("*"), p))
+    order = sorted(shared, key=lambda p: (-len(shared[p]), -_likeness(p, scans), -p.count(PATIENT), p.count("*"), p))
     chosen, taken = list[str](), set[str]()
     for pattern in order:
         files = {of_labels[pattern][one] for one in shared[pattern]}
@@ -208,6 +260,13 @@ def _label_patterns(ids: Mapping[str, str], of_labels: Candidates) -> list[str]:
             chosen.append(pattern)
             taken |= files
     return chosen
+
+
+def _likeness(pattern: str, other: str) -> int:
+    """How far two patterns have the id at the same places: folders that they share, less 1 if only one has it in the file's name."""
+    (*folders, name), (*others, another) = pattern.split("/"), other.split("/")
+    shared = sum(one == two and PATIENT in one for one, two in zip(folders, others, strict=False))
+    return shared - ((PATIENT in name) != (PATIENT in another))
 
 
 def _score(ids: Mapping[str, str], chosen: Sequence[str], of_labels: Candidates) -> tuple[float, ...]:
@@ -314,11 +373,11 @@ def _assigned(
     for of in files.values():  # a template or an atlas beside the patients is none
         for one in [one for one in of if one not in whole and _shape(one) not in shapes]:
             unknown += of.pop(one)
+    channels, annotators = ([p for p in of if files[p]] for of in (channels, annotators))
     names = {**_names(channels, "channel"), **_names(annotators, "anno")}
 
     def roles(patterns: Sequence[str]) -> tuple[Role, ...]:
-        made = [Role(names[p], p, {one: tuple(paths) for one, paths in files[p].items()}) for p in patterns]
-        return tuple(role for role in made if role.files)
+        return tuple(Role(names[p], p, {one: tuple(paths) for one, paths in files[p].items()}) for p in patterns)
 
     patients = sorted({one for of in files.values() for one in of}, key=_natural)
     wild = _merged(main, alike)
@@ -331,7 +390,7 @@ def _assigned(
                 sets[one] = of
             elif word.strip():
                 groups[one] = word
-    if len(set(groups.values())) < 2:
+    if not 2 <= len(set(groups.values())) <= most_groups(len(groups)):  # as dates of folders
         groups = {}
     return Layout(roles(channels), roles(annotators), tuple(patients), sets, groups, tuple(sorted(unknown)))
 
@@ -347,10 +406,10 @@ def _names(patterns: Sequence[str], otherwise: str) -> dict[str, str]:
         left = [word for word in words[pattern] if word not in common]
         told = [word for word in left if not {part.lower() for part in WORD.findall(word)} <= NO_NAME]
         name = "-".join(told)[:50].strip("-")
-        digits = [run for run in RUN.findall("".join(left)) if run.isdigit()]
-        if not name or name.isdigit():
-            name = f"{otherwise}{int(name or digits[0]) if (name or digits) else number}"
-        if name.lower() in ("all", "mean", "background", "ensemble", "temperature", "isotonic"):
+        digits = [run for word in left for run in RUN.findall(word) if run.isdigit()]
+        if not any(map(str.isalpha, name)):  # 2, or 000-000
+            name = f"{otherwise}{int(digits[0]) if len(digits) == 1 else number}"
+        if name.lower() in (*RESERVED, "ensemble", *CALIBRATIONS):
             name = f"{name}-1"
         while name.lower() in taken:
             name += f"-{number}"

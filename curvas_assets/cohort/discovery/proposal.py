@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from curvas_assets.cohort.discovery.layout import PATIENT, RUN, Role, SetOf
-from curvas_assets.cohort.discovery.survey import MOST_ORGANS, Finding, Survey, described
+from curvas_assets.cohort.discovery.layout import SetOf, ids_of
+from curvas_assets.cohort.discovery.survey import MOST_ORGANS, Finding, Survey, counted, described
 from curvas_assets.cohort.discovery.tables import plain_name
 from curvas_assets.errors import StudyError
 from curvas_assets.geometry import Grid, reordered_grid, voxel_order
@@ -27,8 +27,6 @@ MOST_TOLD = 40
 """Findings that the head of the file lists."""
 SEEDS = (112233, 445566, 778899)
 WIDTH = 116
-MOST_FORMS, LONGEST_PATTERN = 6, 200
-"""Forms of ids that a pattern tells apart, and its characters; ids of more forms are taken as they are."""
 WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
 """What YAML does not read as text."""
 
@@ -116,14 +114,18 @@ def _head(found: Survey) -> list[str]:
             f"Proposed by curvas-init from {found.name}. Everything may be changed; what is left out has its default."
         ),
         *_comment(
-            f"{len(found.layout.patients)} patients, {len(found.usable)} of them usable; {len(found.layout.annotators)} annotators; "
-            f"{len(found.values)} labels. Scans have {shape} voxels of {spacing} mm (Z × Y × X), voxel order {order}."
+            f"{counted(len(found.layout.patients), 'patient')}, {len(found.usable)} of them usable; "
+            f"{counted(len(found.layout.annotators), 'annotator')}; {counted(len(found.values), 'label')}. "
+            f"Scans have {shape} voxels of {spacing} mm (Z × Y × X), voxel order {order}."
         ),
         "#",
     ]
     if not found.findings:
         return [*lines, "# Nothing looks wrong.", ""]
-    lines += _comment(f"What looks wrong, worst first ({stops} of {len(found.findings)} stop a patient or the study):")
+    verb = "stops" if stops == 1 else "stop"
+    lines += _comment(
+        f"What looks wrong, worst first ({stops} of {len(found.findings)} {verb} a patient or the study):"
+    )
     for one in found.findings[:MOST_TOLD]:
         lines += _comment(f"- {one}", hanging="  ")
     if len(found.findings) > MOST_TOLD:
@@ -153,13 +155,13 @@ def _files(found: Survey) -> list[str]:
     layout = found.layout
     lines = [
         *_comment(f"How patients are called: {_range(layout.patients)}. {{}} takes any id."),
-        f"patients: {_ids(layout.patients)}",
+        f"patients: {{{', '.join(f'{name}: {_value(value)}' for name, value in ids_of(layout.patients).items())}}}",
         "",
     ]
     low = min((low for low, _, _ in found.intensities.values()), default=math.nan)
     high = max((high for _, _, high in found.intensities.values()), default=math.nan)
     seen = (
-        f"intensities {low:g} … {high:g} in {len(found.intensities)} scans that were read"
+        f"intensities {low:g} … {high:g} in {counted(len(found.intensities), 'scan')}, all voxels read"
         if found.intensities
         else "none could be read"
     )
@@ -167,7 +169,7 @@ def _files(found: Survey) -> list[str]:
         lines += _comment(
             f"The CT, in HU ({seen}). With {{patient}}, a path below the data folder; else one in the patient's folder."
         )
-        lines += [f"image: {_plain(_file(layout.channels[0]))}", ""]
+        lines += [f"image: {_plain(layout.channels[0].file)}", ""]
     else:
         lines += _comment(
             f"The channels of a scan ({seen}). normalisation: zscore, ct, rescale_to_0_1 or none. Of a CT in HU alone, write "
@@ -179,7 +181,7 @@ def _files(found: Survey) -> list[str]:
             name = named[number] if named else role.name if len(layout.channels) > 1 else "MR"
             name = re.sub("[^A-Za-z0-9]+", "-", name).strip("-") or role.name
             scheme = "ct" if name.upper() == "CT" else "zscore"
-            lines.append(f"  - {{name: {_plain(name)}, file: {_plain(_file(role))}, normalisation: {scheme}}}")
+            lines.append(f"  - {{name: {_plain(name)}, file: {_plain(role.file)}, normalisation: {scheme}}}")
         lines.append("")
     lines += _comment(
         "The experts, each with the file of their label maps. Names appear in scores and figures; change them as you like. "
@@ -187,7 +189,7 @@ def _files(found: Survey) -> list[str]:
     )
     lines.append("annotators:")
     lines += [
-        f"  - {{name: {_plain(role.name)}, file: {_plain(_file(role))}}} # {len(role.files)} patients"
+        f"  - {{name: {_plain(role.name)}, file: {_plain(role.file)}}} # {counted(len(role.files), 'patient')}"
         for role in layout.annotators
     ]
     return [*lines, ""]
@@ -223,7 +225,7 @@ def _labels(found: Survey, organs: Mapping[str, Sequence[int]], ignored: list[in
     )
     lines = _comment(
         f"Organ → label value in the files ({named}). Several values are merged: kidney: [2, 3]. Volumes are median (smallest … "
-        f"largest) over the patients whom an annotator drew, of {len(found.maps)} label maps that were read."
+        f"largest) over the patients whom an annotator drew; {counted(len(found.maps), 'label map')} read."
     )
     lines.append("organs:")
     for organ, values in organs.items():
@@ -280,7 +282,8 @@ def _sets(found: Survey, sets: Mapping[SetOf, Sequence[str]], origin: str, optio
             if options.small
             else "named by no set where the others were found"
         )
-        lines += _comment(f"{len(left)} usable patients are in no set ({why}): {', '.join(left)}")
+        verb = "is" if len(left) == 1 else "are"
+        lines += _comment(f"{counted(len(left), 'usable patient')} {verb} in no set ({why}): {', '.join(left)}")
     if len(found.usable) < 2:
         lines += _comment(
             "There are too few usable patients: a study takes two or more, one to train on and one to score."
@@ -466,6 +469,10 @@ def _plain(text: str) -> str:
     return text if bare else json.dumps(text, ensure_ascii=False)
 
 
+def _value(value: str | int) -> str:
+    return _plain(value) if isinstance(value, str) else str(value)
+
+
 def _listed(before: str, names: Sequence[str]) -> list[str]:
     """A list in brackets, over several lines where it is long."""
     words = ", ".join(map(_plain, names))
@@ -477,39 +484,6 @@ def _listed(before: str, names: Sequence[str]) -> list[str]:
         *textwrap.wrap(words, WIDTH, initial_indent=inner, subsequent_indent=inner, break_on_hyphens=False),
         f"{inner[2:]}]",
     ]
-
-
-def _file(role: Role) -> str:
-    """The file of a role: in the patient's own folder, where that is all that its pattern says."""
-    own = role.pattern.removeprefix(f"{PATIENT}/")
-    return own if own != role.pattern and PATIENT not in own and "*" not in own else role.pattern
-
-
-def _ids(patients: Sequence[str]) -> str:
-    """The field `patients` for ids: a prefix and digits, a pattern, or any."""
-    parted = [re.fullmatch("([A-Za-z]{0,40})([0-9]{1,12})", one) for one in patients]
-    forms = {(match[1], len(match[2])) for match in parted if match}
-    if all(parted) and len(forms) == 1:
-        prefix, digits = forms.pop()
-        return f"{{prefix: {_plain(prefix)}, digits: {digits}}}"
-    alike: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for runs in map(RUN.findall, patients):
-        alike[tuple("9" if run.isdigit() else "a" if run.isalpha() else run for run in runs)].append(runs)
-    pattern = "|".join(map(_form, alike.values()))
-    return f'{{pattern: "{pattern}"}}' if len(alike) <= MOST_FORMS and len(pattern) <= LONGEST_PATTERN else "{}"
-
-
-def _form(ids: Sequence[Sequence[str]]) -> str:
-    """A regular expression for ids that are made of the same kinds of runs."""
-    parts = list[str]()
-    for column in zip(*ids, strict=True):
-        widths = {len(run) for run in column}
-        if len(set(column)) == 1 and not column[0].isdigit():
-            parts.append(column[0].replace(".", "[.]"))
-        else:
-            kind = "[0-9]" if column[0].isdigit() else "[A-Za-z]"
-            parts.append(kind + (f"{{{widths.pop()}}}" if len(widths) == 1 else "+"))
-    return "".join(parts)
 
 
 def _range(names: Iterable[str]) -> str:

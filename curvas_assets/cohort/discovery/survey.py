@@ -13,11 +13,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from curvas_assets.cohort.discovery.layout import Kind, Layout, Role, ending_of, find_layout, matches
+from curvas_assets.cohort.discovery.layout import ENDINGS, Kind, Layout, Role, ending_of, find_layout, ids_of, matches
 from curvas_assets.cohort.discovery.tables import LARGEST, READ, Told, read_told
 from curvas_assets.cohort.discovery.volumes import (
     BEGINNING,
-    WHOLE,
+    INTAKE,
+    NO_NUMBERS,
+    WITHOUT,
     LabelMap,
     Look,
     look,
@@ -26,7 +28,9 @@ from curvas_assets.cohort.discovery.volumes import (
 )
 from curvas_assets.cohort.intake import implausible_intensities
 from curvas_assets.errors import CurvasError, PatientError, StudyError
+from curvas_assets.file_paths import FilePaths
 from curvas_assets.geometry import Grid, by, mm, require_same_grid, voxel_order
+from curvas_assets.study import MOST_ORGANS, PatientIds
 
 Tell = Callable[[str], None]
 Severity = Literal["stops", "check", "note"]
@@ -36,13 +40,11 @@ THREADS = 4
 SCANS_READ = 4
 """Scans of which all intensities are read."""
 AIR_HU = -500
-MOST_ORGANS = 64
 STRAY_ML = 0.1
 """Largest volume of a label in one patient that looks like a slip of the brush."""
-SPACING_MM, PLACE_MM = 1e-3, 1e-1
-"""Tolerances of the intake, by default."""
 VOID = 255
 """What many tools write where nobody looked."""
+READABLE = "Make it a file that this user may read."
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -80,6 +82,10 @@ class Source(Protocol):
 
     def whole(self, path: str) -> AbstractContextManager[Path]:
         """A file on the disk, while the block runs."""
+        ...
+
+    def unreadable(self) -> list[str]:
+        """Files and folders that could not be listed: closed to this user, or of a name that is no UTF-8."""
         ...
 
 
@@ -231,21 +237,20 @@ def survey(
     volumes = [path for path in files if ending_of(path)]
     if not volumes:
         dicom = sum(path.lower().endswith(".dcm") for path in files)
-        found = f"{len(files)} files, none of them NIfTI (.nii.gz, .nii){f', and {dicom} DICOM files' if dicom else ''}"
+        found = f"{counted(len(files), 'file')}, none of them NIfTI (.nii.gz, .nii)"
+        found += f", and {counted(dicom, 'DICOM file')}" if dicom else ""
+        found += f"; {_some(unreadable)} cannot be listed" if (unreadable := source.unreadable()) else ""
         remedy = (
             "Convert DICOM first, such as with dcm2niix."
             if dicom
             else "Give the folder that holds the patients' files."
         )
         raise PatientError("looking for patients", source.name, found, remedy)
-    looked = _in_threads(
-        lambda path: look(source.beginning(path, BEGINNING), files[path].size), volumes, "files looked at", tell
-    )
+    looked = _in_threads(lambda path: _look(source, files[path]), volumes, "files looked at", tell)
     looks = dict(zip(volumes, looked, strict=True))
     layout, maps, broken = _read(source, looks, quick, seed, annotators, tell)
-    beside = {
-        p: source.beginning(p, LARGEST) for p, one in files.items() if p.lower().endswith(READ) and one.size <= LARGEST
-    }
+    texts = [p for p, one in files.items() if p.lower().endswith(READ) and one.size <= LARGEST]
+    beside = {path: content for path in texts if (content := _content(source, path)) is not None}
     told = read_told(beside, layout.patients)
     intensities = _intensities(source, layout, looks, broken)
     lows = [low for low, _, _ in intensities.values()]
@@ -256,9 +261,24 @@ def survey(
     found = Survey(source.name, layout, told, looks, maps, intensities, ct)
     defects, findings = _findings(found, broken)
     findings += _duplicates(source, found, files)
-    findings += _others([path for path in files if path not in looks and path not in beside], layout.unknown)
+    findings += _strangers(layout, files)
+    findings += _others(source, [path for path in files if path not in looks and path not in beside], layout.unknown)
     ranked = sorted(findings, key=lambda one: ORDER.index(one.severity))
     return Survey(source.name, layout, told, looks, maps, intensities, ct, defects, ranked)
+
+
+def _look(source: Source, file: Listed) -> Look:
+    try:
+        return look(source.beginning(file.path, BEGINNING), file.size)
+    except OSError as error:
+        return Look(None, None, defect=f"it cannot be read ({error.strerror})", remedy=READABLE)
+
+
+def _content(source: Source, path: str) -> bytes | None:
+    try:
+        return source.beginning(path, LARGEST)
+    except OSError:  # told among the files that are left aside
+        return None
 
 
 def _main_name(layout: Layout) -> str:
@@ -279,7 +299,7 @@ def _read(
 
     def read(paths: Sequence[str]) -> list[str]:
         """Read label maps; the paths of those that are none."""
-        due = [path for path in paths if path not in maps and path not in broken]
+        due = [path for path in paths if path not in maps and path not in broken and looks[path].grid is not None]
 
         def one(path: str) -> LabelMap | PatientError | None:
             try:
@@ -287,6 +307,8 @@ def _read(
                     return read_label_map(file, path)
             except PatientError as error:
                 return error
+            except OSError as error:
+                return PatientError("reading the file", path, f"it cannot be read ({error.strerror})", READABLE)
 
         scans = list[str]()
         for path, answer in zip(due, _in_threads(one, due, "label maps read", tell), strict=True):
@@ -351,6 +373,9 @@ def _intensities(
                 found[patient] = read_intensities(file, patient)
         except PatientError as error:
             broken[path] = error
+        except OSError as error:
+            found_there = f"it cannot be read ({error.strerror})"
+            broken[path] = PatientError("reading the file", path, found_there, READABLE)
     return found
 
 
@@ -381,7 +406,11 @@ def _findings(found: Survey, broken: Mapping[str, PatientError]) -> tuple[dict[s
             told.append(Finding("stops", patient, what, remedy))
     told += _missing(found)
     told += _of_labels(found)
+    told += _unread(found, broken)
     told += _of_scans(found)
+    if (usable := sum(one not in defects for one in found.usable)) < 2:
+        remedy = "A study takes two or more: one to train on, and one to score."
+        told.append(Finding("stops", "", f"{counted(usable, 'patient')} can be used", remedy))
     folded: dict[str, list[str]] = defaultdict(list)
     for one in found.layout.patients:
         folded[one.casefold()].append(one)
@@ -423,9 +452,11 @@ def _defects_of(found: Survey, patient: str, broken: Mapping[str, PatientError])
             of = found.maps.get(path)
             if found.looks[path].kind == "image" and of is None and found.looks[path].grid is not None:
                 yield f"{path}: it holds no labels but intensities or probabilities", "Export the label map again."
-            if of is not None and of.fractions > WHOLE:
+            if of is not None and of.fractions > INTAKE.label_tolerance:
                 what = f"{path}: labels are up to {of.fractions:.2g} from a whole number"
                 yield what, "Export it again with nearest-neighbour interpolation."
+            if of is not None and not of.finite:
+                yield f"{path}: {NO_NUMBERS}", WITHOUT
             if of is not None and of.negative:
                 yield f"{path}: it holds labels below 0", "Set them to 0, or to a value of their own above 0."
     if patient in found.annotated and not found.drawn_by(patient):
@@ -442,8 +473,8 @@ def _apart(grid: Grid, scan: Grid | None, what: str) -> str:
             grid,
             voxel_order(grid, scan),
             scan,
-            spacing_tolerance_mm=SPACING_MM,
-            place_tolerance_mm=PLACE_MM,
+            spacing_tolerance_mm=INTAKE.spacing_tolerance_mm,
+            place_tolerance_mm=INTAKE.origin_tolerance_mm,
             remedy="",
             attempted="comparing grids",
             subject="it",
@@ -459,13 +490,14 @@ def _missing(found: Survey) -> Iterator[Finding]:
     scanned = [one for one in found.layout.patients if one in found.layout.channels[0].files]
     unlabelled = [one for one in scanned if one not in found.annotated]
     if unlabelled:
-        what = f"{len(unlabelled)} patients have a scan and no label map: {_some(unlabelled)}"
+        verb = "has" if len(unlabelled) == 1 else "have"
+        what = f"{counted(len(unlabelled), 'patient')} {verb} a scan and no label map: {_some(unlabelled)}"
         remedy = "They are in no set, because nobody can train on them or score them. Add label maps, or leave them so."
         yield Finding("check", "", what, remedy)
     for role in found.layout.annotators:
         without = [one for one in scanned if one in found.annotated and one not in role.files]
         if without:
-            what = f"{role.name} has no label map of {len(without)} patients: {_some(without)}"
+            what = f"{role.name} has no label map of {counted(len(without), 'patient')}: {_some(without)}"
             yield Finding("note", "", what, "They are scored by the other annotators (intake.missing_annotation).")
     for patient in scanned:
         drawn = found.drawn_by(patient)
@@ -494,11 +526,12 @@ def _of_labels(found: Survey) -> Iterator[Finding]:
                 "check", next(iter(patients)), what, "It is in ignored_labels; if it is no slip, name it in organs."
             )
         elif value in found.strays:
-            what = f"label {value} stands beside small values, as where nobody looked ({len(patients)} patients)"
+            what = f"label {value} stands beside small values, as where nobody looked ({counted(len(patients), 'patient')})"
             yield Finding("check", "", what, "It is in ignored_labels; if it is an organ, name it in organs.")
         elif len(has) < len(annotators) and len(read) > 1:
             others = " and ".join(name for name in annotators if name not in has)
-            what = f"label {value} is drawn by {' and '.join(has)} and never by {others} ({len(patients)} patients)"
+            whose = counted(len(patients), "patient")
+            what = f"label {value} is drawn by {' and '.join(has)} and never by {others} ({whose})"
             yield Finding("check", "", what, "Map the labels alike, or leave the organ out (ignored_labels).")
     if len(values) > MOST_ORGANS:
         what = f"there are {len(values)} labels; a study has at most {MOST_ORGANS} organs"
@@ -516,7 +549,20 @@ def _of_labels(found: Survey) -> Iterator[Finding]:
         yield Finding("note", "", what, f"To merge them, write one organ with [{one}, {other}].")
 
 
+def _unread(found: Survey, broken: Mapping[str, PatientError]) -> Iterator[Finding]:
+    """Label maps that a quick look left out."""
+    paths = [path for role in found.layout.annotators for _, path in _single(role)]
+    sound = [path for path in paths if found.looks[path].kind == "labels" and found.looks[path].grid is not None]
+    if left := [path for path in sound if path not in found.maps and path not in broken]:
+        what = f"{counted(len(left), 'label map')} {'was' if len(left) == 1 else 'were'} not read (--quick)"
+        yield Finding("note", "", what, "A label that only such a map has stops its patient later; look at all before.")
+
+
 def _of_scans(found: Survey) -> Iterator[Finding]:
+    for role in (*found.layout.channels, *found.layout.annotators):
+        if not role.pattern.endswith(ENDINGS):
+            what = f"{role.pattern}: a study reads names that end in {' or '.join(ENDINGS)}, in lower case"
+            yield Finding("stops", "", what, "Rename the files.")
     for patient, (low, _, high) in found.intensities.items() if found.ct else ():
         for what in implausible_intensities({"hu_range": (low, high)}):
             yield Finding("check", patient, what, "Convert the series again with its rescale slope and intercept.")
@@ -538,24 +584,14 @@ def _of_scans(found: Survey) -> Iterator[Finding]:
             )
             yield Finding("check", "", what, remedy)
         else:
-            yield Finding("note", "", what, "Delete those that are none.")
+            yield Finding("note", "", what, "Delete those that are none; visits of one person take an id each.")
 
 
 def _duplicates(source: Source, found: Survey, files: Mapping[str, Listed]) -> Iterator[Finding]:
     """The same scan of two patients, or the same label map of two."""
-    scans: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    for patient, path in _single(found.layout.channels[0]):
-        scans[files[path].size].append((patient, path))
-    same: dict[str, list[str]] = defaultdict(list)
-    for alike in scans.values():
-        for patient, path in alike if len(alike) > 1 else ():
-            same[files[path].tag or _digest(source, path)].append(patient)
-    for patients in same.values():
-        if len(patients) > 1:
-            what = f"{' and '.join(patients)} have the same scan, byte by byte"
-            yield Finding(
-                "check", patients[0], what, "Keep one: a patient in two sets is scored by models that saw it."
-            )
+    for patients in _same_scans(source, found, files):
+        what = f"{' and '.join(patients)} have the same scan, byte by byte"
+        yield Finding("check", patients[0], what, "Keep one: a patient in two sets is scored by models that saw it.")
     maps: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for role in found.layout.annotators:
         for patient, path in _single(role):
@@ -570,6 +606,31 @@ def _duplicates(source: Source, found: Survey, files: Mapping[str, Listed]) -> I
             )
 
 
+def _same_scans(source: Source, found: Survey, files: Mapping[str, Listed]) -> Iterator[list[str]]:
+    """Patients whose scans are the same. Scans that are not compressed have one size; their beginnings are compared before all of them
+    are read.
+    """
+
+    def begins(path: str) -> str:
+        return files[path].tag or hashlib.sha256(source.beginning(path, BEGINNING)).hexdigest()
+
+    def holds(path: str) -> str:
+        return files[path].tag or _digest(source, path)
+
+    def size(path: str) -> int:
+        return files[path].size
+
+    groups = [[(one, path) for one, path in _single(found.layout.channels[0]) if one in found.grids]]
+    tellings: tuple[Callable[[str], Any], ...] = (size, begins, holds)
+    for told in tellings:
+        alike: dict[tuple[int, Any], list[tuple[str, str]]] = defaultdict(list)
+        for number, group in enumerate(groups):
+            for one, path in group:
+                alike[number, told(path)].append((one, path))
+        groups = [group for group in alike.values() if len(group) > 1]
+    return ([one for one, _ in group] for group in groups)
+
+
 def _digest(source: Source, path: str) -> str:
     digest = hashlib.sha256()
     with source.whole(path) as file, file.open("rb") as stream:
@@ -578,12 +639,39 @@ def _digest(source: Source, path: str) -> str:
     return digest.hexdigest()
 
 
-def _others(rest: Sequence[str], unknown: Sequence[str]) -> Iterator[Finding]:
+def _strangers(layout: Layout, paths: Iterable[str]) -> Iterator[Finding]:
+    """Whom the proposed study would take for patients beside those who were found."""
+    roles = (*layout.channels, *layout.annotators)
+    taken = FilePaths([role.file for role in roles], PatientIds.model_validate(ids_of(layout.patients))).sort(paths)
+    strangers = sorted(set(taken.patients) - set(layout.patients))
+    if strangers:
+        files = _some([path for one in strangers for path in taken.paths(one)])
+        what = f"{files}: by name and place a patient's, so that the study has {_some(strangers)} among its patients"
+        remedy = "Take the files out of the folder, or write a pattern of ids (patients) that leaves them out."
+        yield Finding("check", "", what, remedy)
+
+
+def _others(source: Source, rest: Sequence[str], unknown: Sequence[str]) -> Iterator[Finding]:
     if unknown:
-        what = f"{len(unknown)} NIfTI files have no role: {_some(unknown)}"
+        verb = "has" if len(unknown) == 1 else "have"
+        what = f"{counted(len(unknown), 'NIfTI file')} {verb} no role: {_some(unknown)}"
         yield Finding("check", "", what, "If they are a patient's, name them as the others are.")
+    if unreadable := source.unreadable():
+        what = f"{_some(unreadable)} cannot be listed (closed to this user, or of a name that is no UTF-8)"
+        yield Finding("check", "", what, "Make them readable, or rename them; what is in them was not looked at.")
     if rest:
-        yield Finding("note", "", f"{len(rest)} other files are left aside: {_some(rest)}", "Nothing is to be done.")
+        verb = "is" if len(rest) == 1 else "are"
+        what = f"{counted(len(rest), 'other file')} {verb} left aside: {_some(rest)}"
+        yield Finding("note", "", what, "Nothing is to be done.")
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "patient"), counted(2, "patient")
+    ('1 patient', '2 patients')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curvas_assets.cohort.discovery.layout import SETS, SetOf
+from curvas_assets.cohort.discovery.layout import SETS, SetOf, most_groups
 from curvas_assets.predictors import KEY
 
 LARGEST = 5 << 20
@@ -31,7 +31,6 @@ GROUPS = (
 )
 """Names of columns that tell of a group, the most telling first."""
 SET_COLUMNS = ("set", "split", "subset", "partition", "fold")
-MOST_GROUPS = 12
 SNAP_LINE = re.compile(r'\s*(\d+)(?:\s+\d+){3}\s+[\d.]+\s+\d+\s+\d+\s+"([^"]*)"')
 """Index, red, green, blue, alpha, visible, mesh, "name"."""
 
@@ -70,15 +69,15 @@ def read_told(files: Mapping[str, bytes], patients: Sequence[str]) -> Told:
     groups: tuple[dict[str, str], str] = ({}, "")
     sets: tuple[dict[str, SetOf], str] = ({}, "")
     for path, content in sorted(files.items(), key=lambda item: (item[0].count("/"), item[0])):
-        if path.endswith(".json"):
+        if path.lower().endswith(".json"):
             given = _json(content)
             if isinstance(given, dict):
-                found = _labels_of(given.get("labels", given if "label" in path.lower() else {}))
+                found = _labels_of(given.get("labels", given if "label" in path.lower() and _is_mapping(given) else {}))
                 channels = channels or _channels_of(given)
             else:
                 found = {}
         else:
-            found = _snap_labels(content) if path.endswith(".txt") else {}
+            found = _snap_labels(content) if path.lower().endswith(".txt") else {}
         table = None if found else _table(path, content)
         if table is not None:
             found = _labels_in(table, path)
@@ -132,7 +131,7 @@ def _json(content: bytes) -> Any:
 
 
 def _labels_of(given: Any) -> dict[int, str]:
-    """Value → name, from nnU-Net's labels of both versions and from plain mappings; of regions, the first value's."""
+    """Value → name, from nnU-Net's labels of both versions and from plain mappings; regions of several values are left out."""
     found: dict[int, str] = {}
     for key, value in given.items() if isinstance(given, dict) else ():
         if value is None or isinstance(value, bool | list | dict):
@@ -141,6 +140,14 @@ def _labels_of(given: Any) -> dict[int, str]:
         if str(number).isdigit() and int(number) > 0 and plain_name(str(name)):
             found.setdefault(int(number), str(name))
     return found
+
+
+def _is_mapping(given: Mapping[str, Any]) -> bool:
+    """Whether a file is nothing but numbers and names: the headers that converters write beside scans have numbers, too."""
+    return all(
+        str(key).isdigit() or str(value).isdigit() or value is None or isinstance(value, list)
+        for key, value in given.items()
+    )
 
 
 def _channels_of(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -164,17 +171,17 @@ def _table(path: str, content: bytes) -> Any:
 
     plain: Any = {"dtype": str, "keep_default_na": False}
     try:
-        if path.endswith(".json"):
+        if path.lower().endswith(".json"):
             given = _json(content)
             rows = (
                 given if isinstance(given, list) else [{"id": k, **v} for k, v in given.items() if isinstance(v, dict)]
             )
             return pd.DataFrame(rows).astype(str) if rows and all(isinstance(row, dict) for row in rows) else None
-        if path.endswith(".xlsx"):
+        if path.lower().endswith(".xlsx"):
             return pd.read_excel(io.BytesIO(content), **plain)
-        if path.endswith(".txt"):
+        if path.lower().endswith(".txt"):
             return None
-        separator = "\t" if path.endswith(".tsv") else None
+        separator = "\t" if path.lower().endswith(".tsv") else None
         text = content.decode("utf-8-sig", "replace")
         return pd.read_csv(io.StringIO(text), sep=separator, engine="python", **plain)
     except Exception:  # pandas raises what its readers do; a table that cannot be read tells nothing
@@ -218,7 +225,7 @@ def _about(
     for column in telling:
         values = {one: str(table[column].iloc[at]).strip() for one, at in rows.items()}
         values = {one: value for one, value in values.items() if value}
-        if not groups[0] and 2 <= len(set(values.values())) <= min(MOST_GROUPS, max(2, len(rows) // 2)):
+        if not groups[0] and 2 <= len(set(values.values())) <= most_groups(len(rows)):
             groups = values, str(column)
     return groups, sets
 

@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from curvas_assets.cohort.discovery.layout import Kind
 from curvas_assets.errors import PatientError
-from curvas_assets.geometry import Grid
+from curvas_assets.geometry import Grid, require_one_header
+from curvas_assets.label_values import MOST_VALUE
 from curvas_assets.nifti import GZIP, judge_file, judge_header, read_slabs
+from curvas_assets.study import Intake
 
 BEGINNING = 1 << 20
 """Bytes of a file that a first look reads."""
@@ -23,7 +25,6 @@ MOST_UNPACKED = 1 << 23
 """Bytes that a first look unpacks: voxels of a few slices."""
 LARGEST = 16 * 2**30
 """Bytes of voxels beyond which a file is not read."""
-LARGEST_LABEL = 65_535
 MOST_LABELS = 300
 """Different values above which voxels are intensities. The largest sets of labels in use have about 120."""
 FEW = 16
@@ -33,8 +34,9 @@ LEAST_COHERENT = 0.6
 ENOUGH_PAIRS = 200_000
 MOST_FRACTIONS = 0.3
 """Share of voxels with fractions above which they are intensities. A label map that was interpolated has them at boundaries only."""
-WHOLE = 1e-2
-"""How far from a whole number a label may be, as `intake.label_tolerance`."""
+NO_NUMBERS, WITHOUT = "it holds voxels that are NaN or infinite", "Export it again without them."
+INTAKE = Intake()
+"""The intake's tolerances, by default."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Look:
     """A first look at a file.
 
     Args:
-        grid: of the volume; None if the file is no volume that the platform reads.
+        grid: of the volume; None if the file is no volume that the platform reads, or its header leaves open where it lies.
         kind: what its voxels are, as far as they were read; `labels` also where all of them are 0.
         sure: whether more voxels cannot change that.
         low: smallest value read; None where none was.
@@ -70,6 +72,7 @@ class LabelMap:
         digest: of its voxels.
         fractions: largest distance of a voxel from a whole number.
         negative: whether values below 0 occur; they are not in `voxels`.
+        finite: whether every voxel is a number; the others are read as 0.
     """
 
     voxels: Mapping[int, int]
@@ -77,6 +80,7 @@ class LabelMap:
     digest: str
     fractions: float = 0.0
     negative: bool = False
+    finite: bool = True
 
 
 class _Judge:
@@ -87,12 +91,14 @@ class _Judge:
         self.kind: Kind = "labels"
         self.sure = False
         self.fractions = 0.0
+        self.finite = True
         self.counts = np.zeros(1, np.int64)
         self._pairs = self._alike = self._odd = self._drawn = 0
 
     def see(self, slab: npt.NDArray[Any]) -> None:
         """Take some slices (z, Y, X) into account."""
         finite = slab if slab.dtype.kind in "iu" else slab[np.isfinite(slab)]
+        self.finite &= finite.size == slab.size
         if not finite.size:
             return
         self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
@@ -101,9 +107,9 @@ class _Judge:
             slab = np.nan_to_num(slab, nan=0.0, posinf=0.0, neginf=0.0)
             whole = np.rint(slab)
             self.fractions = max(self.fractions, float(np.abs(slab - whole).max()))
-            self._odd += int((np.abs(slab - whole) > WHOLE).sum())
+            self._odd += int((np.abs(slab - whole) > INTAKE.label_tolerance).sum())
         self._drawn += int(np.count_nonzero(slab))
-        if self.low < -1 or self.high > LARGEST_LABEL:
+        if self.low < -1 or self.high > MOST_VALUE:
             self.kind, self.sure = "image", True
             return
         if self._odd > MOST_FRACTIONS * self._drawn:
@@ -161,10 +167,22 @@ def look(beginning: bytes, size: int) -> Look:
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(content))
         x, y, z = promise.shape
         grid = Grid((z, y, x), np.asarray(header.get_best_affine(), np.float64))
-        if not np.isfinite(grid.affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
-            return Look(None, None, defect="its affine is not usable", remedy="Convert it again from its source.")
-        kind, sure, low, high = _first_voxels(content, header, promise.dtype, (y, x), z)
-        return Look(grid, kind, sure, low, high)
+        judge, seen = _first_voxels(content, header, promise.dtype, (y, x), z)
+        if not judge.finite:
+            return Look(None, *seen, NO_NUMBERS, WITHOUT)
+        try:
+            require_one_header(
+                header,
+                grid,
+                spacing_tolerance_mm=INTAKE.spacing_tolerance_mm,
+                place_tolerance_mm=INTAKE.origin_tolerance_mm,
+                attempted="looking at the file",
+                subject="it",
+                error=PatientError,
+            )
+        except PatientError as error:
+            return Look(None, *seen, error.found, error.remedy)
+        return Look(grid, *seen)
     except PatientError as error:
         return Look(None, None, defect=error.found, remedy=error.remedy)
     except zlib.error as error:
@@ -187,7 +205,7 @@ def _unpacked(beginning: bytes) -> tuple[bytes, bool]:
 
 def _first_voxels(
     content: bytes, header: Any, dtype: np.dtype[Any], plane: tuple[int, int], depth: int
-) -> tuple[Kind, bool, float | None, float | None]:
+) -> tuple[_Judge, tuple[Kind, bool, float | None, float | None]]:
     begins, (y, x) = int(header["vox_offset"]), plane
     count = min((len(content) - begins) // dtype.itemsize, depth * y * x)
     judge = _Judge()
@@ -199,7 +217,7 @@ def _first_voxels(
         rows = count // x
         judge.see(voxels[: rows * x].reshape(1, rows, x) if rows else voxels.reshape(1, 1, count))
     read = np.isfinite(judge.low)
-    return (
+    return judge, (
         judge.kind,
         judge.sure or count >= depth * y * x,
         judge.low if read else None,
@@ -228,7 +246,7 @@ def read_label_map(path: Path, patient: str) -> LabelMap | None:
             return None
         digest.update(np.ascontiguousarray(slab).tobytes())
         drawn = np.flatnonzero(slab)
-        values = np.rint(np.nan_to_num(slab.ravel()[drawn])).astype(np.int64)
+        values = np.rint(np.nan_to_num(slab.ravel()[drawn], nan=0, posinf=0, neginf=0)).astype(np.int64)
         drawn, values = drawn[values > 0], values[values > 0]
         if len(drawn):
             row, x = np.divmod(drawn, x_size)
@@ -238,11 +256,11 @@ def read_label_map(path: Path, patient: str) -> LabelMap | None:
         return None
     counts = {int(value): int(judge.counts[value]) for value in np.flatnonzero(judge.counts)}
     centres = {value: _centre(image, [float(s[value]) / n for s in sums]) for value, n in counts.items()}
-    return LabelMap(counts, centres, digest.hexdigest(), judge.fractions, judge.low < 0)
+    return LabelMap(counts, centres, digest.hexdigest(), judge.fractions, judge.low <= -0.5, judge.finite)
 
 
 def _centre(image: Any, mean: list[float]) -> tuple[float, float, float]:
-    """A mean voxel (z, y, x) as shares along right to left, back to front and bottom to top, whatever the voxel order."""
+    """A mean voxel (z, y, x) as shares along left to right, back to front and bottom to top, whatever the voxel order."""
     shares = [at / max(size - 1, 1) for at, size in zip(mean[::-1], image.shape, strict=True)]
     found = [0.5, 0.5, 0.5]
     for share, code in zip(shares, Grid.of(image).orientation, strict=True):
@@ -255,17 +273,17 @@ def read_intensities(path: Path, patient: str) -> tuple[float, float, float]:
     """Smallest, median and largest intensity of a scan; the median of every seventh voxel.
 
     Raises:
-        PatientError: it cannot be read to its end.
+        PatientError: it cannot be read to its end, or holds voxels that are no numbers.
     """
     told: Any = {"attempted": f"reading {path.name}", "subject": patient, "error": PatientError}
     image = _opened(path, told)
     low, high, some = np.inf, -np.inf, list[npt.NDArray[Any]]()
     for _, slab in read_slabs(image, **told):
-        values = slab if slab.dtype.kind in "iu" else slab[np.isfinite(slab)]
-        if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            some.append(values.ravel()[::7].astype(np.float32))
-    return low, float(np.median(np.concatenate(some))) if some else np.nan, high
+        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
+            raise PatientError(told["attempted"], patient, NO_NUMBERS, WITHOUT)
+        low, high = min(low, float(slab.min())), max(high, float(slab.max()))
+        some.append(slab.ravel()[::7].astype(np.float32))
+    return low, float(np.median(np.concatenate(some))), high
 
 
 def _opened(path: Path, told: Mapping[str, Any]) -> Any:

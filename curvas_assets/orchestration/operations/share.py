@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from curvas_assets.errors import CurvasError, MissingArtefactError, StudyError
+from curvas_assets.errors import CurvasError, MissingArtefactError, PatientError, StudyError
 from curvas_assets.orchestration.operations.download import export_nifti
 from curvas_assets.orchestration.operations.transfer import human_bytes
 from curvas_assets.report.style import ORGAN_COLOURS, colour_of
@@ -48,7 +48,7 @@ class Shared:
         patients: with a preview, the worst first.
         omitted: for whom there was no room.
         no_room: further predictors that found no room, each with its patient, such as `ensemble_anno1|UKCHLL001`.
-        missing: what was asked for and is not in the bucket.
+        missing: what was asked for and is not in the bucket, or cannot be made of what is there.
         size: bytes of what the limit is for.
         beside: bytes of full maps and probabilities.
     """
@@ -103,6 +103,7 @@ def share(
         words=words,
         generated=report.partition('<p class="quiet">')[2].partition("</p>")[0],
         organs={organ: colour_of(ORGAN_COLOURS, at) for at, organ in enumerate(study.class_names[1:])},
+        values={organ: of[0] for organ, of in study.label_values.organs.items()},
         annotators=study.annotator_names,
         order=said["order"].format(predictor=lead, metric=words.metric(metric)) if metric else said["by_name"],
         metric=words.metric(metric) if metric else "",
@@ -172,9 +173,14 @@ def _add(
     its_own = set(tools.study.predictors_of(patient))
     for predictor in (one for one in predictors if one in its_own and one != facts["predictor"]):
         folder = scratch / predictor
-        record = tables.read_json(tools.objects, tools.layout.scan(patient))
-        volume, plan = _volume(tools, Cell(predictor, patient)), Plan.of(facts["plan"])
-        own = write_preview(tools, patient, predictor, record, volume, folder, scratch / "work", plan=plan)
+        try:
+            record = tables.read_json(tools.objects, tools.layout.scan(patient))
+            volume, plan = _volume(tools, Cell(predictor, patient)), Plan.of(facts["plan"])
+            own = write_preview(tools, patient, predictor, record, volume, folder, scratch / "work", plan=plan)
+        except (MissingArtefactError, PatientError) as error:
+            done.missing.append(f"{predictor} of {patient}")
+            tools.warn(f"{predictor} of {patient} is not in the viewer: {error}")
+            continue
         if not bundle.add(patient, predictor, own, folder):
             done.no_room.append(str(Cell(predictor, patient)))
             tools.warn(f"{predictor} of {patient} is not in the viewer: no room for it")
@@ -205,7 +211,7 @@ def _full_maps(tools: Toolkit, bundle: Bundle, done: Shared, patient: str, scrat
                 key = tools.layout.ensemble_map(patient, predictor, name)
                 download_map(tools.objects, key, out / f"{name}.nii.gz", check=volume.beside.get(name))
         else:
-            export_nifti(volume, out, probabilities=False, again=True)
+            export_nifti(volume, out, probabilities=False, again=True, values=tools.study.label_values)
     except MissingArtefactError as error:
         done.missing.append(f"full maps of {patient}")
         tools.warn(f"no full maps of {patient}: {error}")
@@ -219,7 +225,7 @@ def _probabilities(tools: Toolkit, bundle: Bundle, done: Shared, cell: Cell, scr
     out.mkdir()
     try:
         volume = _volume(tools, cell)
-        export_nifti(volume, out, probabilities=True, again=True)
+        export_nifti(volume, out, probabilities=True, again=True, values=tools.study.label_values)
     except MissingArtefactError as error:
         done.missing.append(f"probabilities of {cell}")
         tools.warn(f"no probabilities of {cell}: {error}")
@@ -227,7 +233,7 @@ def _probabilities(tools: Toolkit, bundle: Bundle, done: Shared, cell: Cell, scr
     facts: Mapping[str, Any] = {
         "patient": cell.patient,
         "predictor": cell.predictor,
-        "labels": {name: label for label, name in enumerate(volume.class_names)},
+        "labels": {"background": 0} | {name: of[0] for name, of in tools.study.label_values.organs.items()},
         "files": {name: f"probability_{name}.nii.gz" for name in volume.class_names[1:]},
         "background": "1 minus the sum of the organs'",
     }

@@ -100,7 +100,8 @@ def _share(session: Session, settings: Share) -> dg.Output[None]:
             directories.write_directory(tools.objects, session.layout.bundle(), scratch / "bucket")
     if not done.patients:
         session.context.log.warning("no patient is in the viewer: run preview_patients first")
-    session.tell(f"{len(done.patients)} patients, {human_bytes(done.size)}, as a zip {human_bytes(zipped)}")
+    as_zip = f", as a zip {human_bytes(zipped)}" if zipped else ""
+    session.tell(f"{len(done.patients)} patients, {human_bytes(done.size)}{as_zip}")
     places: dict[str, dg.MetadataValue] = {"bundle": dg.MetadataValue.path(str(target))} if target is not None else {}
     if settings.into_bucket:
         places["in the bucket"] = dg.MetadataValue.text(f"{tools.objects.name}/{session.layout.bundle()}")
@@ -129,7 +130,7 @@ def _free_place(settings: Share) -> Path:
 def _forbidden(session: Session, scratch: Path) -> list[str]:
     """Text that tells the store, a key of it, or a folder of this machine."""
     settings = session.bucket.settings()
-    host = (settings.endpoint or "").rpartition("://")[2]
+    host = (settings.endpoint or "").rpartition("://")[2].strip("/")
     secrets = (settings.access_key, settings.secret_key, settings.session_token, host)
     return [
         *(text for text in secrets if text),

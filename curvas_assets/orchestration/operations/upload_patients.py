@@ -25,7 +25,7 @@ class Upload:
         uploaded: patients of whom at least one file was sent.
         unchanged: patients who stood in the bucket with the same bytes.
         refused: patient → why; nothing of them was sent.
-        lacking: patient who is not refused → annotators whose file is not in the folder.
+        lacking: patient who is not refused → annotators whose file is neither in the folder nor in the bucket.
         size: bytes sent.
     """
 
@@ -86,7 +86,9 @@ def upload_patients(
         try:
             files = here.files(patient)
             keys = _keys(there, layout, patient, {f: p.relative_to(here.folder) for f, p in files.paths.items()})
-            lacking = require_files(files, study)
+            known = there.found.files.get(patient, {})  # an annotation that is in the bucket already is not missing
+            absent = {annotator.name for annotator in study.annotators if annotator.file not in known}
+            lacking = [name for name in require_files(files, study) if name in absent]
             due = [file for file in keys if not same_content(objects.head(keys[file]), files[file])]
             if due:
                 tell(f"{at}: validating")

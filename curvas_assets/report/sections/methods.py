@@ -124,10 +124,18 @@ def _networks(facts: Facts) -> Iterator[str]:
         rate=w.setting(training.learning_rate),
         patience=training.patience,
     )
-    share = training.held_out_fraction
-    yield w("methods_held_out", share=w.percent(share)) if share else w("not_held_out_text")
+    yield from _held_out(facts)
     if len(ran := networks["epochs"].dropna().astype(int)):
         yield w("methods_epochs", models=len(ran), epochs=w.span(int(ran.min()), int(ran.max())))
+
+
+def _held_out(facts: Facts) -> Iterator[str]:
+    """On whom the pseudo-Dice was computed: as the trainer's `do_split` has it."""
+    w, study, share = facts.words, facts.study, facts.study.training.held_out_fraction
+    if study.cross_validated or "all" in study.folds:
+        yield w("methods_held_out", share=w.percent(share)) if share else w("not_held_out_text")
+    if not study.cross_validated and set(study.folds) != {"all"}:
+        yield w("methods_held_out_by_fold")
 
 
 def _alike(values: pd.Series) -> str:

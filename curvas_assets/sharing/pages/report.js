@@ -1,5 +1,5 @@
-// The report's rows and points lead to the viewer. Where a cell holds a patient's id, it becomes a link; a point whose label
-// begins with one opens the viewer by a click. Belongs to a shared bundle: the report itself knows nothing of it.
+// The report's rows and points lead to the viewer. In a table's column of patients, each id becomes a link (elsewhere a number may
+// look like one); a point whose label begins with an id opens the viewer by a click. Belongs to a shared bundle: the report itself knows nothing of it.
 (function () {
   "use strict";
   var study = window.CURVAS;
@@ -33,13 +33,16 @@
       var point = event.points[0];
       var text = [point.hovertext, point.text].find(function (one) { return typeof one === "string" && one; }) || "";
       var words = text.split(/<br>|, /).map(function (word) { return word.trim(); });
-      var id = words.find(function (word) { return known.has(word); });
-      if (id) { window.location.href = address(id, words.concat(point.x, point.data.name)); }
+      if (known.has(words[0])) { window.location.href = address(words[0], words.concat(point.x, point.data.name)); }
     });
   }
 
   function ready() {
-    document.querySelectorAll("td").forEach(linked);
+    document.querySelectorAll("table").forEach(function (table) {
+      var heads = Array.from(table.querySelectorAll("thead th"), function (head) { return head.textContent.trim(); });
+      var at = heads.indexOf(study.column);
+      if (at >= 0) { table.querySelectorAll("tbody tr").forEach(function (row) { linked(row.cells[at]); }); }
+    });
     var to = document.querySelector("nav");
     if (to) {
       var link = document.createElement("a");

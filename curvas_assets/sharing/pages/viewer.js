@@ -36,8 +36,10 @@
   function fetched(file) { // one script at a time is enough, and each is read once
     if (facts.has(file)) { return Promise.resolve(facts.get(file)); }
     return new Promise(function (resolve, reject) {
+      function failed(word) { waiting.delete(file); reject(new Error(said(word, { file: file }))); }
       waiting.set(file, resolve);
-      document.head.append(make("script", { src: file, onerror: function () { reject(new Error(said("no_file", { file: file }))); } }));
+      document.head.append(make("script", { src: file, onerror: function () { failed("no_file"); },
+        onload: function () { if (waiting.has(file)) { failed("damaged_file"); } } })); // it ran, and handed over nothing
     });
   }
   function bytes(text) {
@@ -46,14 +48,19 @@
     return out.buffer;
   }
   function rgb(colour) { return [1, 3, 5].map(function (at) { return parseInt(colour.slice(at, at + 2), 16); }); }
-  function labelColours() { // by label; the background is transparent
+  function labelColours(values) { // by label, or by the study's own values; the background is transparent
     var colours = [[0, 0, 0]].concat(STUDY.organs.map(function (one) { return rgb(one.colour); }));
     var channel = function (at) { return colours.map(function (one) { return one[at]; }); };
     return { R: channel(0), G: channel(1), B: channel(2), A: colours.map(function (_, at) { return at ? 255 : 0; }),
-      I: colours.map(function (_, at) { return at; }), labels: [""].concat(STUDY.organs.map(function (one) { return one.name; })) };
+      I: values || colours.map(function (_, at) { return at; }), labels: [""].concat(STUDY.organs.map(function (one) { return one.name; })) };
+  }
+  function coloured(image, volume) { // a map in its colours
+    image.colormap = RAMPS[volume.name] || "inferno";
+    image.cal_min = FAINTEST * volume.top; image.cal_max = volume.top;
   }
   function named(volume) {
     if (volume.kind === "scan") { return WORDS.scan; }
+    if (volume.dropped) { return volume.file; }
     if (volume.kind === "map") { return WORDS["map_" + volume.name]; }
     return volume.kind === "segmentation" ? said("segmentation_of", { predictor: volume.name }) : volume.name;
   }
@@ -82,10 +89,7 @@
         if (volume.kind === "scan") { continue; }
         var image = await Image.loadFromUrl({ url: bytes(volume.data), name: volume.file, colorbarVisible: false });
         if (mine !== asked) { return; }
-        if (volume.kind === "map") {
-          image.colormap = RAMPS[volume.name] || "inferno";
-          image.cal_min = FAINTEST * volume.top; image.cal_max = volume.top;
-        } else { image.setColormapLabel(labelColours()); }
+        if (volume.kind === "map") { coloured(image, volume); } else { image.setColormapLabel(labelColours()); }
         layers.push({ volume: volume, image: image });
       }
       loaded = { patient: patient, predictor: predictor, facts: own };
@@ -99,7 +103,38 @@
       if (mine === asked) { tell(error.message); state("failed"); console.error(error); }
     }
   }
-  function key(volume) { return volume.kind === "segmentation" ? "segmentation" : volume.kind + " " + volume.name; }
+  function dropped(event) { // further layers; NiiVue itself would put them in the place of the scan
+    event.preventDefault();
+    event.stopPropagation();
+    var mine = asked;
+    Array.from(event.dataTransfer.files).forEach(function (file) {
+      queue = queue.then(function () { return mine === asked && html.dataset.state === "ready" ? add(file, mine) : null; });
+    });
+  }
+  async function add(file, mine) {
+    try {
+      var content = await file.arrayBuffer();
+      var image = await layers[0].image.constructor.loadFromUrl({ url: content, name: file.name, colorbarVisible: false });
+      if (mine !== asked) { return; }
+      var name = file.name.replace(/\.nii(\.gz)?$/, ""), volume = { kind: "map", name: name, file: file.name, dropped: true };
+      if (/^labels/.test(name)) {
+        volume.kind = "labels";
+        image.setColormapLabel(labelColours([0].concat(STUDY.organs.map(function (one) { return one.value; }))));
+      } else {
+        volume.top = image.global_max;
+        volume.unit = /^(entropy|mutual_information)$/.test(name) ? "nat" : "";
+        coloured(image, volume);
+      }
+      layers.filter(function (one) { return key(one.volume) === key(volume); }).forEach(function (one) { set(one, false, 0.5); });
+      layers = layers.filter(function (one) { return key(one.volume) !== key(volume); }).concat({ volume: volume, image: image });
+      set(layers[layers.length - 1], true, volume.kind === "map" ? 0.7 : 0.5);
+      controls();
+    } catch (error) { tell(said("damaged_file", { file: file.name })); console.warn(error); }
+  }
+  function key(volume) {
+    if (volume.dropped) { return "dropped " + volume.file; }
+    return volume.kind === "segmentation" ? "segmentation" : volume.kind + " " + volume.name;
+  }
   function strength(volume) {
     if (volume.kind === "scan") { return 0; } // it is there already
     var kept = opacities.get(key(volume));
@@ -131,7 +166,8 @@
   function valueAt(layer, mm) {
     var at = layer.image.mm2vox(mm), value = layer.image.getValue(at[0], at[1], at[2], 0), volume = layer.volume;
     if (volume.kind === "scan" || volume.kind === "map") { return number(value) + (volume.unit ? "\u00a0" + volume.unit : ""); }
-    var found = STUDY.organs[Math.round(value) - 1];
+    var found = volume.kind === "labels" ? STUDY.organs.find(function (one) { return one.value === Math.round(value); })
+      : STUDY.organs[Math.round(value) - 1];
     return found ? found.name : "–";
   }
   function readOut() {
@@ -188,7 +224,7 @@
       bar.style.background = ramp(RAMPS[volume.name] || "inferno");
       parts.push(make("div", { className: "ramp" }, [make("span", { textContent: "0" }), bar, make("span", { textContent: number(volume.top) + unit })]));
     }
-    var line = make("div", { className: "row", title: volume.kind === "map" ? WORDS["about_" + volume.name] : "" }, parts);
+    var line = make("div", { className: "row", title: volume.kind === "map" && WORDS["about_" + volume.name] || "" }, parts);
     line.dataset.layer = key(volume);
     return line;
   }
@@ -277,7 +313,7 @@
     nv = new window.Niivue({
       isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.8], crosshairWidth: 1, crosshairWidthUnit: "mm",
       multiplanarShowRender: 1, show3Dcrosshair: true, logLevel: "error", loadingText: "", viewModeHotKey: "", clipPlaneHotKey: "",
-      cycleClipPlaneHotKey: "", isColorbar: false, dragAndDropEnabled: true,
+      cycleClipPlaneHotKey: "", isColorbar: false, dragAndDropEnabled: false,
     });
     nv.onLocationChange = readOut;
     await nv.attachToCanvas(byId("canvas"));
@@ -291,6 +327,8 @@
     byId("predictor").onchange = function (event) {
       window.location.hash = new URLSearchParams({ patient: loaded.patient.id, predictor: event.target.value });
     };
+    byId("canvas-frame").addEventListener("dragover", function (event) { event.preventDefault(); });
+    byId("canvas-frame").addEventListener("drop", dropped, true);
     layout("all");
     window.addEventListener("keydown", pressed);
     window.addEventListener("hashchange", fromHash);

@@ -132,6 +132,13 @@ def test_an_archive_goes_up_as_it_was_unpacked_and_comes_down_the_same(objects, 
     again = upload_patients(store, LAYOUT, study, unpacked, ["all"], told.append)
     assert (again.uploaded, again.unchanged) == ([], PATIENTS)
 
+    part = shutil.copytree(unpacked / "testing_set/PHANTOM007", tmp_path / "part/testing_set/PHANTOM007")
+    (part / "annotation_1.nii.gz").unlink()
+    told.clear()
+    some = upload_patients(store, LAYOUT, study, tmp_path / "part", ["all"], told.append)
+    assert (some.unchanged, some.lacking) == (["PHANTOM007"], {})  # the bucket has it
+    assert not any("without a label map" in line for line in told)
+
     fetched = download(store, LAYOUT, study, "dataset", PATIENTS, [], tmp_path / "down", told.append)
     assert fetched.fetched == 3
     down = tmp_path / "down/dataset"
