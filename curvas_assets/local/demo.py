@@ -33,6 +33,8 @@ from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.study import Study, load_study
 
 EXECUTOR = variable("executor")
+START_SECONDS = 300
+"""How long a busy machine may take to start Dagster and load the study."""
 PHANTOM_SEED = 20240501
 """Seed of the demo's cohort: the same voxels on every machine."""
 OF_HABITS = (DEMO_STUDY, "phantom")
@@ -201,17 +203,23 @@ def study_under_way(instance: dg.DagsterInstance, tell: Progress) -> str | None:
 
 
 def launch(process: DagsterDev, port: int) -> str:
-    """Launch the job `study` as soon as Dagster answers, and return the run's id."""
+    """Launch the job `study` as soon as Dagster answers, and return the run's id.
+
+    Raises:
+        CurvasError: Dagster does not start, or does not answer for `START_SECONDS`.
+    """
     client = DagsterGraphQLClient("127.0.0.1", port_number=port)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             return client.submit_job_execution(STUDY_JOB, repository_location_name="curvas_assets")
-        except Exception:
+        except Exception as error:
+            told, remedy = "launching the study", "See logs/dagster.log in the state folder, and start again."
             if process.has_ended:
-                raise RuntimeError("Dagster ended while starting: see logs/dagster.log in the state folder") from None
+                raise CurvasError(told, "Dagster", "it ended while starting", remedy) from error
             if time.monotonic() > deadline:
-                raise
+                found = f"it did not answer for {START_SECONDS} s ({' '.join(str(error).split())[:200]})"
+                raise CurvasError(told, "Dagster", found, remedy) from error
             time.sleep(0.5)
 
 

@@ -4,6 +4,7 @@
   only those that are not in the bucket yet.
 - A study whose patients are real is refused before anything is made.
 - Each study has a state of its own, in the Makefile as in the modules, and what the user is told to type names the study.
+- A Dagster that ends while it starts, or does not answer, is told in our own words.
 - `make study` without a study says what to type, and never takes the demo's. The UI of a named study shows that study,
   whatever the shell's `CURVAS_STUDY` says.
 """
@@ -12,11 +13,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from curvas_assets.cohort import find_patients, read_patient
-from curvas_assets.errors import StorageError, StudyError
+from curvas_assets.errors import CurvasError, StorageError, StudyError
 from curvas_assets.file_paths import below_data
 from curvas_assets.local import demo
 from curvas_assets.local.demo import Progress, cohort_of, run, upload_cohort
@@ -112,3 +114,12 @@ def test_a_port_that_is_taken_is_told_with_one_that_leaves_room_for_the_report()
         port = other.getsockname()[1]
         with pytest.raises(StorageError, match=rf"port {port}: .*another program listens there.*PORT={port + 10} "):
             require_port(port)
+
+
+@pytest.mark.parametrize(("ended", "says"), [(True, "it ended while starting"), (False, "it did not answer for 0 s")])
+def test_a_dagster_that_does_not_start_is_told(monkeypatch, ended, says):
+    monkeypatch.setattr(demo, "START_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(CurvasError, match=rf"{says}.*See logs/dagster\.log in the state folder, and start again"):
+        demo.launch(SimpleNamespace(has_ended=ended), port)
