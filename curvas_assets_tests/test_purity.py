@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "curvas_assets"
 PURE = (
     "study",
@@ -46,14 +44,20 @@ PURE = (
 MAY_IMPORT_DAGSTER = ("definitions.py", "assets/", "orchestration/", "local/")
 
 
-def _loaded(module: str) -> set[str]:
-    code = f"import sys, {module}; print(' '.join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+def _loaded(*modules: str) -> list[set[str]]:
+    """What a fresh interpreter has loaded after each of these imports."""
+    lines = [f"import {module}; print(*sys.modules)" for module in modules]
+    command = [sys.executable, "-c", "\n".join(["import sys", *lines])]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [set(line.split()) for line in told.splitlines()]
 
 
-@pytest.mark.parametrize("name", [*PURE, "segmentation"])
-def test_a_pure_package_loads_neither_dagster_nor_torch(name):
-    assert not {"dagster", "torch", "nnunetv2"} & _loaded(f"curvas_assets.{name}")
+def test_the_pure_packages_load_neither_dagster_nor_torch():
+    """All in one process: the first that has one of them loaded, and those after it, are named."""
+    names = [*PURE, "segmentation"]
+    loaded = _loaded(*(f"curvas_assets.{name}" for name in names))
+    unwanted = {name: {"dagster", "torch", "nnunetv2"} & seen for name, seen in zip(names, loaded, strict=True)}
+    assert {name: found for name, found in unwanted.items() if found} == {}
 
 
 def test_definitions_load_without_what_steps_alone_need_and_in_little_more_time_than_their_libraries():
@@ -61,7 +65,7 @@ def test_definitions_load_without_what_steps_alone_need_and_in_little_more_time_
     start = time.monotonic()
     _loaded("dagster, dagster_aws.s3, pandas, scipy.stats, numba")
     libraries = time.monotonic() - start
-    loaded = _loaded("curvas_assets.definitions")
+    (loaded,) = _loaded("curvas_assets.definitions")
     assert not {"torch", "nnunetv2", "scipy.stats", "matplotlib", "plotly"} & loaded
     assert time.monotonic() - start - libraries < max(5, 2 * libraries)
 
