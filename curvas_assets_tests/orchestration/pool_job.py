@@ -1,8 +1,11 @@
-"""A job whose steps write when they ran, executed by `test_pool` in several processes at once."""
+"""A job whose steps write when they ran, executed by `test_pool` and `test_postgres` in several processes at once: as many as the
+program's argument says, forked from one that has loaded Dagster, as the steps of each are.
+"""
 
 import os
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import dagster as dg
@@ -40,17 +43,32 @@ def cpu_step() -> None:
     note("cpu", beside="gpu")
 
 
-@dg.job(executor_def=dg.multiprocess_executor)
+@dg.job(
+    executor_def=dg.multiprocess_executor.configured(
+        {"start_method": {"forkserver": {"preload_modules": ["curvas_assets_tests.orchestration.pool_job"]}}}
+    )
+)
 def pool_job() -> None:
     gpu_step.alias("gpu_a")()
     gpu_step.alias("gpu_b")()
     cpu_step()
 
 
-if __name__ == "__main__":
+def run() -> None:
+    from curvas_assets_tests.orchestration import pool_job as module  # steps know it by this name
+
     with dg.DagsterInstance.get() as instance:
         if "POOL_IN_PROCESS" in os.environ:
-            result = pool_job.execute_in_process(instance=instance)
+            result = module.pool_job.execute_in_process(instance=instance)
         else:
-            result = dg.execute_job(dg.reconstructable(pool_job), instance=instance)
+            result = dg.execute_job(dg.reconstructable(module.pool_job), instance=instance)
         sys.exit(0 if result.success else 1)
+
+
+if __name__ == "__main__":
+    runs = [get_context("fork").Process(target=run) for _ in range(int(sys.argv[1]))]
+    for one in runs:
+        one.start()
+    for one in runs:
+        one.join()
+    sys.exit(any(one.exitcode for one in runs))

@@ -20,7 +20,7 @@ import pytest
 
 from curvas_assets.orchestration import devices
 from curvas_assets.orchestration.environment import deployment
-from curvas_assets_tests.orchestration import pool_job
+from curvas_assets_tests.orchestration import pool_job, services
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,13 +112,12 @@ def _run_two_jobs(folder: Path, names: str) -> dict[str, list[tuple[float, float
         "CURVAS_DEVICES": names,
         "CURVAS_SCRATCH": str(folder / "scratch"),
     }
-    command = [sys.executable, "-m", pool_job.__name__]
-    runs = [subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    command = [sys.executable, "-m", pool_job.__name__, "2"]
+    runs = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        assert [run.wait(timeout=300) for run in runs] == [0, 0]
+        assert runs.wait(timeout=300) == 0
     finally:
-        for run in runs:
-            run.kill()
+        services.kill_group(runs)
     spans = defaultdict(list)
     for file in notes.glob("*.span"):
         start, end = map(float, file.read_text().split())

@@ -54,16 +54,14 @@ def test_concurrent_runs_share_one_postgres_and_its_pool(tmp_path, monkeypatch, 
         environment |= {"CURVAS_DEVICES": ""}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            command = [sys.executable, "-m", pool_job.__name__]
-            runs = [
-                subprocess.Popen(command, env=environment, cwd=services.ROOT, stderr=subprocess.DEVNULL)
-                for _ in range(RUNS)
-            ]
+            command = [sys.executable, "-m", pool_job.__name__, str(RUNS)]
+            runs = subprocess.Popen(
+                command, env=environment, cwd=services.ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+            )
             try:
-                assert [run.wait(timeout=120) for run in runs] == [0] * RUNS
+                assert runs.wait(timeout=120) == 0
             finally:
-                for run in runs:
-                    run.kill()
+                services.kill_group(runs)
             found = instance.get_runs()
             assert [run.status for run in found] == [dg.DagsterRunStatus.SUCCESS] * RUNS
             told = []
