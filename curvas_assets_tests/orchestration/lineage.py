@@ -37,6 +37,14 @@ class NothingIO(dg.IOManager):
         return list(context.asset_partition_keys) if context.has_asset_partitions else None
 
 
+def copied(records: dg.DagsterInstance) -> dg.DagsterInstance:
+    """An instance in memory with what another one in memory holds: what several tests begin with is recorded once."""
+    copy = dg.DagsterInstance.ephemeral()
+    for those, its in ((records.event_log_storage, copy.event_log_storage), (records.run_storage, copy.run_storage)):
+        those._held_conn.connection.dbapi_connection.backup(its._held_conn.connection.dbapi_connection)
+    return copy
+
+
 @dataclass
 class DummyLineage:
     """Every partitioned asset of the table, with the partitions, mappings and policies of the real one.

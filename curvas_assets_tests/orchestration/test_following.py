@@ -26,19 +26,24 @@ from curvas_assets.orchestration.following import NEW_PATIENT, calibrators_wait_
 from curvas_assets.orchestration.restarts import GIVEN_UP
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.study import Study, load_study
-from curvas_assets_tests.orchestration.lineage import DummyLineage
+from curvas_assets_tests.orchestration.lineage import DummyLineage, copied
 
 OLD, NEW = "UKCHLL003", "UKCHLL005"
 
 
-@pytest.fixture
-def lineage():
+@pytest.fixture(scope="module")
+def recorded():
     lineage = DummyLineage()
     lineage.register(OLD)
     lineage.record_all()
+    return lineage
+
+
+@pytest.fixture
+def lineage(recorded):
+    lineage = DummyLineage(instance=copied(recorded.instance))
     lineage.instance.add_dynamic_partitions("patient", [NEW])
     lineage.instance.add_dynamic_partitions("test_patient", [NEW])
-    lineage.made.clear()
     return lineage
 
 

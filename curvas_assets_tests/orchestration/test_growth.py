@@ -20,6 +20,8 @@ from scans to datasets and predictions, and otherwise from the code version and 
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -44,7 +46,7 @@ from curvas_assets.stages.table import (
     VOLUME_INTERVALS,
 )
 from curvas_assets.study import Study, load_study
-from curvas_assets_tests.orchestration.lineage import CELLS, DummyLineage
+from curvas_assets_tests.orchestration.lineage import CELLS, DummyLineage, copied
 
 PHANTOM = load_study("phantom").model_dump(mode="json")
 FOURTH = {"name": "anno4", "file": "annotation_4.nii.gz"}
@@ -171,14 +173,31 @@ def small(**changes) -> dict:
     )
 
 
+def finish_at_first(**changes) -> Grown:
+    grown = Grown(Study.model_validate(small(**changes)), dg.DagsterInstance.ephemeral())
+    made = grown.finish()
+    assert made["trained_model"] == [str(one) for one in grown.study.models]
+    return grown
+
+
+@pytest.fixture(scope="module")
+def usual() -> Iterator[Grown]:
+    """The study that most tests begin with."""
+    grown = finish_at_first()
+    with grown.instance:
+        yield grown
+
+
 @pytest.fixture
-def finished():
-    with dg.DagsterInstance.ephemeral() as instance:
+def finished(usual):
+    with ExitStack() as open_ones:
 
         def begin(**changes) -> Grown:
-            grown = Grown(Study.model_validate(small(**changes)), instance)
-            made = grown.finish()
-            assert made["trained_model"] == [str(one) for one in grown.study.models]
+            if changes:
+                grown = finish_at_first(**changes)
+            else:
+                grown = Grown(usual.study, copied(usual.instance), dict(usual.files), dict(usual.contents))
+            open_ones.enter_context(grown.instance)
             return grown
 
         yield begin

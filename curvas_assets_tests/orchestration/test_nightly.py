@@ -23,17 +23,26 @@ from curvas_assets.orchestration.environment import deployment
 from curvas_assets.orchestration.schedules import due_scores
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration.dummy_location import LINEAGE, AtOnce, job
-from curvas_assets_tests.orchestration.lineage import Events
+from curvas_assets_tests.orchestration.lineage import DummyLineage, Events, copied
 
 ONE, OTHER, NEW = sorted(LINEAGE.study.sets["test"])[:3]
 MODELS = [str(model) for model in LINEAGE.study.models]
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    with dg.DagsterInstance.ephemeral() as instance:
+        lineage = DummyLineage(study=LINEAGE.study, instance=instance)
+        lineage.register(ONE, OTHER)
+        lineage.record_all()
+        yield lineage
+
+
 @pytest.fixture
-def lineage(monkeypatch, bucket_environment):
+def lineage(recorded, monkeypatch, bucket_environment):
     for name, value in bucket_environment.items():
         monkeypatch.setenv(name, value)
-    with dg.DagsterInstance.ephemeral() as instance:
+    with copied(recorded.instance) as instance:
         monkeypatch.setattr(LINEAGE, "instance", instance)
         for name in ("made", "broken", "versions", "code"):
             monkeypatch.setattr(LINEAGE, name, type(getattr(LINEAGE, name))())
@@ -41,8 +50,6 @@ def lineage(monkeypatch, bucket_environment):
         coordinator = AtOnce()
         coordinator.register_instance(instance)
         monkeypatch.setattr(instance, "_run_coordinator", coordinator)
-        LINEAGE.register(ONE, OTHER)
-        LINEAGE.record_all()
         yield LINEAGE
 
 

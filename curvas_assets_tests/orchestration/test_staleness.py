@@ -27,17 +27,22 @@ from curvas_assets.orchestration.schedules import due_report, due_scores
 from curvas_assets.orchestration.staleness import Staleness
 from curvas_assets.orchestration.state import state_table
 from curvas_assets.study import Study, load_study
-from curvas_assets_tests.orchestration.lineage import DummyLineage, Events
+from curvas_assets_tests.orchestration.lineage import DummyLineage, Events, copied
 
 TESTS = ("UKCHLL003", "UKCHLL005")
 
 
-@pytest.fixture
-def lineage():
+@pytest.fixture(scope="module")
+def recorded():
     lineage = DummyLineage()
     lineage.register(*TESTS)
     lineage.record_all()
     return lineage
+
+
+@pytest.fixture
+def lineage(recorded):
+    return DummyLineage(instance=copied(recorded.instance))
 
 
 def test_a_changed_annotation_scores_that_patient_again_and_predicts_nothing(lineage):

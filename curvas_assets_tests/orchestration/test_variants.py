@@ -32,7 +32,7 @@ from curvas_assets.storage.layout import Layout
 from curvas_assets.storage.objects import FolderObjects
 from curvas_assets.study import Study, load_study
 from curvas_assets_tests.orchestration import lineage as dummy
-from curvas_assets_tests.orchestration.lineage import DummyLineage
+from curvas_assets_tests.orchestration.lineage import DummyLineage, copied
 
 RAW = load_study("phantom").model_dump(mode="json")
 ONE, OTHER = "PHANTOM007", "PHANTOM008"
@@ -57,14 +57,19 @@ STUDY = study_of()
 VARIANTS = [f"{MODEL}_flip{number}" for number in range(8)] + [f"{MODEL}_snapshot1"]
 
 
-@pytest.fixture
-def lineage():
+@pytest.fixture(scope="module")
+def recorded():
     with dg.DagsterInstance.ephemeral() as instance:
         made = DummyLineage(study=STUDY, instance=instance)
         made.register(ONE)
         made.record_all()
-        made.made.clear()
         yield made
+
+
+@pytest.fixture
+def lineage(recorded):
+    with copied(recorded.instance) as instance:
+        yield DummyLineage(study=STUDY, instance=instance)
 
 
 def _work_off(lineage) -> list[tuple[str, list[str]]]:
