@@ -60,6 +60,7 @@ class DummyLineage:
     code: dict[str, str] = field(default_factory=dict)
     executor: str = "in_process"
     instance: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
+    _built: dict[tuple, dg.Definitions] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         self.partitions = Partitions.of(self.study)
@@ -79,6 +80,13 @@ class DummyLineage:
 
     @property
     def definitions(self) -> dg.Definitions:
+        """Built once for what they depend on; tests change code versions and stages."""
+        depends_on = (*sorted(self.code.items()), *STAGES.items())
+        if depends_on not in self._built:
+            self._built[depends_on] = self._build()
+        return self._built[depends_on]
+
+    def _build(self) -> dg.Definitions:
         names = {row.name for row in CELLS}
         stages = [
             dg.define_asset_job(stage, selection=dg.AssetSelection.assets(*made), executor_def=executor(self.executor))
