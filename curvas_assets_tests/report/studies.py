@@ -1,12 +1,19 @@
 """Studies made of random numbers for tests of the report: scores, bins, curves, slices of any size and shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import cycle
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from curvas_assets.report import OrganView, Provenance, ReportInputs, SliceView
+from curvas_assets.report.blocks import Section
+from curvas_assets.report.chart import Chart
+from curvas_assets.report.facts import gather
+from curvas_assets.report.markup import charts_of, markdown
+from curvas_assets.report.sections import SECTIONS
 from curvas_assets.stages.needs import predictor_cost
 from curvas_assets.statistics import (
     annotator_agreement,
@@ -272,17 +279,39 @@ def make_training(study: Study, *, epochs: int = 30) -> dict[str, pd.DataFrame]:
 
 _MADE: dict[tuple[str, str], object] = {}
 
+READS = {
+    "question": ("comparisons", "non_inferiority", "predictor_cost"),
+    "patients": (),
+    "maps": ("slices", "organs"),
+    "data": ("cohort",),
+    "protocol": ("curves",),
+    "results": (
+        *("metrics", "reliability", "risk_coverage", "agreement", "failure"),
+        "out_of_distribution",
+    ),
+    "statistics": ("comparisons", "non_inferiority", "variance", "association"),
+    "volumes": ("volume_intervals",),
+    "comparison": ("leaderboard",),
+    "cost": ("cost", "predictor_cost"),
+    "metrics": ("metrics",),
+    "methods": ("cohort", "cost"),
+    "reproducibility": (),
+    "state": (),
+}
+"""Section of the report → what of `make_inputs` it shows."""
 
-def _once(function: Callable[[Study], object], study: Study) -> object:
+
+def _once(function: Callable[[Study], object], study: Study, name: str = "") -> object:
     """What a function makes of a study, made once, whatever the language of its report. Nobody changes it."""
-    key = function.__name__, study.model_dump_json(exclude={"report"})
+    key = name or function.__name__, study.model_dump_json(exclude={"report"})
     if key not in _MADE:
         _MADE[key] = function(study)
     return _MADE[key]
 
 
-def make_inputs(study: Study, **changes: object) -> ReportInputs:
-    """Everything a report can hold, of random numbers; `changes` replace parts."""
+def make_inputs(study: Study, *, only: Collection[str] | None = None, **changes: object) -> ReportInputs:
+    """Everything a report can hold, of random numbers; `changes` replace parts, and of the others only those named in `only`
+    are made, where it is given: they take time."""
     given = changes.pop("scores", None)
     assert given is None or isinstance(given, pd.DataFrame)
     scores = pd.DataFrame(_once(make_scores, study)).copy() if given is None else given
@@ -303,28 +332,67 @@ def make_inputs(study: Study, **changes: object) -> ReportInputs:
         [("training", 9, 216.0, 54.0, 9.0, 112.6), ("prediction", 576, 576.0, 864.0, 2304.0, 365.8)],
         columns=["step", "count", "hours", "gb_down", "gb_up", "euros"],
     )
+    of_scores: dict[str, Callable[[pd.DataFrame], object]] = {
+        "comparisons": lambda scores: compare_all_families(scores, study.statistics),
+        "non_inferiority": lambda scores: non_inferiority(scores, study.statistics),
+        "variance": lambda scores: variance_components(scores, study.statistics),
+        "association": dice_against_entropy,
+        "agreement": annotator_agreement,
+        "failure": failure_over_patients,
+        "out_of_distribution": lambda scores: out_of_distribution(scores, "A"),
+        "leaderboard": lambda scores: rank_among_teams(scores, region="body"),
+    }
     every: dict[str, Callable[[], object]] = {
         "provenance": lambda: Provenance(
             "2026-01-02 03:04 UTC", "0123abc", {"numpy": "2.4", "scipy": "1.17"}, {"scores|UKCHLL001": "a1b2c3"}
         ),
         "metrics": lambda: metrics,
         "cohort": lambda: cohort,
-        "comparisons": lambda: compare_all_families(scores, study.statistics),
-        "non_inferiority": lambda: non_inferiority(scores, study.statistics),
-        "variance": lambda: variance_components(scores, study.statistics),
-        "association": lambda: dice_against_entropy(scores),
-        "agreement": lambda: annotator_agreement(scores),
-        "failure": lambda: failure_over_patients(scores),
-        "out_of_distribution": lambda: out_of_distribution(scores, "A"),
-        "leaderboard": lambda: rank_among_teams(scores, region="body"),
+        **{
+            name: (
+                partial(_once, lambda _, make=make: make(scores), study, name)
+                if given is None
+                else partial(make, scores)
+            )
+            for name, make in of_scores.items()
+        },
         "volume_intervals": lambda: _once(make_intervals, study),
         "reliability": lambda: _once(make_bins, study),
         "risk_coverage": lambda: _once(make_curves, study),
         "cost": lambda: cost,
-        "predictor_cost": lambda: make_predictor_cost(study),
+        "predictor_cost": lambda: _once(make_predictor_cost, study),
         "curves": lambda: make_training(study),
         "slices": lambda: (_once(make_slice, study),),
         "organs": lambda: _once(make_organs, study),
     }
-    made = {name: changes[name] if name in changes else make() for name, make in every.items()}
+    made = {
+        name: make()
+        for name, make in every.items()
+        if name not in changes and (only is None or name in {*only, "provenance"})
+    }
     return ReportInputs(study=study, scores=scores, **(changes | made))  # type: ignore[arg-type]
+
+
+class Part(NamedTuple):
+    """Sections of a report: their Markdown, and figures by name."""
+
+    markdown: str
+    charts: dict[str, Chart]
+
+
+def written(inputs: ReportInputs, *names: str) -> Part:
+    """Sections of the report, as `build_report` writes them, without making the others."""
+    facts = gather(inputs)
+    sections = [Section(name, SECTIONS[name](facts)) for name in names]
+    text = markdown(inputs.study.title, sections, facts.words, inputs.provenance.generated_at)
+    return Part(text, {chart.name: chart for chart in charts_of(sections)})
+
+
+def parts_of(study: Study, *names: str, **changes: object) -> Part:
+    """Sections of a report with the inputs that they show; `changes` as for `make_inputs`."""
+    return written(make_inputs(study, only={shown for name in names for shown in READS[name]}, **changes), *names)
+
+
+def said_in(study: Study, *names: str, **changes: object) -> str:
+    """The Markdown of `parts_of`."""
+    return parts_of(study, *names, **changes).markdown

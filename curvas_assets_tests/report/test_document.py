@@ -26,7 +26,7 @@ import pandas as pd
 import pytest
 
 from curvas_assets.errors import ReportError
-from curvas_assets.report import Provenance, ReportInputs, build_report
+from curvas_assets.report import Provenance, ReportInputs, build_report, paper
 from curvas_assets.report.tables import number
 from curvas_assets.report.words import Words
 from curvas_assets.scoring import METRICS, PatientReference, metric_table, metrics_of
@@ -43,7 +43,16 @@ from curvas_assets.statistics import (
     variance_components,
     with_questions,
 )
-from curvas_assets_tests.report.studies import make_inputs, make_scores, make_slice, make_study
+from curvas_assets_tests.report.studies import (
+    READS,
+    make_inputs,
+    make_scores,
+    make_slice,
+    make_study,
+    parts_of,
+    said_in,
+    written,
+)
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 SECTIONS = (
@@ -66,7 +75,13 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def report(inputs):
+def before(inputs):
+    """Tables as they were before the report was written."""
+    return inputs.scores.copy(), inputs.comparisons.copy()
+
+
+@pytest.fixture(scope="module")
+def report(inputs, before):
     return build_report(inputs, image_formats=())
 
 
@@ -203,8 +218,7 @@ def test_individual_models_that_beat_the_ensemble_are_told_on_the_first_screen()
         scores.loc[of_metric & (scores["predictor"] == best), "value"] += 0.3 * sign
 
     def first_screen(scores: pd.DataFrame) -> str:
-        page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
-        return page.markdown.split("## Data")[0]
+        return said_in(study, "question", "patients", scores=scores)
 
     told = re.findall(
         r"- (.+): individual models with a better mean.+: (\d) of 9, the best (\w+)", first_screen(scores)
@@ -225,8 +239,7 @@ def test_means_are_told_of_the_families_that_the_study_has(language, colon):
     study = make_study(patients=6, language=language)
     for families in (["general", "annotator", "individual"], ["general", "individual"], ["individual"]):
         scores = some_scores(study)
-        inputs = make_inputs(study, scores=scores[scores["family"].isin(families)], **TABLES_ONLY)
-        page = build_report(inputs, image_formats=(), page=False).markdown
+        page = said_in(study, "question", scores=scores[scores["family"].isin(families)])
         means = page.split(f"- Dice{colon} ")[1].split(" (")[0]
         names = [Words(language).family(family) for family in families]
         assert [re.sub(r" [\d.,]+$", "", one) for one in means.split(", ")] == names
@@ -251,8 +264,9 @@ def decided(comparisons: pd.DataFrame) -> pd.DataFrame:
 def decided_report(patients: int, language: str = "en") -> str:
     """The Markdown of a study in which every comparison is as clear as can be."""
     study = make_study(patients=patients, language=language)
-    inputs = make_inputs(study, scores=some_scores(study, "ece", "aurc", "confidence"), **TABLES_ONLY)
-    inputs = dataclasses.replace(inputs, comparisons=decided(inputs.comparisons))
+    scores = some_scores(study, "ece", "aurc", "confidence")
+    comparisons = decided(compare_all_families(scores, study.statistics))
+    inputs = make_inputs(study, only=("non_inferiority",), scores=scores, comparisons=comparisons)
     return build_report(inputs, image_formats=(), page=False).markdown
 
 
@@ -279,10 +293,9 @@ def test_the_questions_and_their_primary_metrics_follow_the_configuration():
     study = make_study(patients=6)
     settings = study.statistics.model_copy(update={"primary": {"how far off": "hd95"}})
     study = study.model_copy(update={"statistics": settings})
-    inputs = make_inputs(study, scores=some_scores(study, "hd95"), **TABLES_ONLY)
-    page = build_report(
-        dataclasses.replace(inputs, comparisons=decided(inputs.comparisons)), image_formats=(), page=False
-    )
+    scores = some_scores(study, "hd95")
+    comparisons = decided(compare_all_families(scores, study.statistics))
+    page = parts_of(study, "protocol", "statistics", scores=scores, comparisons=comparisons)
     assert "(how far off: Hausdorff distance, 95th percentile)" in page.markdown
     bold = [line for line in both_tests(page.markdown).splitlines() if "**" in line]
     assert len(bold) == 6
@@ -298,8 +311,8 @@ def test_what_is_claimed_and_with_what_n_is_said_in_both_languages():
         ("fr", "n = graines × annotateurs = 2 × 3 = 6 entraînements"),
     ):
         study = make_study(seeds=2, language=language)
-        inputs = make_inputs(study, scores=some_scores(study), **TABLES_ONLY)
-        assert build_report(inputs, image_formats=(), page=False).markdown.count(told) == 2
+        for section in ("question", "statistics"):
+            assert said_in(study, section, scores=some_scores(study)).count(told) == 1, section
 
 
 @pytest.mark.parametrize(
@@ -310,24 +323,21 @@ def test_non_inferiority_is_told_against_its_margin(loss, told):
     scores = some_scores(study)
     general = (scores["metric"] == "dice") & (scores["family"] == "general")
     scores.loc[general, "value"] -= loss
-    inputs = make_inputs(study, scores=scores, **TABLES_ONLY)
-    page = build_report(inputs, image_formats=(), page=False)
-    assert told in page.markdown.split("## Patients")[0]
-    part = page.markdown.split("### Without hurting accuracy")[1]
+    tested = non_inferiority(scores, study.statistics)
+    assert told in said_in(study, "question", scores=scores, non_inferiority=tested)
+    part = statistics_of(study, scores=scores, non_inferiority=tested).split("### Without hurting accuracy")[1]
     assert "One point of Dice" in part
-    row = inputs.non_inferiority.iloc[1]
+    row = tested.iloc[1]
     line = next(line for line in part.splitlines() if line.startswith("| general\u00a0vs\u00a0individual"))
     assert [cell.strip() for cell in line.split("|")][4:7] == [number(row["bound"]), "0.0100", "✗" if loss else "✓"]
     other = study.statistics.model_copy(update={"non_inferiority_margin": 0.02})
     other = study.model_copy(update={"statistics": other})
-    page = build_report(make_inputs(other, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
-    assert "The margin is the study's own." in page.markdown
+    assert "The margin is the study's own." in statistics_of(other, scores=scores)
 
 
 def statistics_of(study, **changes) -> str:
     """The section on statistics, as Markdown."""
-    inputs = make_inputs(study, **changes, **TABLES_ONLY)
-    return build_report(inputs, image_formats=(), page=False).markdown.split("\n## Statistics")[1].split("\n## ")[0]
+    return said_in(study, "statistics", **changes)
 
 
 def test_what_is_corrected_for_how_many_tests_is_said():
@@ -344,13 +354,13 @@ def test_what_is_corrected_for_how_many_tests_is_said():
 
 def test_an_adjusted_p_above_alpha_is_not_called_significant_whatever_its_pairs_say():
     study = make_study(patients=6)
-    inputs = make_inputs(study, scores=some_scores(study, "ece", "aurc"), **TABLES_ONLY)
+    inputs = make_inputs(study, only=READS["statistics"], scores=some_scores(study, "ece", "aurc"))
     close = inputs.comparisons.assign(p_bonferroni=1.0, p_randomisation=0.01, p_randomisation_holm=0.03)
-    report = build_report(dataclasses.replace(inputs, comparisons=close), image_formats=(), page=False)
-    assert "**" not in both_tests(report.markdown)  # nine tests of 0.01 are 0.09
+    part = written(dataclasses.replace(inputs, comparisons=close), "statistics")
+    assert "**" not in both_tests(part.markdown)  # nine tests of 0.01 are 0.09
     clear = close.assign(p_randomisation=0.005)
-    report = build_report(dataclasses.replace(inputs, comparisons=clear), image_formats=(), page=False)
-    assert both_tests(report.markdown).count("**0.0450**") == 9
+    part = written(dataclasses.replace(inputs, comparisons=clear), "statistics")
+    assert both_tests(part.markdown).count("**0.0450**") == 9
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])
@@ -364,32 +374,30 @@ def test_pairs_of_any_predictors_are_named_in_tables_and_in_the_forest(language)
         Pair("isotonic_ensemble_all", "ensemble_all", "made from"),
         Pair("calibrated", "individual", "configured"),
     )
-    inputs = make_inputs(
+    report = parts_of(
         study,
+        "question",
+        "protocol",
+        "statistics",
         scores=scores,
         comparisons=compare_all_families(scores, study.statistics, pairs=pairs),
         non_inferiority=non_inferiority(scores, study.statistics, pairs=pairs),
-        **TABLES_ONLY,
     )
-    report = build_report(inputs, image_formats=("svg",), page=False)
     versus = {"en": "\u00a0vs\u00a0", "fr": "\u00a0/\u00a0"}[language]
     first = {"en": "calibrated", "fr": "calibré"}[language]
     assert report.markdown.count(f"isotonic_ensemble_all{versus}ensemble_all") >= 3
     assert f"{first}{versus}" in report.markdown
     assert {"en": "Beside the three families", "fr": "À côté des trois familles"}[language] in report.markdown
     assert "statistics.comparisons" in report.markdown
-    assert "non_inferiority_dice" in report.figures
-    assert "figures/non_inferiority_dice.svg" in report.attachments
+    assert paper.images(report.charts["non_inferiority_dice"], ("svg",))["svg"].startswith(b"<?xml")
 
 
 def test_every_metric_with_a_margin_has_its_figure_and_few_patients_are_said():
     study = make_study(patients=3)
     settings = study.statistics.model_copy(update={"margins": {"ece": 0.001}})
     study = study.model_copy(update={"statistics": settings})
-    report = build_report(
-        make_inputs(study, scores=some_scores(study, "ece"), **TABLES_ONLY), image_formats=(), page=False
-    )
-    assert {"non_inferiority_dice", "non_inferiority_ece"} <= set(report.figures)
+    report = parts_of(study, "statistics", scores=some_scores(study, "ece"))
+    assert {"non_inferiority_dice", "non_inferiority_ece"} <= set(report.charts)
     assert "With 3 patients this p is never below 0.125" in report.markdown
     assert "fewer than 63.2\u00a0% of all patients" in report.markdown  # 1 − 0.05^(1/3)
     part = report.markdown.split("### Without hurting accuracy")[1].split("###")[0]
@@ -400,15 +408,13 @@ def test_every_metric_with_a_margin_has_its_figure_and_few_patients_are_said():
 
 def test_where_scores_vary_is_told_with_its_degrees_of_freedom():
     study = make_study(patients=4)
-    text = statistics_of(study)
+    text, charts = parts_of(study, "statistics")
     assert "3 annotators give 2 degrees of freedom and 3 seeds 2" in text
     known = variance_components(make_scores(study), study.statistics)
     dice = known[known["metric"] == "dice"].set_index("component")
     share = f"patients carry {100 * dice.loc['patient', 'share']:.3g}\u00a0%"
     assert share in text
-    assert {"variance_components", "precision_forecast"} <= set(
-        build_report(make_inputs(study, **TABLES_ONLY), image_formats=(), page=False).figures
-    )
+    assert {"variance_components", "precision_forecast"} <= set(charts)
     now = projected_precision(known, study.statistics)
     row = now[(now["metric"] == "dice") & now["as_studied"]].iloc[0]
     assert f"- Dice: {number(row['standard_error'])} ({number(row['same_patients'])}) now" in text
@@ -442,16 +448,11 @@ def test_scores_from_volumes_of_the_first_format_bring_a_warning():
     scores.loc[hit, "note"] = f"{APPROXIMATE}; another note"
     alone = hit & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
     scores.loc[alone, "note"] = f"nothing but errors; {APPROXIMATE}"
-    page = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
-    assert (
-        "Warning: 2 predictors of 2 patients (4 volumes) were scored from volumes of the first storage" in page.markdown
-    )
-    assert "approximate until the volumes are made again" in page.markdown.split("## Data")[0]
-    french = make_inputs(make_study(language="fr"), scores=scores, **TABLES_ONLY)
-    assert (
-        "Attention : 2 prédicteurs de 2 patients (4 volumes)"
-        in build_report(french, image_formats=(), page=False).markdown
-    )
+    page = said_in(study, "question", scores=scores)
+    assert "Warning: 2 predictors of 2 patients (4 volumes) were scored from volumes of the first storage" in page
+    assert "approximate until the volumes are made again" in page
+    french = said_in(make_study(language="fr"), "question", scores=scores)
+    assert "Attention : 2 prédicteurs de 2 patients (4 volumes)" in french
 
 
 def test_without_such_volumes_there_is_no_warning(report):
@@ -461,10 +462,8 @@ def test_without_such_volumes_there_is_no_warning(report):
 def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
     study = inputs.study.model_copy(update={"synthetic": True})
     board = rank_among_teams(inputs.scores, region="body", synthetic=True)
-    page = build_report(
-        dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False
-    )
-    part = page.markdown.split("### Among the challenge's teams")[1].split("### This run")[0]
+    page = said_in(study, "comparison", scores=inputs.scores, leaderboard=board)
+    part = page.split("### Among the challenge's teams")[1].split("### This run")[0]
     assert "The patients are synthetic" in part
     assert "✓" not in "".join(line for line in part.splitlines() if "this run" in line)
     assert "overall (mean rank)" not in part
@@ -477,15 +476,12 @@ def test_a_synthetic_studys_board_has_nothing_comparable(inputs):
         ("fr", "Les organes sont pdac, porta, ceux du challenge"),
     ],
 )
-def test_a_board_of_other_organs_says_that_nothing_is_comparable(inputs, language, told):
+def test_a_board_of_other_organs_says_that_nothing_is_comparable(inputs, report, language, told):
     board = rank_among_teams(inputs.scores, region="body", organs=["pdac", "porta"])
     written = inputs.study.report.model_copy(update={"language": language})
     study = inputs.study.model_copy(update={"report": written})
-    page = build_report(
-        dataclasses.replace(inputs, study=study, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False
-    ).markdown
-    assert f"\n{told}" in page
-    assert told not in build_report(dataclasses.replace(inputs, **TABLES_ONLY), image_formats=(), page=False).markdown
+    assert f"\n{told}" in said_in(study, "comparison", scores=inputs.scores, leaderboard=board)
+    assert told not in report.markdown
 
 
 @pytest.mark.parametrize("reference", ["consensus", "majority", "thresholds"])
@@ -493,9 +489,7 @@ def test_published_means_say_if_this_runs_reference_is_another(inputs, reference
     evaluation = inputs.study.evaluation.model_copy(update={"reference": reference})
     study = inputs.study.model_copy(update={"evaluation": evaluation})
     published = read_published_scores(as_csv(wide_table(4)))
-    page = build_report(
-        dataclasses.replace(inputs, study=study, published=published, **TABLES_ONLY), image_formats=(), page=False
-    ).markdown
+    page = written(dataclasses.replace(inputs, study=study, published=published), "comparison").markdown
     part = page.split("### This run")[1]
     assert ("not taken against the consensus" in part) == (reference != "consensus")
 
@@ -504,7 +498,7 @@ def test_a_metric_left_out_of_the_ranking_is_named_with_its_reason(inputs):
     scores = inputs.scores.copy()
     scores.loc[scores["metric"] == "crps", "unit"] = "voxel"
     board = rank_among_teams(scores, region="body")
-    page = build_report(dataclasses.replace(inputs, leaderboard=board, **TABLES_ONLY), image_formats=(), page=False)
+    page = written(dataclasses.replace(inputs, leaderboard=board), "comparison")
     assert "CRPS of the volume is not ranked: left out: its unit is 'voxel'" in page.markdown
 
 
@@ -526,15 +520,15 @@ def test_french_is_french(inputs):
     assert french.attachments == {}
 
 
-def test_equal_inputs_give_equal_bytes(inputs):
-    one, two = (build_report(inputs, image_formats=()) for _ in range(2))
-    assert one.html == two.html
-    assert one.markdown == two.markdown
+def test_equal_inputs_give_equal_bytes(inputs, report):
+    again = build_report(inputs, image_formats=())
+    assert again.html == report.html
+    assert again.markdown == report.markdown
 
 
 def test_without_optional_inputs_a_sentence_stands_where_something_is_missing():
     study = make_study()
-    report = build_report(ReportInputs(study, make_scores(study)), image_formats=())
+    report = build_report(ReportInputs(study, some_scores(study, "ece")), image_formats=())
     words = text_of(report.html)
     for sentence in (
         "No cohort table was given.",
@@ -598,8 +592,8 @@ def test_an_absent_organ_and_an_all_undefined_metric_are_said():
     absent = (scores["patient"] == "UKCHLL002") & (scores["organ"] == "pancreas") & (scores["metric"] == "dice")
     scores.loc[absent, ["value", "note"]] = [np.nan, "pancreas: no consensus voxel"]
     scores.loc[scores["metric"] == "hd95", ["value", "note"]] = [np.nan, "both empty"]
-    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
-    assert "hd95_by_family_annotator" not in report.figures
+    report = parts_of(study, "data", "results", scores=scores)
+    assert "hd95_by_family_annotator" not in report.charts
     assert "Hausdorff distance, 95th percentile: no value is defined in this study" in report.markdown
     ledger = report.markdown.split("### Exclusion ledger")[1].split("\n## ")[0]
     row = next(line for line in ledger.splitlines() if "no consensus voxel" in line)
@@ -612,7 +606,7 @@ def test_patients_whose_intensities_are_in_doubt_are_named():
     cohort = pd.DataFrame(
         {"patient": ["UKCHLL001", "UKCHLL002"], "set": "test", "doubts": ["", "no voxel is negative"]}
     )
-    report = build_report(make_inputs(study, cohort=cohort, **TABLES_ONLY), image_formats=(), page=False).markdown
+    report = said_in(study, "data", cohort=cohort)
     assert "the intensities of 1 patient may be no Hounsfield units: UKCHLL002." in report
     assert "| doubts" not in report
 
@@ -621,8 +615,7 @@ def test_predictors_that_were_not_scored_on_a_patient_are_named():
     study = make_study()
     scores = make_scores(study)
     gone = (scores["patient"] == "UKCHLL003") & (scores["predictor"] == "ensemble_all")
-    report = build_report(make_inputs(study, scores=scores[~gone], **TABLES_ONLY), image_formats=(), page=False)
-    assert "UKCHLL003 × ensemble_all" in report.markdown
+    assert "UKCHLL003 × ensemble_all" in said_in(study, "data", scores=scores[~gone])
 
 
 def test_infinite_distances_are_counted_beside_the_mean():
@@ -630,10 +623,9 @@ def test_infinite_distances_are_counted_beside_the_mean():
     scores = make_scores(study)
     one = (scores["metric"] == "hd95") & (scores["patient"] == "UKCHLL001") & (scores["predictor"] == "ensemble_all")
     scores.loc[one, "value"] = np.inf
-    report = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
     line = next(
         x
-        for x in report.markdown.split("### Means per predictor")[1].splitlines()
+        for x in said_in(study, "results", scores=scores).split("### Means per predictor")[1].splitlines()
         if x.startswith("| ensemble_all") and "∞" in x
     )
     assert "(1 ∞)" in line
@@ -642,8 +634,8 @@ def test_infinite_distances_are_counted_beside_the_mean():
 def test_the_published_table_stands_beside_this_run():
     wide = wide_table(6).iloc[1:]
     published = read_published_scores(as_csv(wide))
-    report = build_report(make_inputs(make_study(), published=published, **TABLES_ONLY), image_formats=(), page=False)
-    part = report.markdown.split("### This run and the published study")[1].split("\n## ")[0]
+    report = said_in(make_study(), "comparison", published=published)
+    part = report.split("### This run and the published study")[1].split("\n## ")[0]
     assert "voxels, not cm³" in part
     assert "this patient has no row of this individual predictor" in part
     assert "### Tests on the published table" in part
@@ -653,9 +645,9 @@ def test_text_from_outside_is_escaped():
     study = make_study()
     nasty = "<img src=x onerror=alert(1)>"
     cohort = pd.DataFrame({"patient": ["UKCHLL001"], "set": ["test"], "remark": [nasty]})
+    provenance = Provenance(nasty, nasty, {nasty: nasty})
     report = build_report(
-        make_inputs(study, cohort=cohort, provenance=Provenance(nasty, nasty, {nasty: nasty}), **TABLES_ONLY),
-        image_formats=(),
+        ReportInputs(study, some_scores(study), cohort=cohort, provenance=provenance), image_formats=()
     )
     assert "<img" not in re.sub(r"(?s)<script.*?</script>", "", report.html)
     assert "&lt;img" in report.html
@@ -666,19 +658,18 @@ def test_what_cannot_be_reported_is_refused(inputs):
         build_report(ReportInputs(make_study(), inputs.scores.drop(columns="family")))
     view = make_slice(make_study())
     with pytest.raises(ReportError, match="annotators_UKCHLL001"):
-        build_report(dataclasses.replace(inputs, slices=(view, view)))
+        build_report(ReportInputs(make_study(), some_scores(make_study()), slices=(view, view)))
 
 
-def test_the_inputs_are_not_changed(inputs):
-    before = inputs.scores.copy(), inputs.comparisons.copy()
-    build_report(inputs, image_formats=(), page=False)
+def test_the_inputs_are_not_changed(inputs, before, report):
+    assert report.markdown
     pd.testing.assert_frame_equal(inputs.scores, before[0])
     pd.testing.assert_frame_equal(inputs.comparisons, before[1])
 
 
 def test_a_study_without_a_challenge_region_says_so(inputs):
     board = rank_among_teams(inputs.scores, region="image")
-    report = build_report(dataclasses.replace(inputs, leaderboard=board), image_formats=(), page=False)
+    report = written(dataclasses.replace(inputs, leaderboard=board), "comparison")
     assert "not comparable" in report.markdown
 
 
@@ -735,17 +726,14 @@ def test_the_state_when_it_was_written_stands_on_the_page():
     for language in ("en", "fr"):
         study = make_study(patients=2, language=language)
         state = pd.DataFrame(rows, columns=columns)
-        told = {"state": state, "averaged": averaged, **TABLES_ONLY}
-        found[language] = build_report(make_inputs(study, **told), image_formats=(), page=False).markdown.split(
-            "\n## "
-        )[-1]
+        found[language] = said_in(study, "state", state=state, averaged=averaged)
     assert "| softmax | 27 | 27 | 9 | 0 | 0 | test_scan has a new data version (9) |" in found["en"]
     assert "| ensemble_all | 8 | 3 | a, b |" in found["en"]
     assert "Nothing that this report depends on was out of date" not in found["en"]
     assert "test_scan a changé (9)" in found["fr"]
     fresh_state = state.assign(stale=0, why="")
-    fresh = build_report(make_inputs(study, state=fresh_state, **TABLES_ONLY), image_formats=(), page=False)
-    assert "Rien de ce qui fonde ce rapport n'était périmé" in fresh.markdown
+    fresh = said_in(study, "state", state=fresh_state)
+    assert "Rien de ce qui fonde ce rapport n'était périmé" in fresh
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])
@@ -756,9 +744,7 @@ def test_another_study_stands_beside_this_one(language):
     families = ("general", "annotator", "individual")
     others = compare_studies(own, theirs, study.statistics, names=(study.name, "medig"), families=families)
     words = Words(language)
-    text = build_report(
-        make_inputs(study, scores=own, others=others, **TABLES_ONLY), image_formats=(), page=False
-    ).markdown
+    text = said_in(study, "comparison", scores=own, others=others)
     assert words("others_title", study="random", other="medig") in text
     assert words("others_text", study="random", other="medig", n=7) in text
     assert words("no_others", other="gone") in text
