@@ -4,7 +4,7 @@ Belongs here: what two sections or more need. Does not belong here: what one sec
 that `curvas_assets.statistics` can do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,7 +155,7 @@ class Facts:
         """A metric's name and unit."""
         return with_unit(self.words.metric(metric), self.unit(metric))
 
-    def mean(self, row: pd.Series, unit: str = "") -> str:
+    def mean(self, row: Mapping[Hashable, Any] | pd.Series, unit: str = "") -> str:
         """A mean with its unit, and in brackets how many values it leaves out."""
         if "mean" not in row or pd.isna(row["n_nan"]):
             return MISSING

@@ -37,7 +37,7 @@ def reduce_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """
     table = checked_scores(scores, ("patient", "predictor", "metric", "value"))
     for column in ("organ", "annotator", "family", "group", "unit"):
-        table[column] = table[column].astype("string").fillna("").astype(str) if column in table else ""
+        table[column] = _texts(table[column]) if column in table else ""
     table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
     keys: list[str] = list(KEYS)
     twice = table.duplicated([*keys, "organ", "annotator"], keep=False)
@@ -153,6 +153,13 @@ def require_table(scores: object) -> None:
         )
 
 
+def _texts(column: pd.Series) -> pd.Series:
+    """The column as text, empty where it is undefined; itself where it is that already, which converting takes time to find."""
+    if column.dtype == "str" and not column.hasnans:
+        return column
+    return column.astype("string").fillna("").astype(str)
+
+
 def _whole_first(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
     """The table without single rows of `column` wherever it has a row for all of them."""
     whole = table[column].isin(WHOLE)
@@ -182,6 +189,8 @@ def _quartiles(values: np.ndarray) -> tuple[float, float, float]:
         return np.nan, np.nan, np.nan
     with np.errstate(invalid="ignore"):
         linear = np.quantile(values, [0.25, 0.5, 0.75])
+        if not np.isnan(linear).any():
+            return float(linear[0]), float(linear[1]), float(linear[2])
         higher = np.quantile(values, [0.25, 0.5, 0.75], method="higher")
     q1, median, q3 = np.where(np.isnan(linear), higher, linear)
     return float(q1), float(median), float(q3)

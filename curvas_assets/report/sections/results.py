@@ -159,7 +159,7 @@ def _means_by_predictor(facts: Facts, marked: pd.DataFrame, name: str, metrics: 
     shown["predictor"] = predictors
     for metric in metrics:
         rows = marked[marked["metric"] == metric].set_index("predictor").reindex(predictors)
-        shown[metric] = [facts.mean(row) for _, row in rows.iterrows()]
+        shown[metric] = [facts.mean(row) for row in rows.to_dict("records")]
         strong[metric] = rows["best"].astype("boolean").fillna(False).to_list()
     headings = facts.headings("predictor") | {metric: facts.titled(metric) for metric in metrics}
     table = table_of(shown, headings, strong=strong)
