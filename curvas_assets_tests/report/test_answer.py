@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.report import build_report
 from curvas_assets.report.facts import gather
 from curvas_assets.report.predictors_table import predictor_tables
 from curvas_assets.report.sections.question import answer
@@ -31,19 +30,17 @@ from curvas_assets.statistics import compare_all_families, non_inferiority, with
 from curvas_assets.statistics.families import COLUMNS, MARGIN_COLUMNS
 from curvas_assets.study import Statistics
 from curvas_assets_tests.report.studies import (
+    READS,
     every_family,
     make_inputs,
     make_predictor_cost,
     make_scores,
     make_study,
+    said_in,
+    written,
 )
 
 PRIMARY = {"dice": "higher", "ece": "lower", "ncc": "higher", "aurc": "lower"}
-LEFT_OUT = (
-    *("organs", "curves", "reliability", "risk_coverage"),
-    *("association", "leaderboard", "failure", "out_of_distribution", "agreement"),
-)
-TABLES_ONLY = {"slices": (), **dict.fromkeys(LEFT_OUT)}
 
 
 def shifted(kind: str, patients: int, language: str):
@@ -70,7 +67,7 @@ def shifted(kind: str, patients: int, language: str):
                 scores.loc[rows & (scores["patient"] == patient), "value"] = own["value"].to_numpy()
         else:
             scores.loc[rows, "value"] += (-5 if kind == "worse" else 5) * sign * spread
-    return make_inputs(study, scores=scores, **TABLES_ONLY)
+    return make_inputs(study, only=READS["question"], scores=scores)
 
 
 SENTENCES = {
@@ -97,7 +94,7 @@ def test_the_two_sentences_say_what_the_data_allow(kind, patients, language):
     for sentence, told in zip(sentences, SENTENCES[kind, patients, language], strict=True):
         assert told in sentence
         assert "{" not in sentence
-    first = build_report(inputs, image_formats=(), page=False).markdown.split("\n## ")[1]
+    first = written(inputs, "question").markdown
     quoted = [line.removeprefix("> ") for line in first.splitlines() if line.startswith("> ")]
     assert quoted == sentences
     assert first.index(quoted[1]) < first.index("\n| ")  # before the table
@@ -189,7 +186,8 @@ def test_winning_on_most_patients_is_not_better_where_the_mean_does_not_follow(g
     assert [one.metric for one in found.open] == ["ece", "aurc"]
     assert [one.metric for one in (found.better if gain > 0 else found.worse)] == ["ncc"]
     assert found.uncertainty == ("partly" if gain > 0 else "worse")
-    inputs = make_inputs(make_study(patients=1, language=language), comparisons=comparisons, **TABLES_ONLY)
+    study = make_study(patients=1, language=language)
+    inputs = make_inputs(study, only=READS["question"], comparisons=comparisons)
     told = answer(gather(inputs))[0]
     told = told.replace("\u00a0", " ")
     share = "95 %" if gain > 0 else "5 %"
@@ -212,8 +210,7 @@ def test_the_lines_show_the_p_by_which_the_sentences_decide(adjusted, language):
     assert of_ece.p > 3 * within_metric  # Holm over all pairs of all primary metrics is another p
     given = comparisons if adjusted else comparisons.drop(columns=["p_adjusted", "question", "adjustment"])
     study = make_study(patients=1, language=language)
-    inputs = make_inputs(study, comparisons=given, **TABLES_ONLY)
-    first = build_report(inputs, image_formats=(), page=False).markdown.split("\n## ")[1].replace("\u00a0", " ")
+    first = said_in(study, "question", comparisons=given).replace("\u00a0", " ")
     w = Words(language)
     told = {"en": "corrected one-sided p {} (Holm, over all pairs", "fr": "p unilatéral corrigé {} (Holm, sur toutes"}
     assert first.count(told[language].format(w.p_value(of_ece.p).replace("\u00a0", " "))) == 4
@@ -274,19 +271,21 @@ def test_the_first_ensemble_that_was_compared_answers():
 # The table --------------------------------------------------------------------------------------------------------------
 
 
+def tables_and_notes(facts) -> tuple[list[list[dict[str, str]]], str]:
+    """The tables of predictors as rows by heading, the first one first; and the notes below them."""
+    blocks = predictor_tables(facts)
+    tables = [block.table for block in blocks if block.kind == "table"]
+    rows = [[dict(zip(table.header, texts, strict=True)) for texts in table.rows] for table in tables]
+    return rows, " ".join(block.text for block in blocks if block.kind == "note")
+
+
 def tables(inputs) -> list[list[dict[str, str]]]:
-    """The tables of predictors as rows by heading, the first one first."""
-    blocks = [block for block in predictor_tables(gather(inputs)) if block.kind == "table"]
-    return [[dict(zip(b.table.header, texts, strict=True)) for texts in b.table.rows] for b in blocks]
-
-
-def notes(inputs) -> str:
-    return " ".join(block.text for block in predictor_tables(gather(inputs)) if block.kind == "note")
+    return tables_and_notes(gather(inputs))[0]
 
 
 @pytest.fixture(scope="module")
 def everything():
-    return make_inputs(every_family(patients=2), **TABLES_ONLY)
+    return make_inputs(every_family(patients=2), only=READS["question"])
 
 
 def test_every_predictor_has_a_row_and_large_families_one(everything):
@@ -317,8 +316,7 @@ def test_hours_and_reductions_are_those_worked_by_hand():
     scores = pd.DataFrame(rows, columns=["patient", "predictor", "family", "metric", "value"])
     costs = make_predictor_cost(study)  # a training takes 24 hours, a prediction a tenth of one
     found = {
-        one["predictor"]: one
-        for one in tables(make_inputs(study, scores=scores, predictor_cost=costs, **TABLES_ONLY))[-1]
+        one["predictor"]: one for one in tables(make_inputs(study, only=(), scores=scores, predictor_cost=costs))[-1]
     }
     ensemble, model = found["ensemble_all"], found[str(study.models[0])]
     hours = "GPU hours, training + inference"
@@ -332,21 +330,28 @@ def test_hours_and_reductions_are_those_worked_by_hand():
 def test_without_records_no_ratio_is_made_up(everything):
     study = everything.study
     costs = make_predictor_cost(study)
-    unknown = dataclasses.replace(everything, predictor_cost=costs.assign(unrecorded=1))
-    for one in tables(unknown)[-1]:
+    facts = gather(everything)
+
+    def at_costs(costs: pd.DataFrame | None):
+        return tables_and_notes(
+            dataclasses.replace(facts, inputs=dataclasses.replace(everything, predictor_cost=costs))
+        )
+
+    rows, notes = at_costs(costs.assign(unrecorded=1))
+    for one in rows[-1]:
         assert one["GPU hours, training + inference"].startswith("≥\u00a0")
         assert one["reduction per GPU hour"] == "–"
-    assert "some of the work is not recorded" in notes(unknown)
-    none = dataclasses.replace(everything, predictor_cost=None)
-    assert not [heading for heading in tables(none)[0][0] if "hour" in heading]
-    assert "What each predictor cost is not recorded." in notes(none)
-    mixed = dataclasses.replace(everything, predictor_cost=costs.assign(inference_cpu_hours=1.0))
-    assert {one["reduction per hour"] for one in tables(mixed)[-1]} == {"–"}
-    assert "cannot be added" in notes(mixed)
-    cpu = dataclasses.replace(everything, predictor_cost=make_predictor_cost(study, device="cpu"))
-    assert "CPU hours, training + inference" in tables(cpu)[0][0]
+    assert "some of the work is not recorded" in notes
+    rows, notes = at_costs(None)
+    assert not [heading for heading in rows[0][0] if "hour" in heading]
+    assert "What each predictor cost is not recorded." in notes
+    rows, notes = at_costs(costs.assign(inference_cpu_hours=1.0))
+    assert {one["reduction per hour"] for one in rows[-1]} == {"–"}
+    assert "cannot be added" in notes
+    rows, _ = at_costs(make_predictor_cost(study, device="cpu"))
+    assert "CPU hours, training + inference" in rows[0][0]
     nothing = costs.assign(**{name: 0.0 for name in costs if str(name).endswith("hours")})
-    assert "No hours of networks are recorded." in notes(dataclasses.replace(everything, predictor_cost=nothing))
+    assert "No hours of networks are recorded." in at_costs(nothing)[1]
 
 
 def test_a_model_that_beats_another_kind_of_ensemble_is_told():
@@ -354,6 +359,6 @@ def test_a_model_that_beats_another_kind_of_ensemble_is_told():
     scores = make_scores(study)
     best = str(study.models[-1])
     scores.loc[(scores["metric"] == "dice") & (scores["predictor"] == best), "value"] += 0.05
-    first = build_report(make_inputs(study, scores=scores, **TABLES_ONLY), image_formats=(), page=False)
-    told = re.findall(r"- Dice: individual models with a better mean than (\w+) .+ the best (\w+)", first.markdown)
+    first = said_in(study, "question", scores=scores)
+    told = re.findall(r"- Dice: individual models with a better mean than (\w+) .+ the best (\w+)", first)
     assert told == [("ensemble_pair", best)]

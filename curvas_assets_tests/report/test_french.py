@@ -29,7 +29,7 @@ from curvas_assets.statistics import (
 from curvas_assets.statistics.challenge import CHALLENGE_CITATION, STANDINGS
 from curvas_assets.statistics.pairs import Pair
 from curvas_assets.statistics.published import DEFECTS, published_comparability
-from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
+from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study, written
 from curvas_assets_tests.statistics.test_published import as_csv, wide_table
 
 in_french = Words("fr").told
@@ -176,7 +176,7 @@ def test_a_french_report_says_none_of_it_in_english():
     assert "| jeu |" in page
     assert "Précision" not in page
     synthetic = dataclasses.replace(inputs, leaderboard=rank_among_teams(inputs.scores, region="body", synthetic=True))
-    assert "patients synthétiques" in build_report(synthetic, image_formats=(), page=False).markdown
+    assert "patients synthétiques" in written(synthetic, "comparison").markdown
 
 
 def test_one_word_for_one_thing():

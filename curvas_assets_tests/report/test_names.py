@@ -22,7 +22,7 @@ from curvas_assets.report.style import ANNOTATOR_COLOURS, ORGAN_COLOURS
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import in_cm3, shown_scores
 from curvas_assets.study import Study
-from curvas_assets_tests.report.studies import make_inputs, make_intervals, make_scores, make_study
+from curvas_assets_tests.report.studies import make_inputs, make_intervals, make_scores, make_study, said_in, written
 from curvas_assets_tests.report.test_figures import BLINDNESS, simulated
 
 EN, FR = Words("en"), Words("fr")
@@ -148,9 +148,7 @@ def test_each_organ_and_annotator_has_its_own_colour():
 
 
 def test_of_many_organs_three_reasons_are_said_and_the_others_named():
-    markdown = build_report(
-        make_inputs(STUDY, **NOT_GIVEN | {"volume_intervals": make_intervals(STUDY)}), image_formats=(), page=False
-    ).markdown
+    markdown = said_in(STUDY, "patients", "protocol", "volumes", "methods")
     (line,) = [
         one
         for one in markdown.splitlines()
@@ -185,7 +183,7 @@ def test_missed_organs_and_those_without_a_reference_are_told_and_others_are_dra
     assert "hd95_by_family_annotator" not in report.figures
     assert "No value to draw of liver." in report.markdown
     assert "– ± –" not in report.markdown
-    sound = build_report(make_inputs(study, **NOT_GIVEN), image_formats=(), page=False).markdown
+    sound = written(make_inputs(study, only=()), "question").markdown
     assert "Missed by every predictor" not in sound
     assert "Without any reference" not in sound
 

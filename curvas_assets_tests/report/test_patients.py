@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.report import build_report, paper, patient_figures, screen
+from curvas_assets.report import paper, patient_figures, screen
 from curvas_assets.report.chart import Distribution, Points
 from curvas_assets.report.facts import gather
 from curvas_assets.report.inputs import ReportInputs
@@ -26,7 +26,7 @@ from curvas_assets.report.style import FAMILIES
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import reduce_scores
 from curvas_assets.statistics.outliers import find_outliers
-from curvas_assets_tests.report.studies import every_family, make_scores, make_study
+from curvas_assets_tests.report.studies import every_family, make_scores, make_study, written
 
 EN = Words("en")
 SIDES = {"dice": "higher", "ece": "lower"}
@@ -214,7 +214,7 @@ def test_each_outlier_is_listed_with_its_predictors_and_reasons(outlying):
 def test_with_few_patients_nobody_is_an_outlier_and_the_worst_case_is_told():
     study = make_study(patients=5)
     inputs = ReportInputs(study, with_outlier(study))
-    markdown = build_report(inputs, image_formats=(), page=False).markdown
+    markdown = written(inputs, "patients").markdown
     assert "With 5 patients nobody is called an outlier; it takes 8" in markdown
     worst = rows_of(inputs, "Worst cases")
     assert worst[0]["patient"] == GONE
@@ -230,7 +230,7 @@ def test_groups_by_hand(outlying):
     assert float(rows["B"]["Dice, ensemble_all"]) == pytest.approx(own["value"].mean(), abs=6e-4)
     assert rows["B"]["patients"] == str(own["patient"].nunique())
     unknown = outlying.study.model_copy(update={"in_distribution_group": None})
-    page = build_report(dataclasses.replace(outlying, study=unknown), image_formats=(), page=False).markdown
+    page = written(dataclasses.replace(outlying, study=unknown), "patients").markdown
     assert "none is called in or out of distribution" in page
     assert "| out of distribution |" not in page
 
@@ -262,11 +262,11 @@ def test_every_shape_of_study_has_the_section(kind):
         scores["value"] = np.nan
     if kind == "no group":
         scores["group"] = ""
-    report = build_report(
-        ReportInputs(study, scores), image_formats=("png",) if kind == "one patient" else (), page=False
-    )
-    told = report.markdown.split("\n## Patients")[1].split("\n## ")[0]
+    part = written(ReportInputs(study, scores), "patients")
+    told = part.markdown.split("\n## Patients")[1]
+    if kind == "one patient":
+        assert all(paper.image(chart).startswith(b"\x89PNG") for chart in part.charts.values())
     assert ("No primary metric has a value" in told) == (kind == "nan")
-    assert ("values_by_patient" in report.figures) == (kind != "nan")
+    assert ("values_by_patient" in part.charts) == (kind != "nan")
     assert ("The patients belong to no groups" in told) == (kind == "no group")
     assert "nan" not in told.lower().replace("undefined (nan)", "")

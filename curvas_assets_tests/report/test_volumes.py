@@ -10,19 +10,18 @@
 - Volumes of organs stand in no table of means.
 """
 
-import dataclasses
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from curvas_assets.report import ReportInputs, build_report, paper, screen
+from curvas_assets.report import ReportInputs, paper, screen
 from curvas_assets.report.chart import Bars, Points
 from curvas_assets.report.figures import volume_intervals_chart
 from curvas_assets.report.words import Words
 from curvas_assets.statistics import in_cm3, observed_coverage, shown_scores
-from curvas_assets_tests.report.studies import make_intervals, make_scores, make_study
+from curvas_assets_tests.report.studies import make_intervals, make_scores, make_study, written
 
 STUDY = make_study(patients=8)
 SCORES = make_scores(STUDY)
@@ -31,9 +30,8 @@ SOME = SCORES[SCORES["metric"].isin(["dice", "volume", "volume_annotator"])]
 
 def section(intervals: pd.DataFrame | None, *, language: str = "en") -> str:
     study = STUDY.model_copy(update={"report": STUDY.report.model_copy(update={"language": language})})
-    page = build_report(ReportInputs(study, SOME, volume_intervals=intervals), image_formats=(), page=False).markdown
-    title = Words(language)("volumes")
-    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    page = written(ReportInputs(study, SOME, volume_intervals=intervals), "volumes").markdown
+    return page.split(f"\n## {Words(language)('volumes')}\n")[1]
 
 
 def test_few_patients_give_at_most_n_of_n_plus_one_and_the_page_says_so():
@@ -165,8 +163,7 @@ def test_the_figure_names_every_patient():
 
 
 def test_sizes_stand_in_no_table_of_means():
-    page = build_report(ReportInputs(STUDY, SOME), image_formats=(), page=False).markdown
-    means = page.split("### Means per predictor")[1].split("\n## ")[0]
+    means = written(ReportInputs(STUDY, SOME), "results").markdown.split("### Means per predictor")[1]
     assert "Dice" in means
     assert "olume" not in means
 
@@ -183,8 +180,6 @@ def test_an_annotator_who_did_not_draw_a_patient_has_no_point():
 def test_several_predictors_have_a_figure_each():
     one = make_intervals(STUDY)
     both = pd.concat([one, one.assign(predictor=str(STUDY.models[0]))], ignore_index=True)
-    report = build_report(
-        dataclasses.replace(ReportInputs(STUDY, SOME), volume_intervals=both), image_formats=(), page=False
-    )
+    part = written(ReportInputs(STUDY, SOME, volume_intervals=both), "volumes")
     wanted = {"volumes_ensemble_all", f"volumes_{STUDY.models[0]}"}
-    assert wanted <= set(report.figures)
+    assert wanted <= set(part.charts)
