@@ -107,7 +107,7 @@ def test_the_page_asks_nothing_of_the_network(report):
 
 
 def test_every_figure_is_attached_in_three_formats():
-    study = make_study(patients=2)
+    study = make_study(annotators=2, seeds=1, patients=2)
     scores = make_scores(study)
     report = build_report(
         ReportInputs(study, scores[scores["metric"].isin(["dice", "ece"])], slices=(make_slice(study),))
@@ -566,7 +566,7 @@ def test_without_any_score_there_is_still_a_report():
     [
         {"patients": 1},
         {"annotators": 2},
-        {"annotators": 5, "seeds": 2},
+        {"annotators": 5, "seeds": 2, "patients": 2},
         {"seeds": 1},
         {"organs": ("liver",)},
         {"annotators": 1, "seeds": 1, "patients": 1},
