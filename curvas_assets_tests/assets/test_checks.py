@@ -26,7 +26,7 @@ from curvas_assets.orchestration.bucket import Bucket
 from curvas_assets.orchestration.cells import told
 from curvas_assets.orchestration.checks import evaluation, result
 from curvas_assets.orchestration.ledger import materialisation_ledger, not_recorded
-from curvas_assets.report import WrittenReport, build_report
+from curvas_assets.report import ReportInputs, WrittenReport, build_report
 from curvas_assets.segmentation import TrainingOutcome
 from curvas_assets.stages.checks import Check, StepChecks
 from curvas_assets.stages.cohort import not_taken_in, unusual_geometry
@@ -37,7 +37,7 @@ from curvas_assets.stages.train import below_floor, ended_early, require_finite
 from curvas_assets.stages.write_up import missing_parts, undrawn
 from curvas_assets.statistics import compare_all_families, rank_among_teams
 from curvas_assets.study import Training, load_study
-from curvas_assets_tests.report.studies import make_inputs, make_scores, make_study
+from curvas_assets_tests.report.studies import make_scores, make_study
 
 CT = {"spacing_mm": [1, 0.8, 0.8], "extent_mm": [400, 410, 410], "hu_range": [-1024, 1800]}
 
@@ -141,7 +141,10 @@ def test_implausible_volumes_are_told():
 
 
 def test_a_report_without_a_section_or_picture_is_told():
-    report = build_report(make_inputs(make_study()), image_formats=("png",))
+    study = make_study(annotators=2, seeds=1, patients=2)
+    scores = make_scores(study)
+    report = build_report(ReportInputs(study, scores[scores["metric"] == "ece"]), image_formats=("png",))
+    assert len(report.figures) >= 2
     assert missing_parts(report) == []
     cut = WrittenReport(
         report.html.replace('id="statistics"', ""),
