@@ -29,6 +29,7 @@ def small_study() -> Study:
     raw["sets"] = {"train": ["001", "002"], "validation": [FITTING], "test": [TEST]}
     raw["plans"] |= {"spacing_mm": [8, 6, 6], "patch_size": [16, 24, 24], "features_per_stage": [4, 8, 16]}
     raw["training"] |= {"epochs": 1, "iterations_per_epoch": 4, "validation_iterations_per_epoch": 1}
+    raw["prediction"] |= {"mirroring": False, "tile_step": 1}  # 18 passes of a network, not 384
     raw["statistics"]["draws"] = 100
     return Study.model_validate(raw)
 
