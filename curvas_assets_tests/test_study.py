@@ -97,6 +97,7 @@ def lineage(tmp_path_factory, s3_server):
     raw = tiny_study(epochs=2).model_dump(mode="json")
     raw["sets"]["test"] = ["007", "008"]
     raw["annotators"], raw["seeds"] = raw["annotators"][:2], [7]
+    raw["prediction"] |= {"mirroring": False, "tile_step": 1}  # 18 passes of a network, not 384
     raw["statistics"]["draws"] = 100
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, patients=PATIENTS, shape=(30, 56, 56), spacing_mm=(8, 6, 6), annotators=2, seed=5)
