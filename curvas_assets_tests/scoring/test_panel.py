@@ -68,11 +68,8 @@ def _same(found, expected, tolerance=1e-9):
         assert found == pytest.approx(expected, abs=tolerance)
 
 
-@given(cases())
-def test_overlap_metrics_agree_with_scikit_learn(case):
-    softmax, annotations = case
+def _overlap_metrics_agree_with_scikit_learn(table, softmax, annotations):
     labels = softmax.argmax(axis=0)
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
     for organ, label in _organs(softmax).items():
         inside, outside = (annotations == label).all(axis=0), (annotations != label).all(axis=0)
         valid = inside | outside
@@ -93,12 +90,9 @@ def test_overlap_metrics_agree_with_scikit_learn(case):
             _same(value_of(table, "recall", organ, str(r)), found)
 
 
-@given(cases())
-def test_calibration_agrees_with_torchmetrics_and_scikit_learn(case):
-    softmax, annotations = case
+def _calibration_agrees_with_torchmetrics_and_scikit_learn(table, softmax, annotations):
     classes = softmax.shape[0]
     flat = softmax.reshape(classes, -1).T.astype(np.float64)
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
     for r, annotation in enumerate(annotations, 1):
         target = annotation.ravel().astype(int)
         expected = multiclass_calibration_error(
@@ -169,10 +163,7 @@ def test_log_loss_is_that_of_scikit_learn():
     assert value_of(table, "nll", "", "1") == pytest.approx(expected, abs=1e-4)
 
 
-@given(cases())
-def test_ranking_agrees_with_scikit_learn_and_the_definition(case):
-    softmax, annotations = case
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+def _ranking_agrees_with_scikit_learn_and_the_definition(table, softmax, annotations):
     confidence, labels = softmax.max(axis=0).ravel(), softmax.argmax(axis=0).ravel()
     for r, annotation in enumerate(annotations, 1):
         target = annotation.ravel()
@@ -263,10 +254,7 @@ def test_values_adds_its_point_at_the_first_element_of_a_tie_and_therefore_diffe
     assert _area(wrong_first, confidence) == _area(right_first, confidence) == pytest.approx(1 / 9)
 
 
-@given(cases())
-def test_uncertainty_agrees_with_scipy(case):
-    softmax, annotations = case
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+def _uncertainty_agrees_with_scipy(table, softmax, annotations):
     predicted = entropy(softmax.astype(np.float64), axis=0).ravel()
     _same(value_of(table, "predictive_entropy"), float(predicted.mean()), 1e-6)
     votes = np.stack([(annotations == c).mean(axis=0) for c in range(softmax.shape[0])])
@@ -346,9 +334,13 @@ def test_relabelled_organs_keep_their_scores(case):
 
 
 @given(cases())
-def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
+def test_values_agree_with_independent_implementations_lie_in_their_range_and_every_nan_has_a_note(case):
     softmax, annotations = case
     table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    _overlap_metrics_agree_with_scikit_learn(table, softmax, annotations)
+    _calibration_agrees_with_torchmetrics_and_scikit_learn(table, softmax, annotations)
+    _ranking_agrees_with_scikit_learn_and_the_definition(table, softmax, annotations)
+    _uncertainty_agrees_with_scipy(table, softmax, annotations)
     assert check_scores(table) == []
     assert list(table.columns) == ["metric", "organ", "annotator", "value", "unit", "note"]
 
