@@ -391,13 +391,19 @@ def _drawn(names: Sequence[str], not_annotated: Collection[str | int]) -> list[s
 
 def _with_means(table: pd.DataFrame) -> pd.DataFrame:
     """The table, with a row for the mean over annotators of every metric that has one value per annotator."""
-    single = table[table["annotator"] != ""]
+    columns = (table[name].tolist() for name in ("metric", "organ", "annotator", "value"))
+    single: dict[tuple[str, str], list[float]] = {}
+    for metric, organ, annotator, value in zip(*columns, strict=True):
+        if annotator:
+            single.setdefault((metric, organ), []).append(value)
     rows = []
-    for (metric, organ), part in single.groupby(["metric", "organ"], sort=False):
-        left_out = int(part["value"].isna().sum())
-        note = f"{left_out} of {len(part)} undefined" if left_out else ""
-        value = part["value"].mean() if left_out < len(part) else math.nan
+    for (metric, organ), values in single.items():
+        each = np.array(values)
+        undefined = np.isnan(each)
+        left_out = int(undefined.sum())
+        note = f"{left_out} of {len(values)} undefined" if left_out else ""
+        value = np.where(undefined, 0, each).sum() / (len(each) - left_out) if left_out < len(each) else math.nan
         if math.isinf(value):
-            note = "; ".join(filter(None, [note, f"{int(np.isinf(part['value']).sum())} of {len(part)} infinite"]))
-        rows.append((metric, organ, "mean", value, METRICS[str(metric)].unit, note))
+            note = "; ".join(filter(None, [note, f"{int(np.isinf(each).sum())} of {len(values)} infinite"]))
+        rows.append((metric, organ, "mean", value, METRICS[metric].unit, note))
     return pd.concat([table, pd.DataFrame(rows, columns=pd.Index(COLUMNS))], ignore_index=True)

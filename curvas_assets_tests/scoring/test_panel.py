@@ -40,6 +40,7 @@ from curvas_assets.scoring import (
 from curvas_assets.scoring.accuracy import crps
 from curvas_assets.scoring.failure import risk_areas
 from curvas_assets.storage.softmax import read_softmax, write_softmax
+from curvas_assets_tests.scoring.tables import value_of
 from curvas_assets_tests.storage.first_format import first_format
 from curvas_assets_tests.strategies import label_maps, softmaxes
 
@@ -60,13 +61,6 @@ def _organs(softmax):
     return {f"organ{c}": c for c in range(1, softmax.shape[0])}
 
 
-def _value(table, metric, organ="", annotator=""):
-    (row,) = table[(table.metric == metric) & (table.organ == organ) & (table.annotator == annotator)].to_dict(
-        "records"
-    )
-    return row["value"]
-
-
 def _same(found, expected, tolerance=1e-9):
     if math.isnan(expected):
         assert math.isnan(found)
@@ -74,48 +68,42 @@ def _same(found, expected, tolerance=1e-9):
         assert found == pytest.approx(expected, abs=tolerance)
 
 
-@given(cases())
-def test_overlap_metrics_agree_with_scikit_learn(case):
-    softmax, annotations = case
+def _overlap_metrics_agree_with_scikit_learn(table, softmax, annotations):
     labels = softmax.argmax(axis=0)
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
     for organ, label in _organs(softmax).items():
         inside, outside = (annotations == label).all(axis=0), (annotations != label).all(axis=0)
         valid = inside | outside
         p, g = (labels == label)[valid], inside[valid]
         if g.any() or p.any():
-            _same(_value(table, "dice", organ), f1_score(g, p, zero_division=0) if g.any() else 0.0)
+            _same(value_of(table, "dice", organ), f1_score(g, p, zero_division=0) if g.any() else 0.0)
         else:
-            _same(_value(table, "dice", organ), math.nan)
+            _same(value_of(table, "dice", organ), math.nan)
         both = [
             softmax[label][where].astype(np.float64).mean() if where.any() else math.nan for where in (inside, outside)
         ]
-        _same(_value(table, "confidence", organ), (both[0] + 1 - both[1]) / 2, 1e-6)
+        _same(value_of(table, "confidence", organ), (both[0] + 1 - both[1]) / 2, 1e-6)
         for r, annotation in enumerate(annotations, 1):
             own, drawn = (labels == label).ravel(), (annotation == label).ravel()
             expected = f1_score(drawn, own, zero_division=0) if (own.any() or drawn.any()) else math.nan
-            _same(_value(table, "dice_annotator", organ, str(r)), expected)
+            _same(value_of(table, "dice_annotator", organ, str(r)), expected)
             found = recall_score(drawn, own) if drawn.any() else math.nan
-            _same(_value(table, "recall", organ, str(r)), found)
+            _same(value_of(table, "recall", organ, str(r)), found)
 
 
-@given(cases())
-def test_calibration_agrees_with_torchmetrics_and_scikit_learn(case):
-    softmax, annotations = case
+def _calibration_agrees_with_torchmetrics_and_scikit_learn(table, softmax, annotations):
     classes = softmax.shape[0]
     flat = softmax.reshape(classes, -1).T.astype(np.float64)
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
     for r, annotation in enumerate(annotations, 1):
         target = annotation.ravel().astype(int)
         expected = multiclass_calibration_error(
             torch.from_numpy(np.minimum(flat, NEARLY_ONE)), torch.from_numpy(target), num_classes=classes, n_bins=50
         )
-        _same(_value(table, "ece", "", str(r)), float(expected), 2e-5)
+        _same(value_of(table, "ece", "", str(r)), float(expected), 2e-5)
         truth = np.eye(classes)[target]
-        _same(_value(table, "brier", "", str(r)), float(((flat - truth) ** 2).sum(axis=1).mean()), 1e-6)
+        _same(value_of(table, "brier", "", str(r)), float(((flat - truth) ** 2).sum(axis=1).mean()), 1e-6)
         clipped = np.maximum(flat, 1e-7)[np.arange(len(target)), target]
-        _same(_value(table, "nll", "", str(r)), float(-np.log(clipped).mean()), 1e-5)
-        _same(_value(table, "ace", "", str(r)), _ace(flat.max(axis=1), flat.argmax(axis=1) == target), 1e-5)
+        _same(value_of(table, "nll", "", str(r)), float(-np.log(clipped).mean()), 1e-5)
+        _same(value_of(table, "ace", "", str(r)), _ace(flat.max(axis=1), flat.argmax(axis=1) == target), 1e-5)
 
 
 @given(cases())
@@ -134,7 +122,7 @@ def test_class_wise_calibration_agrees_with_monai(case):
         metric(torch.from_numpy(softmax)[None], truth[None])
         (theirs,) = metric.aggregate()
         for organ, label in _organs(softmax).items():
-            _same(_value(table, "classwise_ece", organ, str(r)), float(theirs[label]), 1e-5)
+            _same(value_of(table, "classwise_ece", organ, str(r)), float(theirs[label]), 1e-5)
 
 
 def test_monai_shifts_its_edges_by_a_rounding_of_float32():
@@ -148,7 +136,7 @@ def test_monai_shifts_its_edges_by_a_rounding_of_float32():
         (0.5 + 0.49) / 2, abs=1e-6
     )  # two bins; ours has them in one
     table = score(softmax, annotations, SPACING, organs={"a": 1}, ece_bins=2, ace_bins=2)
-    assert _value(table, "classwise_ece", "a", "1") == pytest.approx((0.5 + 0.49) / 2, abs=1e-6)
+    assert value_of(table, "classwise_ece", "a", "1") == pytest.approx((0.5 + 0.49) / 2, abs=1e-6)
 
 
 def test_torchmetrics_gives_certainty_a_bin_of_its_own():
@@ -156,7 +144,7 @@ def test_torchmetrics_gives_certainty_a_bin_of_its_own():
     flat, target = np.array([[0.01, 0.99], [0.0, 1.0]]), np.array([1, 0])
     theirs = multiclass_calibration_error(torch.from_numpy(flat), torch.from_numpy(target), num_classes=2, n_bins=50)
     softmax, annotations = flat.T.reshape(2, 1, 1, 2), target.astype(np.uint8).reshape(1, 1, 1, 2)
-    ours = _value(score(softmax, annotations, SPACING, organs={"a": 1}), "ece", "", "1")
+    ours = value_of(score(softmax, annotations, SPACING, organs={"a": 1}), "ece", "", "1")
     assert ours == pytest.approx(0.495, abs=1e-4)
     assert float(theirs) == pytest.approx(0.505, abs=1e-4)
 
@@ -172,13 +160,10 @@ def test_log_loss_is_that_of_scikit_learn():
     annotations = np.array([[[[0, 2]]]], np.uint8)
     table = score(softmax, annotations, SPACING, organs={"a": 1, "b": 2})
     expected = log_loss([0, 2], softmax.reshape(3, 2).T, labels=[0, 1, 2])
-    assert _value(table, "nll", "", "1") == pytest.approx(expected, abs=1e-4)
+    assert value_of(table, "nll", "", "1") == pytest.approx(expected, abs=1e-4)
 
 
-@given(cases())
-def test_ranking_agrees_with_scikit_learn_and_the_definition(case):
-    softmax, annotations = case
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+def _ranking_agrees_with_scikit_learn_and_the_definition(table, softmax, annotations):
     confidence, labels = softmax.max(axis=0).ravel(), softmax.argmax(axis=0).ravel()
     for r, annotation in enumerate(annotations, 1):
         target = annotation.ravel()
@@ -186,16 +171,16 @@ def test_ranking_agrees_with_scikit_learn_and_the_definition(case):
             positive = target == label
             mixed = 0 < positive.sum() < positive.size
             expected = roc_auc_score(positive, softmax[label].ravel()) if mixed else math.nan
-            _same(_value(table, "auroc", organ, str(r)), expected)
+            _same(value_of(table, "auroc", organ, str(r)), expected)
         wrong = labels != target
         mixed = 0 < wrong.sum() < wrong.size
         expected = roc_auc_score(wrong, -confidence) if mixed else math.nan
-        _same(_value(table, "auroc_error", "", str(r)), expected)
+        _same(value_of(table, "auroc_error", "", str(r)), expected)
         area, generalised, best = _risk_areas(confidence, wrong)
-        _same(_value(table, "aurc", "", str(r)), area)
-        _same(_value(table, "augrc", "", str(r)), generalised)
-        _same(_value(table, "eaurc", "", str(r)), area - best)
-        assert _value(table, "eaurc", "", str(r)) >= 0
+        _same(value_of(table, "aurc", "", str(r)), area)
+        _same(value_of(table, "augrc", "", str(r)), generalised)
+        _same(value_of(table, "eaurc", "", str(r)), area - best)
+        assert value_of(table, "eaurc", "", str(r)) >= 0
 
 
 def _risk_areas(confidence, wrong):
@@ -269,18 +254,15 @@ def test_values_adds_its_point_at_the_first_element_of_a_tie_and_therefore_diffe
     assert _area(wrong_first, confidence) == _area(right_first, confidence) == pytest.approx(1 / 9)
 
 
-@given(cases())
-def test_uncertainty_agrees_with_scipy(case):
-    softmax, annotations = case
-    table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+def _uncertainty_agrees_with_scipy(table, softmax, annotations):
     predicted = entropy(softmax.astype(np.float64), axis=0).ravel()
-    _same(_value(table, "predictive_entropy"), float(predicted.mean()), 1e-6)
+    _same(value_of(table, "predictive_entropy"), float(predicted.mean()), 1e-6)
     votes = np.stack([(annotations == c).mean(axis=0) for c in range(softmax.shape[0])])
     disagreement = entropy(votes, axis=0).ravel()
     if np.ptp(disagreement) < 1e-12:
-        _same(_value(table, "ncc"), math.nan)
+        _same(value_of(table, "ncc"), math.nan)
     elif np.ptp(predicted) > 1e-3:  # between the two, rounding decides
-        _same(_value(table, "ncc"), float(pearsonr(disagreement, predicted)[0]), 1e-5)
+        _same(value_of(table, "ncc"), float(pearsonr(disagreement, predicted)[0]), 1e-5)
 
 
 @given(st.floats(0, 100), st.lists(st.floats(1, 50), min_size=2, max_size=5))
@@ -299,7 +281,7 @@ def test_crps_of_agreeing_annotators_is_the_distance_of_the_volume():
     annotations[..., :2] = 1
     softmax = np.stack([1 - np.full((1, 1, 4), 0.25), np.full((1, 1, 4), 0.25)])
     table = score(softmax, annotations, (2, 3, 4), organs={"a": 1})
-    assert _value(table, "crps", "a") == pytest.approx(24 * abs(4 * 0.25 - 2), rel=1e-4)
+    assert value_of(table, "crps", "a") == pytest.approx(24 * abs(4 * 0.25 - 2), rel=1e-4)
     assert list(table[table.metric == "crps"]["note"]) == ["the annotators' volumes are equal: |V − μ|"]
 
 
@@ -307,13 +289,13 @@ def test_two_voxels_by_hand():
     softmax = np.array([[0.2, 0.6], [0.8, 0.4]]).reshape(2, 1, 1, 2)
     annotations = np.array([[[[1, 1]]], [[[1, 0]]]], np.uint8)
     table = score(softmax, annotations, (1, 1, 1), organs={"a": 1})
-    assert _value(table, "dice", "a") == 1.0  # the second voxel is dissensus
-    assert _value(table, "dice_annotator", "a", "1") == pytest.approx(2 / 3)
-    assert _value(table, "dice_annotator", "a", "2") == 1.0
-    assert math.isnan(_value(table, "confidence", "a"))  # no voxel that nobody gave the organ
-    assert _value(table, "ece", "", "1") == pytest.approx((0.2 + 0.6) / 2, abs=1e-4)
-    assert _value(table, "brier", "", "2") == pytest.approx((2 * 0.2**2 + 2 * 0.4**2) / 2, abs=1e-4)
-    assert _value(table, "auroc", "a", "2") == 1.0
+    assert value_of(table, "dice", "a") == 1.0  # the second voxel is dissensus
+    assert value_of(table, "dice_annotator", "a", "1") == pytest.approx(2 / 3)
+    assert value_of(table, "dice_annotator", "a", "2") == 1.0
+    assert math.isnan(value_of(table, "confidence", "a"))  # no voxel that nobody gave the organ
+    assert value_of(table, "ece", "", "1") == pytest.approx((0.2 + 0.6) / 2, abs=1e-4)
+    assert value_of(table, "brier", "", "2") == pytest.approx((2 * 0.2**2 + 2 * 0.4**2) / 2, abs=1e-4)
+    assert value_of(table, "auroc", "a", "2") == 1.0
 
 
 @given(cases(), st.permutations([0, 1, 2]))
@@ -352,9 +334,13 @@ def test_relabelled_organs_keep_their_scores(case):
 
 
 @given(cases())
-def test_values_lie_in_their_range_and_every_nan_has_a_note(case):
+def test_values_agree_with_independent_implementations_lie_in_their_range_and_every_nan_has_a_note(case):
     softmax, annotations = case
     table = score(softmax, annotations, SPACING, organs=_organs(softmax))
+    _overlap_metrics_agree_with_scikit_learn(table, softmax, annotations)
+    _calibration_agrees_with_torchmetrics_and_scikit_learn(table, softmax, annotations)
+    _ranking_agrees_with_scikit_learn_and_the_definition(table, softmax, annotations)
+    _uncertainty_agrees_with_scipy(table, softmax, annotations)
     assert check_scores(table) == []
     assert list(table.columns) == ["metric", "organ", "annotator", "value", "unit", "note"]
 
@@ -414,7 +400,7 @@ def test_a_proper_score_is_best_at_the_annotators_frequencies(case, seed):
     mixed = 0.7 * frequencies + 0.3 * np.random.default_rng(seed).permutation(softmax)
     tables = [score(p, annotations, SPACING, organs=_organs(softmax)) for p in (frequencies, softmax, mixed)]
     for metric in ("brier", "nll"):
-        best, *others = (_value(table, metric, "", "mean") for table in tables)
+        best, *others = (value_of(table, metric, "", "mean") for table in tables)
         assert all(best <= other + 1e-4 for other in others)
 
 
@@ -423,7 +409,7 @@ def test_a_background_just_below_zero_does_not_fall_out_of_the_bins():
     softmax[3] = 1
     softmax[0] = -1e-7
     annotations = np.full((1, 1, 4, 4), 3, np.uint8)
-    assert _value(score(softmax, annotations, SPACING, organs=ORGANS), "ece", "", "1") == 0
+    assert value_of(score(softmax, annotations, SPACING, organs=ORGANS), "ece", "", "1") == 0
 
 
 def test_voxels_outside_the_region_do_not_count():
@@ -459,8 +445,8 @@ def test_a_volume_of_the_first_format_is_scored_and_said_to_be_approximate():
     table = score(old, annotations, SPACING, organs=ORGANS)
     said = table.groupby("metric")["note"].agg(lambda notes: notes.str.startswith("approximate").all())
     assert set(said[said].index) == {"auroc", "auroc_error", "aurc", "eaurc", "augrc", "nll"}
-    assert _value(table, "ece", "", "1") == pytest.approx(
-        _value(score(p / p.sum(axis=0), annotations, SPACING, organs=ORGANS), "ece", "", "1"), abs=1e-3
+    assert value_of(table, "ece", "", "1") == pytest.approx(
+        value_of(score(p / p.sum(axis=0), annotations, SPACING, organs=ORGANS), "ece", "", "1"), abs=1e-3
     )
     as_members = score(_stored(old.slab(0, 20)), annotations, SPACING, organs=ORGANS, members=[old, old])
     assert as_members[as_members.metric == "aurc"]["note"].str.startswith("approximate").all()
@@ -474,7 +460,7 @@ def test_reliability_bins_give_the_ece_back_and_curves_end_at_full_coverage():
     for annotator in ("1", "2"):
         bins = scores.reliability[scores.reliability.annotator == annotator]
         gap = (bins["count"] * (bins.accuracy - bins.confidence).abs()).sum() / bins["count"].sum()
-        assert gap == pytest.approx(_value(scores.table, "ece", "", annotator))
+        assert gap == pytest.approx(value_of(scores.table, "ece", "", annotator))
         curve = scores.risk_coverage[scores.risk_coverage.annotator == annotator]
         assert curve.coverage.iloc[-1] == 1
         assert curve.coverage.is_monotonic_increasing
@@ -530,9 +516,9 @@ def test_the_wide_table_has_the_studys_columns():
     wide = study_columns(table.assign(patient="UKCHLL003", predictor="ensemble_all"))
     (row,) = wide.to_dict("records")
     assert list(wide.columns[:2]) == ["Patient_ID", "CT"]
-    assert row["DICE_panc"] == _value(table, "dice", "pancreas")
-    assert row["ECE_mean"] == _value(table, "ece", "", "mean")
-    assert row["AUROC_livr"] == _value(table, "auroc", "liver", "mean")
+    assert row["DICE_panc"] == value_of(table, "dice", "pancreas")
+    assert row["ECE_mean"] == value_of(table, "ece", "", "mean")
+    assert row["AUROC_livr"] == value_of(table, "auroc", "liver", "mean")
     assert {"DICE_kidn", "CONF_livr", "ECE_1", "CRPS_panc", "AURC_mean", "ENTROPY_mean", "NCC_mean"} <= set(
         wide.columns
     )
@@ -552,7 +538,7 @@ def test_who_did_not_annotate_counts_nowhere_and_the_others_keep_their_numbers(l
     named |= {f"{a}/{b}": f"{named[str(a)]}/{named[str(b)]}" for a, b in [(1, 2)] if len(drawn) == 2}
     for row in alone.table.itertuples():
         assert _same_value(
-            _value(whole.table, row.metric, row.organ, named.get(row.annotator, row.annotator)), row.value
+            value_of(whole.table, row.metric, row.organ, named.get(row.annotator, row.annotator)), row.value
         )
     missing = whole.table[whole.table["annotator"].isin(map(str, left_out))]
     assert len(missing) == len(left_out) * len(alone.table[alone.table["annotator"] == "1"])
@@ -580,7 +566,7 @@ def test_annotators_have_the_studys_names_whatever_these_are():
     )
     undefined = absent[absent["note"].str.startswith("not annotated")]
     assert set(undefined["annotator"]) == {"1"}
-    assert _same_value(_value(absent, "ece", "", "boris"), _value(named.table, "ece", "", "boris"))
+    assert _same_value(value_of(absent, "ece", "", "boris"), value_of(named.table, "ece", "", "boris"))
     assert set(absent.loc[absent["metric"] == "ncc_annotators", "annotator"]) == {"zoe-anna/boris", "mean"}
 
 

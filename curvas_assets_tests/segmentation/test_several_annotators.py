@@ -11,7 +11,7 @@
 - Where all annotators agree, each dataset has their labels, `majority` and `staple` train on one annotator's batches, and the
   targets of `soft` are zeros and ones.
 - Each of the four trains with nnU-Net's trainer, and predicts in a stock nnU-Net; batches and weights are equal to the bit by
-  any number of loader processes, and after a resume, also of a training that was killed.
+  any number of loader processes, and after a resume, of `soft` also of a training that was killed.
 - A dataset or model of another training label is refused, in training and when it is taken in from elsewhere; those of this
   platform are taken in.
 """
@@ -407,49 +407,57 @@ def seen(monkeypatch) -> list[str]:
     return digests
 
 
-@pytest.mark.parametrize("rule", ["random", "soft"])
-def test_batches_and_weights_do_not_depend_on_who_loads_nor_on_a_resume(datasets, tmp_path, seen, rule):
-    model, kept = ModelId(rule, 7, "all"), list[bytes]()
-
+def test_batches_and_weights_do_not_depend_on_who_loads_nor_on_a_resume(datasets, tmp_path, seen):
     def study(workers: int) -> Study:
         return study_of(loader_workers=workers, epochs=2, validation_iterations_per_epoch=1)
 
-    def keep(path: Path, _: int) -> None:
-        kept.append(path.read_bytes())
+    def trained(rule: str, name: str, workers: int = 0, **options: Any):
+        seen.clear()
+        folder = tmp_path / f"{rule} {name}"
+        outcome = train_model(study(workers), ModelId(rule, 7, "all"), datasets[rule], folder, **options)
+        return outcome, folder, list(seen)
 
-    train_model(study(0), model, datasets[rule], tmp_path / "alone", on_checkpoint=keep)
-    alone = list(seen)
-    assert len(alone) == len(set(alone)) == 2 * (3 + 1)
-    seen.clear()
-    train_model(study(2), model, datasets[rule], tmp_path / "helped")
-    assert seen == alone
-    assert _equal(tmp_path / "alone", tmp_path / "helped")
-    (tmp_path / "first.pth").write_bytes(kept[0])
-    seen.clear()
-    resumed = train_model(study(0), model, datasets[rule], tmp_path / "resumed", resume_from=tmp_path / "first.pth")
-    assert resumed.resumed_at_epoch == 1
-    assert seen == alone[4:]
-    assert _equal(tmp_path / "alone", tmp_path / "resumed")
-    other = "soft" if rule == "random" else "random"
-    refused = train_model(study(0), ModelId(other, 7, "all"), datasets[other], tmp_path / "other", resume_from=tmp_path / "first.pth")  # fmt: skip
-    assert refused.refused_checkpoint == "the checkpoint is of another model, dataset or setting"
+    def keeping(rule: str):
+        def keep(path: Path, epoch: int) -> None:
+            (tmp_path / f"{rule}{epoch}.pth").write_bytes(path.read_bytes())
+
+        return keep
+
+    others = "the checkpoint is of another model, dataset or setting"
+    _, random, batches_of_random = trained("random", "alone", on_checkpoint=keeping("random"))
+    first = {rule: tmp_path / f"{rule}0.pth" for rule in ("random", "soft")}
+    outcome, soft, batches_of_soft = trained(
+        "soft", "alone", on_checkpoint=keeping("soft"), resume_from=first["random"]
+    )
+    assert outcome.refused_checkpoint == others
+    refusing = {"random": first["soft"], "soft": None}  # as that of random was refused above
+    for rule, unbroken, alone in (("random", random, batches_of_random), ("soft", soft, batches_of_soft)):
+        assert len(alone) == len(set(alone)) == 2 * (3 + 1)
+        outcome, helped, batches = trained(rule, "helped", 2, resume_from=refusing[rule])
+        assert outcome.refused_checkpoint == (others if refusing[rule] else "")
+        assert batches == alone
+        assert _equal(unbroken, helped)
+        outcome, resumed, batches = trained(rule, "resumed", resume_from=first[rule])
+        assert outcome.resumed_at_epoch == 1
+        assert batches == alone[4:]
+        assert _equal(unbroken, resumed)
 
 
-@pytest.mark.parametrize("rule", ["random", "soft"])
-def test_a_killed_training_ends_like_an_unbroken_one(datasets, tmp_path, rule):
-    model, kept = ModelId(rule, 7, "all"), tmp_path / "kept.pth"
+def test_a_killed_training_ends_like_an_unbroken_one(datasets, tmp_path):
+    """Of `soft`, whose trainer differs most; `test_training` kills one of one annotator."""
+    model, kept = ModelId("soft", 7, "all"), tmp_path / "kept.pth"
     (tmp_path / "study.json").write_text(study_of().model_dump_json())
     (tmp_path / "here").mkdir()
-    command = [sys.executable, "-m", killed_training.__name__, str(tmp_path / "study.json"), str(datasets[rule])]
+    command = [sys.executable, "-m", killed_training.__name__, str(tmp_path / "study.json"), str(datasets["soft"])]
     with subprocess.Popen(
         [*command, str(tmp_path / "here" / "model"), str(kept), str(model)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout.readline().strip() == "0"
         first.send_signal(signal.SIGKILL)
     assert first.returncode == -signal.SIGKILL
-    resumed = train_model(study_of(), model, datasets[rule], tmp_path / "resumed", resume_from=kept)
+    resumed = train_model(study_of(), model, datasets["soft"], tmp_path / "resumed", resume_from=kept)
     assert resumed.resumed_at_epoch in (1, 2)
-    train_model(study_of(), model, datasets[rule], tmp_path / "unbroken")
+    train_model(study_of(), model, datasets["soft"], tmp_path / "unbroken")
     assert _equal(tmp_path / "resumed", tmp_path / "unbroken")
 
 

@@ -22,7 +22,8 @@ if __name__ == "__main__":
     scans, dataset, folder = (Path(name) for name in sys.argv[2:])
     study = tiny_study(epochs=1, iterations_per_epoch=1, validation_iterations_per_epoch=1)
     plans = study.plans.model_copy(update={"spacing_mm": (4.0, 3.0, 3.0)})  # finer: cases are larger than scans
-    drawn = {p: (scans / p / "image.nii.gz", scans / p / "annotation_1.nii.gz") for p in study.training_patients()}
+    patients = study.training_patients()[:1]  # the first case meets the limit
+    drawn = {p: (scans / p / "image.nii.gz", scans / p / "annotation_1.nii.gz") for p in patients}
     scaled = {}
     for patient, (image, annotation) in drawn.items():
         stored = nib.load(image)

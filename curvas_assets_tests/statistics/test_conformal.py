@@ -46,12 +46,16 @@ def scored(
     drawn: np.ndarray, predicted: np.ndarray, *, first: int = 0, group: str = "A", organ: str = "liver", by: str = "m"
 ) -> pd.DataFrame:
     """Long scores of volumes (patients,) that are predicted, and (patients, annotators) that are drawn; NaN is not drawn."""
-    parts = [pd.DataFrame({"value": predicted, "metric": "volume", "annotator": ""})]
-    for r, own in enumerate(drawn.T, 1):
-        parts.append(pd.DataFrame({"value": own, "metric": "volume_annotator", "annotator": str(r)}))
-    parts.append(pd.DataFrame({"value": drawn.mean(axis=1), "metric": "volume_annotator", "annotator": "mean"}))
-    names = [f"P{first + patient:05d}" for patient in range(len(predicted))]
-    return pd.concat([part.assign(patient=names, group=group, organ=organ, predictor=by) for part in parts])
+    n, columns = len(predicted), [("", predicted), *((str(r), own) for r, own in enumerate(drawn.T, 1))]
+    columns.append(("mean", drawn.mean(axis=1)))
+    return pd.DataFrame(
+        {
+            "value": np.concatenate([values for _, values in columns]),
+            "metric": ["volume"] * n + ["volume_annotator"] * n * (len(columns) - 1),
+            "annotator": [annotator for annotator, _ in columns for _ in range(n)],
+            "patient": [f"P{first + patient:05d}" for patient in range(n)] * len(columns),
+        }
+    ).assign(group=group, organ=organ, predictor=by)
 
 
 def cohort(rng: np.random.Generator, patients: int, *, shift: float = 1.0, **more) -> pd.DataFrame:
