@@ -15,7 +15,8 @@ STUDY := demo
 STATE := .state$(if $(filter-out demo,$(STUDY)),-$(basename $(notdir $(STUDY))))
 PORT ?= 3000
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Three on two cores: many tests wait for processes and stores.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 MEASURED := $(addprefix curvas_assets_tests/,cohort ensembling statistics test_study_configuration.py)
 
 export DAGSTER_HOME := $(abspath $(STATE))/dagster

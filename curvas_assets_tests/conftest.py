@@ -12,7 +12,7 @@ from curvas_assets.local.server import EmbeddedS3
 from curvas_assets.storage.connection import S3Settings, connect
 from curvas_assets.storage.objects import S3Objects
 
-# Two processes of tests share the cores with those that they start: threads that wait for work actively, which is OpenMP's
+# Processes of tests share the cores with those that they start: threads that wait for work actively, which is OpenMP's
 # default, take the time of all others. Two of `test_panel` side by side on two cores: 74 s, 36 s with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A store that stays away fails a test in a minute, not in ten.
@@ -25,18 +25,18 @@ CHROMIUM_FLAGS = (
 """No connection of its own, and WebGL without a GPU, for the report's 3-D view."""
 
 LONG = (
+    *("browser/test_ui.py", "report/test_document.py", "scoring/test_panel.py", "test_study.py"),
     *(
-        "browser/test_ui.py",
-        "report/test_document.py",
-        "scoring/test_panel.py",
-        "report/test_browser.py",
-        "sharing/test_bundle.py",
-        "test_study.py",
         "test_five_annotators.py",
+        "orchestration/test_kills.py",
+        "orchestration/test_workers.py",
+        "report/test_browser.py",
     ),
-    *("orchestration/test_scale.py", "orchestration/test_pool.py", "orchestration/test_workers.py"),
-    *("orchestration/operations/test_make_missing.py", "local/test_server.py", "orchestration/test_postgres.py"),
-    *("orchestration/test_staleness.py", "test_readme.py", "test_wheel.py", "orchestration/test_kills.py"),
+    *("sharing/test_bundle.py", "local/test_server.py", "orchestration/test_warm_starts.py", "report/test_answer.py"),
+    *("test_wheel.py", "orchestration/test_postgres.py", "orchestration/test_pool.py", "scoring/test_references.py"),
+    *("orchestration/test_scale.py", "storage_s3/test_outages.py", "orchestration/test_staleness.py", "test_readme.py"),
+    *("orchestration/operations/test_make_missing.py", "segmentation/test_several_annotators.py"),
+    *("segmentation/test_loading.py", "submission/test_submission.py", "report/test_figures.py"),
 )
 """What takes longest comes first, so that no process is left with it alone in the end."""
 
